@@ -1,0 +1,250 @@
+"""Finding, fetching and reading parallel corpora."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import unescape
+
+import requests
+from requests.adapters import HTTPAdapter
+from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from urllib3.util import Retry
+
+from data_prep import toy_corpus
+from data_prep.config import Corpus, DataConfig, Download
+from data_prep.stage import DataError, Manifest, log, read_manifest, run_stage, sha256_of
+
+CONNECT_AND_READ_TIMEOUT = (10, 60)  # seconds
+
+
+def fetch(config: DataConfig, folder: Path) -> Manifest:
+    """Make every corpus file available and record where it is and what it holds.
+
+    Files are looked for below `config.root`, then generated (toy corpus), then downloaded.
+
+    :returns: manifest with `files`: corpus path → `{"path", "bytes", "sha256"}`.
+    :raises DataError: a file is missing or is not what the recipe says.
+    """
+    paths = sorted({p for corpus in _corpora(config) for p in (corpus.source, corpus.target)})
+    missing = [path for path in paths if not (config.root / path).is_file()]
+    if config.toy_corpus is not None:
+        missing = [path for path in missing if not path.startswith("toy/")]
+    _download(config, missing)
+
+    toy = config.toy_corpus.model_dump() if config.toy_corpus else None
+    local = [path for path in paths if (config.root / path).is_file()]
+    previous = read_manifest(folder)
+    known = previous["inputs"].get("local", {}) if previous else {}
+    inputs = {
+        "local": {path: _fingerprint(config.root / path, known.get(path)) for path in local},
+        "toy_corpus": {**toy, "seed": config.seed} if toy and len(local) < len(paths) else None,
+    }
+
+    def build(partial: Path) -> dict[str, Any]:
+        if inputs["toy_corpus"]:
+            _write_toy_corpus(config, partial)
+        files = {
+            path: inputs["local"].get(path) or _fingerprint(partial / path) for path in paths
+        }
+        for path in set(paths) - set(local):
+            files[path] = {**files[path], "path": str((folder / path).absolute())}
+        return {"files": files}
+
+    return run_stage(folder, inputs, build)
+
+
+def _corpora(config: DataConfig) -> Iterable[Corpus]:
+    return (*config.train, config.valid, config.test)
+
+
+def _fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Path, size, time and sha256; the last is not computed again when the others are as known."""
+    status = path.stat()
+    cheap = {
+        "path": str(path.absolute()),
+        "bytes": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+    }
+    if known and known.items() >= cheap.items():
+        return known
+    return {**cheap, "sha256": sha256_of(path)}
+
+
+def _write_toy_corpus(config: DataConfig, folder: Path) -> None:
+    assert config.toy_corpus is not None
+    (folder / "toy").mkdir()
+    languages = (config.source_lang, config.target_lang)
+    if set(languages) != {"de", "en"}:
+        raise DataError("The embedded toy corpus is German–English; set the languages to de and en")
+    splits = toy_corpus.generate(config.toy_corpus.model_dump(), config.seed)
+    for split, pairs in splits.items():
+        for language, lines in zip(("de", "en"), zip(*pairs, strict=True), strict=True):
+            text = "".join(f"{line}\n" for line in lines)
+            (folder / "toy" / f"{split}.{language}").write_text(text, encoding="utf-8", newline="\n")
+
+
+# ── Downloads ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _download(config: DataConfig, missing: list[str]) -> None:
+    """Fetch what `missing` needs; all or one message about everything that could not be had."""
+    sources = {path: d for d in config.downloads for path in d.provides}
+    unknown = [path for path in missing if path not in sources]
+    if unknown:
+        places = "".join(f"\n  {config.root / path}" for path in unknown)
+        raise DataError(
+            f"Corpus file not found, and the recipe names no download for it:{places}\n"
+            "Put it there, or set --data.root to the folder that holds it."
+        )
+    wanted = {sources[path].url: sources[path] for path in missing}
+    try:
+        for download in wanted.values():
+            _fetch_one(download, config.root)
+    except requests.RequestException as error:
+        places = "".join(
+            f"\n  {sources[path].url}  →  {config.root / path}"
+            for path in missing
+            if not (config.root / path).is_file()
+        )
+        raise DataError(
+            f"Could not download {download.url} ({type(error).__name__}). Fetch by hand, unpack, "
+            f"and put these files where the arrows point, or set --data.root:{places}"
+        ) from error
+
+
+def _fetch_one(download: Download, root: Path) -> None:
+    folder = root / download.folder
+    partial = folder / f".{download.url.rsplit('/', 1)[-1]}.partial"
+    existing = next(parent for parent in partial.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < download.bytes * (5 if download.members else 1):
+        raise DataError(
+            f"{folder}: {free >> 20} MiB free is not enough for {download.url} "
+            f"({download.bytes >> 20} MiB{' and its contents' if download.members else ''})"
+        )
+    _receive(download, partial)
+    if sha256_of(partial) != download.sha256:
+        partial.unlink()
+        raise DataError(f"{download.url}: sha256 differs from the recipe's; the file was discarded")
+    if download.members:
+        _unpack(partial, folder, download.members)
+        partial.unlink()
+    else:
+        partial.replace(root / download.provides[0])
+
+
+def _receive(download: Download, partial: Path) -> None:
+    """Download to `partial`, continuing what an interrupted try left there."""
+    retries = Retry(total=5, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504))
+    have = partial.stat().st_size if partial.exists() else 0
+    if have > download.bytes:
+        partial.unlink()
+        have = 0
+    if have == download.bytes:
+        return
+    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn())
+    with requests.Session() as session, Progress(*columns, TimeRemainingColumn()) as progress:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retries))
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        with session.get(
+            download.url, headers=headers, stream=True, timeout=CONNECT_AND_READ_TIMEOUT
+        ) as response:
+            response.raise_for_status()
+            if response.status_code != requests.codes.partial_content:
+                have = 0  # the server sends the whole file
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            task = progress.add_task(partial.name[1:-8], total=download.bytes, completed=have)
+            with partial.open("ab" if have else "wb") as file:
+                for block in response.iter_content(1 << 20):
+                    file.write(block)
+                    progress.advance(task, len(block))
+    size = partial.stat().st_size
+    if size != download.bytes:
+        if size > download.bytes:
+            partial.unlink()
+        raise DataError(
+            f"{download.url}: got {size} bytes, the recipe says {download.bytes}; "
+            "run the same command again to continue"
+        )
+
+
+def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
+    """Unpack only the named members, each under a name of ours: no path traversal."""
+    try:
+        with tarfile.open(archive) as tar:
+            for member in members:
+                log.info("fetch: unpacking %s", member)
+                content = tar.extractfile(member)
+                if content is None:
+                    raise KeyError(member)
+                target = folder / member
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f".{target.name}.partial")
+                with partial.open("wb") as file:
+                    shutil.copyfileobj(content, file, 1 << 20)
+                partial.replace(target)
+    except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive}: cannot unpack {', '.join(members)}: {error}") from error
+
+
+# ── Reading ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_pairs(source: Path, target: Path) -> Iterator[tuple[str, str]]:
+    """Stream line-aligned pairs.
+
+    :raises DataError: different numbers of lines, invalid UTF-8, a damaged `.gz`; with the place.
+    """
+    end = object()
+    for number, pair in enumerate(
+        zip_longest(read_lines(source), read_lines(target), fillvalue=end), start=1
+    ):
+        if end in pair:
+            shorter, longer = (source, target) if pair[0] is end else (target, source)
+            raise DataError(
+                f"{shorter} ends after {number - 1} lines but {longer} goes on: source and target "
+                "must have a line for each other's"
+            )
+        yield pair  # type: ignore[misc]
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Lines without their end; only LF ends a line (real corpora hold U+2028 and U+0085)."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            if path.suffix == ".sgm":
+                segments = re.findall(rb"<seg[^>]*>(.*?)</seg>", file.read(), re.DOTALL)
+                lines = [b" ".join(unescape_sgm(segment).split()) for segment in segments]
+            else:
+                lines = file
+            for number, line in enumerate(lines, start=1):
+                yield line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}:{number}: not valid UTF-8 (byte {error.start + 1} of the line); convert the "
+            "file, for example with iconv"
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged or truncated after line {number}: {error}") from error
+
+
+def unescape_sgm(segment: bytes) -> bytes:
+    text = segment.decode("utf-8", errors="surrogateescape")
+    text = unescape(text, {"&quot;": '"', "&apos;": "'"})
+    return text.encode("utf-8", errors="surrogateescape")
+
+
+def hash_text(text: str) -> int:
+    """64 bits that are the same on every machine and run."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,46 @@
+"""`./run.sh prepare`: fetch → clean → vocabulary → binarize."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+
+from data_prep.binarize import binarize
+from data_prep.clean import clean
+from data_prep.corpora import fetch
+from data_prep.stage import Manifest, log
+from data_prep.vocabulary import train_vocabulary
+from pipeline.config import Recipe, run_command
+
+
+def prepare(recipe: Recipe) -> Manifest:
+    """Bring `RUN_DIR/{fetch,clean,vocabulary,shards}` up to date.
+
+    :returns: the manifest of the shards.
+    """
+    config, folder = recipe.data, recipe.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    text, model = folder / "clean", folder / "vocabulary" / "spm.model"
+    fetched = fetch(config, folder / "fetch")
+    cleaned = clean(config, fetched, text)
+    vocabulary = train_vocabulary(config, cleaned, text, folder / "vocabulary")
+    return binarize(config, cleaned, vocabulary, text, model, folder / "shards")
+
+
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries end in our one message
+    started = time.monotonic()
+    totals = prepare(recipe)["totals"]["train"]
+    log.info(
+        "done in %.1f s: %d training pairs, %d target tokens in %s",
+        time.monotonic() - started,
+        totals["pairs"],
+        totals["target_tokens"],
+        recipe.run_dir / "shards",
+    )
+
+
+if __name__ == "__main__":
+    run_command("prepare", "Turn raw corpora into binarized shards.", main)

@@ -1,0 +1,121 @@
+"""What every stage of data preparation has in common.
+
+A stage reads finished folders, writes a new one, and is safe to rerun: it works in a temporary
+folder that is renamed when complete, and its `manifest.json` says what it was made from. The same
+inputs are not worked through twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("prepare")
+
+Manifest = dict[str, Any]
+
+
+class DataError(Exception):
+    """Something is wrong with the data; the message says what, where, and what to do."""
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """A digest of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is either the old or the new one, never half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def run_stage(
+    folder: Path, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
+) -> Manifest:
+    """Make `folder` by calling `build(temporary folder)`, unless it was made from equal `inputs`.
+
+    :param inputs: everything the result depends on (JSON values).
+    :param build: writes files and returns what to record about them in the manifest.
+    :returns: the manifest: `inputs`, and what `build` returned.
+    :raises OSError: the folder cannot be written; what was there before is intact.
+    """
+    inputs = json.loads(json.dumps(inputs))
+    previous = read_manifest(folder)
+    if previous is not None and previous["inputs"] == inputs:
+        log.info("%s: up to date, reused (%s)", folder.name, folder)
+        return previous
+    log.info("%s: %s", folder.name, _reason(previous, inputs))
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        manifest = {"inputs": inputs, **build(partial)}
+        write_json(partial / "manifest.json", manifest)
+        for file in partial.rglob("*"):
+            _fsync(file)
+        _replace_folder(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a finished stage; None if there is none (an unreadable one counts so)."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) and "inputs" in manifest else None
+
+
+def _reason(previous: Manifest | None, inputs: Mapping[str, Any]) -> str:
+    if previous is None:
+        return "started"
+    old = previous["inputs"]
+    changed = sorted(key for key in inputs.keys() | old.keys() if inputs.get(key) != old.get(key))
+    return f"done again: {', '.join(changed)} changed"
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    _fsync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

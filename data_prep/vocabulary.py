@@ -1,0 +1,81 @@
+"""One joint SentencePiece vocabulary, trained on the cleaned training text only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from data_prep.config import DataConfig
+from data_prep.corpora import read_lines
+from data_prep.stage import DataError, Manifest, digest_of, run_stage, sha256_of
+
+PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3
+
+
+def load_vocabulary(path: Path) -> sentencepiece.SentencePieceProcessor:
+    """:raises DataError: no such file, or not a SentencePiece model."""
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: cannot read the vocabulary: {error}") from error
+
+
+def train_vocabulary(config: DataConfig, cleaned: Manifest, text: Path, folder: Path) -> Manifest:
+    """Train `spm.model` from `text`/train.* of the cleaning stage.
+
+    :returns: manifest with `size` and `sha256` of the model.
+    :raises DataError: the text does not support a vocabulary of that size.
+    """
+    settings = config.vocabulary
+    inputs = {
+        "cleaned": digest_of(cleaned),
+        "vocabulary": settings.model_dump(),
+        "seed": config.seed,
+        "sentencepiece": sentencepiece.__version__,
+    }
+    lines_per_side = cleaned["pairs"]["train"]
+
+    def sample() -> Iterator[str]:
+        paths = (text / f"train.{lang}" for lang in (config.source_lang, config.target_lang))
+        share = settings.sample_lines / (2 * lines_per_side)
+        generator = np.random.default_rng(config.seed)
+        for path in paths:
+            lines = read_lines(path)
+            if share < 1:
+                lines = compress(lines, iter(lambda: generator.random() < share, None))
+            yield from lines
+
+    def build(partial: Path) -> dict[str, Any]:
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=sample(),
+                model_writer=model,
+                model_type=settings.type,
+                vocab_size=settings.size,
+                character_coverage=settings.character_coverage,
+                byte_fallback=settings.byte_fallback,
+                max_sentence_length=1 << 16,
+                pad_id=PAD_IDX,
+                unk_id=UNK_IDX,
+                bos_id=BOS_IDX,
+                eos_id=EOS_IDX,
+                minloglevel=2,
+            )
+        except (RuntimeError, OSError) as error:
+            reason = str(error).rsplit(") ", 1)[-1] or str(error)
+            raise DataError(
+                f"data.vocabulary.size {settings.size}: SentencePiece cannot make that vocabulary "
+                f"from {2 * lines_per_side} lines: {reason}"
+            ) from error
+        (partial / "spm.model").write_bytes(model.getvalue())
+        size = load_vocabulary(partial / "spm.model").get_piece_size()
+        return {"size": size, "sha256": sha256_of(partial / "spm.model")}
+
+    return run_stage(folder, inputs, build)

@@ -1,0 +1,1 @@
+"""Translation models; `models.factory.create_model` builds them."""

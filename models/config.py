@@ -1,0 +1,63 @@
+"""The `model` section of a recipe."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import Field as Limit
+
+Architecture = Literal["ringformer", "transformer"]
+
+
+class ModelConfig(BaseModel):
+    """Architecture and sizes; the defaults are the paper's base model (8.94M core parameters)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    architecture: Architecture = "ringformer"
+    """Model family: `ringformer`, or `transformer` (fairseq2's own post-LN Transformer)."""
+
+    model_dim: PositiveInt = 512
+    """Width d of the embeddings and of every level."""
+
+    num_heads: PositiveInt = 8
+    """Attention heads; must divide model_dim."""
+
+    ffn_inner_dim: PositiveInt = 2048
+    """Width of the feed-forward network's hidden layer."""
+
+    num_levels: PositiveInt = 6
+    """N: how often the ring runs its one encoder and its one decoder layer (a plain Transformer
+    has that many layers in each stack)."""
+
+    signal_rank: PositiveInt | None = None
+    """Rank r of the level signals; null means model_dim / 16, the paper's choice."""
+
+    dropout: float = Limit(default=0.1, ge=0, lt=1)
+    """Dropout probability on embeddings, sublayer outputs and FFN hidden units."""
+
+    tied_embeddings: bool = True
+    """Share one matrix between source embedding, target embedding and output projection. False is
+    the published model: three matrices and an output bias."""
+
+    scale_embeddings: bool = True
+    """Multiply embeddings by sqrt(model_dim). False is the published model."""
+
+    max_seq_len: PositiveInt = 512
+    """Longest sequence in tokens that the model accepts (EOS included)."""
+
+    @property
+    def rank(self) -> int:
+        return self.signal_rank or max(1, self.model_dim // 16)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelConfig:
+        if self.model_dim % self.num_heads or self.model_dim % 2:
+            raise ValueError(
+                f"model_dim ({self.model_dim}) must be even and a multiple of num_heads "
+                f"({self.num_heads})"
+            )
+        if self.rank > self.model_dim:
+            raise ValueError(f"signal_rank ({self.rank}) exceeds model_dim ({self.model_dim})")
+        return self

@@ -1,0 +1,20 @@
+"""One factory for every architecture."""
+
+from __future__ import annotations
+
+from models.config import ModelConfig
+from models.ringformer import RingDecoder, RingEncoder
+from models.seq2seq import TranslationModel
+from models.transformer import transformer_decoder, transformer_encoder
+
+
+
+def create_model(config: ModelConfig, vocab_size: int, pad_idx: int) -> TranslationModel:
+    """Build the model that `config` describes, freshly initialised from torch's global RNG."""
+    if config.architecture == "ringformer":
+        return TranslationModel(
+            config, vocab_size, pad_idx, RingEncoder(config), RingDecoder(config)
+        )
+    return TranslationModel(
+        config, vocab_size, pad_idx, transformer_encoder(config), transformer_decoder(config)
+    )

@@ -1,0 +1,3 @@
+from models.ringformer.ring import RingDecoder, RingEncoder
+
+__all__ = ["RingDecoder", "RingEncoder"]

@@ -1,0 +1,100 @@
+"""Read the published implementation's checkpoints (https://arxiv.org/abs/2502.13181, code)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.ringformer.ring import RingDecoder, RingEncoder, _Ring
+from models.seq2seq import TranslationModel
+
+
+def from_reference(
+    state_dict: Mapping[str, Tensor], *, num_heads: int, pad_idx: int
+) -> TranslationModel:
+    """Build a model from the published implementation's state dict.
+
+    Sizes and dtype are read off the tensors, and the checkpoint's own sinusoid table is used.
+    Dropout is 0: the checkpoint does not say what it was.
+
+    :raises KeyError: a tensor is missing.
+    """
+    weights = dict(state_dict)
+    num_levels, rank, model_dim = weights["encoder.lev_param_FF_01"].shape
+    vocab_size = weights["fc.weight"].size(0)
+    positions = weights["encoder.pos_layer.pe"][0]
+    config = ModelConfig(
+        model_dim=model_dim,
+        num_heads=num_heads,
+        ffn_inner_dim=weights["encoder.encoders.0.positionWiseFeedForward.FFN1.0.weight"].size(0),
+        num_levels=num_levels,
+        signal_rank=rank,
+        dropout=0.0,
+        tied_embeddings=False,
+        scale_embeddings=False,
+        max_seq_len=positions.size(0),
+    )
+    encoder, decoder = RingEncoder(config), RingDecoder(config)
+    model = TranslationModel(config, vocab_size, pad_idx, encoder, decoder).to(positions.dtype)
+    with torch.no_grad():
+        for name, parameter in reference_names(model).items():
+            parameter.copy_(weights[name])
+        for frontend in (model.encoder_frontend, model.decoder_frontend):
+            assert frontend.pos_encoder is not None
+            frontend.pos_encoder.table = positions  # another rounding of it costs 1e-7
+    return model
+
+
+def reference_names(model: TranslationModel) -> dict[str, Tensor]:
+    """The published name of every parameter (views into stacked ones)."""
+    names: dict[str, Tensor] = {
+        "encoder.emb_layer.emb_layer.weight": model.encoder_frontend.embed.weight,
+        "decoder.emb_layer.emb_layer.weight": model.decoder_frontend.embed.weight,
+        "fc.weight": model.final_proj.weight,
+    }
+    if model.final_proj.bias is not None:
+        names["fc.bias"] = model.final_proj.bias
+    encoder, decoder = model.encoder, model.decoder
+    if not isinstance(encoder, RingEncoder) or not isinstance(decoder, RingDecoder):
+        raise TypeError("Only a RingFormer has names in the published implementation.")
+    names |= _ring_names(encoder, "encoder", "encoders.0", "self_attention")
+    names |= _ring_names(decoder, "decoder", "decoders.0", "masked_self_attention")
+    for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "attn_proj")):
+        projection = getattr(decoder, f"cross_attn_{ours}")
+        names[f"decoder.decoders.0.enc_dec_attention.{theirs}.weight"] = projection.weight
+    names |= _norm_names("encoder", encoder.self_attn_layer_norms, encoder.ffn_layer_norms)
+    names |= _norm_names(
+        "decoder",
+        decoder.self_attn_layer_norms,
+        decoder.cross_attn_layer_norms,
+        decoder.ffn_layer_norms,
+    )
+    return names
+
+
+def _ring_names(ring: _Ring, stack: str, layer: str, attention: str) -> dict[str, Tensor]:
+    names: dict[str, Tensor] = {
+        f"{stack}.{layer}.{attention}.attn_proj.weight": ring.self_attn_output.weight,
+        f"{stack}.{layer}.positionWiseFeedForward.FFN1.0.weight": ring.ffn.up,
+        f"{stack}.{layer}.positionWiseFeedForward.FFN2.0.weight": ring.ffn.down,
+        f"{stack}.lev_param_FF_01": ring.ffn.signal_a,
+        f"{stack}.lev_param_FF_02": ring.ffn.signal_b,
+    }
+    qkv = ring.self_attn_qkv
+    for index, letter in enumerate("qkv"):
+        names[f"{stack}.{layer}.{attention}.{letter}_proj.weight"] = qkv.weight[index]
+        names[f"{stack}.lev_param_SA_{letter.upper()}_01"] = qkv.signal_a[:, index]
+        names[f"{stack}.lev_param_SA_{letter.upper()}_02"] = qkv.signal_b[:, index]
+    return names
+
+
+def _norm_names(stack: str, *sublayers: nn.ModuleList) -> dict[str, Tensor]:
+    return {
+        f"{stack}.layer_norms_{sublayer:02d}.{level}.{kind}": getattr(norm, kind)
+        for sublayer, norms in enumerate(sublayers, start=1)
+        for level, norm in enumerate(norms)
+        for kind in ("weight", "bias")
+    }

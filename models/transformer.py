@@ -1,0 +1,103 @@
+"""The plain post-LN Transformer, from fairseq2's own layers: the baseline RingFormer is measured
+against. Same activation, norms and absence of biases, so that only the sharing differs."""
+
+from __future__ import annotations
+
+from fairseq2.models.transformer import (
+    SDPA,
+    AttentionBiasCache,
+    StandardFeedForwardNetwork,
+    StandardMultiheadAttention,
+    StandardTransformerDecoder,
+    StandardTransformerDecoderLayer,
+    StandardTransformerEncoder,
+    StandardTransformerEncoderLayer,
+)
+from fairseq2.nn import BatchLayout, StandardLayerNorm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.config import ModelConfig
+from models.ringformer.ring import LAYER_NORM_EPS, padding_mask
+
+
+class RightPaddedSDPA(SDPA):
+    """PyTorch's fused attention with one mask a batch (fairseq2's builds one per sequence in
+    Python). Right padding needs no mask under causal attention."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+
+    def forward(
+        self,
+        q: Tensor,
+        q_layout: BatchLayout,
+        k: Tensor,
+        k_layout: BatchLayout,
+        v: Tensor,
+        bias_cache: AttentionBiasCache,
+        *,
+        needs_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """:param q, k, v: `[B, S, H, d/H]`."""
+        attention = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=None if self.causal else padding_mask(k_layout),
+            is_causal=self.causal and q.size(1) > 1,
+        )
+        return attention.transpose(1, 2), None
+
+
+def _attention(config: ModelConfig, *, causal: bool = False) -> StandardMultiheadAttention:
+    return StandardMultiheadAttention(
+        config.model_dim, config.num_heads, RightPaddedSDPA(causal), bias=False
+    )
+
+
+def _norm(config: ModelConfig) -> StandardLayerNorm:
+    return StandardLayerNorm(config.model_dim, bias=True, eps=LAYER_NORM_EPS)
+
+
+def _ffn(config: ModelConfig) -> StandardFeedForwardNetwork:
+    return StandardFeedForwardNetwork(
+        config.model_dim,
+        config.ffn_inner_dim,
+        bias=False,
+        inner_activation=nn.GELU(),
+        inner_dropout_p=config.dropout,
+    )
+
+
+def transformer_encoder(config: ModelConfig) -> StandardTransformerEncoder:
+    return StandardTransformerEncoder(
+        [
+            StandardTransformerEncoderLayer(
+                _attention(config),
+                _norm(config),
+                _ffn(config),
+                _norm(config),
+                dropout_p=config.dropout,
+            )
+            for _ in range(config.num_levels)
+        ]
+    )
+
+
+def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
+    return StandardTransformerDecoder(
+        [
+            StandardTransformerDecoderLayer(
+                _attention(config, causal=True),
+                _norm(config),
+                _attention(config),
+                _norm(config),
+                _ffn(config),
+                _norm(config),
+                dropout_p=config.dropout,
+            )
+            for _ in range(config.num_levels)
+        ]
+    )

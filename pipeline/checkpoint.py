@@ -1,0 +1,159 @@
+"""Checkpoints: DeepSpeed's own, each in a folder `step-N` with a `checkpoint.json` of ours.
+
+A finished checkpoint has its `checkpoint.json`; `latest` names the newest. Both are written after
+all ranks have saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.shards import ShardReader
+from data_prep.stage import digest_of, sha256_of, write_atomically, write_json
+from pipeline.config import Recipe, run_command
+
+if TYPE_CHECKING:  # torch and deepspeed take seconds to import
+    from torch import Tensor
+
+
+class CheckpointError(Exception):
+    """A checkpoint is missing, or belongs to something else."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished checkpoint."""
+
+    folder: Path
+    step: int
+    info: dict[str, Any]
+    """Contents of checkpoint.json: step, world_size, zero_stage, model, vocabulary, …"""
+
+    @property
+    def tag(self) -> str:
+        return self.folder.name
+
+
+def tag_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The finished checkpoints, oldest first."""
+    checkpoints = []
+    for path in sorted(folder.glob("step-*/checkpoint.json")):
+        try:
+            info = json.loads(path.read_text(encoding="utf-8"))
+            checkpoints.append(Checkpoint(path.parent, info["step"], info))
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: damaged: {error}") from error
+    return checkpoints
+
+
+def finish_checkpoint(folder: Path, step: int, info: dict[str, Any], keep: int) -> None:
+    """Declare `step-N` finished, and delete all but the `keep` newest. For one rank only."""
+    write_json(folder / tag_of(step) / "checkpoint.json", {"step": step, **info})
+    write_atomically(folder / "latest", tag_of(step))
+    for old in list_checkpoints(folder)[:-keep]:
+        (old.folder / "checkpoint.json").unlink()  # first: half-deleted is not finished
+        shutil.rmtree(old.folder)
+
+
+def training_identity(recipe: Recipe, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The digests of model, vocabulary and data that a checkpoint is bound to."""
+    return {
+        "model": recipe.model.model_dump(mode="json"),
+        "vocabulary": manifest["vocabulary"]["sha256"],
+        "data": digest_of(manifest["shards"]),
+    }
+
+
+def refuse_foreign(where: object, info: dict[str, Any], identity: dict[str, Any]) -> None:
+    """:raises CheckpointError: the checkpoint belongs to another model, vocabulary or data set."""
+    for key, value in identity.items():
+        if info.get(key) != value:
+            raise CheckpointError(
+                f"{where} belongs to another {key}: it does not fit this recipe and its shards. "
+                "Choose another run_dir, or remove that folder"
+            )
+
+
+def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
+    """The newest checkpoints of `run_dir`.
+
+    :raises CheckpointError: there is none, or one belongs to another vocabulary or model.
+    """
+    checkpoints = list_checkpoints(recipe.run_dir / "checkpoints")
+    if not checkpoints:
+        raise CheckpointError(f"{recipe.run_dir}: no finished checkpoint; run `./run.sh train`")
+    identity = {
+        "model": recipe.model.model_dump(mode="json"),
+        "vocabulary": sha256_of(recipe.run_dir / "shards" / "spm.model"),
+    }
+    chosen = checkpoints[-recipe.evaluation.average_checkpoints :]
+    for checkpoint in chosen:
+        refuse_foreign(checkpoint.folder, checkpoint.info, identity)
+    return chosen
+
+
+def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The consolidated fp32 weights, under the model's own names.
+
+    :raises CheckpointError: damaged.
+    """
+    import torch
+
+    # DeepSpeed tells its progress on stdout, where `translate` writes translations.
+    silence = io.StringIO()
+    try:
+        with redirect_stdout(silence), redirect_stderr(silence):
+            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        if checkpoint.info["zero_stage"] == 0:
+            path = checkpoint.folder / "mp_rank_00_model_states.pt"
+            state = torch.load(path, map_location="cpu", weights_only=True)["module"]
+        else:
+            with redirect_stdout(silence), redirect_stderr(silence):
+                state = get_fp32_state_dict_from_zero_checkpoint(
+                    str(checkpoint.folder.parent), checkpoint.tag
+                )
+    except Exception as error:
+        raise CheckpointError(f"{checkpoint.folder}: cannot be read: {error}") from error
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def average_weights(checkpoints: Sequence[Checkpoint]) -> dict[str, Tensor]:
+    """The mean of the weights of several checkpoints, summed in float64."""
+    total = {name: tensor.double() for name, tensor in load_weights(checkpoints[0]).items()}
+    for checkpoint in checkpoints[1:]:
+        for name, tensor in load_weights(checkpoint).items():
+            total[name] += tensor
+    return {name: (tensor / len(checkpoints)).float() for name, tensor in total.items()}
+
+
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Exit 0 and say so when there is nothing left to train; 3 when there is."""
+    existing = list_checkpoints(recipe.run_dir / "checkpoints")
+    if not existing or existing[-1].step < recipe.training.max_steps:
+        sys.exit(3)
+    newest = existing[-1]
+    manifest = ShardReader(recipe.run_dir / "shards", "train").manifest
+    refuse_foreign(newest.folder, newest.info, training_identity(recipe, manifest))
+    print(
+        f"train: up to date, reused ({newest.folder}: step {newest.step} of "
+        f"{recipe.training.max_steps})",
+        file=sys.stderr,
+    )
+
+
+if __name__ == "__main__":
+    run_command("train", "Tell whether training is finished (exit 0) or not (exit 3).", main)

@@ -1,0 +1,336 @@
+"""Recipes: one YAML file describes a run from corpora to BLEU.
+
+Every command is called as `COMMAND --config RECIPE [--SECTION.KEY VALUE]...`; `run_command` is the
+one door through which they all parse it and report errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args
+
+from pydantic import BaseModel, PositiveInt, ValidationError, model_validator
+from pydantic import Field as Limit
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from data_prep.config import DataConfig, Section
+from models.config import ModelConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_RECIPE = ROOT / "recipes" / "quickstart.yaml"
+
+
+class UsageError(Exception):
+    """Bad command line or recipe: exit code 2."""
+
+
+class TrainingConfig(Section):
+    """Optimisation and the training loop."""
+
+    seed: int = 1
+    """Seed of initial weights, batch order and dropout."""
+
+    max_steps: PositiveInt = 100_000
+    """Optimizer steps to train for."""
+
+    max_tokens: PositiveInt = 32768
+    """Tokens in a global batch: sentences × longest side, padding included, summed over its
+    micro-batches. The batch is the same however many ranks share it."""
+
+    micro_batch_tokens: PositiveInt | None = None
+    """Most tokens in one forward pass; a global batch of more is accumulated. null: max_tokens."""
+
+    learning_rate: float = Limit(default=7e-4, gt=0)
+    """Peak learning rate of AdamW."""
+
+    schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
+    """Decay after warm-up: cosine to zero at max_steps, or with the inverse square root."""
+
+    warmup_steps: int = Limit(default=4000, ge=0)
+    """Steps of linear warm-up."""
+
+    adam_betas: tuple[float, float] = (0.9, 0.98)
+    """Adam's moment decays."""
+
+    adam_eps: float = Limit(default=1e-9, gt=0)
+    """Adam's epsilon."""
+
+    weight_decay: float = Limit(default=0.0, ge=0)
+    """Decoupled weight decay."""
+
+    clip_norm: float = Limit(default=1.0, ge=0)
+    """Clip the global gradient norm to this; 0 does not clip."""
+
+    label_smoothing: float = Limit(default=0.0, ge=0, lt=1)
+    """Label smoothing of the training loss."""
+
+    checkpoint_levels: int = Limit(default=0, ge=0)
+    """Activation checkpointing: recompute segments of that many ring levels in the backward pass;
+    0 keeps all activations."""
+
+    deepspeed_config: Path = ROOT / "ds_configs" / "zero1.json"
+    """DeepSpeed's own JSON: ZeRO stage, precision, offload. `--deepspeed_config` sets it too."""
+
+    log_every: PositiveInt = 50
+    """Steps between progress lines and logged metrics."""
+
+    validate_every: PositiveInt = 1000
+    """Steps between validations."""
+
+    checkpoint_every: PositiveInt = 1000
+    """Steps between checkpoints (there is always one at the end)."""
+
+    keep_checkpoints: PositiveInt = 5
+    """Newest checkpoints kept on disk."""
+
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` continues from the newest checkpoint of run_dir; `never` refuses to touch one."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainingConfig:
+        if self.micro_batch_tokens and self.micro_batch_tokens > self.max_tokens:
+            raise ValueError(
+                f"micro_batch_tokens ({self.micro_batch_tokens}) exceeds max_tokens "
+                f"({self.max_tokens})"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Beam search and scoring."""
+
+    beam_size: PositiveInt = 4
+    """Hypotheses kept at each step; 1 is greedy search."""
+
+    length_penalty: float = 1.0
+    """Scores are divided by length to this power."""
+
+    max_length_ratio: float = Limit(default=1.5, gt=0)
+    """Longest translation in tokens: this × source tokens + max_length_offset."""
+
+    max_length_offset: int = Limit(default=20, ge=1)
+    """See max_length_ratio."""
+
+    batch_tokens: PositiveInt = 4096
+    """Source tokens decoded together, padding included, times beam_size."""
+
+    average_checkpoints: PositiveInt = 1
+    """Average the weights of that many newest checkpoints."""
+
+    untrained_baseline: bool = False
+    """Also score the model as it is at step 0, to show what training was worth."""
+
+
+class TrackingConfig(Section):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking server or store; null is an sqlite file beside run_dir, `RUN_DIR/../mlflow.db`."""
+
+    experiment: str = "ringformer"
+    """MLflow experiment."""
+
+
+class Recipe(Section):
+    """A run from corpora to BLEU."""
+
+    run_dir: Path
+    """Folder of everything that this run produces; the commands of a run find each other here."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def tracking_uri(self) -> str:
+        neighbourhood = self.run_dir.absolute().parent
+        return self.tracking.uri or f"sqlite:///{neighbourhood / 'mlflow.db'}"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        longest = self.data.max_tokens_per_side
+        if longest > self.model.max_seq_len:
+            raise ValueError(
+                f"data.max_tokens_per_side ({longest}) exceeds model.max_seq_len "
+                f"({self.model.max_seq_len})"
+            )
+        micro_batch = self.training.micro_batch_tokens or self.training.max_tokens
+        if longest > micro_batch:
+            raise ValueError(
+                f"data.max_tokens_per_side ({longest}) exceeds a micro-batch ({micro_batch} tokens)"
+            )
+        return self
+
+
+# ── Reading a recipe ────────────────────────────────────────────────────────────────────────────
+
+
+def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key that holds a value, with its pydantic field."""
+    for name, field in section.model_fields.items():
+        nested = [t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)]
+        if nested and "tuple" not in str(field.annotation):
+            yield from recipe_keys(nested[0], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+    """Read a recipe and apply `(dotted key, text)` overrides.
+
+    :raises UsageError: one line naming file, line, key, what was expected and the nearest key.
+    """
+    try:
+        content = YAML().load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot read the recipe: {error}") from error
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        problem = " ".join(str(error.problem).split())
+        raise UsageError(f"{path}:{line}: not valid YAML: {problem}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a recipe is a YAML mapping with a key `run_dir`")
+    fields = dict(recipe_keys())
+    for key, text in overrides:
+        raw = {str, Path} & {fields[key].annotation, *get_args(fields[key].annotation)}
+        *parents, last = key.split(".")
+        section = content
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                section[parent] = {}
+            section = section[parent]
+        section[last] = text if raw and text != "null" else YAML(typ="safe").load(text)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        overridden = {key for key, _ in overrides}
+        raise UsageError(_describe(error, path, content, overridden)) from error
+
+
+def _describe(error: ValidationError, path: Path, content: Any, overridden: set[str]) -> str:
+    """One line for the first of the errors."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if not str(part).startswith("function-")]
+    key = ".".join(map(str, location))
+    line = ""
+    for part in location:
+        try:
+            if isinstance(content, dict):
+                line = f":{content.lc.key(part)[0] + 1}"
+            else:
+                line = f":{content.lc.item(part)[0] + 1}"
+            content = content[part]
+        except (AttributeError, KeyError, TypeError):
+            break
+    where = "command line" if key in overridden else f"{path}{line}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key `{key}`{_suggestion(key)}{more}"
+    if first["type"] == "missing":
+        return f"{where}: key `{key}` is required{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+    return f"{where}: `{key or 'recipe'}`: {message[:1].lower() + message[1:]}{given}{more}"
+
+
+def _suggestion(key: str, prefix: str = "") -> str:
+    keys = {name: name for name, _ in recipe_keys()}
+    keys |= {name.rsplit(".", 1)[-1]: name for name in keys}
+    for wanted in (key, key.rsplit(".", 1)[-1]):
+        if near := difflib.get_close_matches(wanted, keys, n=1, cutoff=0.5):
+            return f"; did you mean `{prefix}{keys[near[0]]}`?"
+    return ""
+
+
+# ── Command lines ───────────────────────────────────────────────────────────────────────────────
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    default = str(field.default)
+    return f"default {default.removeprefix(f'{ROOT}/')}"
+
+
+def _parser(program: str, description: str) -> _Parser:
+    parser = _Parser(prog=program, description=description, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE, help="recipe (YAML)")
+    parser.add_argument("--deepspeed_config", help="short for --training.deepspeed_config")
+    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    groups: dict[str, Any] = {}
+    for key, field in recipe_keys():
+        section = key.split(".")[0] if "." in key else "recipe"
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"{section} keys")
+        text = " ".join((field.description or "").split())
+        text = f"{text} [{_default(field)}]".replace("%", "%%")
+        groups[section].add_argument(
+            f"--{key}", dest=key, default=argparse.SUPPRESS, metavar="VALUE", help=text
+        )
+    return parser
+
+
+def run_command(
+    program: str,
+    description: str,
+    command: Callable[[Recipe, argparse.Namespace], None],
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> NoReturn:
+    """Parse `sys.argv`, call `command(recipe, arguments)`, and exit.
+
+    Exit codes: 0 done, 2 bad usage or recipe, 1 anything else. Errors are one message on stderr; a
+    traceback only with `--debug` or RINGFORMER_DEBUG=1.
+    """
+    debug = "--debug" in sys.argv or os.environ.get("RINGFORMER_DEBUG") == "1"
+    try:
+        parser = _parser(program, description)
+        add_arguments(parser)
+        arguments, unknown = parser.parse_known_args()
+        if unknown:
+            wanted = unknown[0].split("=")[0]
+            hint = _suggestion(wanted.lstrip("-"), "--") if wanted.startswith("--") else ""
+            raise UsageError(f"unknown argument `{unknown[0]}`{hint} (see --help)")
+        values = vars(arguments)
+        overrides = [(key, values[key]) for key, _ in recipe_keys() if key in values]
+        if arguments.deepspeed_config:
+            overrides.append(("training.deepspeed_config", arguments.deepspeed_config))
+        command(load_recipe(arguments.config, overrides), arguments)
+    except UsageError as error:
+        _fail(program, str(error), debug, exit_code=2)
+    except KeyboardInterrupt:
+        _fail(program, "interrupted", debug, exit_code=130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        # Our own errors carry their whole message; of a foreign one the type is half the message.
+        ours = type(error).__module__.split(".")[0] in {"data_prep", "models", "pipeline"}
+        name = "" if ours or isinstance(error, OSError) else f"{type(error).__name__}: "
+        _fail(program, f"{name}{error}", debug, exit_code=1)
+    sys.exit(0)
+
+
+def _fail(program: str, message: str, debug: bool, *, exit_code: int) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+    sys.exit(exit_code)

@@ -1,0 +1,57 @@
+"""`./run.sh export`: a trained model as a folder that needs nothing else of the run."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+
+from pipeline.checkpoint import average_weights, checkpoints_to_average
+from pipeline.config import Recipe, run_command
+
+log = logging.getLogger("export")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, help="folder to write; default: RUN_DIR/export")
+
+
+def export(recipe: Recipe, folder: Path) -> None:
+    """Write model.safetensors (averaged fp32 weights, tied tensors once), spm.model, manifest.json.
+
+    :raises CheckpointError: the run has no checkpoint.
+    """
+    from safetensors.torch import save_model
+
+    from data_prep.stage import run_stage
+    from pipeline.translator import untrained_model
+
+    checkpoints = checkpoints_to_average(recipe)
+
+    def build(partial: Path) -> dict[str, int]:
+        model = untrained_model(recipe)
+        model.load_state_dict(average_weights(checkpoints))
+        save_model(model, str(partial / "model.safetensors"))
+        shutil.copyfile(recipe.run_dir / "shards" / "spm.model", partial / "spm.model")
+        return {"parameters": sum(p.numel() for p in model.parameters())}
+
+    inputs = {
+        "format": 1,
+        "model": recipe.model.model_dump(mode="json"),
+        "source_lang": recipe.data.source_lang,
+        "target_lang": recipe.data.target_lang,
+        "checkpoints": [checkpoint.info for checkpoint in checkpoints],
+    }
+    run_stage(folder, inputs, build)
+
+
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    folder = arguments.output or recipe.run_dir / "export"
+    export(recipe, folder)
+    log.info("exported to %s; try: ./run.sh translate --model %s", folder, folder)
+
+
+if __name__ == "__main__":
+    run_command("export", "Export the trained model.", main, add_arguments)

@@ -1,0 +1,63 @@
+"""Does this environment fit together? One report, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+
+
+class PreflightError(Exception):
+    """The environment cannot work."""
+
+
+def check() -> list[str]:
+    """Import the heavy parts together and describe the machine.
+
+    :raises PreflightError: what does not fit, and what to do.
+    """
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        raise PreflightError(
+            f"Python {platform.python_version()}: fairseq2 0.8 has wheels for 3.10 to 3.12; set "
+            "PYTHON=python3.12 and run ./run.sh setup again"
+        )
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        raise PreflightError("no C++ compiler: DeepSpeed builds its CPU operators with one")
+    if shutil.which("ninja") is None:
+        raise PreflightError("no `ninja` on PATH: put .venv/bin there, as ./run.sh does")
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        raise PreflightError(f"torch {version('torch')} cannot be imported: {error}") from error
+    try:
+        import fairseq2.models.transformer  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise PreflightError(
+            f"fairseq2 {version('fairseq2')} does not fit torch {torch.__version__}: {first_line}"
+        ) from error
+    try:
+        from deepspeed.accelerator import get_accelerator
+    except (ImportError, OSError, RuntimeError) as error:
+        raise PreflightError(
+            f"deepspeed {version('deepspeed')} cannot be imported: {error}"
+        ) from error
+    accelerator = get_accelerator()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    packages = ("torch", "fairseq2", "deepspeed", "sentencepiece", "sacrebleu", "mlflow")
+    return [
+        f"Python {platform.python_version()}; "
+        + ", ".join(f"{name} {version(name)}" for name in packages),
+        f"accelerator {accelerator.device_name()} × {accelerator.device_count()}; "
+        f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory",
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        report = check()
+    except PreflightError as problem:
+        sys.exit(f"preflight: error: {problem}")
+    print("\n".join(f"preflight: {line}" for line in report), file=sys.stderr)

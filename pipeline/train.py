@@ -1,0 +1,367 @@
+"""`deepspeed pipeline/train.py`: train on prepared shards.
+
+The way of a batch: `BatchPlan[step]` names the sentences of a global batch; this rank takes its
+share of micro-batches; each is collated, its summed loss is divided by the target tokens of the
+whole global batch, and DeepSpeed accumulates, averages and steps. Which rank works on what changes
+nothing in the sum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import signal
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from deepspeed import comm as dist
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from data_prep.shards import ShardReader
+from data_prep.vocabulary import PAD_IDX
+from models.factory import create_model
+from models.seq2seq import core_parameters
+from pipeline.batches import Batch, BatchPlan, collate
+from pipeline.checkpoint import (
+    CheckpointError,
+    finish_checkpoint,
+    list_checkpoints,
+    refuse_foreign,
+    tag_of,
+    training_identity,
+)
+from pipeline.config import Recipe, TrainingConfig, run_command
+from pipeline.deepspeed_config import deepspeed_config
+from pipeline.tracking import Tracker
+
+log = logging.getLogger("train")
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+class TrainingError(Exception):
+    """Training cannot go on."""
+
+
+def learning_rate_factor(training: TrainingConfig, step: int) -> float:
+    """Share of the peak learning rate in step 0, 1, …: linear warm-up, then decay."""
+    if step < training.warmup_steps:
+        return (step + 1) / training.warmup_steps
+    if training.schedule == "inverse_sqrt":
+        return math.sqrt(max(1, training.warmup_steps) / (step + 1))
+    decay_steps = max(1, training.max_steps - training.warmup_steps)
+    progress = min(1.0, (step - training.warmup_steps) / decay_steps)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class StopSignal:
+    """SIGTERM or Ctrl-C, agreed on by all ranks."""
+
+    def __init__(self) -> None:
+        self._received: str | None = None
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(signum).name
+
+    def agreed(self, device: torch.device) -> bool:
+        """Whether any rank was told to stop. Every rank must call this equally often."""
+        flag = torch.tensor(float(self._received is not None), device=device)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag)
+
+
+@dataclass
+class Progress:
+    """Sums since the last progress line, on this rank."""
+
+    loss: torch.Tensor
+    target_tokens: int = 0
+    source_tokens: int = 0
+    steps: int = 0
+    since: float = 0.0
+
+
+class Training:
+    """One training run on this rank: engine, data and position."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.config = config = recipe.training
+        self.reader = ShardReader(recipe.run_dir / "shards", "train")
+        self.valid_reader = ShardReader(recipe.run_dir / "shards", "valid")
+        self.plan = BatchPlan(
+            *self.reader.lengths(),
+            max_tokens=config.max_tokens,
+            micro_batch_tokens=config.micro_batch_tokens,
+            seed=config.seed,
+        )
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.accumulation_steps = len(self.plan[0].share(self.rank, self.world_size))
+        self.deepspeed_config = deepspeed_config(config, self.accumulation_steps)
+
+        torch.manual_seed(config.seed)
+        vocab_size = self.reader.manifest["vocabulary"]["size"]
+        model = create_model(recipe.model, vocab_size, PAD_IDX)
+        self.core_parameters = core_parameters(model)
+        for ring in (model.encoder, model.decoder):
+            ring.checkpoint_levels = config.checkpoint_levels
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=model.parameters(),
+            config=self.deepspeed_config,
+            lr_scheduler=self._scheduler,
+        )
+        self.device: torch.device = self.engine.device
+        self.checkpoints = recipe.run_dir / "checkpoints"
+        self.step = self._resume()
+
+    def _scheduler(self, optimizer: Optimizer) -> LambdaLR:
+        return LambdaLR(optimizer, lambda step: learning_rate_factor(self.config, step))
+
+    # ── One step ────────────────────────────────────────────────────────────────────────────────
+
+    def train_step(self, progress: Progress) -> None:
+        """Forward, backward and optimizer step on one global batch."""
+        # Dropout depends on seed, step and rank only, so a resumed run needs no saved RNG state.
+        entropy = np.random.SeedSequence([self.config.seed, self.step, self.rank])
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+        global_batch = self.plan[self.step]
+        # DeepSpeed divides by ranks and accumulation steps; we want the sum over the global batch.
+        scale = self.world_size * self.accumulation_steps / global_batch.target_tokens
+        for indices in global_batch.share(self.rank, self.world_size):
+            batch = collate(self.reader, indices, self.device)
+            loss = self.loss(batch, label_smoothing=self.config.label_smoothing)
+            self.engine.backward(loss * scale)
+            self.engine.step()
+            progress.loss += loss.detach()
+            progress.source_tokens += sum(batch.source_layout.seq_lens)
+        progress.target_tokens += global_batch.target_tokens
+        progress.steps += 1
+        self.step += 1
+
+    def loss(self, batch: Batch, *, label_smoothing: float = 0.0) -> torch.Tensor:
+        """Cross-entropy summed over the target tokens of `batch`."""
+        loss: torch.Tensor = self.engine(
+            batch.source,
+            batch.source_layout,
+            batch.target_input,
+            batch.target_layout,
+            batch.targets,
+            label_smoothing=label_smoothing,
+        )
+        return loss
+
+    def validate(self) -> float:
+        """Cross-entropy per target token of the validation set, the same on every rank."""
+        lengths = self.valid_reader.lengths()
+        budget = self.config.micro_batch_tokens or self.config.max_tokens
+        micro_batches = BatchPlan(
+            *lengths, max_tokens=budget, micro_batch_tokens=None, seed=0
+        ).sorted_micro_batches()
+        # Ranks must run equally many forward passes: ZeRO-3 gathers parameters in each.
+        while len(micro_batches) % self.world_size:
+            micro_batches.append(np.empty(0, dtype=np.int64))
+        total = torch.zeros((), device=self.device)
+        self.engine.eval()
+        with torch.no_grad():
+            for indices in micro_batches[self.rank :: self.world_size]:
+                total += self.loss(collate(self.valid_reader, indices, self.device))
+        self.engine.train()
+        return self._sum_over_ranks(total) / int(lengths[1].sum())
+
+    def _sum_over_ranks(self, value: torch.Tensor) -> float:
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return float(value)
+
+    # ── Checkpoints ─────────────────────────────────────────────────────────────────────────────
+
+    def save(self, tracker_run_id: str | None) -> None:
+        """Every rank calls this: each holds a part of the optimizer."""
+        self.engine.save_checkpoint(
+            str(self.checkpoints),
+            tag=tag_of(self.step),
+            client_state={
+                "step": self.step,
+                "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
+            },
+            save_latest=False,
+        )
+        dist.barrier()
+        if self.rank == 0:
+            info = {
+                **self._identity(),
+                **self._layout(),
+                "tracker_run_id": tracker_run_id,
+                "saved_at": time.time(),
+            }
+            finish_checkpoint(self.checkpoints, self.step, info, self.config.keep_checkpoints)
+            log.info("checkpoint %s", self.checkpoints / tag_of(self.step))
+        dist.barrier()
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must share with a run that continues it."""
+        return training_identity(self.recipe, self.reader.manifest)
+
+    def _layout(self) -> dict[str, Any]:
+        """How DeepSpeed has cut the optimizer state."""
+        stage = self.engine.zero_optimization_stage()
+        return {"zero_stage": stage, "world_size": self.world_size}
+
+    def _resume(self) -> int:
+        """Load the newest checkpoint, if any. :returns: the step to go on from."""
+        existing = list_checkpoints(self.checkpoints)
+        if not existing:
+            return 0
+        newest = existing[-1]
+        if self.config.resume == "never":
+            raise CheckpointError(
+                f"{newest.folder} exists and training.resume is `never`; choose another run_dir"
+            )
+        refuse_foreign(newest.folder, newest.info, self._identity())
+        layout = self._layout()
+        cut_differently = {key for key in layout if layout[key] != newest.info[key]}
+        if cut_differently and max(layout["zero_stage"], newest.info["zero_stage"]) > 0:
+            raise CheckpointError(
+                f"{newest.folder} was written by {newest.info['world_size']} rank(s) at ZeRO stage "
+                f"{newest.info['zero_stage']}; this run has {layout['world_size']} at stage "
+                f"{layout['zero_stage']}. Continue with the same, or choose another run_dir"
+            )
+        path, _ = self.engine.load_checkpoint(str(self.checkpoints), tag=newest.tag)
+        if path is None:
+            raise CheckpointError(f"{newest.folder}: DeepSpeed could not load it")
+        log.info("resumed from %s", newest.folder)
+        return newest.step
+
+
+# ── The loop ────────────────────────────────────────────────────────────────────────────────────
+
+
+def train(training: Training, tracker: Tracker | None) -> None:
+    """Train to `max_steps`, logging, validating and saving on the way.
+
+    :raises TrainingError: stopped by a signal (after saving), or the loss is not finite.
+    """
+    config = training.config
+    stop = StopSignal()
+    first_step = training.step
+    started = time.monotonic()
+    progress = _new_progress(training)
+    while training.step < config.max_steps:
+        training.train_step(progress)
+        step, last = training.step, training.step == config.max_steps
+        stopped = stop.agreed(training.device)
+        if step % config.log_every == 0 or last or stopped:
+            remaining = (config.max_steps - step) * (time.monotonic() - started)
+            eta = timedelta(seconds=round(remaining / (step - first_step)))
+            _report(training, tracker, progress, eta)
+            progress = _new_progress(training)
+        if step % config.validate_every == 0 or last:
+            loss = training.validate()
+            log.info("step %d | valid loss %.4f | valid ppl %.2f", step, loss, _perplexity(loss))
+            if tracker:
+                tracker.log_metrics({"valid_loss": loss, "valid_ppl": _perplexity(loss)}, step)
+            progress.since = time.monotonic()
+        if step % config.checkpoint_every == 0 or last or stopped:
+            training.save(tracker.run_id if tracker else None)
+            progress.since = time.monotonic()
+        if stopped and not last:
+            raise TrainingError(
+                f"stopped by a signal at step {step}; run the same command again to continue"
+            )
+
+
+def _new_progress(training: Training) -> Progress:
+    return Progress(torch.zeros((), device=training.device), since=time.monotonic())
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 50.0))
+
+
+def _report(
+    training: Training, tracker: Tracker | None, progress: Progress, eta: timedelta
+) -> None:
+    """One progress line, and the same numbers to the tracker."""
+    seconds = time.monotonic() - progress.since
+    loss = training._sum_over_ranks(progress.loss) / progress.target_tokens
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss became {loss} before step {training.step}; lower training.learning_rate or "
+            "lengthen training.warmup_steps"
+        )
+    metrics = {
+        "train_loss": loss,
+        "learning_rate": training.engine.get_lr()[0],
+        "target_tokens_per_second": progress.target_tokens / seconds,
+        "steps_per_second": progress.steps / seconds,
+        "epoch": training.step / training.plan.steps_per_epoch,
+    }
+    grad_norm = training.engine.get_global_grad_norm()
+    if grad_norm is not None:
+        metrics["grad_norm"] = float(grad_norm)
+    log.info(
+        "step %d/%d | epoch %.2f | loss %.4f | lr %.2e%s | %s target tokens/s | ETA %s",
+        training.step,
+        training.config.max_steps,
+        metrics["epoch"],
+        loss,
+        metrics["learning_rate"],
+        f" | grad norm {metrics['grad_norm']:.2f}" if grad_norm is not None else "",
+        f"{metrics['target_tokens_per_second']:,.0f}",
+        eta,
+    )
+    if tracker:
+        tracker.log_metrics(metrics, training.step)
+
+
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.ERROR, format="%(name)s: %(message)s"
+    )
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    deepspeed.init_distributed(timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    try:
+        training = Training(recipe)
+        tracker = None
+        if rank == 0:
+            log.info(
+                "%s, %s core parameters; %s; %d rank(s) × %d micro-batch(es) a step, ZeRO stage "
+                "%d; padding %.1f%%",
+                recipe.model.architecture,
+                f"{training.core_parameters:,}",
+                training.device,
+                training.world_size,
+                training.accumulation_steps,
+                training.engine.zero_optimization_stage(),
+                100 * training.plan.padding_share(),
+            )
+            tracker = Tracker(recipe)
+            tracker.start_training(training.deepspeed_config, training.reader.manifest)
+        try:
+            train(training, tracker)
+        finally:
+            if tracker:
+                tracker.close()
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    run_command("train", "Train a translation model with DeepSpeed.", main)

@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# The whole project in one script: raw corpora → shards → a trained RingFormer → BLEU in MLflow.
+#
+#   ./run.sh [COMMAND] [--config RECIPE] [--SECTION.KEY VALUE]...
+#
+# COMMAND: all (default)  setup, prepare, train, evaluate, one after the other
+#          setup          create .venv from requirements.lock
+#          prepare        fetch → clean → vocabulary → binarize
+#          train          deepspeed pipeline/train.py; DEEPSPEED_ARGS go to the launcher
+#          evaluate       beam search on the test set, sacreBLEU, MLflow
+#          translate      stdin (or --input FILE) → stdout
+#          export         the trained model as a folder of its own
+#          dashboard      MLflow's UI on 127.0.0.1:5000
+#          test           linters, type checker and tests; arguments go to pytest
+#
+# Every stage skips what is up to date. `./run.sh COMMAND --help` lists every recipe key.
+# Exit codes: 0 done, 2 bad usage or recipe, 1 anything else.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+VENV=$ROOT/.venv
+UV=uv==0.13.9
+
+say() { printf '%s\n' "run.sh: $*" >&2; }
+fail() { say "error: $2"; exit "$1"; }
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3}; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+      2>/dev/null; then
+      printf '%s' "$candidate"
+      return
+    fi
+  done
+  fail 1 "no Python 3.10, 3.11 or 3.12 found; install one, or name it: PYTHON=/path/to/python ./run.sh"
+}
+
+# Environment from the lock file, by uv; pip where uv cannot run. A copy of the lock in .venv says
+# that it was filled completely.
+setup() {
+  cmp -s "$ROOT/requirements.lock" "$VENV/requirements.lock" && return
+  local python started=$SECONDS
+  python=$(find_python)
+  say "setting up $VENV with $("$python" --version) (about 8 GB)"
+  if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+    "$python" -m venv --clear "$VENV" ||
+      fail 1 "cannot create $VENV; on Debian and Ubuntu: apt install python3-venv"
+  fi
+  if "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$UV" &&
+    "$VENV/bin/uv" --version >/dev/null 2>&1; then
+    "$VENV/bin/uv" pip install --quiet --compile-bytecode --require-hashes \
+      --python "$VENV/bin/python" -r "$ROOT/requirements.lock"
+  else
+    say "uv cannot run here; installing with pip, which takes some minutes"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes \
+      -r "$ROOT/requirements.lock"
+  fi || fail 1 "installing from requirements.lock failed; run the same command again to continue"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    --no-build-isolation --editable "$ROOT"
+  link_libsndfile
+  "$VENV/bin/python" -m pipeline.preflight || exit 1
+  cp "$ROOT/requirements.lock" "$VENV/requirements.lock"
+  say "set up in $((SECONDS - started)) s"
+}
+
+# fairseq2 wants libsndfile at import and looks for it in the environment's lib; soundfile has it.
+link_libsndfile() {
+  local library
+  library=$("$VENV/bin/python" -c '
+import glob, os, sysconfig
+folder = os.path.join(sysconfig.get_path("purelib"), "_soundfile_data")
+print(next(iter(glob.glob(os.path.join(folder, "libsndfile*.so*"))), ""))')
+  if [[ -n $library ]]; then ln -sf "$library" "$VENV/lib/libsndfile.so.1"; fi
+}
+
+prepare() { python -m data_prep.prepare "$@"; }
+evaluate() { python -m pipeline.evaluate "$@"; }
+
+train() {
+  local status=0
+  python -m pipeline.checkpoint "$@" || status=$?
+  case $status in
+    0) return ;;  # finished before
+    3) ;;         # steps left to train
+    *) exit "$status" ;;
+  esac
+  # shellcheck disable=SC2086  # several arguments in one variable
+  deepspeed ${DEEPSPEED_ARGS:-} "$ROOT/pipeline/train.py" "$@"
+}
+
+tests() {
+  ruff check "$ROOT" && ruff format --check "$ROOT" && mypy --config-file "$ROOT/pyproject.toml" &&
+    python -m pytest "$@"
+}
+
+command=all
+if [[ $# -gt 0 && ($1 != -* || $1 == -h || $1 == --help) ]]; then
+  command=$1
+  shift
+fi
+case $command in
+  all | setup | prepare | train | evaluate | translate | export | dashboard | test) ;;
+  -h | --help | help)
+    sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit 0
+    ;;
+  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, evaluate, translate, export, dashboard or test" ;;
+esac
+
+setup >&2
+export PATH=$VENV/bin:$PATH
+case $command in
+  setup) say "environment $VENV is up to date" ;;
+  all)
+    prepare "$@"
+    train "$@"
+    evaluate "$@"
+    ;;
+  test)
+    cd "$ROOT"
+    tests "$@"
+    ;;
+  prepare | train | evaluate) "$command" "$@" ;;
+  *) exec python -m "pipeline.$command" "$@" ;;
+esac
