@@ -21,7 +21,12 @@ SPLITS = ("train", "valid", "test")
 
 
 def binarize(
-    config: DataConfig, cleaned: Manifest, vocabulary: Manifest, text: Path, model: Path, folder: Path
+    config: DataConfig,
+    cleaned: Manifest,
+    vocabulary: Manifest,
+    text: Path,
+    model: Path,
+    folder: Path,
 ) -> Manifest:
     """Write `SPLIT-NNNNN.arrow` for every split, and `spm.model` beside them.
 
@@ -69,7 +74,7 @@ def binarize(
         if too_long:
             log.info("shards: dropped %d training pairs over the token limit", too_long)
         return {
-            "languages": [config.source_lang, config.target_lang],
+            "languages": config.languages,
             "vocabulary": {"size": vocabulary["size"], "sha256": vocabulary["sha256"]},
             "totals": totals,
             "dropped_too_long": too_long,
@@ -94,8 +99,7 @@ def _encoded(
     """Shards of encoded pairs, each with the number of pairs dropped for length."""
     vocabulary = load_vocabulary(model)
     limit = config.max_tokens_per_side
-    paths = (text / f"{split}.{language}" for language in (config.source_lang, config.target_lang))
-    pairs = read_pairs(*paths)
+    pairs = read_pairs(*(text / f"{split}.{lang}" for lang in config.languages))
     while chunk := list(islice(pairs, config.pairs_per_shard)):
         sides = [
             vocabulary.encode(list(side), add_eos=True, num_threads=-1)

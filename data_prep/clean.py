@@ -41,7 +41,7 @@ def clean(config: DataConfig, fetched: Manifest, folder: Path) -> Manifest:
         "test": config.test.model_dump(),
         "files": {path: file["sha256"] for path, file in files.items()},
         "cleaning": config.cleaning.model_dump(),
-        "languages": [config.source_lang, config.target_lang],
+        "languages": config.languages,
         "version": VERSION,
     }
 
@@ -92,7 +92,7 @@ def _filters(config: CleaningConfig, held_out: list[Pair]) -> dict[str, Filter]:
         seen.add(pair)
         return known
 
-    sources, targets = ({hash_text(side) for side in sides} for sides in zip(*held_out, strict=True))
+    sources, targets = (set(map(hash_text, sides)) for sides in zip(*held_out, strict=True))
     filters: dict[str, Filter] = {
         "empty_side": lambda s, t: not s or not t,
         "too_long": lambda s, t: max(len(s), len(t)) > config.max_chars,
@@ -138,8 +138,7 @@ def _summary(report: dict[str, Any]) -> str:
 
 
 def _write_pairs(folder: Path, split: str, config: DataConfig, pairs: Iterable[Pair]) -> int:
-    paths = (folder / f"{split}.{language}" for language in (config.source_lang, config.target_lang))
-    source_path, target_path = paths
+    source_path, target_path = (folder / f"{split}.{lang}" for lang in config.languages)
     count = 0
     with (
         source_path.open("w", encoding="utf-8", newline="\n") as sources,

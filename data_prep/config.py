@@ -147,6 +147,10 @@ class DataConfig(Section):
     seed: int = 1
     """Seed of everything random in data preparation."""
 
+    @property
+    def languages(self) -> tuple[str, str]:
+        return self.source_lang, self.target_lang
+
     @model_validator(mode="after")
     def _languages_differ(self) -> DataConfig:
         if self.source_lang == self.target_lang:

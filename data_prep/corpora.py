@@ -20,9 +20,10 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 from urllib3.util import Retry
 
 from data_prep import toy_corpus
-from data_prep.config import Corpus, DataConfig, Download
+from data_prep.config import Corpus, DataConfig, Download, ToyCorpusConfig
 from data_prep.stage import DataError, Manifest, log, read_manifest, run_stage, sha256_of
 
+RETRIES = 5
 CONNECT_AND_READ_TIMEOUT = (10, 60)  # seconds
 
 
@@ -40,23 +41,28 @@ def fetch(config: DataConfig, folder: Path) -> Manifest:
         missing = [path for path in missing if not path.startswith("toy/")]
     _download(config, missing)
 
-    toy = config.toy_corpus.model_dump() if config.toy_corpus else None
     local = [path for path in paths if (config.root / path).is_file()]
     previous = read_manifest(folder)
     known = previous["inputs"].get("local", {}) if previous else {}
+    found = {path: _fingerprint(config.root / path, known.get(path)) for path in local}
+    generated = [path for path in paths if path not in found]
+    toy = config.toy_corpus if generated else None
     inputs = {
-        "local": {path: _fingerprint(config.root / path, known.get(path)) for path in local},
-        "toy_corpus": {**toy, "seed": config.seed} if toy and len(local) < len(paths) else None,
+        "local": found,
+        "toy_corpus": {**toy.model_dump(), "seed": config.seed} if toy else None,
     }
 
     def build(partial: Path) -> dict[str, Any]:
-        if inputs["toy_corpus"]:
-            _write_toy_corpus(config, partial)
-        files = {
-            path: inputs["local"].get(path) or _fingerprint(partial / path) for path in paths
-        }
-        for path in set(paths) - set(local):
-            files[path] = {**files[path], "path": str((folder / path).absolute())}
+        files = dict(found)
+        if toy:
+            _write_toy_corpus(config, toy, partial)
+        for path in generated:
+            if not (partial / path).is_file():
+                raise DataError(f"{path}: the toy corpus has no such file")
+            files[path] = {
+                **_fingerprint(partial / path),
+                "path": str((folder / path).absolute()),
+            }
         return {"files": files}
 
     return run_stage(folder, inputs, build)
@@ -79,17 +85,15 @@ def _fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, A
     return {**cheap, "sha256": sha256_of(path)}
 
 
-def _write_toy_corpus(config: DataConfig, folder: Path) -> None:
-    assert config.toy_corpus is not None
+def _write_toy_corpus(config: DataConfig, sizes: ToyCorpusConfig, folder: Path) -> None:
     (folder / "toy").mkdir()
-    languages = (config.source_lang, config.target_lang)
-    if set(languages) != {"de", "en"}:
-        raise DataError("The embedded toy corpus is German–English; set the languages to de and en")
-    splits = toy_corpus.generate(config.toy_corpus.model_dump(), config.seed)
+    if config.languages != ("de", "en"):
+        raise DataError("The embedded toy corpus is German–English; use it as de → en")
+    splits = toy_corpus.generate(sizes.model_dump(), config.seed)
     for split, pairs in splits.items():
         for language, lines in zip(("de", "en"), zip(*pairs, strict=True), strict=True):
             text = "".join(f"{line}\n" for line in lines)
-            (folder / "toy" / f"{split}.{language}").write_text(text, encoding="utf-8", newline="\n")
+            (folder / "toy" / f"{split}.{language}").write_bytes(text.encode())
 
 
 # ── Downloads ───────────────────────────────────────────────────────────────────────────────────
@@ -144,7 +148,7 @@ def _fetch_one(download: Download, root: Path) -> None:
 
 def _receive(download: Download, partial: Path) -> None:
     """Download to `partial`, continuing what an interrupted try left there."""
-    retries = Retry(total=5, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504))
+    retries = Retry(total=RETRIES, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504))
     have = partial.stat().st_size if partial.exists() else 0
     if have > download.bytes:
         partial.unlink()
@@ -223,12 +227,8 @@ def read_lines(path: Path) -> Iterator[str]:
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            if path.suffix == ".sgm":
-                segments = re.findall(rb"<seg[^>]*>(.*?)</seg>", file.read(), re.DOTALL)
-                lines = [b" ".join(unescape_sgm(segment).split()) for segment in segments]
-            else:
-                lines = file
-            for number, line in enumerate(lines, start=1):
+            lines: Iterable[bytes] = _segments(file.read()) if path.suffix == ".sgm" else file
+            for number, line in enumerate(lines, start=1):  # noqa: B007 (the handlers use it)
                 yield line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise DataError(
@@ -239,10 +239,11 @@ def read_lines(path: Path) -> Iterator[str]:
         raise DataError(f"{path}: damaged or truncated after line {number}: {error}") from error
 
 
-def unescape_sgm(segment: bytes) -> bytes:
-    text = segment.decode("utf-8", errors="surrogateescape")
-    text = unescape(text, {"&quot;": '"', "&apos;": "'"})
-    return text.encode("utf-8", errors="surrogateescape")
+def _segments(sgm: bytes) -> Iterator[bytes]:
+    """The segments of a WMT test set, one line each."""
+    for segment in re.findall(rb"<seg[^>]*>(.*?)</seg>", sgm, re.DOTALL):
+        text = unescape(segment.decode("latin-1"), {"&quot;": '"', "&apos;": "'"})
+        yield b" ".join(text.encode("latin-1").split())
 
 
 def hash_text(text: str) -> int:

@@ -662,7 +662,7 @@ class Grammar:
         plural = noun.pl != "-" and self.often(0.2)
         det = self.pick((THE, THE, THE, THE, THIS, A, A, A, A, MY, OUR))
         mine = kind not in ("event", "building", "transit", "drink")
-        if det in (MY, OUR) and not mine or det is THIS and noun.pl == "-":
+        if (det in (MY, OUR) and not mine) or (det is THIS and noun.pl == "-"):
             det = THE
         if owner and mine and self.often(0.2):
             det = own(owner)
@@ -845,7 +845,7 @@ class Grammar:
         # A feminine or neuter person could be subject or object: "die Frau, die die Ärztin sah".
         cases = ("A", "D", ":") if not human or head.gender == "m" else ("D", ":")
         verbs = [verb for verb in VERBS if head.kind in verb.kinds and verb is not avoid and (
-            verb.frame in cases or ":" in cases and ":" in verb.frame)]
+            verb.frame in cases or (":" in cases and ":" in verb.frame))]
         verb = self.pick(verbs)
         modes = [mode for mode in ("past", "past", "pres", "wollte") if _fits(verb, mode)]
         subject = self.subject()

@@ -42,7 +42,7 @@ def train_vocabulary(config: DataConfig, cleaned: Manifest, text: Path, folder: 
     lines_per_side = cleaned["pairs"]["train"]
 
     def sample() -> Iterator[str]:
-        paths = (text / f"train.{lang}" for lang in (config.source_lang, config.target_lang))
+        paths = (text / f"train.{lang}" for lang in config.languages)
         share = settings.sample_lines / (2 * lines_per_side)
         generator = np.random.default_rng(config.seed)
         for path in paths:

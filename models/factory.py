@@ -8,7 +8,6 @@ from models.seq2seq import TranslationModel
 from models.transformer import transformer_decoder, transformer_encoder
 
 
-
 def create_model(config: ModelConfig, vocab_size: int, pad_idx: int) -> TranslationModel:
     """Build the model that `config` describes, freshly initialised from torch's global RNG."""
     if config.architecture == "ringformer":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fairseq2.models.seq2seq import Seq2SeqModel
@@ -100,6 +100,14 @@ class TranslationModel(Seq2SeqModel):
             else Linear(dim, vocab_size, bias=True)
         )
 
+    @property
+    def source_embed(self) -> StandardEmbedding:
+        return cast(StandardEmbedding, self.encoder_frontend.embed)
+
+    @property
+    def target_embed(self) -> StandardEmbedding:
+        return cast(StandardEmbedding, self.decoder_frontend.embed)
+
     @staticmethod
     def _frontend(config: ModelConfig, embed: StandardEmbedding) -> TransformerEmbeddingFrontend:
         return TransformerEmbeddingFrontend(
@@ -144,7 +152,21 @@ class TranslationModel(Seq2SeqModel):
 
     def logits(self, source: Tensor, target: Tensor) -> Tensor:
         """:param source: padded ids `[B, S]`. :param target: `[B, T]`. :returns: `[B, T, V]`."""
-        return self(source, self.layout(source), target, self.layout(target))  # type: ignore[no-any-return]
+        return self(source, self.layout(source), target, self.layout(target))
+
+    def checkpoint_levels(self, segment_length: int) -> None:
+        """Recompute activations in the backward pass, in segments of that many levels; 0: keep.
+
+        :raises ValueError: the architecture cannot.
+        """
+        for stack in (self.encoder, self.decoder):
+            if hasattr(stack, "segment_length"):
+                stack.segment_length = segment_length  # type: ignore[assignment]
+            elif segment_length:
+                raise ValueError(
+                    f"{type(stack).__name__} has no activation checkpointing; set "
+                    "training.checkpoint_levels to 0"
+                )
 
     def layout(self, seqs: Tensor) -> BatchLayout:
         """The layout of ids padded on the right with `pad_idx`, `[B, S]`."""

@@ -228,10 +228,8 @@ def _describe(error: ValidationError, path: Path, content: Any, overridden: set[
     line = ""
     for part in location:
         try:
-            if isinstance(content, dict):
-                line = f":{content.lc.key(part)[0] + 1}"
-            else:
-                line = f":{content.lc.item(part)[0] + 1}"
+            position = content.lc.item(part) if isinstance(part, int) else content.lc.key(part)
+            line = f":{position[0] + 1}"
             content = content[part]
         except (AttributeError, KeyError, TypeError):
             break

@@ -19,7 +19,8 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         print(f"The recipe tracks to a server; its dashboard is {uri}")
         return
     recipe.run_dir.absolute().parent.mkdir(parents=True, exist_ok=True)
-    print(f"{uri} on http://127.0.0.1:{arguments.port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
+    address = f"http://127.0.0.1:{arguments.port}"
+    print(f"dashboard: {address} over {uri} (Ctrl-C ends it)", file=sys.stderr, flush=True)
     server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     server += ["--host", "127.0.0.1", "--port", str(arguments.port), "--workers", "1"]
     os.execv(sys.executable, server)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.corpora import read_lines
 from data_prep.stage import digest_of, read_manifest, write_atomically, write_json
+from data_prep.vocabulary import load_vocabulary
 from pipeline.checkpoint import Checkpoint, checkpoints_to_average
 from pipeline.config import Recipe, run_command
 
@@ -38,7 +39,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
         return known
 
     from pipeline.tracking import Tracker  # seconds of imports, only when there is work
-    from pipeline.translator import Translator, load_vocabulary, untrained_model
+    from pipeline.translator import Translator, untrained_model
 
     tags = [checkpoint.tag for checkpoint in checkpoints]
     log.info("test set %s, checkpoints %s", recipe.data.test.name, ", ".join(tags))
@@ -47,7 +48,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     started = time.monotonic()
     hypotheses = _translate(Translator.of_run(recipe), sources, "translating")
     seconds = time.monotonic() - started
-    scores = {
+    scores: dict[str, Any] = {
         "test_set": recipe.data.test.name,
         "sentences": len(sources),
         **_score(recipe, hypotheses, references),

@@ -59,7 +59,7 @@ class Tracker:
             self._log("json", name=f"{name}.json", content=content)
         sections = {key: value for key, value in recipe.items() if key != "data"}
         params = {**_flat(sections), **_flat(deepspeed_config, "deepspeed.")}
-        params |= _flat(data["totals"], "data.") | {"data.vocabulary_size": data["vocabulary"]["size"]}
+        params |= _flat({key: data[key] for key in ("totals", "vocabulary")}, "data.")
         self._log("params", params={key: str(value)[:500] for key, value in params.items()})
         self._log("status", status="RUNNING")
 
@@ -212,7 +212,7 @@ def _send(client: MlflowClient, run_id: str, kind: str, records: list[dict[str, 
             client.set_terminated(run_id, record["status"])
     except MlflowException as error:
         # Refused for good (a parameter that changed on resume, say): retrying cannot help.
-        if error.get_http_status_code() not in (400, 404):
+        if error.get_http_status_code() not in (400, 404):  # type: ignore[no-untyped-call]
             raise
         log.warning("MLflow did not take %s: %s", kind, _short(error))
     except FileNotFoundError as error:

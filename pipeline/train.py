@@ -115,8 +115,7 @@ class Training:
         vocab_size = self.reader.manifest["vocabulary"]["size"]
         model = create_model(recipe.model, vocab_size, PAD_IDX)
         self.core_parameters = core_parameters(model)
-        for ring in (model.encoder, model.decoder):
-            ring.checkpoint_levels = config.checkpoint_levels
+        model.checkpoint_levels(config.checkpoint_levels)
         self.engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=model.parameters(),

@@ -96,7 +96,8 @@ class Translator:
                 by_length[len(encoded[index])].append(index)
         translations = [""] * len(sentences)
         for indices in self._batches(by_length):
-            for index, text in zip(indices, self._decode([encoded[i] for i in indices]), strict=True):
+            decoded = self._decode([encoded[index] for index in indices])
+            for index, text in zip(indices, decoded, strict=True):
                 translations[index] = text
             progress(len(indices))
         progress(len(sentences) - sum(map(len, by_length.values())))

@@ -51,8 +51,8 @@ def from_reference(
 def reference_names(model: TranslationModel) -> dict[str, Tensor]:
     """The published name of every parameter (views into stacked ones)."""
     names: dict[str, Tensor] = {
-        "encoder.emb_layer.emb_layer.weight": model.encoder_frontend.embed.weight,
-        "decoder.emb_layer.emb_layer.weight": model.decoder_frontend.embed.weight,
+        "encoder.emb_layer.emb_layer.weight": model.source_embed.weight,
+        "decoder.emb_layer.emb_layer.weight": model.target_embed.weight,
         "fc.weight": model.final_proj.weight,
     }
     if model.final_proj.bias is not None:
@@ -62,9 +62,9 @@ def reference_names(model: TranslationModel) -> dict[str, Tensor]:
         raise TypeError("Only a RingFormer has names in the published implementation.")
     names |= _ring_names(encoder, "encoder", "encoders.0", "self_attention")
     names |= _ring_names(decoder, "decoder", "decoders.0", "masked_self_attention")
-    for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "attn_proj")):
+    for ours, theirs in {"q": "q", "k": "k", "v": "v", "output": "attn"}.items():
         projection = getattr(decoder, f"cross_attn_{ours}")
-        names[f"decoder.decoders.0.enc_dec_attention.{theirs}.weight"] = projection.weight
+        names[f"decoder.decoders.0.enc_dec_attention.{theirs}_proj.weight"] = projection.weight
     names |= _norm_names("encoder", encoder.self_attn_layer_norms, encoder.ffn_layer_norms)
     names |= _norm_names(
         "decoder",

@@ -41,12 +41,9 @@ def _layer_norms(config: ModelConfig) -> nn.ModuleList:
 
 
 def _linear(config: ModelConfig) -> Linear:
-    return Linear(
-        config.model_dim,
-        config.model_dim,
-        bias=False,
-        init_fn=lambda linear: nn.init.xavier_uniform_(linear.weight),
-    )
+    linear = Linear(config.model_dim, config.model_dim, bias=False)
+    nn.init.xavier_uniform_(linear.weight)
+    return linear
 
 
 def padding_mask(layout: BatchLayout) -> Tensor | None:
@@ -57,14 +54,14 @@ def padding_mask(layout: BatchLayout) -> Tensor | None:
 class _Ring(nn.Module):
     """Attention by heads, and the loop over levels with activation checkpointing."""
 
-    checkpoint_levels: int
+    segment_length: int
     """Recompute activations in segments of that many levels in backward; 0 keeps them all."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_levels = config.num_levels
         self.num_heads = config.num_heads
-        self.checkpoint_levels = 0
+        self.segment_length = 0
         self.dropout = nn.Dropout(config.dropout)
         self.self_attn_qkv = LevelProjection(config.model_dim, 3, config.num_levels, config.rank)
         self.self_attn_output = _linear(config)
@@ -76,18 +73,17 @@ class _Ring(nn.Module):
 
     def split_heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """`[B, S, count·d]` → count × `[B, H, S, d/H]`."""
-        x = x.unflatten(-1, (count, self.num_heads, -1))
-        return x.permute(2, 0, 3, 1, 4).unbind()
+        batch, length, _ = x.shape
+        return x.view(batch, length, count, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
     def run(self, level: Callable[[int, Tensor], Tensor], x: Tensor) -> Tensor:
         """Apply `level(i, x)` for i = 0…N-1."""
-        segment_length = self.checkpoint_levels if self.training else 0
-        if not segment_length:
+        if not (self.segment_length and self.training):
             return _run_levels(level, range(self.num_levels), x)
-        for first in range(0, self.num_levels, segment_length):
-            levels = range(first, min(first + segment_length, self.num_levels))
+        for first in range(0, self.num_levels, self.segment_length):
+            levels = range(first, min(first + self.segment_length, self.num_levels))
             # Only torch's non-reentrant form works with every ZeRO stage when layers are shared.
-            x = checkpoint(_run_levels, level, levels, x, use_reentrant=False)  # type: ignore[assignment]
+            x = checkpoint(_run_levels, level, levels, x, use_reentrant=False)
         return x
 
 

@@ -1,0 +1,98 @@
+"""What tests share: real data beside the checkout, a tiny recipe, and commands as users run them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from data_prep.prepare import prepare
+from pipeline.config import Recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+TINY_RECIPE = """
+run_dir: {run_dir}
+data:
+  root: {root}
+  toy_corpus: {{train: 600, valid: 40, test: 20}}
+  train:
+    - {{name: toy, source: toy/train.de, target: toy/train.en}}
+  valid: {{name: toy-valid, source: toy/valid.de, target: toy/valid.en}}
+  test: {{name: toy-test, source: toy/test.de, target: toy/test.en}}
+  vocabulary: {{size: 300}}
+  max_tokens_per_side: 64
+model: {{model_dim: 32, num_heads: 4, ffn_inner_dim: 64, num_levels: 3, dropout: 0.1, max_seq_len: 96}}
+training:
+  max_steps: 6
+  max_tokens: 2048
+  micro_batch_tokens: 512
+  learning_rate: 5e-3
+  warmup_steps: 2
+  log_every: 2
+  validate_every: 3
+  checkpoint_every: 3
+evaluation: {{beam_size: 2, untrained_baseline: true}}
+"""
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real corpora and golden vectors beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs {SHARED}, which is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe file; its run_dir is empty."""
+    folder = tmp_path_factory.mktemp("tiny")
+    path = folder / "tiny.yaml"
+    path.write_text(TINY_RECIPE.format(run_dir=folder / "run", root=folder / "data"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny_recipe: Path) -> Recipe:
+    """The tiny recipe with its shards in run_dir."""
+    recipe = load_recipe(tiny_recipe)
+    prepare(recipe)
+    return recipe
+
+
+@pytest.fixture
+def command() -> Iterator[Command]:
+    """Run `python -m MODULE ARGUMENTS…` and collect what it said."""
+
+    def run(module: str, *arguments: object, stdin: str | bytes = "") -> object:
+        return run_process([sys.executable, "-m", module, *map(str, arguments)], stdin=stdin)
+
+    yield run  # type: ignore[misc]
+
+
+def run_process(
+    command: list[str], *, stdin: str | bytes = "", timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a process in the checkout with the environment's programs on PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    done = subprocess.run(
+        command,
+        input=data,
+        capture_output=True,
+        cwd=ROOT,
+        timeout=timeout,
+        env={**os.environ, "PATH": path, **environment},
+        check=False,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )

@@ -1,0 +1,137 @@
+"""Fetching from a real HTTP server, and reading what WMT publishes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import io
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_prep.config import DataConfig
+from data_prep.corpora import fetch, read_lines
+from data_prep.stage import DataError
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves files with byte ranges; remembers what was asked for."""
+
+    requests: list[str | None]
+
+    def do_GET(self) -> None:
+        begin = self.headers.get("Range")
+        self.requests.append(begin)
+        if begin is None:
+            super().do_GET()
+            return
+        content = Path(self.translate_path(self.path)).read_bytes()
+        part = content[int(begin.removeprefix("bytes=").removesuffix("-")) :]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Serves tmp_path/served."""
+    (tmp_path / "served").mkdir()
+    Handler.requests = []
+    handler = functools.partial(Handler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def archive(path: Path, members: dict[str, str]) -> dict[str, object]:
+    """Write a .tgz; returns its bytes and sha256 as a recipe has them."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text.encode())
+            tar.addfile(info, io.BytesIO(text.encode()))
+    content = path.read_bytes()
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def config_of(root: Path, url: str, checks: dict[str, object]) -> DataConfig:
+    corpus = {"name": "c", "source": "wmt/train/c.de", "target": "wmt/train/c.en"}
+    members = ["train/c.de", "train/c.en"]
+    download = {"url": url, "folder": "wmt", "members": members, **checks}
+    return DataConfig.model_validate(
+        {"root": root, "train": [corpus], "valid": corpus, "test": corpus, "downloads": [download]}
+    )
+
+
+MEMBERS = {"train/c.de": "Hallo\n", "train/c.en": "Hello\n", "../evil": "out", "big": "x" * 9999}
+
+
+def test_fetch_unpacks_only_the_named_members(tmp_path: Path, server: str) -> None:
+    checks = archive(tmp_path / "served" / "c.tgz", MEMBERS)
+    config = config_of(tmp_path / "root", f"{server}/c.tgz", checks)
+    files = fetch(config, tmp_path / "run" / "fetch")["files"]
+    assert Path(files["wmt/train/c.de"]["path"]).read_text() == "Hallo\n"
+    found = {str(p.relative_to(tmp_path / "root")) for p in (tmp_path / "root").rglob("*.*")}
+    assert found == {"wmt/train/c.de", "wmt/train/c.en"}
+    assert not (tmp_path / "evil").exists()
+    fetch(config, tmp_path / "run" / "fetch")
+    assert len(Handler.requests) == 1  # what is there is not fetched again
+
+
+def test_fetch_continues_a_partial_download(tmp_path: Path, server: str) -> None:
+    checks = archive(tmp_path / "served" / "c.tgz", MEMBERS)
+    (tmp_path / "root" / "wmt").mkdir(parents=True)
+    beginning = (tmp_path / "served" / "c.tgz").read_bytes()[:100]
+    (tmp_path / "root" / "wmt" / ".c.tgz.partial").write_bytes(beginning)
+    config = config_of(tmp_path / "root", f"{server}/c.tgz", checks)
+    fetch(config, tmp_path / "run" / "fetch")
+    assert Handler.requests == ["bytes=100-"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [({"sha256": "0" * 64}, "sha256 differs"), ({"bytes": 7}, "got .* bytes, the recipe says 7")],
+)
+def test_fetch_refuses_other_content(
+    tmp_path: Path, server: str, changed: dict[str, object], expected: str
+) -> None:
+    checks = archive(tmp_path / "served" / "c.tgz", MEMBERS) | changed
+    config = config_of(tmp_path / "root", f"{server}/c.tgz", checks)
+    with pytest.raises(DataError, match=expected):
+        fetch(config, tmp_path / "run" / "fetch")
+    assert not list((tmp_path / "root").rglob("c.*"))
+
+
+def test_unreachable_server_lists_every_missing_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.corpora.RETRIES", 0)
+    checks = {"bytes": 10, "sha256": "0" * 64}
+    config = config_of(tmp_path / "root", "http://127.0.0.1:9/c.tgz", checks)
+    with pytest.raises(DataError) as caught:
+        fetch(config, tmp_path / "run" / "fetch")
+    for side in ("de", "en"):
+        assert f"http://127.0.0.1:9/c.tgz  →  {tmp_path}/root/wmt/train/c.{side}" in str(
+            caught.value
+        )
+    assert not (tmp_path / "root").exists()
+
+
+def test_sgm_test_sets(tmp_path: Path) -> None:
+    path = tmp_path / "newstest-src.de.sgm"
+    path.write_text(
+        '<srcset setid="x" srclang="any">\n<doc docid="1">\n<p>\n'
+        '<seg id="1">Müller &amp; Söhne</seg>\n<seg id="2"> zwei\nZeilen </seg>\n'
+        "</p>\n</doc>\n</srcset>\n",
+        encoding="utf-8",
+    )
+    assert list(read_lines(path)) == ["Müller & Söhne", "zwei Zeilen"]

@@ -1,0 +1,283 @@
+"""Data preparation as a user runs it, on good input and on bad."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from data_prep.prepare import prepare
+from data_prep.shards import ShardReader
+from data_prep.stage import sha256_of
+from data_prep.vocabulary import load_vocabulary
+from pipeline.config import Recipe, load_recipe
+from tests.conftest import Command
+
+GOOD = [(f"Das ist der Satz {i}.", f"This is sentence {i}.") for i in range(400)]
+
+
+def write_corpus(folder: Path, name: str, pairs: list[tuple[str, str]]) -> None:
+    folder.mkdir(exist_ok=True, parents=True)
+    for side, language in enumerate(("de", "en")):
+        text = "".join(f"{pair[side]}\n" for pair in pairs)
+        (folder / f"{name}.{language}").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder with a good corpus, and `recipe.yaml` that uses it."""
+    write_corpus(tmp_path / "data", "train", GOOD)
+    write_corpus(tmp_path / "data", "valid", [("Guten Tag.", "Good day."), ("Nein.", "No.")])
+    write_corpus(tmp_path / "data", "test", [("Guten Abend, Anna.", "Good evening, Anna.")])
+    (tmp_path / "recipe.yaml").write_text(
+        f"""
+run_dir: {tmp_path}/run
+data:
+  root: {tmp_path}/data
+  train: [{{name: train, source: train.de, target: train.en}}]
+  valid: {{name: valid, source: valid.de, target: valid.en}}
+  test: {{name: test, source: test.de, target: test.en}}
+  vocabulary: {{size: 60}}
+"""
+    )
+    return tmp_path
+
+
+def recipe_of(folder: Path, **overrides: str) -> Recipe:
+    return load_recipe(
+        folder / "recipe.yaml", [(key.replace("__", "."), v) for key, v in overrides.items()]
+    )
+
+
+def report_of(recipe: Recipe) -> dict[str, int]:
+    report = json.loads((recipe.run_dir / "clean" / "report.json").read_text())
+    dropped: dict[str, int] = report["corpora"][0]["dropped"]
+    return dropped
+
+
+# ── Good input ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_shards_are_plain_arrow_and_decode_to_the_text(corpus: Path) -> None:
+    recipe = recipe_of(corpus)
+    manifest = prepare(recipe)
+    shards = recipe.run_dir / "shards"
+    vocabulary = load_vocabulary(shards / "spm.model")
+    assert sha256_of(shards / "spm.model") == manifest["vocabulary"]["sha256"]
+    for shard in manifest["shards"]:
+        assert sha256_of(shards / shard["name"]) == shard["sha256"]
+    table = pa.ipc.open_file(pa.memory_map(str(shards / "train-00000.arrow"))).read_all()
+    assert table.schema.field("source").type == pa.list_(pa.uint16())
+    decoded = [
+        tuple(vocabulary.decode(table[side][row].as_py()) for side in ("source", "target"))
+        for row in range(len(table))
+    ]
+    assert decoded == GOOD
+    reader = ShardReader(shards, "train", verify=True)
+    assert len(reader) == len(GOOD)
+    assert reader[7][0].base is not None  # a view into the mapped file
+    assert manifest["totals"]["train"]["target_tokens"] == reader.lengths()[1].sum()
+
+
+def test_many_shards_read_as_one(corpus: Path) -> None:
+    one = recipe_of(corpus)
+    prepare(one)
+    many = recipe_of(corpus, run_dir=f"{corpus}/many", data__pairs_per_shard="64")
+    assert len([s for s in prepare(many)["shards"] if s["split"] == "train"]) == 7
+    readers = [ShardReader(recipe.run_dir / "shards", "train") for recipe in (one, many)]
+    for index in (0, 63, 64, 399):
+        for side in (0, 1):
+            assert (readers[0][index][side] == readers[1][index][side]).all()
+
+
+def test_same_input_same_bytes(corpus: Path) -> None:
+    first = prepare(recipe_of(corpus))
+    second = prepare(recipe_of(corpus, run_dir=f"{corpus}/again"))
+    assert first["shards"] == second["shards"]
+    assert first["vocabulary"] == second["vocabulary"]
+
+
+def test_rerun_reuses_and_a_change_redoes_only_what_follows(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare(recipe_of(corpus))
+    caplog.set_level("INFO")
+
+    def told(**overrides: str) -> list[str]:
+        caplog.clear()
+        prepare(recipe_of(corpus, **overrides))
+        starts = ("fetch:", "clean:", "vocabulary:", "shards:")
+        return [m for m in caplog.messages if m.startswith(starts) and "pairs" not in m]
+
+    assert [m.split(" (")[0] for m in told()] == [
+        f"{stage}: up to date, reused" for stage in ("fetch", "clean", "vocabulary", "shards")
+    ]
+    resized = told(data__vocabulary__size="70")
+    assert "reused" in resized[1]
+    assert resized[2:] == [
+        "vocabulary: done again: vocabulary changed",
+        "shards: done again: vocabulary changed",
+    ]
+    write_corpus(corpus / "data", "train", GOOD[:300])
+    assert told()[1] == "clean: done again: files changed"
+
+
+def test_gz_files_and_odd_line_separators(corpus: Path) -> None:
+    for language, text in (("de", "Ein\u2028Satz.\r\nZwei\u0085Sätze.\n"), ("en", "A\nB\n")):
+        with gzip.open(corpus / "data" / f"train.{language}.gz", "wt", newline="") as file:
+            file.write(text + "".join(f"Zeile {language} {i}\n" for i in range(300)))
+    train = "[{name: gz, source: train.de.gz, target: train.en.gz}]"
+    manifest = prepare(recipe_of(corpus, data__train=train))
+    assert manifest["totals"]["train"]["pairs"] == 302
+
+
+def test_cleaning_counts_what_it_drops(corpus: Path) -> None:
+    bad = [
+        ("", "Empty."),
+        ("\u200b ", "Invisible."),
+        ("Das ist der Satz 1.", "This is sentence 1."),  # a duplicate
+        ("Das  ist der\tSatz 1.", "This is sentence\u00a01."),  # the same but for white space
+        ("Gleich 7", "Gleich 7"),
+        ("Guten Abend, Anna.", "Good evening!"),  # source of the test set
+        ("Zu lang " * 200, "Too long " * 200),
+        ("Kurz.", "A translation that says far more than its source does" + " and on" * 5),
+    ]
+    write_corpus(corpus / "data", "train", [*GOOD, *bad])
+    recipe = recipe_of(corpus)
+    assert prepare(recipe)["totals"]["train"]["pairs"] == len(GOOD)
+    assert report_of(recipe) == {
+        "empty_side": 2,
+        "too_long": 1,
+        "length_ratio": 1,
+        "identical_sides": 1,
+        "test_overlap": 1,
+        "duplicate": 2,
+    }
+
+
+def test_multi30k(shared: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(
+        Path("recipes/multi30k_de_en.yaml"),
+        [("data.root", str(shared / "data")), ("run_dir", str(tmp_path / "run"))],
+    )
+    totals = prepare(recipe)["totals"]
+    assert totals["valid"]["pairs"] == 1014
+    assert totals["test"]["pairs"] == 1000
+    assert 28900 < totals["train"]["pairs"] <= 29000
+
+
+# ── Bad input: one clear message, exit code 1, nothing half-written ─────────────────────────────
+
+
+def damage_missing(folder: Path) -> None:
+    (folder / "data" / "train.en").unlink()
+
+
+def damage_length(folder: Path) -> None:
+    with (folder / "data" / "train.en").open("a") as file:
+        file.write("One more.\n")
+
+
+def damage_gz(folder: Path) -> None:
+    for language in ("de", "en"):
+        plain = folder / "data" / f"train.{language}"
+        content = gzip.compress(plain.read_bytes())
+        plain.with_suffix(f".{language}.gz").write_bytes(content[: len(content) // 2])
+    text = (folder / "recipe.yaml").read_text()
+    text = text.replace("train.de,", "train.de.gz,").replace("train.en}", "train.en.gz}")
+    (folder / "recipe.yaml").write_text(text)
+
+
+def damage_encoding(folder: Path) -> None:
+    lines = (folder / "data" / "train.de").read_bytes().split(b"\n")
+    lines[41] = "Käse".encode("latin-1")
+    (folder / "data" / "train.de").write_bytes(b"\n".join(lines))
+
+
+def damage_empty(folder: Path) -> None:
+    write_corpus(folder / "data", "train", [("", "")] * 50)
+
+
+def damage_vocabulary(folder: Path) -> None:
+    text = (folder / "recipe.yaml").read_text().replace("size: 60", "size: 30000")
+    (folder / "recipe.yaml").write_text(text)
+
+
+def damage_run_dir(folder: Path) -> None:
+    (folder / "run").write_text("a file is in the way")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (damage_missing, ["not found", "data/train.en", "--data.root"]),
+        (damage_length, ["train.de ends after 400 lines", "train.en goes on"]),
+        (damage_gz, ["train.de.gz: damaged or truncated after line"]),
+        (damage_encoding, ["train.de:42: not valid UTF-8 (byte 2"]),
+        (damage_empty, ["No training pair is left", "50 empty_side"]),
+        (damage_vocabulary, ["data.vocabulary.size 30000", "800 lines"]),
+        (damage_run_dir, ["run", "File exists"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bad_input(
+    corpus: Path, command: Command, damage: Callable[[Path], None], expected: list[str]
+) -> None:
+    damage(corpus)
+    done = command("data_prep.prepare", "--config", corpus / "recipe.yaml")
+    assert done.returncode == 1, done.stderr
+    message = done.stderr[done.stderr.index("error:") :]
+    for part in expected:
+        assert part in message
+    assert "Traceback" not in done.stderr
+    if (corpus / "run").is_dir():
+        assert [p.name for p in (corpus / "run").iterdir() if p.name.startswith(".")] == []
+        assert not (corpus / "run" / "shards").exists()
+
+
+def test_a_failed_stage_leaves_the_earlier_result(corpus: Path, command: Command) -> None:
+    prepare(recipe_of(corpus))
+    before = sha256_of(corpus / "run" / "clean" / "train.de")
+    damage_encoding(corpus)
+    assert command("data_prep.prepare", "--config", corpus / "recipe.yaml").returncode == 1
+    assert sha256_of(corpus / "run" / "clean" / "train.de") == before
+
+
+def test_run_dir_that_is_not_writable(corpus: Path, command: Command) -> None:
+    run_dir = "/sys/ringformer"  # nobody may write there, root neither
+    done = command("data_prep.prepare", "--config", corpus / "recipe.yaml", "--run_dir", run_dir)
+    assert done.returncode == 1
+    assert "not permitted" in done.stderr or "Permission denied" in done.stderr
+    assert run_dir in done.stderr
+
+
+def test_debug_shows_the_traceback(corpus: Path, command: Command) -> None:
+    damage_missing(corpus)
+    done = command("data_prep.prepare", "--config", corpus / "recipe.yaml", "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+# ── Shards that are not what they were ──────────────────────────────────────────────────────────
+
+
+def test_damaged_shards_are_refused_by_name(corpus: Path) -> None:
+    from data_prep.stage import DataError
+
+    recipe = recipe_of(corpus)
+    prepare(recipe)
+    shard = recipe.run_dir / "shards" / "train-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match="train-00000.arrow: checksum"):
+        ShardReader(shard.parent, "train", verify=True)
+    shard.write_bytes(content[:100])
+    with pytest.raises(DataError, match="train-00000.arrow: damaged"):
+        ShardReader(shard.parent, "train")
+    with pytest.raises(DataError, match="run `./run.sh prepare`"):
+        ShardReader(corpus / "nothing", "train")

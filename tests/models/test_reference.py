@@ -1,0 +1,68 @@
+"""RingFormer against golden vectors of the published implementation, in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from models.ringformer.reference import from_reference, reference_names
+from models.seq2seq import TranslationModel
+
+TOLERANCE = 1e-9
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> dict[str, Tensor]:
+    return load_file(shared / "reference" / "ring_d32.safetensors")
+
+
+@pytest.fixture
+def model(golden: dict[str, Tensor], shared: Path) -> TranslationModel:
+    with safe_open(shared / "reference" / "ring_d32.safetensors", "pt") as file:
+        metadata = file.metadata()
+    weights = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
+    return from_reference(
+        weights, num_heads=int(metadata["num_heads"]), pad_idx=int(metadata["pad_idx"])
+    )
+
+
+def test_logits_and_loss(model: TranslationModel, golden: dict[str, Tensor]) -> None:
+    target = golden["input.target"]
+    logits = model.logits(golden["input.source"], target)
+    real = target != model.pad_idx
+    assert (logits - golden["output.logits"])[real].abs().max() < TOLERANCE
+    loss = cross_entropy(logits[:, :-1].flatten(0, 1), target[:, 1:].flatten(), ignore_index=0)
+    assert abs(loss - golden["output.loss"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("segment_length", [0, 1, 2])
+def test_gradients_of_every_parameter(
+    model: TranslationModel, golden: dict[str, Tensor], segment_length: int
+) -> None:
+    model.checkpoint_levels(segment_length)
+    target = golden["input.target"]
+    logits = model.logits(golden["input.source"], target)
+    cross_entropy(
+        logits[:, :-1].flatten(0, 1), target[:, 1:].flatten(), ignore_index=model.pad_idx
+    ).backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.data = parameter.grad  # so that names lead to gradients
+    gradients = reference_names(model)
+    expected = {k.removeprefix("grad."): v for k, v in golden.items() if k.startswith("grad.")}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        assert (gradient - expected[name]).abs().max() < TOLERANCE, name
+
+
+def test_missing_tensor_is_named(golden: dict[str, Tensor]) -> None:
+    weights = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
+    del weights["decoder.lev_param_SA_K_02"]
+    with pytest.raises(KeyError, match="decoder.lev_param_SA_K_02"):
+        from_reference(weights, num_heads=4, pad_idx=0)

@@ -1,0 +1,101 @@
+"""Recipes: what is accepted, and how what is not is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ROOT, UsageError, load_recipe, recipe_keys
+from tests.conftest import Command
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.run_dir == Path("runs") / path.stem
+    assert recipe.training.deepspeed_config.is_file()
+
+
+def test_every_key_is_documented() -> None:
+    keys = dict(recipe_keys())
+    assert {
+        "run_dir", "data.root", "training.seed", "training.max_steps", "training.max_tokens",
+        "model.architecture", "model.model_dim", "model.num_levels", "evaluation.beam_size",
+        "tracking.uri",
+    } <= keys.keys()  # fmt: skip
+    assert [key for key, field in keys.items() if not field.description] == []
+
+
+def test_overrides(tiny_recipe: Path) -> None:
+    recipe = load_recipe(
+        tiny_recipe,
+        [
+            ("training.learning_rate", "7e-4"),
+            ("data.vocabulary.size", "500"),
+            ("run_dir", "123"),
+            ("tracking.uri", "null"),
+            ("data.train", "[{name: a, source: b, target: c}]"),
+        ],
+    )
+    assert recipe.training.learning_rate == 7e-4
+    assert recipe.data.vocabulary.size == 500
+    assert recipe.run_dir == Path("123")
+    assert recipe.tracking.uri is None
+    assert recipe.data.train[0].source == "b"
+
+
+@pytest.mark.parametrize(
+    ("find", "replace", "expected"),
+    [
+        ("max_steps:", "max_step:", r":\d+: unknown key `training.max_step`; did you mean `training"
+                                    r".max_steps`\?"),
+        ("max_steps: 6", "max_steps: many", r":\d+: `training.max_steps`: .*integer.*'many'"),
+        ("max_steps: 6", "max_steps: 0", r":\d+: `training.max_steps`: .*greater than 0.*0"),
+        ("num_heads: 4", "num_heads: 5", r":\d+: `model`: model_dim \(32\).*num_heads \(5\)"),
+        ("max_seq_len: 96", "max_seq_len: 16", r"`recipe`: data.max_tokens_per_side \(64\)"),
+        ("run_dir:", "rundir:", r"unknown key `rundir`; did you mean `run_dir`|`run_dir` is req"),
+        ("source: toy/train.de,", "", r":\d+: key `data.train.0.source` is required"),
+        ("data:", "data: [", r":\d+: not valid YAML"),
+        ("data:", "data:\ndata:", r":\d+: not valid YAML: .*duplicate key"),
+    ],
+)  # fmt: skip
+def test_bad_recipe_is_one_line_with_file_and_key(
+    tiny_recipe: Path, tmp_path: Path, find: str, replace: str, expected: str
+) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(tiny_recipe.read_text().replace(find, replace, 1))
+    with pytest.raises(UsageError, match=expected) as caught:
+        load_recipe(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--trainin.max_steps", "3"], "did you mean `--training.max_steps`?"),
+        (["--training.max_steps", "x"], "command line: `training.max_steps`"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: cannot read the recipe"),
+        (["stray"], "unknown argument `stray`"),
+        (["--training.max_steps"], "expected one argument"),
+    ],
+)
+def test_bad_command_line_exits_2(command: Command, arguments: list[str], expected: str) -> None:
+    done = command("data_prep.prepare", *arguments)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_shows_every_key_with_its_documentation(command: Command) -> None:
+    done = command("data_prep.prepare", "--help")
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    for key, field in recipe_keys():
+        assert f"--{key}" in text
+        assert " ".join(field.description.split()[:4]) in text
