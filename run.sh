@@ -86,7 +86,9 @@ train() {
     *) exit "$status" ;;
   esac
   # shellcheck disable=SC2086  # several arguments in one variable
-  deepspeed ${DEEPSPEED_ARGS:-} "$ROOT/pipeline/train.py" "$@"
+  deepspeed --log_level warning ${DEEPSPEED_ARGS:-} "$ROOT/pipeline/train.py" "$@"
+  # The launcher also exits with 0 when a signal has killed its ranks.
+  python -m pipeline.checkpoint "$@" || fail 1 "training ended before its last step"
 }
 
 tests() {

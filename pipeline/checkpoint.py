@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.shards import ShardReader
 from data_prep.stage import digest_of, sha256_of, write_atomically, write_json
 from pipeline.config import Recipe, run_command
+from pipeline.deepspeed_config import deepspeed_config
 
 if TYPE_CHECKING:  # torch and deepspeed take seconds to import
     from torch import Tensor
@@ -141,16 +142,19 @@ def average_weights(checkpoints: Sequence[Checkpoint]) -> dict[str, Tensor]:
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    """Exit 0 and say so when there is nothing left to train; 3 when there is."""
+    """Exit 0 and say so when there is nothing left to train; 3 when there is.
+
+    What would stop training at once stops it here, before the launcher is started.
+    """
+    manifest = ShardReader(recipe.run_dir / "shards", "train").manifest
+    deepspeed_config(recipe.training, accumulation_steps=1)
     existing = list_checkpoints(recipe.run_dir / "checkpoints")
     if not existing or existing[-1].step < recipe.training.max_steps:
         sys.exit(3)
     newest = existing[-1]
-    manifest = ShardReader(recipe.run_dir / "shards", "train").manifest
     refuse_foreign(newest.folder, newest.info, training_identity(recipe, manifest))
     print(
-        f"train: up to date, reused ({newest.folder}: step {newest.step} of "
-        f"{recipe.training.max_steps})",
+        f"train: finished: step {newest.step} of {recipe.training.max_steps} ({newest.folder})",
         file=sys.stderr,
     )
 

@@ -39,6 +39,7 @@ def export(recipe: Recipe, folder: Path) -> None:
     inputs = {
         "format": 1,
         "model": recipe.model.model_dump(mode="json"),
+        "evaluation": recipe.evaluation.model_dump(mode="json"),
         "source_lang": recipe.data.source_lang,
         "target_lang": recipe.data.target_lang,
         "checkpoints": [checkpoint.info for checkpoint in checkpoints],

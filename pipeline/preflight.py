@@ -45,6 +45,8 @@ def check() -> list[str]:
             f"deepspeed {version('deepspeed')} cannot be imported: {error}"
         ) from error
     accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        _build_cpu_operator()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     packages = ("torch", "fairseq2", "deepspeed", "sentencepiece", "sacrebleu", "mlflow")
     return [
@@ -53,6 +55,17 @@ def check() -> list[str]:
         f"accelerator {accelerator.device_name()} × {accelerator.device_count()}; "
         f"{len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB memory",
     ]
+
+
+def _build_cpu_operator() -> None:
+    """Compile what DeepSpeed needs to run ranks on CPU, now rather than in the first training."""
+    from deepspeed.accelerator import get_accelerator
+
+    try:
+        get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise PreflightError(f"DeepSpeed cannot compile its CPU operator: {lines[0]}") from error
 
 
 if __name__ == "__main__":

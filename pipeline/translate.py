@@ -61,7 +61,9 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from pipeline.translator import Translator
 
     if arguments.model:
-        translator = Translator.of_export(arguments.model, recipe.evaluation)
+        given = {key.partition(".")[2] for key in vars(arguments) if key.startswith("evaluation.")}
+        search = {name: getattr(recipe.evaluation, name) for name in given}
+        translator = Translator.of_export(arguments.model, **search)
     else:
         translator = Translator.of_run(recipe)
     log.info("model ready on %s", translator.device)

@@ -63,9 +63,10 @@ class Translator:
         return cls(model, load_vocabulary(vocabulary_path), recipe.evaluation)
 
     @classmethod
-    def of_export(cls, folder: Path, search: EvaluationConfig) -> Translator:
+    def of_export(cls, folder: Path, **search: object) -> Translator:
         """A folder written by `./run.sh export`.
 
+        :param search: `evaluation` keys that differ from what the model was exported with.
         :raises CheckpointError: it is not one.
         """
         try:
@@ -74,9 +75,10 @@ class Translator:
             size = vocabulary.get_piece_size()
             model = create_model(ModelConfig.model_validate(config["model"]), size, PAD_IDX)
             load_model(model, folder / "model.safetensors")
+            evaluation = EvaluationConfig.model_validate({**config["evaluation"], **search})
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: not an exported model: {error}") from error
-        return cls(model, vocabulary, search)
+        return cls(model, vocabulary, evaluation)
 
     def translate(
         self, sentences: Sequence[str], progress: Callable[[int], None] = lambda count: None

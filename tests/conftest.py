@@ -1,11 +1,11 @@
-"""What tests share: real data beside the checkout, a tiny recipe, and commands as users run them."""
+"""What tests share: real data beside the checkout, a tiny recipe, commands as users run them."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,12 @@ data:
   test: {{name: toy-test, source: toy/test.de, target: toy/test.en}}
   vocabulary: {{size: 300}}
   max_tokens_per_side: 64
-model: {{model_dim: 32, num_heads: 4, ffn_inner_dim: 64, num_levels: 3, dropout: 0.1, max_seq_len: 96}}
+model:
+  model_dim: 32
+  num_heads: 4
+  ffn_inner_dim: 64
+  num_levels: 3
+  max_seq_len: 96
 training:
   max_steps: 6
   max_tokens: 2048
@@ -69,13 +74,15 @@ def prepared(tiny_recipe: Path) -> Recipe:
 
 
 @pytest.fixture
-def command() -> Iterator[Command]:
+def command() -> Command:
     """Run `python -m MODULE ARGUMENTS…` and collect what it said."""
 
-    def run(module: str, *arguments: object, stdin: str | bytes = "") -> object:
+    def run(
+        module: str, *arguments: object, stdin: str | bytes = ""
+    ) -> subprocess.CompletedProcess[str]:
         return run_process([sys.executable, "-m", module, *map(str, arguments)], stdin=stdin)
 
-    yield run  # type: ignore[misc]
+    return run
 
 
 def run_process(

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.prepare import prepare
 from data_prep.shards import ShardReader
-from data_prep.stage import sha256_of
+from data_prep.stage import DataError, sha256_of
 from data_prep.vocabulary import load_vocabulary
 from pipeline.config import Recipe, load_recipe
 from tests.conftest import Command
@@ -266,18 +266,16 @@ def test_debug_shows_the_traceback(corpus: Path, command: Command) -> None:
 
 
 def test_damaged_shards_are_refused_by_name(corpus: Path) -> None:
-    from data_prep.stage import DataError
-
     recipe = recipe_of(corpus)
     prepare(recipe)
     shard = recipe.run_dir / "shards" / "train-00000.arrow"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DataError, match="train-00000.arrow: checksum"):
+    with pytest.raises(DataError, match=r"train-00000\.arrow: checksum"):
         ShardReader(shard.parent, "train", verify=True)
     shard.write_bytes(content[:100])
-    with pytest.raises(DataError, match="train-00000.arrow: damaged"):
+    with pytest.raises(DataError, match=r"train-00000\.arrow: damaged"):
         ShardReader(shard.parent, "train")
-    with pytest.raises(DataError, match="run `./run.sh prepare`"):
+    with pytest.raises(DataError, match=r"run `\./run\.sh prepare`"):
         ShardReader(corpus / "nothing", "train")

@@ -78,16 +78,14 @@ def test_incremental_decoding_equals_a_full_pass(architecture: Architecture) -> 
     order = torch.tensor([1, 0, 2])
     source_layout = model.layout(source)
     state = IncrementalStateBag(max_num_steps=30)
-    steps = []
+    steps: list[Tensor] = []
     for position in range(target.size(1)):
         if position == 9:
             state.reorder(order)
             target = target[order]
             steps = [step[order] for step in steps]
         token = target[:, position : position + 1]
-        steps.append(
-            model(source, source_layout, token, BatchLayout.of(token), state_bag=state)
-        )
+        steps.append(model(source, source_layout, token, BatchLayout.of(token), state_bag=state))
         state.increment_step_nr()
     expected = model.logits(source[order], target)
     torch.testing.assert_close(torch.cat(steps, dim=1), expected, rtol=0, atol=1e-11)
@@ -102,7 +100,7 @@ def test_checkpointing_changes_no_gradient_under_dropout(segment_length: int) ->
         model.zero_grad()
         torch.manual_seed(3)
         layouts = model.layout(source), model.layout(target)
-        model(source, layouts[0], target, layouts[1], target).backward()
+        model(source, layouts[0], target, layouts[1], target).backward()  # type: ignore[no-untyped-call]
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     kept = gradients()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -50,7 +49,7 @@ def test_gradients_of_every_parameter(
     logits = model.logits(golden["input.source"], target)
     cross_entropy(
         logits[:, :-1].flatten(0, 1), target[:, 1:].flatten(), ignore_index=model.pad_idx
-    ).backward()
+    ).backward()  # type: ignore[no-untyped-call]
     for parameter in model.parameters():
         assert parameter.grad is not None
         parameter.data = parameter.grad  # so that names lead to gradients
@@ -64,5 +63,5 @@ def test_gradients_of_every_parameter(
 def test_missing_tensor_is_named(golden: dict[str, Tensor]) -> None:
     weights = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
     del weights["decoder.lev_param_SA_K_02"]
-    with pytest.raises(KeyError, match="decoder.lev_param_SA_K_02"):
+    with pytest.raises(KeyError, match="lev_param_SA_K_02"):
         from_reference(weights, num_heads=4, pad_idx=0)

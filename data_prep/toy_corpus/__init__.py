@@ -1,0 +1,57 @@
+"""A small German-English grammar that writes the quickstart's parallel corpus.
+
+A clause is put together once, as a subject, a verb, a mode and a list of parts, and then spoken
+twice, in German and in English.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from data_prep.toy_corpus.grammar import Grammar
+from data_prep.toy_corpus.lexicon import Pair
+
+MIN_WORDS, MAX_WORDS = 4, 22
+MAX_MISSES = 20_000  # this many sentences without a new one: the grammar has run dry
+
+
+def sentences(seed: int) -> Iterator[Pair]:
+    """Endless stream of (German, English) pairs; a pair may come again."""
+    grammar = Grammar(seed)
+    while True:
+        german, english = grammar.sentence()
+        if all(MIN_WORDS <= text.count(" ") + 1 <= MAX_WORDS for text in (german, english)):
+            yield german, english
+
+
+def generate(counts: Mapping[str, int], seed: int) -> dict[str, list[Pair]]:
+    """Split name -> that many pairs; the first split is the one to train on.
+
+    Every German sentence occurs once over all splits, and no English sentence of a later split
+    occurs in another one. Raises ValueError if the grammar cannot supply that many.
+    """
+    if any(count < 0 for count in counts.values()):
+        raise ValueError(f"cannot generate a negative number of pairs: {dict(counts)}")
+    splits: dict[str, list[Pair]] = {name: [] for name in counts}
+    stream = sentences(seed)
+    seen: set[str] = set()
+    barred: set[str] = set()  # English sides of held-out pairs
+    names = list(counts)
+    for name in names[1:] + names[:1]:  # held-out splits first: training then avoids their English
+        misses = 0
+        while len(splits[name]) < counts[name]:
+            pair = next(stream)
+            if pair[0] in seen or pair[1] in barred:
+                misses += 1
+                if misses > MAX_MISSES:
+                    raise ValueError(
+                        f"the toy grammar found only {len(splits[name])} of the "
+                        f"{counts[name]} sentence pairs wanted for {name!r}"
+                    )
+                continue
+            misses = 0
+            seen.add(pair[0])
+            splits[name].append(pair)
+            if name != names[0]:
+                barred.add(pair[1])
+    return splits

@@ -1,0 +1,170 @@
+"""The doors: `./run.sh` as a user calls it, and the exit codes and files that it promises."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from pipeline.config import ROOT, load_recipe
+from tests.conftest import run_process
+
+pytestmark = pytest.mark.slow
+
+RUN = str(ROOT / "run.sh")
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Path) -> Path:
+    """The tiny recipe, trained until the model says something."""
+    path = tiny_recipe.with_name("run_sh.yaml")
+    text = tiny_recipe.read_text().replace("max_steps: 6", "max_steps: 80")
+    path.write_text(
+        text.replace("log_every: 2", "log_every: 20").replace("_every: 3", "_every: 40")
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(recipe: Path) -> subprocess.CompletedProcess[str]:
+    """`./run.sh` with that recipe, all stages."""
+    return run_process([RUN, "--config", str(recipe)])
+
+
+def test_one_command_ends_with_the_bleu_line(
+    trained: subprocess.CompletedProcess[str], recipe: Path
+) -> None:
+    assert trained.returncode == 0, trained.stderr
+    run_dir = load_recipe(recipe).run_dir
+    scores = json.loads((run_dir / "evaluation" / "scores.json").read_text())
+    assert {"test_set", "sentences", "bleu", "bleu_signature", "chrf", "chrf_signature"} <= set(
+        scores
+    )
+    assert scores["test_set"] == "toy-test"
+    hypotheses = (run_dir / "evaluation" / "hypotheses.txt").read_text().split("\n")
+    assert len(hypotheses) == scores["sentences"] + 1 == 21
+    last_line = trained.stdout.rstrip().splitlines()[-1]
+    run_id = json.loads((run_dir / "tracking" / "run.json").read_text())["run_id"]
+    assert f"BLEU {scores['bleu']} (untrained model: {scores['untrained_bleu']})" in last_line
+    assert f"MLflow run {run_id}" in last_line
+    assert "./run.sh dashboard" in last_line
+
+
+def test_a_second_run_reuses_everything(
+    trained: subprocess.CompletedProcess[str], recipe: Path
+) -> None:
+    again = run_process([RUN, "--config", str(recipe)])
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("up to date, reused") == 5  # four of data preparation, evaluation
+    assert "train: finished: step 80 of 80" in again.stderr
+    assert again.stdout.splitlines()[-1] == trained.stdout.splitlines()[-1]
+
+
+def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: Path) -> None:
+    loaded = load_recipe(recipe)
+    run_id = json.loads((loaded.run_dir / "tracking" / "run.json").read_text())["run_id"]
+    client = MlflowClient(loaded.tracking_uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.architecture"] == "ringformer"
+    assert run.data.params["deepspeed.zero_optimization.stage"] == "1"
+    assert {"test_bleu", "test_chrf", "valid_loss", "learning_rate"} <= run.data.metrics.keys()
+    steps = [metric.step for metric in client.get_metric_history(run_id, "train_loss")]
+    assert steps == [20, 40, 60, 80]
+    rates = [
+        metric.value for metric in client.get_metric_history(run_id, "target_tokens_per_second")
+    ]
+    assert len(rates) == 4
+    artifacts = {artifact.path for artifact in client.list_artifacts(run_id)}
+    assert {"recipe.json", "deepspeed.json", "data.json", "translations.json"} <= artifacts
+
+
+def test_translate_and_export(
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = load_recipe(recipe).run_dir
+    text = "\n" + (run_dir / "clean" / "test.de").read_text()
+    config = ["--config", str(recipe)]
+    direct = run_process([RUN, "translate", *config], stdin=text)
+    assert direct.returncode == 0, direct.stderr
+    assert direct.stdout == "\n" + (run_dir / "evaluation" / "hypotheses.txt").read_text()
+    assert any(direct.stdout.split("\n"))
+    exported = run_process([RUN, "export", *config, "--output", str(tmp_path / "export")])
+    assert exported.returncode == 0, exported.stderr
+    (tmp_path / "input.txt").write_text(text.rstrip("\n"))
+    again = run_process(
+        [RUN, "translate", "--input", str(tmp_path / "input.txt"), "--model",
+         str(tmp_path / "export")]
+    )  # fmt: skip
+    assert again.stdout == direct.stdout
+    broken = run_process([RUN, "translate", *config], stdin=b"Gut.\nK\xe4se\n")
+    assert broken.returncode == 1
+    assert "stdin:2: not valid UTF-8" in broken.stderr
+
+
+def test_dashboard_serves_the_run(trained: subprocess.CompletedProcess[str], recipe: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [RUN, "dashboard", "--config", str(recipe), "--port", str(port)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                assert requests.get(address, timeout=5).status_code == 200
+                break
+            except requests.ConnectionError:
+                assert time.monotonic() < deadline, "the dashboard did not start"
+                time.sleep(0.5)
+        found = requests.post(
+            f"{address}/api/2.0/mlflow/experiments/search", json={"max_results": 10}, timeout=30
+        ).json()
+        assert "ringformer" in [experiment["name"] for experiment in found["experiments"]]
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_real_data_on_two_ranks_with_zero_2(shared: Path, tmp_path: Path) -> None:
+    done = run_process(
+        [RUN, "--config", "recipes/multi30k_de_en.yaml", "--data.root", str(shared / "data"),
+         "--run_dir", str(tmp_path / "m30k"), "--deepspeed_config", "ds_configs/zero2.json",
+         "--training.max_steps", "2", "--model.model_dim", "32", "--model.ffn_inner_dim", "64",
+         "--model.num_heads", "2", "--model.num_levels", "2", "--evaluation.beam_size", "1"],
+        DEEPSPEED_ARGS="--num_accelerators 2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 rank(s) × 1 micro-batch(es) a step, ZeRO stage 2" in done.stderr
+    scores = json.loads((tmp_path / "m30k" / "evaluation" / "scores.json").read_text())
+    assert scores["test_set"] == "test_2016_flickr"
+    assert scores["sentences"] == 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["fly"], 2, "unknown command `fly`"),
+        (["prepare", "--data.rot", "x"], 2, "did you mean `--data.root`?"),
+        (["evaluate", "--run_dir", "/tmp/nothing-here"], 1, "run `./run.sh train`"),
+        (["translate", "--model", "/tmp/nothing-here"], 1, "not an exported model"),
+        (["train", "--run_dir", "/tmp/nothing-here"], 1, "run `./run.sh prepare` first"),
+    ],
+)
+def test_errors(arguments: list[str], code: int, expected: str) -> None:
+    done = run_process([RUN, *arguments])
+    assert done.returncode == code, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
