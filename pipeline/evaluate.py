@@ -110,7 +110,8 @@ def _translate(translator: Translator, sources: Sequence[str], what: str) -> lis
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=len(sources))
         return translator.translate(sources, lambda count: progress.advance(task, count))
 

@@ -157,6 +157,9 @@ class Tracker:
                 yield json.loads(line), journal.tell()
 
     def _client(self) -> MlflowClient:
+        # This thread retries by itself; MLflow's own patience would hold up the end of a run.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
 
         for noisy in ("mlflow", "alembic", "urllib3"):

@@ -1,0 +1,120 @@
+"""The tracker against a real MLflow server that comes and goes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from pipeline.config import Recipe, load_recipe
+from pipeline.tracking import Tracker
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator[None]:
+    """A real MLflow tracking server, up inside the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+         "--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1",
+         "--artifacts-destination", str(folder / "artifacts")],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                requests.get(f"http://127.0.0.1:{port}/health", timeout=5).raise_for_status()
+                break
+            except requests.RequestException:
+                assert time.monotonic() < deadline, "the MLflow server did not start"
+                time.sleep(0.5)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def recipe_of(tiny_recipe: Path, folder: Path, port: int) -> Recipe:
+    uri = f"http://127.0.0.1:{port}"
+    return load_recipe(tiny_recipe, [("run_dir", str(folder / "run")), ("tracking.uri", uri)])
+
+
+def test_nothing_is_lost_while_the_server_is_away(
+    tiny_recipe: Path, tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_of(tiny_recipe, tmp_path, port)
+    data = {"totals": {"train": {"pairs": 3}}, "vocabulary": {"size": 300}}
+    (tmp_path / "hypotheses.txt").write_text("Hello.\n")
+
+    tracker = Tracker(recipe)  # nobody listens yet
+    tracker.start_training({"zero_optimization": {"stage": 1}}, data)
+    for step in range(1, 101):
+        tracker.log_metrics({"train_loss": 1 / step}, step)
+    tracker.close()
+    assert tracker.run_id is None
+    assert "sent by the next command" in caplog.text
+
+    with server(tmp_path, port):
+        tracker = Tracker(recipe)  # the next command
+        tracker.log_metrics({"train_loss": 0.0}, 101)
+        tracker.log_table("translations.json", {"source": ["Hallo."], "translation": ["Hello."]})
+        tracker.log_artifact(tmp_path / "hypotheses.txt", "evaluation")
+        tracker.close()
+        run_id = tracker.run_id
+        assert run_id is not None
+        client = MlflowClient(recipe.tracking_uri)
+        history = client.get_metric_history(run_id, "train_loss")
+        assert [metric.step for metric in history] == list(range(1, 102))
+        assert history[49].value == 1 / 50
+        run = client.get_run(run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.params["data.totals.train.pairs"] == "3"
+        assert run.data.params["training.max_steps"] == "6"
+        artifacts = [item.path for item in client.list_artifacts(run_id, "evaluation")]
+        assert artifacts == ["evaluation/hypotheses.txt"]
+
+        # Sent again (a process killed before it noted what it had sent): still once in MLflow.
+        state = tmp_path / "run" / "tracking" / "run.json"
+        state.write_text(json.dumps({**json.loads(state.read_text()), "sent": 0}))
+        tracker = Tracker(recipe)
+        tracker.log_metrics({"valid_loss": 2.0}, 101)
+        tracker.close()
+        assert tracker.run_id == run_id
+        assert len(client.get_metric_history(run_id, "train_loss")) == 101
+
+
+def test_a_refused_record_does_not_hold_up_the_others(
+    tiny_recipe: Path, tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    recipe = recipe_of(tiny_recipe, tmp_path, port)
+    data = {"totals": {}, "vocabulary": {"size": 300}}
+    with server(tmp_path, port):
+        for size in (1, 2):  # MLflow's parameters cannot change
+            tracker = Tracker(recipe)
+            tracker.start_training({"train_batch_size": size}, data)
+            tracker.log_metrics({"train_loss": 1.0}, size)
+            tracker.close()
+        assert "MLflow did not take params" in caplog.text
+        assert tracker.run_id is not None
+        history = MlflowClient(recipe.tracking_uri).get_metric_history(tracker.run_id, "train_loss")
+        assert [metric.step for metric in history] == [1, 2]
