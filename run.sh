@@ -59,7 +59,7 @@ setup() {
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
     --no-build-isolation --editable "$ROOT"
   link_libsndfile
-  "$VENV/bin/python" -m pipeline.preflight || exit 1
+  PATH=$VENV/bin:$PATH python -m pipeline.preflight || exit 1
   cp "$ROOT/requirements.lock" "$VENV/requirements.lock"
   say "set up in $((SECONDS - started)) s"
 }
@@ -85,15 +85,32 @@ train() {
     3) ;;         # steps left to train
     *) exit "$status" ;;
   esac
+  # In a process group of its own: the launcher does not pass signals on to its ranks.
+  set -m
   # shellcheck disable=SC2086  # several arguments in one variable
-  deepspeed --log_level warning ${DEEPSPEED_ARGS:-} "$ROOT/pipeline/train.py" "$@"
+  deepspeed --log_level warning ${DEEPSPEED_ARGS:-} "$ROOT/pipeline/train.py" "$@" </dev/null &
+  local group=$! stopped=''
+  set +m
+  trap stop_training INT TERM HUP
+  status=0
+  wait "$group" || status=$?
+  # `wait` ends at a signal; the ranks are then still saving.
+  while kill -0 -- "-$group" 2>/dev/null; do sleep 0.2; done
+  trap - INT TERM HUP
+  [[ -z $stopped ]] || fail 1 "training was stopped; run the same command again to continue"
+  [[ $status == 0 ]] || exit "$status"
   # The launcher also exits with 0 when a signal has killed its ranks.
   python -m pipeline.checkpoint "$@" || fail 1 "training ended before its last step"
 }
 
+# At the second signal, ask no more.
+stop_training() {
+  kill "-${stopped:-TERM}" -- "-$group" 2>/dev/null
+  stopped=KILL
+}
+
 tests() {
-  ruff check "$ROOT" && ruff format --check "$ROOT" && mypy --config-file "$ROOT/pyproject.toml" &&
-    python -m pytest "$@"
+  ruff check . && ruff format --check . && mypy && python -m pytest "$@"
 }
 
 command=all
@@ -110,18 +127,22 @@ case $command in
   *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, evaluate, translate, export, dashboard or test" ;;
 esac
 
+# A child's own codes (a signal, a tool's) are not ours.
+trap 'status=$?; [[ $status == 0 || $status == 2 ]] || exit 1' EXIT
+
 setup >&2
 export PATH=$VENV/bin:$PATH
 case $command in
   setup) say "environment $VENV is up to date" ;;
   all)
     prepare "$@"
+    if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then exit 0; fi
     train "$@"
     evaluate "$@"
     ;;
   test)
     cd "$ROOT"
-    tests "$@"
+    tests "$@" || exit 1  # pytest's 2 means an interruption
     ;;
   prepare | train | evaluate) "$command" "$@" ;;
   *) exec python -m "pipeline.$command" "$@" ;;

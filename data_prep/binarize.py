@@ -77,9 +77,11 @@ def binarize(
             "languages": config.languages,
             "vocabulary": {"size": vocabulary["size"], "sha256": vocabulary["sha256"]},
             "totals": totals,
+            "corpora": cleaned["corpora"],
+            "files": cleaned["inputs"]["files"],
             "dropped_too_long": too_long,
             "seed": config.seed,
-            "versions": {"pyarrow": pa.__version__},
+            "versions": {"pyarrow": pa.__version__, **vocabulary["versions"]},
             "shards": shards,
         }
 

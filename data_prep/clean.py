@@ -27,8 +27,10 @@ def normalise(text: str) -> str:
     return " ".join(_INVISIBLE.sub(" ", unicodedata.normalize("NFC", text)).split())
 
 
-def clean(config: DataConfig, fetched: Manifest, folder: Path) -> Manifest:
+def clean(config: DataConfig, fetched: Manifest, source: Path, folder: Path) -> Manifest:
     """Write train, valid and test as plain text, `report.json` beside them.
+
+    :param source: folder of the fetch stage; generated files are in it.
 
     Validation and test text is not filtered; the test set is not even normalised.
 
@@ -46,7 +48,7 @@ def clean(config: DataConfig, fetched: Manifest, folder: Path) -> Manifest:
     }
 
     def pairs_of(corpus: Corpus) -> Iterator[Pair]:
-        paths = (Path(files[side]["path"]) for side in (corpus.source, corpus.target))
+        paths = (source / files[side]["path"] for side in (corpus.source, corpus.target))
         return read_pairs(*paths)
 
     def build(partial: Path) -> dict[str, Any]:
@@ -72,7 +74,8 @@ def clean(config: DataConfig, fetched: Manifest, folder: Path) -> Manifest:
         write_json(partial / "report.json", {"corpora": reports, "kept": kept})
         for report in reports:
             log.info("clean: %s", _summary(report))
-        return {"pairs": counts, "report": digest_of(reports)}
+        summary = [{key: report[key] for key in report if key != "examples"} for report in reports]
+        return {"pairs": counts, "corpora": summary, "report": digest_of(reports)}
 
     return run_stage(folder, inputs, build)
 

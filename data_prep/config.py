@@ -12,7 +12,9 @@ from pydantic import Field as Limit
 class Section(BaseModel):
     """Unknown keys are refused; the docstring under a key is its documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class Corpus(Section):
@@ -144,7 +146,7 @@ class DataConfig(Section):
     pairs_per_shard: PositiveInt = 500_000
     """Sentence pairs in one shard file."""
 
-    seed: int = 1
+    seed: int = Limit(default=1, ge=0)
     """Seed of everything random in data preparation."""
 
     @property

@@ -32,7 +32,8 @@ def fetch(config: DataConfig, folder: Path) -> Manifest:
 
     Files are looked for below `config.root`, then generated (toy corpus), then downloaded.
 
-    :returns: manifest with `files`: corpus path → `{"path", "bytes", "sha256"}`.
+    :returns: manifest with `files`: corpus path → `{"path", "sha256", …}`; the path of a generated
+        file is relative to `folder`.
     :raises DataError: a file is missing or is not what the recipe says.
     """
     paths = sorted({p for corpus in _corpora(config) for p in (corpus.source, corpus.target)})
@@ -49,7 +50,9 @@ def fetch(config: DataConfig, folder: Path) -> Manifest:
     toy = config.toy_corpus if generated else None
     inputs = {
         "local": found,
-        "toy_corpus": {**toy.model_dump(), "seed": config.seed} if toy else None,
+        "toy_corpus": {**toy.model_dump(), "seed": config.seed, "version": toy_corpus.VERSION}
+        if toy
+        else None,
     }
 
     def build(partial: Path) -> dict[str, Any]:
@@ -59,10 +62,7 @@ def fetch(config: DataConfig, folder: Path) -> Manifest:
         for path in generated:
             if not (partial / path).is_file():
                 raise DataError(f"{path}: the toy corpus has no such file")
-            files[path] = {
-                **_fingerprint(partial / path),
-                "path": str((folder / path).absolute()),
-            }
+            files[path] = {"path": path, "sha256": sha256_of(partial / path)}
         return {"files": files}
 
     return run_stage(folder, inputs, build)

@@ -9,7 +9,7 @@ import time
 from data_prep.binarize import binarize
 from data_prep.clean import clean
 from data_prep.corpora import fetch
-from data_prep.stage import Manifest, log
+from data_prep.stage import Manifest, log, only_command_in
 from data_prep.vocabulary import train_vocabulary
 from pipeline.config import Recipe, run_command
 
@@ -20,12 +20,12 @@ def prepare(recipe: Recipe) -> Manifest:
     :returns: the manifest of the shards.
     """
     config, folder = recipe.data, recipe.run_dir
-    folder.mkdir(parents=True, exist_ok=True)
     text, model = folder / "clean", folder / "vocabulary" / "spm.model"
-    fetched = fetch(config, folder / "fetch")
-    cleaned = clean(config, fetched, text)
-    vocabulary = train_vocabulary(config, cleaned, text, folder / "vocabulary")
-    return binarize(config, cleaned, vocabulary, text, model, folder / "shards")
+    with only_command_in(folder):
+        fetched = fetch(config, folder / "fetch")
+        cleaned = clean(config, fetched, folder / "fetch", text)
+        vocabulary = train_vocabulary(config, cleaned, text, folder / "vocabulary")
+        return binarize(config, cleaned, vocabulary, text, model, folder / "shards")
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:

@@ -7,12 +7,14 @@ inputs are not worked through twice.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,20 +64,26 @@ def run_stage(
 
     :param inputs: everything the result depends on (JSON values).
     :param build: writes files and returns what to record about them in the manifest.
-    :returns: the manifest: `inputs`, and what `build` returned.
+    :returns: the manifest: `inputs`, what `build` returned, and `bytes` of each file.
+    :raises DataError: the folder holds something else.
     :raises OSError: the folder cannot be written; what was there before is intact.
     """
+    folder = folder.absolute()
     inputs = json.loads(json.dumps(inputs))
     previous = read_manifest(folder)
-    if previous is not None and previous["inputs"] == inputs:
+    if previous is None and folder.is_dir() and any(folder.iterdir()):
+        raise DataError(f"{folder} holds files that this command did not make; name another folder")
+    reason = _reason(folder, previous, inputs)
+    if previous is not None and reason is None:
         log.info("%s: up to date, reused (%s)", folder.name, folder)
         return previous
-    log.info("%s: %s", folder.name, _reason(previous, inputs))
+    log.info("%s: %s", folder.name, reason)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        manifest = {"inputs": inputs, **build(partial)}
+        made = build(partial)
+        manifest = {"inputs": inputs, **made, "bytes": _sizes(partial)}
         write_json(partial / "manifest.json", manifest)
         for file in partial.rglob("*"):
             _fsync(file)
@@ -92,15 +100,44 @@ def read_manifest(folder: Path) -> Manifest | None:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "inputs" in manifest else None
+    known = isinstance(manifest, dict) and {"inputs", "bytes"} <= manifest.keys()
+    return manifest if known else None
 
 
-def _reason(previous: Manifest | None, inputs: Mapping[str, Any]) -> str:
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _reason(folder: Path, previous: Manifest | None, inputs: Mapping[str, Any]) -> str | None:
+    """Why a stage must run; None if it need not."""
     if previous is None:
         return "started"
     old = previous["inputs"]
     changed = sorted(key for key in inputs.keys() | old.keys() if inputs.get(key) != old.get(key))
-    return f"done again: {', '.join(changed)} changed"
+    if changed:
+        return f"done again: {', '.join(changed)} changed"
+    there = _sizes(folder)
+    lost = sorted(name for name, size in previous["bytes"].items() if there.get(name) != size)
+    return f"done again: {', '.join(lost)} missing or damaged" if lost else None
+
+
+@contextmanager
+def only_command_in(run_dir: Path) -> Iterator[None]:
+    """Hold `run_dir` (made if need be) against other commands that write to it.
+
+    :raises DataError: another one has it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{run_dir}: another command is at work here; wait for it, stop it, or choose "
+                "another run_dir"
+            ) from error
+        yield
 
 
 def _replace_folder(new: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ from data_prep.config import DataConfig
 from data_prep.corpora import read_lines
 from data_prep.stage import DataError, Manifest, digest_of, run_stage, sha256_of
 
+VERSION = 1  # raise it when the same inputs would give another vocabulary
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3
 
 
@@ -37,7 +38,7 @@ def train_vocabulary(config: DataConfig, cleaned: Manifest, text: Path, folder: 
         "cleaned": digest_of(cleaned),
         "vocabulary": settings.model_dump(),
         "seed": config.seed,
-        "sentencepiece": sentencepiece.__version__,
+        "version": VERSION,
     }
     lines_per_side = cleaned["pairs"]["train"]
 
@@ -76,6 +77,7 @@ def train_vocabulary(config: DataConfig, cleaned: Manifest, text: Path, folder: 
             ) from error
         (partial / "spm.model").write_bytes(model.getvalue())
         size = load_vocabulary(partial / "spm.model").get_piece_size()
-        return {"size": size, "sha256": sha256_of(partial / "spm.model")}
+        versions = {"sentencepiece": sentencepiece.__version__}
+        return {"size": size, "sha256": sha256_of(partial / "spm.model"), "versions": versions}
 
     return run_stage(folder, inputs, build)

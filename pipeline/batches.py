@@ -8,7 +8,6 @@ step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
@@ -80,14 +79,12 @@ class BatchPlan:
             self._epoch, self._micro_batches = epoch, self._shuffled(epoch)
         begin = index * self.micro_batches_per_step
         # The last global batch of an epoch is completed with micro-batches from its start.
-        wrapped = (i % len(self._micro_batches) for i in range(begin, begin + self._per_step))
-        micro_batches = [self._micro_batches[i] for i in wrapped]
+        end = begin + self.micro_batches_per_step
+        micro_batches = [
+            self._micro_batches[i % len(self._micro_batches)] for i in range(begin, end)
+        ]
         target_tokens = sum(int(self._lengths[1, micro].sum()) for micro in micro_batches)
         return GlobalBatch(micro_batches, target_tokens)
-
-    @property
-    def _per_step(self) -> int:
-        return self.micro_batches_per_step
 
     def _shuffled(self, epoch: int) -> list[Indices]:
         generator = np.random.default_rng([self._seed, epoch])
@@ -169,9 +166,3 @@ def _pad(sequences: list[TokenIds]) -> NDArray[np.int64]:
     padded = np.full((len(sequences), lengths.max()), PAD_IDX, dtype=np.int64)
     padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(sequences)
     return padded
-
-
-def validation_batches(reader: ShardReader, budget: int) -> Iterator[Indices]:
-    """The whole of a split in micro-batches of at most `budget` tokens."""
-    plan = BatchPlan(*reader.lengths(), max_tokens=budget, micro_batch_tokens=None, seed=0)
-    yield from plan.sorted_micro_batches()

@@ -1,7 +1,7 @@
 """Checkpoints: DeepSpeed's own, each in a folder `step-N` with a `checkpoint.json` of ours.
 
 A finished checkpoint has its `checkpoint.json`; `latest` names the newest. Both are written after
-all ranks have saved.
+all ranks have saved. `python -m pipeline.checkpoint` tells whether training has steps left.
 """
 
 from __future__ import annotations
@@ -21,9 +21,24 @@ from data_prep.shards import ShardReader
 from data_prep.stage import digest_of, sha256_of, write_atomically, write_json
 from pipeline.config import Recipe, run_command
 from pipeline.deepspeed_config import deepspeed_config
+from pipeline.tracking import send_left_over
 
 if TYPE_CHECKING:  # torch and deepspeed take seconds to import
     from torch import Tensor
+
+STEPS_LEFT = 3  # exit code of `python -m pipeline.checkpoint`
+
+# Keys of the recipe's `training` that change what is learnt but not what a step is.
+OPTIMISATION = (
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "adam_betas",
+    "adam_eps",
+    "weight_decay",
+    "clip_norm",
+    "label_smoothing",
+)
 
 
 class CheckpointError(Exception):
@@ -61,31 +76,69 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def finish_checkpoint(folder: Path, step: int, info: dict[str, Any], keep: int) -> None:
-    """Declare `step-N` finished, and delete all but the `keep` newest. For one rank only."""
+    """Declare `step-N` finished; delete all but the `keep` newest, and what a crash has left.
+
+    For one rank only, when all have saved.
+    """
     write_json(folder / tag_of(step) / "checkpoint.json", {"step": step, **info})
     write_atomically(folder / "latest", tag_of(step))
     for old in list_checkpoints(folder)[:-keep]:
         (old.folder / "checkpoint.json").unlink()  # first: half-deleted is not finished
-        shutil.rmtree(old.folder)
+    for path in folder.glob("step-*"):
+        if not (path / "checkpoint.json").exists():
+            shutil.rmtree(path)
 
 
 def training_identity(recipe: Recipe, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The digests of model, vocabulary and data that a checkpoint is bound to."""
+    """What a checkpoint is bound to: the model, and what its step counts batches of."""
+    training = recipe.training
     return {
         "model": recipe.model.model_dump(mode="json"),
         "vocabulary": manifest["vocabulary"]["sha256"],
-        "data": digest_of(manifest["shards"]),
+        "data": digest_of([s["sha256"] for s in manifest["shards"] if s["split"] == "train"]),
+        "batch plan": [training.seed, training.max_tokens, training.micro_batch_tokens],
     }
 
 
 def refuse_foreign(where: object, info: dict[str, Any], identity: dict[str, Any]) -> None:
-    """:raises CheckpointError: the checkpoint belongs to another model, vocabulary or data set."""
+    """:raises CheckpointError: the checkpoint belongs to another model, vocabulary, data …"""
     for key, value in identity.items():
         if info.get(key) != value:
             raise CheckpointError(
                 f"{where} belongs to another {key}: it does not fit this recipe and its shards. "
                 "Choose another run_dir, or remove that folder"
             )
+
+
+def checkpoint_to_resume(recipe: Recipe, manifest: dict[str, Any]) -> Checkpoint | None:
+    """The newest checkpoint of `run_dir`; None to start from step 0.
+
+    :param manifest: of the shards.
+    :raises CheckpointError: it does not fit the recipe, or may not be continued.
+    """
+    existing = list_checkpoints(recipe.run_dir / "checkpoints")
+    if not existing:
+        return None
+    newest = existing[-1]
+    refuse_foreign(newest.folder, newest.info, training_identity(recipe, manifest))
+    if recipe.training.resume == "never" and newest.step < recipe.training.max_steps:
+        raise CheckpointError(
+            f"{newest.folder} exists and training.resume is `never`; choose another run_dir"
+        )
+    return newest
+
+
+def finished_note(recipe: Recipe, newest: Checkpoint) -> str:
+    """What to tell a user whose training has nothing left to do."""
+    note = f"finished: step {newest.step} of {recipe.training.max_steps} ({newest.folder})"
+    then, now = newest.info.get("training", {}), recipe.training.model_dump(mode="json")
+    changed = sorted(key for key in OPTIMISATION if then.get(key) != now[key])
+    if changed:
+        note += (
+            f"; note: it was trained with other values of {', '.join(changed)}; for a new "
+            "training, choose another run_dir"
+        )
+    return note
 
 
 def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
@@ -148,16 +201,12 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """
     manifest = ShardReader(recipe.run_dir / "shards", "train").manifest
     deepspeed_config(recipe.training, accumulation_steps=1)
-    existing = list_checkpoints(recipe.run_dir / "checkpoints")
-    if not existing or existing[-1].step < recipe.training.max_steps:
-        sys.exit(3)
-    newest = existing[-1]
-    refuse_foreign(newest.folder, newest.info, training_identity(recipe, manifest))
-    print(
-        f"train: finished: step {newest.step} of {recipe.training.max_steps} ({newest.folder})",
-        file=sys.stderr,
-    )
+    newest = checkpoint_to_resume(recipe, manifest)
+    if newest is None or newest.step < recipe.training.max_steps:
+        sys.exit(STEPS_LEFT)
+    print(f"train: {finished_note(recipe, newest)}", file=sys.stderr)
+    send_left_over(recipe)
 
 
 if __name__ == "__main__":
-    run_command("train", "Tell whether training is finished (exit 0) or not (exit 3).", main)
+    run_command("train", "Train a translation model with DeepSpeed.", main)

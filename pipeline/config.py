@@ -13,18 +13,22 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, PositiveInt, ValidationError, model_validator
 from pydantic import Field as Limit
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from data_prep.config import DataConfig, Section
 from models.config import ModelConfig
 
+OUR_MODULES = {"data_prep", "models", "pipeline", "__main__"}
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_RECIPE = ROOT / "recipes" / "quickstart.yaml"
+
+
+Decay = Annotated[float, Limit(ge=0, lt=1)]
 
 
 class UsageError(Exception):
@@ -34,7 +38,7 @@ class UsageError(Exception):
 class TrainingConfig(Section):
     """Optimisation and the training loop."""
 
-    seed: int = 1
+    seed: int = Limit(default=1, ge=0)
     """Seed of initial weights, batch order and dropout."""
 
     max_steps: PositiveInt = 100_000
@@ -56,7 +60,7 @@ class TrainingConfig(Section):
     warmup_steps: int = Limit(default=4000, ge=0)
     """Steps of linear warm-up."""
 
-    adam_betas: tuple[float, float] = (0.9, 0.98)
+    adam_betas: tuple[Decay, Decay] = (0.9, 0.98)
     """Adam's moment decays."""
 
     adam_eps: float = Limit(default=1e-9, gt=0)
@@ -95,10 +99,10 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainingConfig:
-        if self.micro_batch_tokens and self.micro_batch_tokens > self.max_tokens:
+        if self.micro_batch_tokens and self.max_tokens % self.micro_batch_tokens:
             raise ValueError(
-                f"micro_batch_tokens ({self.micro_batch_tokens}) exceeds max_tokens "
-                f"({self.max_tokens})"
+                f"max_tokens ({self.max_tokens}) must be a multiple of micro_batch_tokens "
+                f"({self.micro_batch_tokens})"
             )
         return self
 
@@ -168,6 +172,21 @@ class Recipe(Section):
             raise ValueError(
                 f"data.max_tokens_per_side ({longest}) exceeds a micro-batch ({micro_batch} tokens)"
             )
+        if self.training.checkpoint_levels and self.model.architecture != "ringformer":
+            raise ValueError(
+                f"training.checkpoint_levels must be 0: model.architecture "
+                f"{self.model.architecture} has no activation checkpointing"
+            )
+        if self.evaluation.average_checkpoints > self.training.keep_checkpoints:
+            raise ValueError(
+                f"evaluation.average_checkpoints ({self.evaluation.average_checkpoints}) exceeds "
+                f"training.keep_checkpoints ({self.training.keep_checkpoints})"
+            )
+        if 2 * self.evaluation.beam_size > self.data.vocabulary.size:
+            raise ValueError(
+                f"evaluation.beam_size ({self.evaluation.beam_size}) exceeds half of "
+                f"data.vocabulary.size ({self.data.vocabulary.size})"
+            )
         return self
 
 
@@ -178,7 +197,7 @@ def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator
     """Every dotted key that holds a value, with its pydantic field."""
     for name, field in section.model_fields.items():
         nested = [t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)]
-        if nested and "tuple" not in str(field.annotation):
+        if nested and get_origin(field.annotation) is not tuple:
             yield from recipe_keys(nested[0], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
@@ -201,6 +220,8 @@ def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         problem = " ".join(str(error.problem).split())
         raise UsageError(f"{path}:{line}: not valid YAML: {problem}") from error
+    except YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path}: a recipe is a YAML mapping with a key `run_dir`")
     fields = dict(recipe_keys())
@@ -212,12 +233,20 @@ def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe
             if not isinstance(section.get(parent), dict):
                 section[parent] = {}
             section = section[parent]
-        section[last] = text if raw and text != "null" else YAML(typ="safe").load(text)
+        section[last] = text if raw and text != "null" else _value(key, text)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         overridden = {key for key, _ in overrides}
         raise UsageError(_describe(error, path, content, overridden)) from error
+
+
+def _value(key: str, text: str) -> Any:
+    """The value that `text` would be in a recipe."""
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise UsageError(f"command line: `{key}`: cannot read {text!r} as YAML") from error
 
 
 def _describe(error: ValidationError, path: Path, content: Any, overridden: set[str]) -> str:
@@ -315,13 +344,13 @@ def run_command(
     except UsageError as error:
         _fail(program, str(error), debug, exit_code=2)
     except KeyboardInterrupt:
-        _fail(program, "interrupted", debug, exit_code=130)
+        _fail(program, "interrupted", debug, exit_code=1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         # Our own errors carry their whole message; of a foreign one the type is half the message.
-        ours = type(error).__module__.split(".")[0] in {"data_prep", "models", "pipeline"}
+        ours = type(error).__module__.split(".")[0] in OUR_MODULES
         name = "" if ours or isinstance(error, OSError) else f"{type(error).__name__}: "
         _fail(program, f"{name}{error}", debug, exit_code=1)
     sys.exit(0)

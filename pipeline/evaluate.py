@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from data_prep.corpora import read_lines
 from data_prep.stage import digest_of, read_manifest, write_atomically, write_json
 from data_prep.vocabulary import load_vocabulary
 from pipeline.checkpoint import Checkpoint, checkpoints_to_average
-from pipeline.config import Recipe, run_command
+from pipeline.config import DEFAULT_RECIPE, Recipe, load_recipe, run_command
+from pipeline.tracking import Tracker, run_id_of, send_left_over
 
 if TYPE_CHECKING:
     from pipeline.translator import Translator
@@ -34,11 +36,12 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     checkpoints = checkpoints_to_average(recipe)
     fingerprint = _fingerprint(recipe, checkpoints)
     known = _read_scores(folder)
-    if known.get("fingerprint") == fingerprint:
+    if known.get("fingerprint") == fingerprint and (folder / "hypotheses.txt").exists():
         log.info("up to date, reused (%s)", folder)
+        send_left_over(recipe)
         return known
 
-    from pipeline.tracking import Tracker  # seconds of imports, only when there is work
+    # Seconds of imports, only when there is work.
     from pipeline.translator import Translator, untrained_model
 
     tags = [checkpoint.tag for checkpoint in checkpoints]
@@ -53,6 +56,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
         "sentences": len(sources),
         **_score(recipe, hypotheses, references),
         "checkpoints": tags,
+        "step": checkpoints[-1].step,
         "beam_size": recipe.evaluation.beam_size,
         "length_penalty": recipe.evaluation.length_penalty,
         "sentences_per_second": round(len(sources) / seconds, 2),
@@ -66,28 +70,33 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
 
     folder.mkdir(exist_ok=True)
     write_atomically(folder / "hypotheses.txt", "".join(f"{line}\n" for line in hypotheses))
-    write_json(folder / "scores.json", scores)
-
-    tracker = Tracker(recipe)
-    metrics = {f"test_{name}": scores[name] for name in ("bleu", "chrf", "sentences_per_second")}
-    if "untrained_bleu" in scores:
-        metrics["untrained_bleu"] = scores["untrained_bleu"]
-    tracker.log_metrics(metrics, step=checkpoints[-1].step)
-    tracker.log_tags({"bleu_signature": scores["bleu_signature"], "test_set": scores["test_set"]})
     columns = {"source": sources, "translation": hypotheses, "reference": references}
-    tracker.log_table(
-        "translations.json", {name: lines[:SAMPLES] for name, lines in columns.items()}
-    )
-    tracker.log_artifact(folder / "hypotheses.txt", "evaluation")
-    tracker.log_artifact(folder / "scores.json", "evaluation")
+    tracker = Tracker(recipe)
+    _log(tracker, folder, scores, {name: lines[:SAMPLES] for name, lines in columns.items()})
+    # Last: once it is there, the tracker's journal has everything too.
+    write_json(folder / "scores.json", scores)
     tracker.close()
     return scores
+
+
+def _log(
+    tracker: Tracker, folder: Path, scores: dict[str, Any], samples: dict[str, list[str]]
+) -> None:
+    names = ("bleu", "chrf", "sentences_per_second", "untrained_bleu")
+    metrics = {f"test_{name}": scores[name] for name in names if name in scores}
+    tracker.log_metrics(metrics, scores["step"])
+    tracker.log_tags({"bleu_signature": scores["bleu_signature"], "test_set": scores["test_set"]})
+    name = f"{scores['checkpoints'][-1]}-{scores['fingerprint'][:8]}"
+    tracker.log_table(f"translations/{name}.json", samples)
+    tracker.log_json("evaluation/scores.json", scores)
+    tracker.log_artifact(folder / "hypotheses.txt", "evaluation")
 
 
 def _fingerprint(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
     return digest_of(
         {
             "evaluation": recipe.evaluation.model_dump(),
+            "seed": recipe.training.seed,  # of the untrained baseline
             "checkpoints": [checkpoint.info for checkpoint in checkpoints],
             "test": read_manifest(recipe.run_dir / "clean"),
         }
@@ -134,15 +143,19 @@ def summary(recipe: Recipe, scores: dict[str, Any]) -> str:
     """The last line of a run."""
     untrained = scores.get("untrained_bleu")
     beside = f" (untrained model: {untrained})" if untrained is not None else ""
-    try:
-        state = recipe.run_dir / "tracking" / "run.json"
-        run_id = json.loads(state.read_text(encoding="utf-8"))["run_id"]
-    except (FileNotFoundError, ValueError, KeyError):
-        run_id = "not sent yet"
     return (
         f"BLEU {scores['bleu']}{beside} on {scores['test_set']}, chrF {scores['chrf']} | "
-        f"MLflow run {run_id} | dashboard: ./run.sh dashboard, then open http://127.0.0.1:5000"
+        f"MLflow run {run_id_of(recipe) or 'not sent yet'} | dashboard: {_dashboard(recipe)}"
     )
+
+
+def _dashboard(recipe: Recipe) -> str:
+    uri = recipe.tracking_uri
+    if uri.startswith(("http://", "https://")):
+        return uri
+    found = uri == load_recipe(DEFAULT_RECIPE).tracking_uri
+    option = "" if found else f" --tracking.uri {shlex.quote(uri)}"
+    return f"./run.sh dashboard{option}, then open http://127.0.0.1:5000"
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:

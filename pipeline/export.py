@@ -18,33 +18,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(recipe: Recipe, folder: Path) -> None:
-    """Write model.safetensors (averaged fp32 weights, tied tensors once), spm.model, manifest.json.
+    """Write model.safetensors (averaged fp32 weights, tied tensors once), spm.model, config.json.
 
     :raises CheckpointError: the run has no checkpoint.
     """
     from safetensors.torch import save_model
 
-    from data_prep.stage import run_stage
+    from data_prep.stage import run_stage, write_json
     from pipeline.translator import untrained_model
 
     checkpoints = checkpoints_to_average(recipe)
+
+    config = {
+        "format": 1,
+        "model": recipe.model.model_dump(mode="json"),
+        "evaluation": recipe.evaluation.model_dump(mode="json"),
+        "source_lang": recipe.data.source_lang,
+        "target_lang": recipe.data.target_lang,
+    }
 
     def build(partial: Path) -> dict[str, int]:
         model = untrained_model(recipe)
         model.load_state_dict(average_weights(checkpoints))
         save_model(model, str(partial / "model.safetensors"))
         shutil.copyfile(recipe.run_dir / "shards" / "spm.model", partial / "spm.model")
+        write_json(partial / "config.json", config)
         return {"parameters": sum(p.numel() for p in model.parameters())}
 
-    inputs = {
-        "format": 1,
-        "model": recipe.model.model_dump(mode="json"),
-        "evaluation": recipe.evaluation.model_dump(mode="json"),
-        "source_lang": recipe.data.source_lang,
-        "target_lang": recipe.data.target_lang,
-        "checkpoints": [checkpoint.info for checkpoint in checkpoints],
-    }
-    run_stage(folder, inputs, build)
+    run_stage(folder, {**config, "checkpoints": [c.info for c in checkpoints]}, build)
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """MLflow tracking that never stops or slows training, and loses nothing.
 
 Everything is first appended to a journal in the run folder; a thread sends it on to the MLflow
-server. What could not be sent (server down, process killed) is sent by the next command that opens
-the tracker. Metrics that are sent twice count once: MLflow keeps a (key, step, time, value) once.
+server. What could not be sent (server down, process killed) is sent by the next command on the
+same run_dir. What is sent twice counts once: MLflow keeps a (key, step, time, value) once.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # mlflow takes seconds to import, and only the sending thread
 
 log = logging.getLogger("tracking")
 
-MAX_BATCH = 500  # metrics a request; MLflow allows 1,000
-MAX_PARAMS = 100
+MAX_PARAMS = 100  # MLflow's limit for one request; that of metrics is 1,000
+METRICS_RECORDS = 50  # journal records of metrics sent together
 RETRY_SECONDS = (1, 2, 5, 10, 30)
 CLOSE_SECONDS = 60
 
@@ -34,12 +34,20 @@ CLOSE_SECONDS = 60
 class Tracker:
     """The MLflow run of one `run_dir`. Only global rank 0 opens one."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, run_id: str | None = None) -> None:
+        """:param run_id: MLflow run to continue if `run_dir` does not say (a copied checkpoint)."""
         self._recipe = recipe
-        folder = recipe.run_dir / "tracking"
-        folder.mkdir(parents=True, exist_ok=True)
-        self._journal, self._state_file = folder / "journal.jsonl", folder / "run.json"
-        self._state = self._read_state()
+        self._journal, self._state_file = _files(recipe)
+        self._journal.parent.mkdir(parents=True, exist_ok=True)
+        self._state = _read_state(recipe) or {
+            "uri": recipe.tracking_uri,
+            "run_id": run_id,
+            "sent": 0,
+        }
+        self._run_exists = False
+        _end_torn_line(self._journal)
+        if not self._journal.exists():
+            self._state["sent"] = 0
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
         self._thread.start()
@@ -56,7 +64,7 @@ class Tracker:
         """Log the recipe, DeepSpeed's configuration and what the data is."""
         recipe = self._recipe.model_dump(mode="json")
         for name, content in (("recipe", recipe), ("deepspeed", deepspeed_config), ("data", data)):
-            self._log("json", name=f"{name}.json", content=content)
+            self.log_json(f"{name}.json", content)
         sections = {key: value for key, value in recipe.items() if key != "data"}
         params = {**_flat(sections), **_flat(deepspeed_config, "deepspeed.")}
         params |= _flat({key: data[key] for key in ("totals", "vocabulary")}, "data.")
@@ -69,6 +77,10 @@ class Tracker:
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self._log("tags", tags=dict(tags))
 
+    def log_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """A small artifact; what it holds now is logged, whatever becomes of it."""
+        self._log("json", name=name, content=content)
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """:param path: a file that stays where it is until it has been sent."""
         self._log("artifact", path=str(path.absolute()), folder=folder)
@@ -77,9 +89,13 @@ class Tracker:
         """A table that MLflow's UI shows."""
         self._log("table", name=name, columns=dict(columns))
 
-    def close(self, status: str = "FINISHED") -> None:
-        """Send what is left; after a while, leave the rest to the next command."""
-        self._log("status", status=status)
+    def close(self, status: str | None = "FINISHED") -> None:
+        """Send what is left; after a while, leave the rest to the next command.
+
+        :param status: MLflow's RunStatus: FINISHED, FAILED or KILLED; None leaves it as it is.
+        """
+        if status:
+            self._log("status", status=status)
         self._closing.set()
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
@@ -103,16 +119,6 @@ class Tracker:
         self._wake.set()
 
     # ── The sending thread ──────────────────────────────────────────────────────────────────────
-
-    def _read_state(self) -> dict[str, Any]:
-        """Run id, and how many bytes of the journal have been sent to this tracking server."""
-        try:
-            state: dict[str, Any] = json.loads(self._state_file.read_text(encoding="utf-8"))
-            if state["uri"] == self._recipe.tracking_uri:
-                return state
-        except (FileNotFoundError, ValueError, KeyError):
-            pass
-        return {"uri": self._recipe.tracking_uri, "run_id": None, "sent": 0}
 
     def _send_all(self) -> None:
         failures = 0
@@ -138,10 +144,11 @@ class Tracker:
 
     def _send_journal(self) -> None:
         client = self._client()
-        run_id = self.run_id or self._create_run(client)
+        if not self._run_exists:
+            self._find_or_create_run(client)
         for kind, records in groupby(self._unsent(), key=lambda record: record[0]["kind"]):
-            while batch := list(islice(records, 50 if kind == "metrics" else 1)):
-                _send(client, run_id, kind, [record for record, _ in batch])
+            while batch := list(islice(records, METRICS_RECORDS if kind == "metrics" else 1)):
+                _send(client, self._state["run_id"], kind, [record for record, _ in batch])
                 self._state["sent"] = batch[-1][1]
                 write_json(self._state_file, self._state)
 
@@ -154,17 +161,40 @@ class Tracker:
             for line in iter(journal.readline, b""):
                 if not line.endswith(b"\n"):
                     return  # still being written
-                yield json.loads(line), journal.tell()
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    log.warning("%s: skipped a line that a crash has cut", self._journal)
+                    continue
+                yield record, journal.tell()
 
     def _client(self) -> MlflowClient:
         # This thread retries by itself; MLflow's own patience would hold up the end of a run.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
         from mlflow import MlflowClient
 
         for noisy in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         return MlflowClient(tracking_uri=self._state["uri"])
+
+    def _find_or_create_run(self, client: MlflowClient) -> None:
+        """Have a run in this tracking store; a new one gets the whole journal."""
+        from mlflow.exceptions import MlflowException
+
+        if self.run_id is not None:
+            try:
+                self._run_exists = client.get_run(self.run_id).info.lifecycle_stage == "active"
+            except MlflowException as error:
+                if error.get_http_status_code() != 404:  # type: ignore[no-untyped-call]
+                    raise
+            if not self._run_exists:
+                log.warning("MLflow run %s was deleted; sending all to a new one", self.run_id)
+        if not self._run_exists:
+            self._state |= {"run_id": self._create_run(client), "sent": 0}
+            write_json(self._state_file, self._state)
+            self._run_exists = True
 
     def _create_run(self, client: MlflowClient) -> str:
         name = self._recipe.tracking.experiment
@@ -177,9 +207,45 @@ class Tracker:
         else:
             experiment_id = experiment.experiment_id
         run = client.create_run(experiment_id, run_name=self._recipe.run_dir.absolute().name)
-        self._state["run_id"] = run.info.run_id
-        write_json(self._state_file, self._state)
         return str(run.info.run_id)
+
+
+def send_left_over(recipe: Recipe) -> None:
+    """Send what earlier commands on this run_dir could not, or all of it to a changed store."""
+    journal, _ = _files(recipe)
+    state = _read_state(recipe) or {"sent": 0}
+    if journal.exists() and journal.stat().st_size > state["sent"]:
+        Tracker(recipe).close(status=None)
+
+
+def _files(recipe: Recipe) -> tuple[Path, Path]:
+    folder = recipe.run_dir / "tracking"
+    return folder / "journal.jsonl", folder / "run.json"
+
+
+def _read_state(recipe: Recipe) -> dict[str, Any] | None:
+    """Run id, and how many bytes of the journal have been sent to this tracking store."""
+    try:
+        state: dict[str, Any] = json.loads(_files(recipe)[1].read_text(encoding="utf-8"))
+        known = state.keys() >= {"uri", "run_id", "sent"} and state["uri"] == recipe.tracking_uri
+    except (FileNotFoundError, ValueError):
+        return None
+    return state if known else None
+
+
+def _end_torn_line(journal: Path) -> None:
+    """A line that a crash has cut must not swallow the next one."""
+    if journal.exists() and journal.stat().st_size:
+        with journal.open("rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+def run_id_of(recipe: Recipe) -> str | None:
+    """The MLflow run that the commands on this run_dir log to; None if there is none yet."""
+    state = _read_state(recipe)
+    return state["run_id"] if state else None
 
 
 def _send(client: MlflowClient, run_id: str, kind: str, records: list[dict[str, Any]]) -> None:
@@ -195,8 +261,7 @@ def _send(client: MlflowClient, run_id: str, kind: str, records: list[dict[str, 
                 for record in records
                 for key, value in record["metrics"].items()
             ]
-            for begin in range(0, len(metrics), MAX_BATCH):
-                client.log_batch(run_id, metrics=metrics[begin : begin + MAX_BATCH])
+            client.log_batch(run_id, metrics=metrics)
         elif kind == "params":
             params = [Param(key, value) for key, value in record["params"].items()]
             for begin in range(0, len(params), MAX_PARAMS):
@@ -206,7 +271,11 @@ def _send(client: MlflowClient, run_id: str, kind: str, records: list[dict[str, 
         elif kind == "json":
             client.log_dict(run_id, record["content"], record["name"])
         elif kind == "table":
-            client.log_table(run_id, record["columns"], record["name"])
+            folder = record["name"].rpartition("/")[0]
+            if record["name"] not in [
+                item.path for item in client.list_artifacts(run_id, folder or None)
+            ]:
+                client.log_table(run_id, record["columns"], record["name"])  # it would append
         elif kind == "artifact":
             client.log_artifact(run_id, record["path"], record["folder"])
         elif kind == "status" and record["status"] == "RUNNING":

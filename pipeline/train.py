@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -27,15 +28,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from data_prep.shards import ShardReader
+from data_prep.stage import only_command_in
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
 from models.seq2seq import core_parameters
 from pipeline.batches import Batch, BatchPlan, collate
 from pipeline.checkpoint import (
+    Checkpoint,
     CheckpointError,
+    checkpoint_to_resume,
     finish_checkpoint,
-    list_checkpoints,
-    refuse_foreign,
+    finished_note,
     tag_of,
     training_identity,
 )
@@ -50,6 +53,10 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 class TrainingError(Exception):
     """Training cannot go on."""
+
+
+class Stopped(Exception):
+    """A signal has stopped training; a checkpoint was saved."""
 
 
 def learning_rate_factor(training: TrainingConfig, step: int) -> float:
@@ -88,7 +95,6 @@ class Progress:
 
     loss: torch.Tensor
     target_tokens: int = 0
-    source_tokens: int = 0
     steps: int = 0
     since: float = 0.0
 
@@ -96,7 +102,8 @@ class Progress:
 class Training:
     """One training run on this rank: engine, data and position."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, newest: Checkpoint | None) -> None:
+        """:param newest: checkpoint to continue."""
         self.recipe = recipe
         self.config = config = recipe.training
         self.reader = ShardReader(recipe.run_dir / "shards", "train")
@@ -124,7 +131,7 @@ class Training:
         )
         self.device: torch.device = self.engine.device
         self.checkpoints = recipe.run_dir / "checkpoints"
-        self.step = self._resume()
+        self.step = self._resume(newest)
 
     def _scheduler(self, optimizer: Optimizer) -> LambdaLR:
         return LambdaLR(optimizer, lambda step: learning_rate_factor(self.config, step))
@@ -136,6 +143,7 @@ class Training:
         # Dropout depends on seed, step and rank only, so a resumed run needs no saved RNG state.
         entropy = np.random.SeedSequence([self.config.seed, self.step, self.rank])
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+        self.engine.train()
         global_batch = self.plan[self.step]
         # DeepSpeed divides by ranks and accumulation steps; we want the sum over the global batch.
         scale = self.world_size * self.accumulation_steps / global_batch.target_tokens
@@ -145,7 +153,6 @@ class Training:
             self.engine.backward(loss * scale)
             self.engine.step()
             progress.loss += loss.detach()
-            progress.source_tokens += sum(batch.source_layout.seq_lens)
         progress.target_tokens += global_batch.target_tokens
         progress.steps += 1
         self.step += 1
@@ -162,8 +169,11 @@ class Training:
         )
         return loss
 
-    def validate(self) -> float:
-        """Cross-entropy per target token of the validation set, the same on every rank."""
+    def validate(self, stop: StopSignal) -> float | None:
+        """Cross-entropy per target token of the validation set, the same on every rank.
+
+        None if a signal came meanwhile.
+        """
         lengths = self.valid_reader.lengths()
         budget = self.config.micro_batch_tokens or self.config.max_tokens
         micro_batches = BatchPlan(
@@ -173,14 +183,17 @@ class Training:
         while len(micro_batches) % self.world_size:
             micro_batches.append(np.empty(0, dtype=np.int64))
         total = torch.zeros((), device=self.device)
-        self.engine.eval()
+        self.engine.eval()  # until the next step
         with torch.no_grad():
             for indices in micro_batches[self.rank :: self.world_size]:
+                if stop.agreed(self.device):
+                    break
                 total += self.loss(collate(self.valid_reader, indices, self.device))
-        self.engine.train()
-        return self._sum_over_ranks(total) / int(lengths[1].sum())
+            else:
+                return self.sum_over_ranks(total) / int(lengths[1].sum())
+        return None
 
-    def _sum_over_ranks(self, value: torch.Tensor) -> float:
+    def sum_over_ranks(self, value: torch.Tensor) -> float:
         if self.world_size > 1:
             dist.all_reduce(value)
         return float(value)
@@ -189,47 +202,39 @@ class Training:
 
     def save(self, tracker_run_id: str | None) -> None:
         """Every rank calls this: each holds a part of the optimizer."""
+        info = {
+            **training_identity(self.recipe, self.reader.manifest),
+            **self._layout(),
+            "training": self.config.model_dump(mode="json"),
+            "tracker_run_id": tracker_run_id,
+            "saved_at": time.time(),
+        }
         self.engine.save_checkpoint(
             str(self.checkpoints),
             tag=tag_of(self.step),
             client_state={
                 "step": self.step,
+                "recipe": self.recipe.model_dump(mode="json"),
+                **info,
                 "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
             },
             save_latest=False,
         )
         dist.barrier()
         if self.rank == 0:
-            info = {
-                **self._identity(),
-                **self._layout(),
-                "tracker_run_id": tracker_run_id,
-                "saved_at": time.time(),
-            }
             finish_checkpoint(self.checkpoints, self.step, info, self.config.keep_checkpoints)
             log.info("checkpoint %s", self.checkpoints / tag_of(self.step))
         dist.barrier()
-
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must share with a run that continues it."""
-        return training_identity(self.recipe, self.reader.manifest)
 
     def _layout(self) -> dict[str, Any]:
         """How DeepSpeed has cut the optimizer state."""
         stage = self.engine.zero_optimization_stage()
         return {"zero_stage": stage, "world_size": self.world_size}
 
-    def _resume(self) -> int:
-        """Load the newest checkpoint, if any. :returns: the step to go on from."""
-        existing = list_checkpoints(self.checkpoints)
-        if not existing:
+    def _resume(self, newest: Checkpoint | None) -> int:
+        """Load a checkpoint, if there is one. :returns: the step to go on from."""
+        if newest is None:
             return 0
-        newest = existing[-1]
-        if self.config.resume == "never":
-            raise CheckpointError(
-                f"{newest.folder} exists and training.resume is `never`; choose another run_dir"
-            )
-        refuse_foreign(newest.folder, newest.info, self._identity())
         layout = self._layout()
         cut_differently = {key for key in layout if layout[key] != newest.info[key]}
         if cut_differently and max(layout["zero_stage"], newest.info["zero_stage"]) > 0:
@@ -251,7 +256,8 @@ class Training:
 def train(training: Training, tracker: Tracker | None) -> None:
     """Train to `max_steps`, logging, validating and saving on the way.
 
-    :raises TrainingError: stopped by a signal (after saving), or the loss is not finite.
+    :raises Stopped: by a signal, after saving.
+    :raises TrainingError: the loss is not finite.
     """
     config = training.config
     stop = StopSignal()
@@ -262,22 +268,27 @@ def train(training: Training, tracker: Tracker | None) -> None:
         training.train_step(progress)
         step, last = training.step, training.step == config.max_steps
         stopped = stop.agreed(training.device)
-        if step % config.log_every == 0 or last or stopped:
+        validating = (step % config.validate_every == 0 or last) and not stopped
+        saving = step % config.checkpoint_every == 0 or last or stopped
+        # Before saving too: what is saved was seen to be finite.
+        if step % config.log_every == 0 or validating or saving:
             remaining = (config.max_steps - step) * (time.monotonic() - started)
             eta = timedelta(seconds=round(remaining / (step - first_step)))
             _report(training, tracker, progress, eta)
             progress = _new_progress(training)
-        if step % config.validate_every == 0 or last:
-            loss = training.validate()
-            log.info("step %d | valid loss %.4f | valid ppl %.2f", step, loss, _perplexity(loss))
-            if tracker:
-                tracker.log_metrics({"valid_loss": loss, "valid_ppl": _perplexity(loss)}, step)
-            progress.since = time.monotonic()
-        if step % config.checkpoint_every == 0 or last or stopped:
+        pause = time.monotonic()
+        if validating:
+            if (loss := training.validate(stop)) is None:
+                stopped = saving = True
+            else:
+                log.info("step %d | valid loss %.4f | ppl %.2f", step, loss, _perplexity(loss))
+                if tracker:
+                    tracker.log_metrics({"valid_loss": loss, "valid_ppl": _perplexity(loss)}, step)
+        if saving:
             training.save(tracker.run_id if tracker else None)
-            progress.since = time.monotonic()
+        progress.since += time.monotonic() - pause
         if stopped and not last:
-            raise TrainingError(
+            raise Stopped(
                 f"stopped by a signal at step {step}; run the same command again to continue"
             )
 
@@ -295,12 +306,14 @@ def _report(
 ) -> None:
     """One progress line, and the same numbers to the tracker."""
     seconds = time.monotonic() - progress.since
-    loss = training._sum_over_ranks(progress.loss) / progress.target_tokens
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the loss became {loss} before step {training.step}; lower training.learning_rate or "
-            "lengthen training.warmup_steps"
-        )
+    loss = training.sum_over_ranks(progress.loss) / progress.target_tokens
+    grad_norm = training.engine.get_global_grad_norm()
+    for name, value in (("loss", loss), ("gradient norm", grad_norm)):
+        if value is not None and not math.isfinite(value):
+            raise TrainingError(
+                f"the {name} became {float(value)} before step {training.step}; lower "
+                "training.learning_rate or lengthen training.warmup_steps"
+            )
     metrics = {
         "train_loss": loss,
         "learning_rate": training.engine.get_lr()[0],
@@ -308,7 +321,6 @@ def _report(
         "steps_per_second": progress.steps / seconds,
         "epoch": training.step / training.plan.steps_per_epoch,
     }
-    grad_norm = training.engine.get_global_grad_norm()
     if grad_norm is not None:
         metrics["grad_norm"] = float(grad_norm)
     log.info(
@@ -334,32 +346,48 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    deepspeed.init_distributed(timeout=COLLECTIVE_TIMEOUT, verbose=False)
-    try:
-        training = Training(recipe)
-        tracker = None
-        if rank == 0:
-            log.info(
-                "%s, %s core parameters; %s; %d rank(s) × %d micro-batch(es) a step, ZeRO stage "
-                "%d; padding %.1f%%",
-                recipe.model.architecture,
-                f"{training.core_parameters:,}",
-                training.device,
-                training.world_size,
-                training.accumulation_steps,
-                training.engine.zero_optimization_stage(),
-                100 * training.plan.padding_share(),
-            )
-            tracker = Tracker(recipe)
-            tracker.start_training(training.deepspeed_config, training.reader.manifest)
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_SIZE", "1"))))
+    manifest = ShardReader(recipe.run_dir / "shards", "train").manifest
+    newest = checkpoint_to_resume(recipe, manifest)
+    if newest is not None and newest.step >= recipe.training.max_steps:
+        log.info("%s", finished_note(recipe, newest))
+        return
+    with only_command_in(recipe.run_dir) if rank == 0 else nullcontext():
+        deepspeed.init_distributed(timeout=COLLECTIVE_TIMEOUT, verbose=False)
         try:
-            train(training, tracker)
+            training = Training(recipe, newest)
+            if rank != 0:
+                train(training, tracker=None)
+            else:
+                _train_tracked(training, newest)
         finally:
-            if tracker:
-                tracker.close()
+            dist.destroy_process_group()
+
+
+def _train_tracked(training: Training, newest: Checkpoint | None) -> None:
+    """Train as rank 0, which tells everybody about it."""
+    log.info(
+        "%s, %s core parameters; %s; %d rank(s) × %d micro-batch(es) a step, ZeRO stage %d; "
+        "padding %.1f%%",
+        training.recipe.model.architecture,
+        f"{training.core_parameters:,}",
+        training.device,
+        training.world_size,
+        training.accumulation_steps,
+        training.engine.zero_optimization_stage(),
+        100 * training.plan.padding_share(),
+    )
+    tracker = Tracker(training.recipe, newest.info["tracker_run_id"] if newest else None)
+    tracker.start_training(training.deepspeed_config, training.reader.manifest)
+    status = "FAILED"
+    try:
+        train(training, tracker)
+        status = "FINISHED"
+    except Stopped:
+        status = "KILLED"
+        raise
     finally:
-        dist.destroy_process_group()
+        tracker.close(status)
 
 
 if __name__ == "__main__":

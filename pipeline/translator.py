@@ -70,7 +70,7 @@ class Translator:
         :raises CheckpointError: it is not one.
         """
         try:
-            config = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["inputs"]
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             vocabulary = load_vocabulary(folder / "spm.model")
             size = vocabulary.get_piece_size()
             model = create_model(ModelConfig.model_validate(config["model"]), size, PAD_IDX)

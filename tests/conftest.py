@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,6 +84,18 @@ def command() -> Command:
         return run_process([sys.executable, "-m", module, *map(str, arguments)], stdin=stdin)
 
     return run
+
+
+@pytest.fixture
+def port() -> int:
+    """A port on 127.0.0.1 that nobody uses."""
+    return free_port()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def run_process(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import socket
+import re
+import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
+from pipeline.checkpoint import list_checkpoints
 from pipeline.config import ROOT, load_recipe
-from tests.conftest import run_process
+from tests.conftest import free_port, run_process
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +56,7 @@ def test_one_command_ends_with_the_bleu_line(
     run_id = json.loads((run_dir / "tracking" / "run.json").read_text())["run_id"]
     assert f"BLEU {scores['bleu']} (untrained model: {scores['untrained_bleu']})" in last_line
     assert f"MLflow run {run_id}" in last_line
-    assert "./run.sh dashboard" in last_line
+    assert f"./run.sh dashboard --tracking.uri {load_recipe(recipe).tracking_uri}" in last_line
 
 
 def test_a_second_run_reuses_everything(
@@ -82,7 +85,85 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
     ]
     assert len(rates) == 4
     artifacts = {artifact.path for artifact in client.list_artifacts(run_id)}
-    assert {"recipe.json", "deepspeed.json", "data.json", "translations.json"} <= artifacts
+    assert {"recipe.json", "deepspeed.json", "data.json", "evaluation"} <= artifacts
+    assert len(client.list_artifacts(run_id, "translations")) == 1
+
+
+def test_records_that_could_not_be_sent_go_with_a_run_that_reuses_everything(
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    away = run_process([RUN, "evaluate", "--config", str(recipe), "--tracking.uri", nobody])
+    assert away.returncode == 0, away.stderr
+    assert "could not be sent" in away.stderr
+    assert "MLflow run not sent yet" in away.stdout
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    again = run_process([RUN, "--config", str(recipe), "--tracking.uri", elsewhere])
+    assert again.returncode == 0, again.stderr
+    run_id = re.findall(r"MLflow run (\w{32})", again.stdout)[0]
+    run = MlflowClient(elsewhere).get_run(run_id)
+    assert run.data.metrics.keys() >= {"test_bleu", "train_loss"}
+
+
+def test_other_settings_after_training_are_pointed_out(
+    trained: subprocess.CompletedProcess[str], recipe: Path
+) -> None:
+    done = run_process([RUN, "train", "--config", str(recipe), "--training.learning_rate", "1e-4"])
+    assert done.returncode == 0, done.stderr
+    assert "it was trained with other values of learning_rate" in done.stderr
+    done = run_process([RUN, "train", "--config", str(recipe), "--training.seed", "7"])
+    assert done.returncode == 1
+    assert "belongs to another batch plan" in done.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_goes_on_where_it_was(
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path, signum: int
+) -> None:
+    shutil.copytree(load_recipe(recipe).run_dir / "shards", tmp_path / "run" / "shards")
+    config = ["--config", str(recipe), "--run_dir", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [RUN, "train", *config, "--training.max_steps", "100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stderr is not None
+    output = ""
+    for line in process.stderr:
+        output += line
+        if "step 20/" in line:
+            process.send_signal(signum)  # to run.sh alone, as a supervisor does
+            break
+    output += process.stderr.read()
+    assert process.wait() == 1
+    assert "stopped by a signal at step" in output
+    assert "run the same command again to continue" in output
+    assert "Traceback" not in output
+    (stopped,) = list_checkpoints(tmp_path / "run" / "checkpoints")[-1:]
+    target = stopped.step + 1
+    resumed = run_process([RUN, "train", *config, "--training.max_steps", str(target)])
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed from {stopped.folder}" in resumed.stderr
+
+
+def test_help() -> None:
+    assert "COMMAND: all (default)" in run_process([RUN, "--help"]).stdout
+    for command in ("all", "prepare", "train", "evaluate", "translate", "export", "dashboard"):
+        shown = run_process([RUN, command, "--help"])
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.count("--training.max_steps VALUE\n") == 1
+
+
+def test_export_leaves_a_folder_of_others_alone(
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    done = run_process([RUN, "export", "--config", str(recipe), "--output", str(tmp_path)])
+    assert done.returncode == 1
+    assert "holds files that this command did not make" in done.stderr
+    assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
 def test_translate_and_export(
@@ -108,10 +189,9 @@ def test_translate_and_export(
     assert "stdin:2: not valid UTF-8" in broken.stderr
 
 
-def test_dashboard_serves_the_run(trained: subprocess.CompletedProcess[str], recipe: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def test_dashboard_serves_the_run(
+    trained: subprocess.CompletedProcess[str], recipe: Path, port: int
+) -> None:
     process = subprocess.Popen(
         [RUN, "dashboard", "--config", str(recipe), "--port", str(port)],
         cwd=ROOT,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from data_prep.toy_corpus.grammar import Grammar
 from data_prep.toy_corpus.lexicon import Pair
 
+VERSION = 1  # raise it when the same seed would give other sentences
 MIN_WORDS, MAX_WORDS = 4, 22
 MAX_MISSES = 20_000  # this many sentences without a new one: the grammar has run dry
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import subprocess
 import sys
 import time
@@ -17,16 +16,9 @@ import requests
 from mlflow import MlflowClient
 
 from pipeline.config import Recipe, load_recipe
-from pipeline.tracking import Tracker
+from pipeline.tracking import Tracker, run_id_of, send_left_over
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -93,6 +85,9 @@ def test_nothing_is_lost_while_the_server_is_away(
         assert artifacts == ["evaluation/hypotheses.txt"]
 
         # Sent again (a process killed before it noted what it had sent): still once in MLflow.
+        # The kill has also cut the last record short.
+        with (tmp_path / "run" / "tracking" / "journal.jsonl").open("a") as journal:
+            journal.write('{"kind": "metrics", "time_ms": 17')
         state = tmp_path / "run" / "tracking" / "run.json"
         state.write_text(json.dumps({**json.loads(state.read_text()), "sent": 0}))
         tracker = Tracker(recipe)
@@ -100,6 +95,38 @@ def test_nothing_is_lost_while_the_server_is_away(
         tracker.close()
         assert tracker.run_id == run_id
         assert len(client.get_metric_history(run_id, "train_loss")) == 101
+        assert client.get_metric_history(run_id, "valid_loss")[0].value == 2.0
+        assert "skipped a line that a crash has cut" in caplog.text
+        table = client.download_artifacts(run_id, "translations.json", str(tmp_path))
+        assert json.loads(Path(table).read_text())["data"] == [["Hallo.", "Hello."]]
+
+
+def test_a_new_store_or_a_deleted_run_gets_everything(
+    tiny_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = load_recipe(tiny_recipe, [("run_dir", str(tmp_path / "run"))])
+    tracker = Tracker(first)
+    tracker.log_metrics({"train_loss": 1.0}, 1)
+    tracker.close()
+    deleted = tracker.run_id
+    assert deleted is not None
+    MlflowClient(first.tracking_uri).delete_run(deleted)
+    uri = f"sqlite:///{tmp_path}/other.db"
+    second = load_recipe(tiny_recipe, [("run_dir", str(tmp_path / "run")), ("tracking.uri", uri)])
+    tracker = Tracker(first)
+    tracker.log_metrics({"train_loss": 0.5}, 2)
+    tracker.close()
+    assert f"MLflow run {deleted} was deleted" in caplog.text
+    send_left_over(second)
+    for recipe in (first, second):
+        client = MlflowClient(recipe.tracking_uri)
+        (experiment,) = (client.get_experiment_by_name("ringformer"),)
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        history = client.get_metric_history(run.info.run_id, "train_loss")
+        assert [metric.value for metric in history] == [1.0, 0.5]
+    assert run_id_of(second) == run.info.run_id
+    assert run_id_of(first) is None  # the state is the newest store's
 
 
 def test_a_refused_record_does_not_hold_up_the_others(

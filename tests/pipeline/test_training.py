@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_prep.stage import only_command_in
 from pipeline.checkpoint import average_weights, list_checkpoints, load_weights
 from pipeline.config import ROOT, Recipe, TrainingConfig, UsageError
 from pipeline.deepspeed_config import deepspeed_config
 from pipeline.train import learning_rate_factor
-from tests.conftest import Command, run_process
+from tests.conftest import Command, free_port, run_process
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ LAUNCHER = [str(Path(sys.executable).with_name("deepspeed"))]
 def train(
     recipe: Path, run_dir: Path, *arguments: str, ranks: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    launch = [*LAUNCHER, "--num_accelerators", str(ranks), "--master_port", "29511"]
+    launch = [*LAUNCHER, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
     script = [str(ROOT / "pipeline" / "train.py"), "--config", str(recipe), "--run_dir"]
     return run_process([*launch, *script, str(run_dir), *arguments])
 
@@ -131,7 +132,15 @@ def test_sigterm_saves_and_says_how_to_go_on(prepared: Recipe, tiny_recipe: Path
     script = [str(ROOT / "pipeline" / "train.py"), "--config", str(tiny_recipe)]
     options = ["--run_dir", str(run_dir), "--training.max_steps", "100000"]
     process = subprocess.Popen(
-        [*LAUNCHER, "--num_accelerators", "2", "--master_port", "29512", *script, *options],
+        [
+            *LAUNCHER,
+            "--num_accelerators",
+            "2",
+            "--master_port",
+            str(free_port()),
+            *script,
+            *options,
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -151,6 +160,25 @@ def test_sigterm_saves_and_says_how_to_go_on(prepared: Recipe, tiny_recipe: Path
     (stopped,) = list_checkpoints(run_dir / "checkpoints")[-1:]
     assert f"stopped by a signal at step {stopped.step}; run the same command again" in output
     assert "Traceback" not in output
+
+
+def test_one_training_at_a_time(prepared: Recipe, tiny_recipe: Path) -> None:
+    run_dir = copy_of(prepared, "taken")
+    with only_command_in(run_dir):
+        done = train(tiny_recipe, run_dir)
+    assert done.returncode == 1
+    assert "another command is at work here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_loss_that_is_not_finite_ends_training(prepared: Recipe, tiny_recipe: Path) -> None:
+    run_dir = copy_of(prepared, "diverged")
+    arguments = ["--training.learning_rate", "1e30", "--training.clip_norm", "0"]
+    done = train(tiny_recipe, run_dir, *arguments)
+    assert done.returncode == 1
+    assert "lower training.learning_rate" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list_checkpoints(run_dir / "checkpoints") == []
 
 
 def test_a_conflicting_deepspeed_config_exits_2(
