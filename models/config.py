@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from pydantic import Field as Limit
 
-Architecture = Literal["ringformer", "transformer"]
+Architecture = Literal["ringformer", "transformer", "universal", "one_wide_ffn"]
+LevelSignals = Literal["all", "attention", "ffn", "static", "none"]
 
 
 class ModelConfig(BaseModel):
@@ -16,7 +17,9 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     architecture: Architecture = "ringformer"
-    """Model family: `ringformer`, or `transformer` (fairseq2's own post-LN Transformer)."""
+    """Model family: `ringformer`; `transformer` (fairseq2's own layers, post-LN); `universal` (one
+    shared layer, position and level encodings before each iteration); `one_wide_ffn` (attention
+    per layer, one FFN for all encoder layers, none in the decoder)."""
 
     model_dim: PositiveInt = 512
     """Width d of the embeddings and of every level."""
@@ -30,6 +33,10 @@ class ModelConfig(BaseModel):
     num_levels: PositiveInt = 6
     """N: how often the ring runs its one encoder and its one decoder layer (a plain Transformer
     has that many layers in each stack)."""
+
+    level_signals: LevelSignals = "all"
+    """RingFormer's ablations: input-dependent signals on attention and FFN (`all`, the paper's
+    model), on one of them, `static` (a learned vector per level instead), or `none`."""
 
     signal_rank: PositiveInt | None = None
     """Rank r of the level signals; null means model_dim / 16, the paper's choice."""
@@ -57,6 +64,10 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"model_dim ({self.model_dim}) must be even and a multiple of num_heads "
                 f"({self.num_heads})"
+            )
+        if self.level_signals != "all" and self.architecture != "ringformer":
+            raise ValueError(
+                f"level_signals ({self.level_signals}) is for architecture ringformer only"
             )
         if self.rank > self.model_dim:
             raise ValueError(f"signal_rank ({self.rank}) exceeds model_dim ({self.model_dim})")

@@ -10,10 +10,7 @@ from models.transformer import transformer_decoder, transformer_encoder
 
 def create_model(config: ModelConfig, vocab_size: int, pad_idx: int) -> TranslationModel:
     """Build the model that `config` describes, freshly initialised from torch's global RNG."""
-    if config.architecture == "ringformer":
-        return TranslationModel(
-            config, vocab_size, pad_idx, RingEncoder(config), RingDecoder(config)
-        )
-    return TranslationModel(
-        config, vocab_size, pad_idx, transformer_encoder(config), transformer_decoder(config)
-    )
+    if config.architecture == "transformer":
+        encoder, decoder = transformer_encoder(config), transformer_decoder(config)
+        return TranslationModel(config, vocab_size, pad_idx, encoder, decoder)
+    return TranslationModel(config, vocab_size, pad_idx, RingEncoder(config), RingDecoder(config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -12,55 +11,13 @@ from fairseq2.models.transformer import (
     TransformerEmbeddingFrontend,
     TransformerEncoder,
 )
-from fairseq2.nn import (
-    BatchLayout,
-    IncrementalState,
-    IncrementalStateBag,
-    Linear,
-    PositionEncoder,
-    StandardEmbedding,
-    TiedProjection,
-)
-from fairseq2.nn.functional import cross_entropy
+from fairseq2.nn import BatchLayout, IncrementalState, IncrementalStateBag, StandardEmbedding
 from torch import Tensor, nn
 
 from models.config import ModelConfig
-
-
-def sinusoids(length: int, dim: int) -> Tensor:
-    """`[length, dim]`: sin in even, cos in odd columns, angle p / 10000^{i/d} (design of the
-    published model; fairseq2's own table keeps the halves apart)."""
-    position = torch.arange(length, dtype=torch.float32)[:, None]
-    frequency = torch.exp(torch.arange(0, dim, 2).float() * (-math.log(10000.0) / dim))
-    angles = position * frequency
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
-
-
-class InterleavedSinusoids(PositionEncoder):
-    """Adds sinusoidal positions; the table is a buffer because a frozen Parameter would break
-    ZeRO-3's recomputation."""
-
-    table: Tensor
-
-    def __init__(self, dim: int, max_seq_len: int) -> None:
-        super().__init__(dim)
-        self.register_buffer("table", sinusoids(max_seq_len, dim), persistent=False)
-
-    def forward(
-        self,
-        seqs: Tensor,
-        seqs_layout: BatchLayout,
-        *,
-        state_bag: IncrementalStateBag | None = None,
-    ) -> Tensor:
-        """:param seqs: `[B, S, d]`. :raises ValueError: longer than the table."""
-        begin = state_bag.step_nr if state_bag is not None else 0
-        end = begin + seqs.size(1)
-        if end > self.table.size(0):
-            raise ValueError(
-                f"A sequence of {end} tokens exceeds model.max_seq_len ({self.table.size(0)})."
-            )
-        return seqs + self.table[begin:end].to(seqs.dtype)
+from models.output import OutputProjection
+from models.positions import InterleavedSinusoids
+from models.ringformer.ring import Ring
 
 
 def _embedding(vocab_size: int, pad_idx: int, dim: int) -> StandardEmbedding:
@@ -74,6 +31,8 @@ def _embedding(vocab_size: int, pad_idx: int, dim: int) -> StandardEmbedding:
 
 class TranslationModel(Seq2SeqModel):
     """A fairseq2 sequence-to-sequence model: what the trainer and the beam search see."""
+
+    final_proj: OutputProjection
 
     def __init__(
         self,
@@ -90,15 +49,16 @@ class TranslationModel(Seq2SeqModel):
             source_embed if config.tied_embeddings else _embedding(vocab_size, pad_idx, dim)
         )
         self.pad_idx = pad_idx
+        self.config = config
         self.encoder_frontend = self._frontend(config, source_embed)
         self.encoder = encoder
         self.decoder_frontend = self._frontend(config, target_embed)
         self.decoder = decoder
-        self.final_proj: TiedProjection | Linear = (
-            TiedProjection(source_embed.weight, bias=None)
-            if config.tied_embeddings
-            else Linear(dim, vocab_size, bias=True)
-        )
+        if config.tied_embeddings:
+            self.final_proj = OutputProjection(source_embed.weight, None, pad_idx)
+        else:
+            linear = nn.Linear(dim, vocab_size)
+            self.final_proj = OutputProjection(linear.weight, linear.bias, pad_idx)
 
     @property
     def source_embed(self) -> StandardEmbedding:
@@ -110,10 +70,11 @@ class TranslationModel(Seq2SeqModel):
 
     @staticmethod
     def _frontend(config: ModelConfig, embed: StandardEmbedding) -> TransformerEmbeddingFrontend:
+        universal = config.architecture == "universal"  # adds positions in every iteration
         return TransformerEmbeddingFrontend(
             config.model_dim,
             embed,
-            InterleavedSinusoids(config.model_dim, config.max_seq_len),
+            None if universal else InterleavedSinusoids(config.model_dim, config.max_seq_len),
             no_scale=not config.scale_embeddings,
             dropout_p=config.dropout,
         )
@@ -145,10 +106,8 @@ class TranslationModel(Seq2SeqModel):
 
         seqs, layout = self.decoder_frontend(target_seqs, target_seqs_layout, state_bag=state_bag)
         seqs = self.decoder(seqs, layout, state.seqs, state.layout, state_bag=state_bag)
-        logits = self.final_proj(seqs)
-        if targets is None:
-            return logits
-        return cross_entropy(logits, targets, self.pad_idx, label_smoothing=label_smoothing)
+        output: Tensor = self.final_proj(seqs, targets, label_smoothing)
+        return output
 
     def logits(self, source: Tensor, target: Tensor) -> Tensor:
         """:param source: padded ids `[B, S]`. :param target: `[B, T]`. :returns: `[B, T, V]`."""
@@ -160,13 +119,22 @@ class TranslationModel(Seq2SeqModel):
         :raises ValueError: the architecture cannot.
         """
         for stack in (self.encoder, self.decoder):
-            if hasattr(stack, "segment_length"):
-                stack.segment_length = segment_length  # type: ignore[assignment]
+            if isinstance(stack, Ring):
+                stack.segment_length = segment_length
             elif segment_length:
                 raise ValueError(
                     f"{type(stack).__name__} has no activation checkpointing; set "
                     "training.checkpoint_levels to 0"
                 )
+
+    def compile_layers(self) -> None:
+        """Compile the layers: a ring's one, or each of a Transformer's."""
+        for stack in (self.encoder, self.decoder):
+            if isinstance(stack, Ring):
+                stack.compile_level()
+            else:
+                for layer in stack.layers:
+                    layer.compile(dynamic=True)  # type: ignore[no-untyped-call]
 
     def layout(self, seqs: Tensor) -> BatchLayout:
         """The layout of ids padded on the right with `pad_idx`, `[B, S]`."""
@@ -174,13 +142,20 @@ class TranslationModel(Seq2SeqModel):
 
 
 class _EncoderOutput(IncrementalState):
+    """Read by a decoder in its first step only; later steps use their cache, and the lengths."""
+
     def __init__(self, seqs: Tensor, layout: BatchLayout) -> None:
         self.seqs, self.layout = seqs, layout
 
     def reorder(self, new_order: Tensor) -> None:
-        self.seqs = self.seqs.index_select(0, new_order)
-        lengths = self.layout.seq_lens
-        self.layout = BatchLayout.of(self.seqs, [lengths[i] for i in new_order.tolist()])
+        order, lengths = new_order.tolist(), self.layout.seq_lens
+        if len(order) != len(lengths) or any(
+            lengths[row] != n for row, n in zip(order, lengths, strict=True)
+        ):
+            shape = (len(order), self.seqs.size(1))
+            self.layout = BatchLayout(
+                shape, [lengths[row] for row in order], device=new_order.device
+            )
 
     def size_bytes(self) -> int:
         return self.seqs.nbytes

@@ -123,6 +123,8 @@ class Training:
         model = create_model(recipe.model, vocab_size, PAD_IDX)
         self.core_parameters = core_parameters(model)
         model.checkpoint_levels(config.checkpoint_levels)
+        if config.compile:
+            model.compile_layers()
         self.engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=model.parameters(),

@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from fairseq2.data.tokenizers import VocabularyInfo
-from fairseq2.generation.beam_search import BeamSearchSeq2SeqGenerator
-from fairseq2.nn import BatchLayout
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX, UNK_IDX, load_vocabulary
+from data_prep.vocabulary import EOS_IDX, PAD_IDX, load_vocabulary
 from models.config import ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.checkpoint import CheckpointError, average_weights, checkpoints_to_average
 from pipeline.config import EvaluationConfig, Recipe
+from pipeline.search import beam_search
 
 log = logging.getLogger("translate")
 
 
 class Translator:
-    """A model that translates sentences by beam search.
-
-    A batch holds sources of one length only: no padding, and what comes out for a sentence does
-    not depend on its neighbours.
-    """
+    """A model that translates sentences by beam search."""
 
     def __init__(
         self,
@@ -39,17 +32,9 @@ class Translator:
         vocabulary: SentencePieceProcessor,
         search: EvaluationConfig,
     ) -> None:
-        self.model, self.vocabulary, self.search = model, vocabulary, search
+        self.model, self.vocabulary, self.search = model.eval(), vocabulary, search
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(self.device)
-        size = vocabulary.get_piece_size()
-        self._generate = BeamSearchSeq2SeqGenerator(
-            model,
-            VocabularyInfo(size, UNK_IDX, BOS_IDX, EOS_IDX, PAD_IDX),
-            beam_size=search.beam_size,
-            max_gen_len=(search.max_length_ratio, search.max_length_offset),
-            len_penalty=search.length_penalty,
-        )
 
     @classmethod
     def of_run(cls, recipe: Recipe) -> Translator:
@@ -87,38 +72,50 @@ class Translator:
 
         :param progress: called with the number of sentences just finished.
         """
-        encoded = self.vocabulary.encode(list(sentences), add_eos=True)
+        return [best[0][1] for best in self.n_best(sentences, progress)]
+
+    def n_best(
+        self, sentences: Sequence[str], progress: Callable[[int], None] = lambda count: None
+    ) -> list[list[tuple[float, str]]]:
+        """Up to beam_size (score, translation) of each sentence, best first."""
+        found: list[list[tuple[float, str]]] = [[(0.0, "")] for _ in sentences]
+        encoded = self._encode(sentences)
+        progress(len(sentences) - len(encoded))
+        for indices in self._batches({index: len(ids) for index, ids in encoded.items()}):
+            batch = beam_search(self.model, [encoded[index] for index in indices], self.search)
+            for index, hypotheses in zip(indices, batch, strict=True):
+                texts = self.vocabulary.decode([h.tokens for h in hypotheses])
+                # Byte fallback can spell a line break; one line in is one line out.
+                found[index] = [
+                    (h.score, " ".join(text.split()))
+                    for h, text in zip(hypotheses, texts, strict=True)
+                ]
+            progress(len(indices))
+        return found
+
+    def _encode(self, sentences: Sequence[str]) -> dict[int, list[int]]:
+        """Token ids of those that are not empty."""
         limit = self.model.max_source_seq_len
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for index, ids in enumerate(encoded):
+        encoded = {}
+        for index, ids in enumerate(self.vocabulary.encode(list(sentences), add_eos=True)):
             if len(ids) > limit:
                 log.warning("a sentence of %d tokens was cut to %d", len(ids), limit)
-                encoded[index] = [*ids[: limit - 1], EOS_IDX]
+                ids = [*ids[: limit - 1], EOS_IDX]
             if sentences[index].strip():
-                by_length[len(encoded[index])].append(index)
-        translations = [""] * len(sentences)
-        for indices in self._batches(by_length):
-            decoded = self._decode([encoded[index] for index in indices])
-            for index, text in zip(indices, decoded, strict=True):
-                translations[index] = text
-            progress(len(indices))
-        progress(len(sentences) - sum(map(len, by_length.values())))
-        return translations
+                encoded[index] = ids
+        return encoded
 
-    def _batches(self, by_length: dict[int, list[int]]) -> Iterator[list[int]]:
-        for length, indices in sorted(by_length.items(), reverse=True):
-            size = max(1, self.search.batch_tokens // (length * self.search.beam_size))
-            for begin in range(0, len(indices), size):
-                yield indices[begin : begin + size]
-
-    def _decode(self, batch: list[list[int]]) -> list[str]:
-        """Best hypotheses of sources of equal length."""
-        source = torch.tensor(batch, device=self.device)
-        prompt = torch.full((len(batch), 1), BOS_IDX, device=self.device)
-        output = self._generate(source, BatchLayout.of(source), prompt, BatchLayout.of(prompt))
-        best = [hypotheses[0].seq.tolist() for hypotheses in output.hypotheses]
-        # Byte fallback can spell a line break; one line in is one line out.
-        return [" ".join(text.split()) for text in self.vocabulary.decode(best)]
+    def _batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
+        """Sentences of similar length, as many as `batch_tokens` allows; the longest first."""
+        batch: list[int] = []
+        for index in sorted(lengths, key=lambda index: -lengths[index]):
+            longest = lengths[batch[0]] if batch else 0
+            if (len(batch) + 1) * longest * self.search.beam_size > self.search.batch_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
 
 
 def untrained_model(recipe: Recipe) -> TranslationModel:

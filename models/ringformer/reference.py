@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.config import ModelConfig
-from models.ringformer.ring import RingDecoder, RingEncoder, _Ring
+from models.ringformer.ring import RingDecoder, RingEncoder
 from models.seq2seq import TranslationModel
 
 
@@ -62,39 +63,37 @@ def reference_names(model: TranslationModel) -> dict[str, Tensor]:
         raise TypeError("Only a RingFormer has names in the published implementation.")
     names |= _ring_names(encoder, "encoder", "encoders.0", "self_attention")
     names |= _ring_names(decoder, "decoder", "decoders.0", "masked_self_attention")
-    for ours, theirs in {"q": "q", "k": "k", "v": "v", "output": "attn"}.items():
-        projection = getattr(decoder, f"cross_attn_{ours}")
-        names[f"decoder.decoders.0.enc_dec_attention.{theirs}_proj.weight"] = projection.weight
-    names |= _norm_names("encoder", encoder.self_attn_layer_norms, encoder.ffn_layer_norms)
-    names |= _norm_names(
-        "decoder",
-        decoder.self_attn_layer_norms,
-        decoder.cross_attn_layer_norms,
-        decoder.ffn_layer_norms,
-    )
+    cross = dict(zip("kv", decoder.cross_attn_kv, strict=True))
+    cross |= {"q": decoder.cross_attn_q, "attn": decoder.cross_attn_output}
+    for letter, weight in cross.items():
+        names[f"decoder.decoders.0.enc_dec_attention.{letter}_proj.weight"] = weight
+    encoder_norms = encoder.self_attn_layer_norm, encoder.ffn_layer_norm
+    names |= _norm_names("encoder", *encoder_norms)
+    decoder_norms = decoder.self_attn_layer_norm, decoder.cross_attn_layer_norm
+    names |= _norm_names("decoder", *decoder_norms, decoder.ffn_layer_norm)
     return names
 
 
-def _ring_names(ring: _Ring, stack: str, layer: str, attention: str) -> dict[str, Tensor]:
-    names: dict[str, Tensor] = {
-        f"{stack}.{layer}.{attention}.attn_proj.weight": ring.self_attn_output.weight,
-        f"{stack}.{layer}.positionWiseFeedForward.FFN1.0.weight": ring.ffn.up,
-        f"{stack}.{layer}.positionWiseFeedForward.FFN2.0.weight": ring.ffn.down,
-        f"{stack}.lev_param_FF_01": ring.ffn.signal_a,
-        f"{stack}.lev_param_FF_02": ring.ffn.signal_b,
+def _ring_names(ring: Any, stack: str, layer: str, attention: str) -> dict[str, Any]:
+    names = {
+        f"{stack}.{layer}.{attention}.attn_proj.weight": ring.self_attn_output,
+        f"{stack}.{layer}.positionWiseFeedForward.FFN1.0.weight": ring.ffn_up,
+        f"{stack}.{layer}.positionWiseFeedForward.FFN2.0.weight": ring.ffn_down,
+        f"{stack}.lev_param_FF_01": ring.ffn_signal_a,
+        f"{stack}.lev_param_FF_02": ring.ffn_signal_b,
     }
-    qkv = ring.self_attn_qkv
     for index, letter in enumerate("qkv"):
-        names[f"{stack}.{layer}.{attention}.{letter}_proj.weight"] = qkv.weight[index]
-        names[f"{stack}.lev_param_SA_{letter.upper()}_01"] = qkv.signal_a[:, index]
-        names[f"{stack}.lev_param_SA_{letter.upper()}_02"] = qkv.signal_b[:, index]
+        names[f"{stack}.{layer}.{attention}.{letter}_proj.weight"] = ring.self_attn_qkv[index]
+        names[f"{stack}.lev_param_SA_{letter.upper()}_01"] = ring.qkv_signal_a[:, index]
+        names[f"{stack}.lev_param_SA_{letter.upper()}_02"] = ring.qkv_signal_b[:, index]
     return names
 
 
-def _norm_names(stack: str, *sublayers: nn.ModuleList) -> dict[str, Tensor]:
+def _norm_names(stack: str, *sublayers: Any) -> dict[str, Tensor]:
+    """:param sublayers: `[N, 2, d]`."""
     return {
-        f"{stack}.layer_norms_{sublayer:02d}.{level}.{kind}": getattr(norm, kind)
+        f"{stack}.layer_norms_{sublayer:02d}.{level}.{kind}": tensor
         for sublayer, norms in enumerate(sublayers, start=1)
         for level, norm in enumerate(norms)
-        for kind in ("weight", "bias")
+        for kind, tensor in zip(("weight", "bias"), norm, strict=True)
     }

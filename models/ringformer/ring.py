@@ -2,48 +2,66 @@
 
 How it differs from a plain post-LN Transformer:
 - every projection is shared by all levels; each level owns its LayerNorms and level signals;
-- q, k and v of a level are one matmul with weights folded once per forward (`level_signal.py`);
+- q, k and v of a level are one product, its level signals folded in once per forward pass;
 - cross-attention has no level signal and the encoder output is the same at every level, so its
   keys and values are computed once, not N times, and are cached once while decoding;
-- sequences are padded on the right, so causal self-attention never sees padding and needs no mask.
+- sequences are padded on the right, so causal self-attention never sees padding and needs no mask;
+- while decoding, the hypotheses of a sentence share its cache (`decoder_state.py`).
+
+The rivals that differ in what a level owns are this same code: `OWNED_BY_LEVELS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from fairseq2.models.transformer import TransformerDecoder, TransformerEncoder
-from fairseq2.nn import (
-    BatchLayout,
-    IncrementalState,
-    IncrementalStateBag,
-    Linear,
-    StandardLayerNorm,
-)
+from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from typing_extensions import Self
 
-from models.config import ModelConfig
-from models.ringformer.level_signal import LevelFeedForward, LevelProjection
+from models.config import Architecture, ModelConfig
+from models.positions import sinusoids
+from models.ringformer import level_signal
+from models.ringformer.decoder_state import Cross, DecoderState
+from models.ringformer.level_signal import Signal
 
 LAYER_NORM_EPS = 1e-5
-CACHE_INCREMENT = 16  # positions by which the key/value cache grows
+NO_SIGNAL: tuple[nn.Parameter | None, nn.Parameter | None] = (None, None)
 
 
-def _layer_norms(config: ModelConfig) -> nn.ModuleList:
-    return nn.ModuleList(
-        StandardLayerNorm(config.model_dim, bias=True, eps=LAYER_NORM_EPS)
-        for _ in range(config.num_levels)
-    )
+class Owned(NamedTuple):
+    """Which weights a level has for itself; the others are one for all levels."""
+
+    attention: bool = False
+    layer_norms: bool = False
 
 
-def _linear(config: ModelConfig) -> Linear:
-    linear = Linear(config.model_dim, config.model_dim, bias=False)
-    nn.init.xavier_uniform_(linear.weight)
-    return linear
+OWNED_BY_LEVELS: dict[Architecture, Owned] = {
+    "ringformer": Owned(layer_norms=True),
+    "universal": Owned(),  # arXiv 1807.03819
+    "one_wide_ffn": Owned(attention=True, layer_norms=True),  # arXiv 2309.01826
+}
+
+
+class Level(NamedTuple):
+    """The weights that an iteration works with; those that are shared are the same at each."""
+
+    qkv: Tensor  # [3d, d], level signals folded in
+    qkv_signal: Signal | None  # of q, k and v, where it is not folded: [3, r, d]
+    qkv_bias: Tensor | None  # [3d]: static signals
+    self_attn_output: Tensor  # [d, d]
+    self_attn_layer_norm: Tensor  # weight and bias, [2, d]
+    ffn_up: Tensor | None  # [m, d]; None: no feed-forward network
+    ffn_signal: Signal | None  # [r, d]
+    ffn_bias: Tensor | None  # [d], added to its input: static signals
+    ffn_down: Tensor  # [d, m]
+    ffn_layer_norm: Tensor  # [2, d]
 
 
 def padding_mask(layout: BatchLayout) -> Tensor | None:
@@ -51,85 +69,220 @@ def padding_mask(layout: BatchLayout) -> Tensor | None:
     return (layout.position_indices >= 0)[:, None, None] if layout.padded else None
 
 
-class _Ring(nn.Module):
-    """Attention by heads, and the loop over levels with activation checkpointing."""
+class Ring(nn.Module):
+    """The weights of a stack, and the loop over levels with activation checkpointing.
 
-    segment_length: int
+    All weights are parameters of the ring itself and not of submodules: ZeRO-3 has a module's own
+    parameters at hand from the beginning to the end of its forward.
+    """
+
+    encodings: Tensor | None
+    """Of positions and of levels, added before each iteration of a Universal Transformer."""
+
+    level: Callable[..., Tensor]
+    """One iteration: the layer."""
+
+    segment_length = 0
     """Recompute activations in segments of that many levels in backward; 0 keeps them all."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.num_levels = config.num_levels
-        self.num_heads = config.num_heads
-        self.segment_length = 0
-        self.dropout = nn.Dropout(config.dropout)
-        self.self_attn_qkv = LevelProjection(config.model_dim, 3, config.num_levels, config.rank)
-        self.self_attn_output = _linear(config)
-        self.self_attn_layer_norms = _layer_norms(config)
-        self.ffn = LevelFeedForward(
-            config.model_dim, config.ffn_inner_dim, config.num_levels, config.rank, config.dropout
-        )
-        self.ffn_layer_norms = _layer_norms(config)
+    fold_qkv, fold_ffn = True, False
+    """Fold level signals into the weights, or apply them to the tokens: what was faster at base
+    size (docs/benchmarks.md). The result is the same."""
 
-    def split_heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
+    def __init__(self, config: ModelConfig, *, has_ffn: bool = True) -> None:
+        super().__init__()
+        dim, inner_dim, rank = config.model_dim, config.ffn_inner_dim, config.rank
+        self.num_levels, self.num_heads = config.num_levels, config.num_heads
+        self.dropout_p = config.dropout
+        self.owned = OWNED_BY_LEVELS[config.architecture]
+        self.self_attn_qkv = self._matrices(3, dim, dim, owned=self.owned.attention)
+        self.self_attn_output = self._matrices(dim, dim, owned=self.owned.attention)
+        self.self_attn_layer_norm = self._layer_norms(dim)
+        self.ffn_up = self._matrices(inner_dim, dim) if has_ffn else None
+        self.ffn_down = self._matrices(dim, inner_dim) if has_ffn else None
+        self.ffn_layer_norm = self._layer_norms(dim) if has_ffn else None
+
+        signals = config.level_signals if config.architecture == "ringformer" else "none"
+        self.qkv_signal_a, self.qkv_signal_b = (
+            self._signal(3, rank, dim) if signals in ("all", "attention") else NO_SIGNAL
+        )
+        self.ffn_signal_a, self.ffn_signal_b = (
+            self._signal(rank, dim) if signals in ("all", "ffn") else NO_SIGNAL
+        )
+        static = signals == "static"
+        self.qkv_signal = nn.Parameter(torch.zeros(self.num_levels, 3 * dim)) if static else None
+        self.ffn_signal = nn.Parameter(torch.zeros(self.num_levels, dim)) if static else None
+        universal = config.architecture == "universal"
+        length = max(config.max_seq_len, self.num_levels)
+        encodings = sinusoids(length, dim) if universal else None
+        self.register_buffer("encodings", encodings, persistent=False)
+        self.compiled_level: Callable[..., Tensor] = self.level
+        self._levels: list[Level] = []
+        self._made_of: tuple[Any, ...] = ()
+
+    def _matrices(self, *shape: int, owned: bool = False) -> nn.Parameter:
+        weight = torch.empty(self.num_levels if owned else 1, *shape)
+        for matrix in weight.view(-1, *shape[-2:]):
+            nn.init.xavier_uniform_(matrix)
+        return nn.Parameter(weight if owned else weight[0])
+
+    def _layer_norms(self, dim: int) -> nn.Parameter:
+        """Weight and bias of each level's LayerNorm `[N, 2, d]`, or of one for all `[2, d]`."""
+        norm = torch.stack([torch.ones(dim), torch.zeros(dim)])
+        return nn.Parameter(norm.repeat(self.num_levels, 1, 1) if self.owned.layer_norms else norm)
+
+    def _signal(self, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
+        a = torch.zeros(self.num_levels, *shape)
+        b = torch.empty(self.num_levels, *shape).normal_(std=level_signal.INIT_STD)
+        return nn.Parameter(a), nn.Parameter(b)
+
+    # ── Levels ──────────────────────────────────────────────────────────────────────────────────
+
+    def levels(self) -> list[Level]:
+        """Every level's weights; kept until a parameter changes, unless gradients may flow."""
+        if self.training or torch.is_grad_enabled():
+            return self._make_levels()
+        autocast = torch.is_autocast_enabled(self.self_attn_qkv.device.type)
+        made_of = (autocast, *((p.data_ptr(), p._version, p.dtype) for p in self.parameters()))
+        if made_of != self._made_of:
+            self._levels, self._made_of = self._make_levels(), made_of
+        return self._levels
+
+    def train(self, mode: bool = True) -> Self:
+        self._levels, self._made_of = [], ()
+        return super().train(mode)
+
+    def _make_levels(self) -> list[Level]:
+        qkv: Tensor = self.self_attn_qkv
+        qkv_owned = self.owned.attention
+        qkv_signal = _signal_of(self.qkv_signal_a, self.qkv_signal_b)
+        if qkv_signal and self.fold_qkv:
+            qkv, qkv_owned, qkv_signal = level_signal.fold(qkv, qkv_signal), True, None
+        up: Tensor | None = self.ffn_up
+        up_owned = False
+        ffn_signal = _signal_of(self.ffn_signal_a, self.ffn_signal_b)
+        if ffn_signal and self.fold_ffn and up is not None:
+            up, up_owned, ffn_signal = level_signal.fold_into_input(up, ffn_signal), True, None
+        columns = (
+            self.per_level(qkv.flatten(-3, -2), qkv_owned),
+            self._signals_per_level(qkv_signal),
+            self.per_level(self.qkv_signal, True),
+            self.per_level(self.self_attn_output, self.owned.attention),
+            self.per_level(self.self_attn_layer_norm, self.owned.layer_norms),
+            self.per_level(up, up_owned),
+            self._signals_per_level(ffn_signal),
+            self.per_level(self.ffn_signal, True),
+            self.per_level(self.ffn_down, False),
+            self.per_level(self.ffn_layer_norm, self.owned.layer_norms),
+        )
+        return [Level(*weights) for weights in zip(*columns, strict=True)]
+
+    def per_level(self, weight: Tensor | None, owned: bool) -> Sequence[Any]:
+        return weight.unbind() if owned and weight is not None else [weight] * self.num_levels
+
+    def _signals_per_level(self, signal: Signal | None) -> Sequence[Signal | None]:
+        if signal is None:
+            return [None] * self.num_levels
+        return [Signal(a, b) for a, b in zip(signal.a, signal.b, strict=True)]
+
+    def run(self, x: Tensor, level: Callable[[int, Tensor], Tensor], first_position: int) -> Tensor:
+        """Apply `level(i, x)` for i = 0…N-1.
+
+        :param first_position: of `x` in its sequence.
+        """
+
+        def segment(levels: range, x: Tensor) -> Tensor:
+            for i in levels:
+                if self.encodings is not None:
+                    end = first_position + x.size(1)
+                    x = x + (self.encodings[first_position:end] + self.encodings[i]).to(x.dtype)
+                x = level(i, x)
+            return x
+
+        if not (self.segment_length and self.training):
+            return segment(range(self.num_levels), x)
+        for first in range(0, self.num_levels, self.segment_length):
+            levels = range(first, min(first + self.segment_length, self.num_levels))
+            # Only torch's non-reentrant form works with every ZeRO stage when layers are shared.
+            x = checkpoint(segment, levels, x, use_reentrant=False)
+        return x
+
+    def compile_level(self) -> None:
+        """Compile the layer: one graph, which every level and batch shape uses."""
+        self.compiled_level = torch.compile(self.level, dynamic=True)
+
+    # ── The equations ───────────────────────────────────────────────────────────────────────────
+
+    def heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """`[B, S, count·d]` → count × `[B, H, S, d/H]`."""
         batch, length, _ = x.shape
         return x.view(batch, length, count, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
-    def run(self, level: Callable[[int, Tensor], Tensor], x: Tensor) -> Tensor:
-        """Apply `level(i, x)` for i = 0…N-1."""
-        if not (self.segment_length and self.training):
-            return _run_levels(level, range(self.num_levels), x)
-        for first in range(0, self.num_levels, self.segment_length):
-            levels = range(first, min(first + self.segment_length, self.num_levels))
-            # Only torch's non-reentrant form works with every ZeRO stage when layers are shared.
-            x = checkpoint(_run_levels, level, levels, x, use_reentrant=False)
-        return x
+    def qkv(self, x: Tensor, level: Level) -> tuple[Tensor, ...]:
+        """q_i = W_q x + M_i x, and k_i and v_i alike."""
+        qkv = F.linear(x, level.qkv, level.qkv_bias)
+        if level.qkv_signal is not None:
+            qkv = qkv + level_signal.apply(x, level.qkv_signal)
+        return self.heads(qkv, 3)
+
+    def feed_forward(self, x: Tensor, level: Level) -> Tensor:
+        """W_down · dropout(gelu(W_up (x + M_i x)))."""
+        if level.ffn_signal is not None:
+            x = x + level_signal.apply(x, level.ffn_signal)
+        if level.ffn_bias is not None:
+            x = x + level.ffn_bias
+        assert level.ffn_up is not None
+        return F.linear(self.dropout(F.gelu(F.linear(x, level.ffn_up))), level.ffn_down)
+
+    def dropout(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout_p, self.training)
+
+    def add_norm(self, x: Tensor, y: Tensor, layer_norm: Tensor) -> Tensor:
+        """LN_i(x + dropout(y))."""
+        weight, bias = layer_norm.unbind()
+        return F.layer_norm(x + self.dropout(y), weight.shape, weight, bias, LAYER_NORM_EPS)
 
 
-def _run_levels(level: Callable[[int, Tensor], Tensor], levels: range, x: Tensor) -> Tensor:
-    for i in levels:
-        x = level(i, x)
-    return x
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
     """Heads `[B, H, S, d/H]` → `[B, S, d]`."""
     heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return heads.transpose(1, 2).flatten(2)
 
 
-class RingEncoder(_Ring, TransformerEncoder):
+def _signal_of(a: Tensor | None, b: Tensor | None) -> Signal | None:
+    return Signal(a, b) if a is not None and b is not None else None
+
+
+class RingEncoder(Ring, TransformerEncoder):
     """x ← LN_i(x + SelfAttention_i(x)); x ← LN_i(x + FFN_i(x)), i = 1…N."""
 
     def __init__(self, config: ModelConfig) -> None:
         TransformerEncoder.__init__(self)
-        _Ring.__init__(self, config)
+        Ring.__init__(self, config)
 
     def forward(self, seqs: Tensor, seqs_layout: BatchLayout) -> Tensor:
         """:param seqs: embedded source `[B, S, d]`. :returns: same shape."""
-        mask = padding_mask(seqs_layout)
-        qkv = self.self_attn_qkv()
-        return self.run(partial(self._level, qkv=qkv, mask=mask), seqs)
+        levels, mask = self.levels(), padding_mask(seqs_layout)
+        return self.run(seqs, lambda i, x: self.compiled_level(x, levels[i], mask), 0)
 
-    def _level(self, i: int, x: Tensor, *, qkv: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.split_heads(F.linear(x, qkv[i]), 3)
-        attention = self.self_attn_output(_attend(q, k, v, mask))
-        x = self.self_attn_layer_norms[i](x + self.dropout(attention))
-        return self.ffn_layer_norms[i](x + self.dropout(self.ffn(x, i)))  # type: ignore[no-any-return]
+    def level(self, x: Tensor, level: Level, mask: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x, level)
+        attention = F.linear(attend(q, k, v, mask), level.self_attn_output)
+        x = self.add_norm(x, attention, level.self_attn_layer_norm)
+        return self.add_norm(x, self.feed_forward(x, level), level.ffn_layer_norm)
 
 
-class RingDecoder(_Ring, TransformerDecoder):
+class RingDecoder(Ring, TransformerDecoder):
     """As the encoder, causal, with x ← LN_i(x + CrossAttention(x, encoder output)) in between."""
 
     def __init__(self, config: ModelConfig) -> None:
         TransformerDecoder.__init__(self)
-        _Ring.__init__(self, config)
-        self.cross_attn_q = _linear(config)
-        self.cross_attn_k = _linear(config)
-        self.cross_attn_v = _linear(config)
-        self.cross_attn_output = _linear(config)
-        self.cross_attn_layer_norms = _layer_norms(config)
+        Ring.__init__(self, config, has_ffn=config.architecture != "one_wide_ffn")
+        dim, owned = config.model_dim, self.owned.attention
+        self.cross_attn_q = self._matrices(dim, dim, owned=owned)
+        self.cross_attn_kv = self._matrices(2, dim, dim, owned=owned)
+        self.cross_attn_output = self._matrices(dim, dim, owned=owned)
+        self.cross_attn_layer_norm = self._layer_norms(dim)
 
     def forward(
         self,
@@ -143,78 +296,71 @@ class RingDecoder(_Ring, TransformerDecoder):
         """
         :param seqs: embedded target `[B, T, d]`; with a `state_bag`, its positions from
             `state_bag.step_nr` on (after the first call one at a time).
-        :param encoder_output: `[B, S, d]`.
+        :param encoder_output: `[B, S, d]`; with a `state_bag`, read in the first call only.
         :returns: same shape as `seqs`.
         """
-        state = state_bag.maybe_get_state(self, _RingState) if state_bag else None
-        if state is None:
-            (k,) = self.split_heads(self.cross_attn_k(encoder_output), 1)
-            (v,) = self.split_heads(self.cross_attn_v(encoder_output), 1)
+        if state_bag is None:
+            levels, cross = self.levels(), self._cross(encoder_output)
             mask = padding_mask(encoder_output_layout)
-            state = _RingState(self.self_attn_qkv(), k, v, mask, incremental=state_bag is not None)
-            if state_bag is not None:
-                state_bag.set_state(self, state)
-        return self.run(partial(self._level, state=state), seqs)
+            return self.run(seqs, lambda i, x: self.compiled_level(x, levels[i], cross[i], mask), 0)
+        state = state_bag.maybe_get_state(self, DecoderState)
+        if state is None:
+            mask = padding_mask(encoder_output_layout)
+            state = DecoderState(self._cross(encoder_output), mask)
+            state_bag.set_state(self, state)
+        return self._step(seqs, state, state_bag.step_nr)
 
-    def _level(self, i: int, x: Tensor, *, state: _RingState) -> Tensor:
-        q, k, v = self.split_heads(F.linear(x, state.qkv[i]), 3)
-        causal = x.size(1) > 1
-        if state.incremental:
-            k, v = state.append(i, self.num_levels, k, v)
-            if causal and k.size(2) > x.size(1):
-                raise ValueError("After the first call, decode one position at a time.")
-        attention = self.self_attn_output(_attend(q, k, v, None, causal))
-        x = self.self_attn_layer_norms[i](x + self.dropout(attention))
+    def _step(self, seqs: Tensor, state: DecoderState, position: int) -> Tensor:
+        """Decode incrementally; the hypotheses of a sentence are positions of one sequence."""
+        levels = self.levels()
+        x, mask = state.begin_step(seqs)
 
-        (q,) = self.split_heads(self.cross_attn_q(x), 1)
-        attention = self.cross_attn_output(_attend(q, state.cross_k, state.cross_v, state.mask))
-        x = self.cross_attn_layer_norms[i](x + self.dropout(attention))
-        return self.ffn_layer_norms[i](x + self.dropout(self.ffn(x, i)))  # type: ignore[no-any-return]
+        def level(i: int, x: Tensor) -> Tensor:
+            append = partial(state.caches[i].append, end=mask.size(3))
+            return self.level(x, levels[i], state.cross[i], state.cross_mask, mask, append)
 
+        return self.run(x, level, position).reshape(seqs.shape)
 
-class _RingState(IncrementalState):
-    """What the levels of one forward share and, while decoding, the key/value cache per level.
+    def _cross(self, encoder_output: Tensor) -> list[Cross]:
+        """Keys and values of every level: computed once where the levels share the projection."""
+        owned = self.owned.attention
+        weights = self.per_level(self.cross_attn_kv, owned)
+        if owned:
+            keys_values = [self._keys_values(encoder_output, weight) for weight in weights]
+        else:
+            keys_values = [self._keys_values(encoder_output, weights[0])] * self.num_levels
+        columns = (
+            self.per_level(self.cross_attn_q, owned),
+            *zip(*keys_values, strict=True),
+            self.per_level(self.cross_attn_output, owned),
+            self.per_level(self.cross_attn_layer_norm, self.owned.layer_norms),
+        )
+        return [Cross(*weights) for weights in zip(*columns, strict=True)]
 
-    The folded weights live here too: folded once for a batch, however many tokens it decodes, and
-    never stale, since the state dies with the batch.
-    """
+    def _keys_values(self, encoder_output: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return self.heads(F.linear(encoder_output, weight.flatten(0, 1)), 2)
 
-    def __init__(
-        self, qkv: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, incremental: bool
-    ) -> None:
-        self.qkv, self.cross_k, self.cross_v, self.mask = qkv, k, v, mask
-        self.incremental = incremental
-        self._cache: Tensor | None = None  # [N, 2, B, H, capacity, d/H]
-        self._lengths: list[int] = []
+    def level(
+        self,
+        x: Tensor,
+        level: Level,
+        cross: Cross,
+        cross_mask: Tensor | None,
+        self_mask: Tensor | None = None,
+        append: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """:param append: adds keys and values to the cache and returns all; then `self_mask` too
+        must be given."""
+        q, k, v = self.qkv(x, level)
+        if append is not None:
+            k, v = append(k, v)
+        attention = attend(q, k, v, self_mask, causal=self_mask is None)
+        attention = F.linear(attention, level.self_attn_output)
+        x = self.add_norm(x, attention, level.self_attn_layer_norm)
 
-    def append(self, level: int, num_levels: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the keys and values `[B, H, t, d/H]` of a level; returns all so far."""
-        batch, heads, added, head_dim = k.shape
-        if self._cache is None:
-            self._cache = k.new_empty(num_levels, 2, batch, heads, 0, head_dim)
-            self._lengths = [0] * num_levels
-        begin = self._lengths[level]
-        end = self._lengths[level] = begin + added
-        if end > self._cache.size(4):
-            room = -(-end // CACHE_INCREMENT) * CACHE_INCREMENT - self._cache.size(4)
-            self._cache = torch.cat(
-                [self._cache, k.new_empty(num_levels, 2, batch, heads, room, head_dim)], dim=4
-            )
-        self._cache[level, 0, :, :, begin:end] = k
-        self._cache[level, 1, :, :, begin:end] = v
-        return self._cache[level, 0, :, :, :end], self._cache[level, 1, :, :, :end]
-
-    def reorder(self, new_order: Tensor) -> None:
-        self.cross_k = self.cross_k.index_select(0, new_order)
-        self.cross_v = self.cross_v.index_select(0, new_order)
-        if self.mask is not None:
-            self.mask = self.mask.index_select(0, new_order)
-        if self._cache is not None:
-            self._cache = self._cache.index_select(2, new_order)
-
-    def size_bytes(self) -> int:
-        return self.capacity_bytes()
-
-    def capacity_bytes(self) -> int:
-        cache = 0 if self._cache is None else self._cache.nbytes
-        return self.cross_k.nbytes + self.cross_v.nbytes + cache
+        (q,) = self.heads(F.linear(x, cross.q), 1)
+        attention = F.linear(attend(q, cross.k, cross.v, cross_mask), cross.output)
+        x = self.add_norm(x, attention, cross.layer_norm)
+        if level.ffn_up is None:
+            return x
+        return self.add_norm(x, self.feed_forward(x, level), level.ffn_layer_norm)

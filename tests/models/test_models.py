@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from models.config import Architecture, ModelConfig
 from models.factory import create_model
-from models.ringformer.level_signal import LevelFeedForward, LevelProjection
+from models.ringformer import RingEncoder
+from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel, core_parameters
 
 PAD, VOCAB = 0, 40
-ARCHITECTURES: list[Architecture] = ["ringformer", "transformer"]
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
 
 def tiny(architecture: Architecture = "ringformer", **changes: object) -> TranslationModel:
@@ -37,6 +41,17 @@ def sequences(*lengths: int) -> Tensor:
     for row, length in enumerate(lengths):
         ids[row, length:] = PAD
     return ids
+
+
+def loss(
+    model: TranslationModel, source: Tensor, target: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """Of predicting `target` after itself: no language model, but everything takes part."""
+    layouts = model.layout(source), model.layout(target)
+    total: Tensor = model(
+        source, layouts[0], target, layouts[1], target, label_smoothing=label_smoothing
+    )
+    return total
 
 
 @pytest.mark.parametrize(
@@ -99,8 +114,7 @@ def test_checkpointing_changes_no_gradient_under_dropout(segment_length: int) ->
     def gradients() -> list[Tensor]:
         model.zero_grad()
         torch.manual_seed(3)
-        layouts = model.layout(source), model.layout(target)
-        model(source, layouts[0], target, layouts[1], target).backward()  # type: ignore[no-untyped-call]
+        loss(model, source, target).backward()  # type: ignore[no-untyped-call]
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     kept = gradients()
@@ -114,32 +128,124 @@ def test_checkpointing_is_refused_where_it_cannot_be() -> None:
         tiny("transformer").checkpoint_levels(1)
 
 
-def test_level_signals_are_the_papers_equations() -> None:
+@pytest.mark.parametrize("fold_qkv", [True, False])
+@pytest.mark.parametrize("fold_ffn", [True, False])
+def test_level_signals_are_the_papers_equations(fold_qkv: bool, fold_ffn: bool) -> None:
     """q = W x + Aᵀ(B x), and FFN(x) = W_down gelu(W_up (x + Aᵀ(B x))), level by level."""
-    torch.manual_seed(0)
-    projection = LevelProjection(8, num_projections=3, num_levels=2, rank=2).double()
-    ffn = LevelFeedForward(8, 16, num_levels=2, rank=2, dropout=0.0).double()
-    for module in (projection, ffn):
-        torch.nn.init.normal_(module.signal_a)
-        torch.nn.init.normal_(module.signal_b)
-    x = torch.randn(8, dtype=torch.float64)
-    for level in range(2):
-        folded = projection()[level] @ x
-        for index, weight in enumerate(projection.weight):
-            a, b = projection.signal_a[level, index], projection.signal_b[level, index]
-            expected = weight @ x + a.T @ (b @ x)
-            torch.testing.assert_close(folded[8 * index : 8 * index + 8], expected)
-        a, b = ffn.signal_a[level], ffn.signal_b[level]
-        hidden = torch.nn.functional.gelu(ffn.up @ (x + a.T @ (b @ x)))
-        torch.testing.assert_close(ffn(x, level), ffn.down @ hidden)
+    ring = tiny().eval().encoder
+    assert isinstance(ring, RingEncoder)
+    ring.fold_qkv, ring.fold_ffn = fold_qkv, fold_ffn
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    weights = dict(ring.named_parameters())
+    for i, level in enumerate(ring.levels()):
+        for index, heads in enumerate(ring.qkv(x, level)):
+            a, b = weights["qkv_signal_a"][i, index], weights["qkv_signal_b"][i, index]
+            expected = x @ weights["self_attn_qkv"][index].T + (x @ b.T) @ a
+            torch.testing.assert_close(heads.transpose(1, 2).flatten(2), expected)
+        a, b = weights["ffn_signal_a"][i], weights["ffn_signal_b"][i]
+        hidden = torch.nn.functional.gelu((x + (x @ b.T) @ a) @ weights["ffn_up"].T)
+        torch.testing.assert_close(ring.feed_forward(x, level), hidden @ weights["ffn_down"].T)
+
+
+@pytest.mark.parametrize(("fold_qkv", "fold_ffn"), [(True, True), (False, False), (False, True)])
+def test_folded_and_factored_signals_agree(fold_qkv: bool, fold_ffn: bool) -> None:
+    source, target = sequences(7, 3), sequences(4, 6)
+
+    def gradients(model: TranslationModel) -> dict[str, Tensor]:
+        loss(model, source, target).backward()  # type: ignore[no-untyped-call]
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients(tiny())
+    model = tiny()
+    for ring in (model.encoder, model.decoder):
+        assert isinstance(ring, Ring)
+        ring.fold_qkv, ring.fold_ffn = fold_qkv, fold_ffn
+    found = gradients(model)
+    assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-10)
+
+
+def test_folded_weights_are_kept_until_a_parameter_changes() -> None:
+    model = tiny().eval()
+    source, target = sequences(7, 3), sequences(4, 6)
+    ring = model.encoder
+    assert isinstance(ring, RingEncoder)
+    with torch.no_grad():
+        before = model.logits(source, target)
+        kept = ring.levels()
+        assert ring.levels() is kept
+        ring.self_attn_qkv.mul_(1.5)
+        after = model.logits(source, target)
+        assert ring.levels() is not kept
+        assert not torch.allclose(before, after)
+        model.load_state_dict(tiny().state_dict())
+        torch.testing.assert_close(model.logits(source, target), before)
+    torch.testing.assert_close(model.train().logits(source, target), before)
 
 
 def test_a_fresh_ring_is_a_plain_weight_tied_transformer() -> None:
     model = create_model(ModelConfig(model_dim=16, num_heads=2), VOCAB, PAD)
-    projection = model.encoder.self_attn_qkv
-    assert isinstance(projection, LevelProjection)
-    for level in projection():
-        assert torch.equal(level, projection.weight.flatten(0, 1))
+    ring = model.encoder
+    assert isinstance(ring, RingEncoder)
+    for level in ring.levels():
+        assert torch.equal(level.qkv, ring.self_attn_qkv.flatten(0, 1))
+
+
+def test_universal_transformer_has_one_of_everything() -> None:
+    with torch.device("meta"):
+        sizes = [
+            core_parameters(create_model(config, VOCAB, PAD))
+            for config in (
+                ModelConfig(architecture="universal", num_levels=1),
+                ModelConfig(architecture="universal", num_levels=6),
+            )
+        ]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("max_logits", [40, 200, 10_000])
+def test_the_chunked_loss_is_cross_entropy(
+    label_smoothing: float, tied: bool, max_logits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One token, five tokens, all tokens a chunk."""
+    monkeypatch.setattr("models.output.MAX_LOGITS", max_logits)
+    source, target = sequences(7, 3), sequences(4, 6)
+
+    def gradients(chunked: bool) -> tuple[Tensor, list[Tensor]]:
+        model = tiny(tied_embeddings=tied)
+        if chunked:
+            total = loss(model, source, target, label_smoothing)
+        else:
+            logits = model.logits(source, target)
+            total = cross_entropy(
+                logits.flatten(0, 1), target.flatten(), ignore_index=PAD, reduction="sum",
+                label_smoothing=label_smoothing,
+            )  # fmt: skip
+        (total / 3).backward()  # type: ignore[no-untyped-call]
+        return total, [p.grad for p in model.parameters() if p.grad is not None]
+
+    for found, expected in zip(*(gradients(chunked) for chunked in (True, False)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+
+
+def test_bf16_autocast_and_positions() -> None:
+    torch.manual_seed(0)
+    model = create_model(ModelConfig(model_dim=64, num_heads=4, dropout=0.0), VOCAB, PAD)
+    source, target = sequences(7, 3), sequences(4, 6)
+    expected = loss(model, source, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss(model, source, target)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=0)
+    cast = model.bfloat16()
+    torch.testing.assert_close(loss(cast, source, target), expected, rtol=2e-2, atol=0)
+    positions = cast.encoder_frontend.pos_encoder
+    assert positions is not None
+    assert positions.table.dtype == torch.float32  # bf16 cannot tell neighbours apart
 
 
 def test_a_sequence_over_the_limit_is_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, load_vocabulary
+from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX, load_vocabulary
 from pipeline.config import Recipe
 from pipeline.translator import Translator, untrained_model
 
@@ -42,7 +42,7 @@ def greedy(translator: Translator, sentence: str) -> str:
     while len(output) < limit and output[-1] != EOS_IDX:
         with torch.no_grad():
             logits = translator.model.logits(source, torch.tensor([output]))[0, -1]
-        logits[0] = -torch.inf  # padding is never produced
+        logits[[PAD_IDX, BOS_IDX]] = -torch.inf  # never produced
         output.append(int(logits.argmax()))
     return " ".join(translator.vocabulary.decode(output[1:]).split())
 

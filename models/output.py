@@ -1,0 +1,111 @@
+"""From the decoder's output to logits, or straight to the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+MAX_LOGITS = 1 << 25  # elements of a chunk of logits: 1,024 tokens of a vocabulary of 32k
+
+
+class OutputProjection(nn.Module):
+    """Logits W h (+ b); with targets their cross-entropy, without ever holding all logits."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, pad_idx: int) -> None:
+        """:param weight: a parameter `[V, d]`, an embedding's or its own."""
+        super().__init__()
+        self.weight, self.bias, self.pad_idx = weight, bias, pad_idx
+
+    def forward(
+        self, seqs: Tensor, targets: Tensor | None = None, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """
+        :param seqs: `[B, T, d]`.
+        :param targets: token ids `[B, T]`; `pad_idx` is not predicted.
+        :returns: logits `[B, T, V]`, or the float32 cross-entropy summed over the targets.
+        """
+        if targets is None:
+            return F.linear(seqs, self.weight, self.bias)
+        tensors: tuple[Tensor | None, ...] = (seqs.flatten(0, -2), self.weight, self.bias)
+        device = seqs.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            tensors = tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+        with torch.autocast(device, enabled=False):
+            loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                *tensors, targets.flatten(), self.pad_idx, label_smoothing
+            )
+        return loss
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """`F.cross_entropy(F.linear(x, weight, bias), …, reduction="sum")`, chunk by chunk of tokens.
+
+    The forward pass has each chunk's probabilities at hand and computes the gradients from them at
+    once; nothing of size tokens × vocabulary outlives its chunk.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        pad_idx: int,
+        label_smoothing: float,
+    ) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        grad_x = torch.empty_like(x)
+        grad_weight = torch.zeros_like(weight, dtype=dtype)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=dtype)
+        loss = x.new_zeros((), dtype=dtype)
+        smoothing = label_smoothing / weight.size(0)
+        rows = max(1, MAX_LOGITS // weight.size(0))
+        for begin in range(0, x.size(0), rows):
+            part = slice(begin, begin + rows)
+            target = targets[part, None]
+            real = target != pad_idx
+            logits = F.linear(x[part], weight, bias).to(dtype)
+            log_sum = logits.logsumexp(dim=1, keepdim=True)
+            predicted = logits.gather(1, target)
+            row_loss = log_sum - (1 - label_smoothing) * predicted
+            if label_smoothing:
+                row_loss = row_loss - smoothing * logits.sum(dim=1, keepdim=True)
+            loss += (row_loss * real).sum()
+            if not wanted:
+                continue
+            grad = logits.sub_(log_sum).exp_()  # probabilities
+            if label_smoothing:
+                grad -= smoothing
+            grad.scatter_add_(1, target, grad.new_full((), label_smoothing - 1).expand_as(target))
+            grad *= real
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+            grad = grad.to(weight.dtype)
+            torch.mm(grad, weight, out=grad_x[part])
+            if weight.dtype == dtype:
+                grad_weight.addmm_(grad.T, x[part])
+            else:
+                grad_weight += grad.T @ x[part]
+        if wanted:
+            ctx.save_for_backward(
+                grad_x,
+                grad_weight.to(weight.dtype),
+                None if bias is None or grad_bias is None else grad_bias.to(bias.dtype),
+            )
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        grads = (
+            None if grad is None else grad * grad_output.to(grad.dtype)
+            for grad in ctx.saved_tensors
+        )
+        return (*grads, None, None, None)

@@ -1,0 +1,57 @@
+"""Sinusoidal positions, interleaved as in the published model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from fairseq2.nn import BatchLayout, IncrementalStateBag, PositionEncoder
+from torch import Tensor
+from typing_extensions import Self
+
+
+def sinusoids(length: int, dim: int) -> Tensor:
+    """`[length, dim]`: sin in even, cos in odd columns, angle p / 10000^{i/d} (fairseq2's own
+    table keeps the halves apart)."""
+    position = torch.arange(length, dtype=torch.float32)[:, None]
+    frequency = torch.exp(torch.arange(0, dim, 2).float() * (-math.log(10000.0) / dim))
+    angles = position * frequency
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+class InterleavedSinusoids(PositionEncoder):
+    """Adds sinusoidal positions; the table is a buffer because a frozen Parameter would break
+    ZeRO-3's recomputation. It keeps its precision when the model is cast to another."""
+
+    table: Tensor
+
+    def __init__(self, dim: int, max_seq_len: int) -> None:
+        super().__init__(dim)
+        self.register_buffer(
+            "table",
+            sinusoids(max_seq_len, dim),
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        table = self.table
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not table.is_meta:
+            self.table = table.to(self.table.device)
+        return self
+
+    def forward(
+        self,
+        seqs: Tensor,
+        seqs_layout: BatchLayout,
+        *,
+        state_bag: IncrementalStateBag | None = None,
+    ) -> Tensor:
+        """:param seqs: `[B, S, d]`. :raises ValueError: longer than the table."""
+        begin = state_bag.step_nr if state_bag is not None else 0
+        end = begin + seqs.size(1)
+        if end > self.table.size(0):
+            raise ValueError(
+                f"A sequence of {end} tokens exceeds model.max_seq_len ({self.table.size(0)})."
+            )
+        return seqs + self.table[begin:end].to(seqs.dtype)
