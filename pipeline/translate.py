@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.stage import DataError
-from pipeline.config import Recipe, run_command
+from pipeline.config import Recipe, UsageError, run_command
 
 log = logging.getLogger("translate")
 
@@ -20,6 +20,13 @@ READ_BYTES = 1 << 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", type=Path, help="file of source sentences; default: stdin")
+    parser.add_argument(
+        "--n_best",
+        type=int,
+        metavar="N",
+        help="print N translations of each sentence: its number from 0, the score (log-probability "
+        "by length), and the text, with tabs between; at most evaluation.beam_size",
+    )
     parser.add_argument(
         "--model", type=Path, help="folder written by `export`; default: the run's checkpoints"
     )
@@ -58,6 +65,9 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if arguments.input:
         descriptor, name = os.open(arguments.input, os.O_RDONLY), str(arguments.input)
 
+    if arguments.n_best is not None and arguments.n_best < 1:
+        raise UsageError("--n_best must be at least 1")
+
     from pipeline.translator import Translator
 
     if arguments.model:
@@ -66,11 +76,18 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         translator = Translator.of_export(arguments.model, **search)
     else:
         translator = Translator.of_run(recipe)
+    if (arguments.n_best or 1) > translator.search.beam_size:
+        raise UsageError(
+            f"--n_best {arguments.n_best} exceeds evaluation.beam_size "
+            f"({translator.search.beam_size})"
+        )
     log.info("model ready on %s", translator.device)
     started, count = time.monotonic(), 0
     for lines in batches_of_lines(descriptor, name):
-        for translation in translator.translate(lines):
-            output.write(translation + "\n")
+        for number, best in enumerate(translator.n_best(lines), start=count):
+            for score, translation in best[: arguments.n_best or 1]:
+                prefix = f"{number}\t{score:.4f}\t" if arguments.n_best else ""
+                output.write(f"{prefix}{translation}\n")
         output.flush()
         count += len(lines)
     seconds = time.monotonic() - started

@@ -60,7 +60,7 @@ class Translator:
             size = vocabulary.get_piece_size()
             model = create_model(ModelConfig.model_validate(config["model"]), size, PAD_IDX)
             load_model(model, folder / "model.safetensors")
-            evaluation = EvaluationConfig.model_validate({**config["evaluation"], **search})
+            evaluation = EvaluationConfig.model_validate({**config.get("evaluation", {}), **search})
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: not an exported model: {error}") from error
         return cls(model, vocabulary, evaluation)

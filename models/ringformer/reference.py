@@ -1,11 +1,21 @@
-"""Read the published implementation's checkpoints (https://arxiv.org/abs/2502.13181, code)."""
+"""Read the published implementation's checkpoints (code of https://arxiv.org/abs/2502.13181).
+
+python -m models.ringformer.reference CHECKPOINT.pt OUT [--num_heads 8] [--vocabulary spm.model]
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import pickle
+import shutil
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import Tensor
 
 from models.config import ModelConfig
@@ -22,6 +32,7 @@ def from_reference(
     Dropout is 0: the checkpoint does not say what it was.
 
     :raises KeyError: a tensor is missing.
+    :raises ValueError: a tensor's shape does not fit the others, or `num_heads`.
     """
     weights = dict(state_dict)
     num_levels, rank, model_dim = weights["encoder.lev_param_FF_01"].shape
@@ -42,10 +53,14 @@ def from_reference(
     model = TranslationModel(config, vocab_size, pad_idx, encoder, decoder).to(positions.dtype)
     with torch.no_grad():
         for name, parameter in reference_names(model).items():
+            if parameter.shape != weights[name].shape:
+                raise ValueError(
+                    f"{name} is {list(weights[name].shape)}, expected {list(parameter.shape)}"
+                )
             parameter.copy_(weights[name])
         for frontend in (model.encoder_frontend, model.decoder_frontend):
             assert frontend.pos_encoder is not None
-            frontend.pos_encoder.table = positions  # another rounding of it costs 1e-7
+            frontend.pos_encoder.table = positions.clone()  # another rounding of it costs 1e-7
     return model
 
 
@@ -97,3 +112,57 @@ def _norm_names(stack: str, *sublayers: Any) -> dict[str, Tensor]:
         for level, norm in enumerate(norms)
         for kind, tensor in zip(("weight", "bias"), norm, strict=True)
     }
+
+
+def load_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file, also below a key of its own; tensors only, never code.
+
+    :raises ValueError: it is not a checkpoint of the published implementation.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: not a file of tensors only: {reason}") from error
+    for state_dict in (content, *(content.values() if isinstance(content, dict) else ())):
+        if isinstance(state_dict, dict) and "encoder.lev_param_FF_01" in state_dict:
+            return state_dict
+    raise ValueError(f"{path}: not a RingFormer of the published implementation")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m models.ringformer.reference",
+        description="Convert a checkpoint of the published implementation to an exported model.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="its state dict, saved by torch")
+    parser.add_argument("output", type=Path, help="folder to write; must not exist")
+    parser.add_argument("--num_heads", type=int, default=8, help="[default 8]")
+    parser.add_argument("--pad_idx", type=int, default=0, help="id of padding [default 0]")
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        help="SentencePiece model to go with it, for `./run.sh translate --model OUTPUT`",
+    )
+    arguments = parser.parse_args()
+    try:
+        model = from_reference(
+            load_checkpoint(arguments.checkpoint),
+            num_heads=arguments.num_heads,
+            pad_idx=arguments.pad_idx,
+        )
+        arguments.output.mkdir(parents=True)
+        save_model(model, str(arguments.output / "model.safetensors"))
+        config = {"format": 1, "model": model.config.model_dump(mode="json")}
+        (arguments.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if arguments.vocabulary:
+            shutil.copyfile(arguments.vocabulary, arguments.output / "spm.model")
+    except KeyError as error:
+        sys.exit(f"error: {arguments.checkpoint}: tensor {error} is missing")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{arguments.output}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from models.config import ModelConfig
+from models.factory import create_model
 from models.ringformer.reference import from_reference, reference_names
 from models.seq2seq import TranslationModel
+from tests.conftest import Command
 
 TOLERANCE = 1e-9
 
@@ -58,6 +64,51 @@ def test_gradients_of_every_parameter(
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         assert (gradient - expected[name]).abs().max() < TOLERANCE, name
+
+
+def test_a_checkpoint_file_becomes_an_exported_model(
+    golden: dict[str, Tensor], model: TranslationModel, tmp_path: Path, command: Command
+) -> None:
+    weights = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
+    torch.save({"epoch": 3, "model": weights}, tmp_path / "their.pt")
+    done = command(
+        "models.ringformer.reference", tmp_path / "their.pt", tmp_path / "ours", "--num_heads", 4
+    )
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())["model"]
+    vocab_size = weights["fc.weight"].size(0)
+    ours = create_model(ModelConfig.model_validate(config), vocab_size, 0).double()
+    load_model(ours, tmp_path / "ours" / "model.safetensors")
+    source, target = golden["input.source"], golden["input.target"]
+    assert torch.equal(ours.logits(source, target), model.logits(source, target))
+    again = command("models.ringformer.reference", tmp_path / "their.pt", tmp_path / "ours")
+    assert again.returncode == 1
+    assert "File exists" in again.stderr
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch /tmp/evil-was-here",)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (Evil(), "not a file of tensors only"),
+        ({"weight": torch.zeros(3)}, "not a RingFormer"),
+        ({"encoder.lev_param_FF_01": torch.zeros(2, 2, 8)}, "tensor 'fc.weight' is missing"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(
+    content: object, expected: str, tmp_path: Path, command: Command
+) -> None:
+    torch.save(content, tmp_path / "their.pt")
+    done = command("models.ringformer.reference", tmp_path / "their.pt", tmp_path / "ours")
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "ours").exists()
+    assert not Path("/tmp/evil-was-here").exists()
 
 
 def test_missing_tensor_is_named(golden: dict[str, Tensor]) -> None:

@@ -1,0 +1,65 @@
+"""Timing side by side: every round runs every system once, and ratios are taken within a round."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def device_of(name: str | None) -> torch.device:
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def describe(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    processor = platform.processor() or platform.machine()
+    return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def measure(
+    systems: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each system in each round, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    for number in range(rounds + 1):
+        for name, run in systems.items():
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+        print(f"round {number} of {rounds}", end="\r", file=sys.stderr, flush=True)
+    return seconds
+
+
+def report(
+    title: str,
+    seconds: Mapping[str, list[float]],
+    reference: str,
+    work: float | Mapping[str, float],
+    unit: str,
+) -> None:
+    """A Markdown table: median time, rate, and time over that of `reference`: median (min–max).
+
+    :param work: units done in one run, of each system if they differ; then times are per unit.
+    """
+    amount = work if isinstance(work, Mapping) else dict.fromkeys(seconds, work)
+    print(f"\n### {title}\n\n| system | s | {unit}/s | time over {reference} |\n|---|---|---|---|")
+    for name, times in seconds.items():
+        ratios = [
+            (own / amount[name]) / (theirs / amount[reference])
+            for own, theirs in zip(times, seconds[reference], strict=True)
+        ]
+        median = statistics.median(times)
+        print(
+            f"| {name} | {median:.3g} | {amount[name] / median:,.0f} | "
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f}) |"
+        )
+    sys.stdout.flush()
