@@ -1,21 +1,25 @@
 """Decoding speed at base size with random weights, beside fairseq2's and Hugging Face's generate.
 
-Every system translates the same sentences to exactly the same length (EOS is made impossible before
-it), so that only speed differs.
+Sentences have lengths as in newswire (5 to 80 tokens, 25 on average). Every system translates each
+to exactly its source's length (EOS is impossible before and forced then), so only speed differs.
 
-python -m benchmarks.decode [--batches 1 64] [--beams 1 4] [--length 25] [--rounds 5]
+python -m benchmarks.decode [--sentences 1 128] [--beams 1 4] [--rounds 5] [--bfloat16]
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from fairseq2.data.tokenizers import VocabularyInfo
 from fairseq2.generation.beam_search import BeamSearchSeq2SeqGenerator
 from fairseq2.nn import BatchLayout
-from transformers import MarianConfig, MarianMTModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LogitsProcessor, LogitsProcessorList, MarianConfig, MarianMTModel
 
 from benchmarks.rounds import describe, device_of, measure, report
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
@@ -23,7 +27,7 @@ from models.config import Architecture, ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.config import EvaluationConfig
-from pipeline.search import beam_search
+from pipeline.search import batches, beam_search
 
 VOCAB = 32000
 
@@ -37,85 +41,136 @@ def model_of(architecture: Architecture) -> TranslationModel:
     return model
 
 
-def marian() -> MarianMTModel:
+def marian() -> Any:
     """The plain Transformer of equal width and depth in Hugging Face's implementation."""
-    config = MarianConfig(
+    config = MarianConfig(  # type: ignore[no-untyped-call]
         vocab_size=VOCAB, d_model=512, encoder_layers=6, decoder_layers=6,
         encoder_attention_heads=8, decoder_attention_heads=8, encoder_ffn_dim=2048,
         decoder_ffn_dim=2048, max_position_embeddings=512, pad_token_id=PAD_IDX,
         eos_token_id=EOS_IDX, decoder_start_token_id=BOS_IDX, forced_eos_token_id=None,
         activation_function="gelu",
     )  # fmt: skip
-    model = MarianMTModel(config).eval()
+    model: Any = MarianMTModel(config)
+    model.eval()
     model.final_logits_bias[0, EOS_IDX] = -1e4
     return model
 
 
-def naive(model: TranslationModel, source: torch.Tensor, length: int) -> None:
+class EndAtSourceLength(LogitsProcessor):
+    """Forces EOS on the rows of a sentence when its translation is as long as its source."""
+
+    def __init__(self, lengths: torch.Tensor, beam_size: int) -> None:
+        self.lengths = lengths.repeat_interleave(beam_size)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        ending = self.lengths <= input_ids.size(1)
+        scores[ending] = -torch.inf
+        scores[ending, EOS_IDX] = 0
+        return scores
+
+
+def generate(peer: Any, sentences: list[list[int]], beam_size: int, size: int = 64) -> None:
+    """Hugging Face's generate on batches of `size` sentences in the order given."""
+    for begin in range(0, len(sentences), size):
+        part = sentences[begin : begin + size]
+        lengths = torch.tensor([len(ids) for ids in part], device=peer.device)
+        source = padded(part, peer.device)
+        peer.generate(
+            source,
+            attention_mask=(source != PAD_IDX).long(),
+            num_beams=beam_size,
+            do_sample=False,
+            max_new_tokens=int(lengths.max()),
+            logits_processor=LogitsProcessorList([EndAtSourceLength(lengths, beam_size)]),
+        )
+
+
+def ours(model: TranslationModel, sentences: list[list[int]], search: EvaluationConfig) -> None:
+    lengths = {index: len(ids) for index, ids in enumerate(sentences)}
+    for batch in batches(lengths, search):
+        found = beam_search(model, [sentences[index] for index in batch], search)
+        assert all(len(best[0].tokens) == lengths[i] for i, best in zip(batch, found, strict=True))
+
+
+def fairseq2s(
+    model: TranslationModel, sentences: list[list[int]], search: EvaluationConfig
+) -> None:
+    """fairseq2's generator on our batches; its longest output is that of the longest source."""
+    generator = BeamSearchSeq2SeqGenerator(
+        model,
+        VocabularyInfo(VOCAB, None, BOS_IDX, EOS_IDX, PAD_IDX),
+        beam_size=search.beam_size,
+        max_gen_len=(1, 0),
+    )
+    lengths = {index: len(ids) for index, ids in enumerate(sentences)}
+    for batch in batches(lengths, search):
+        source = padded([sentences[index] for index in batch], next(model.parameters()).device)
+        prompt = source.new_full((len(batch), 1), BOS_IDX)
+        generator(source, model.layout(source), prompt, BatchLayout.of(prompt))
+
+
+def naive(model: TranslationModel, sentences: list[list[int]]) -> None:
     """Argmax without a cache: every step computes the whole prefix again."""
-    output = torch.full((source.size(0), 1), BOS_IDX, device=source.device)
+    source = padded(sentences, next(model.parameters()).device)
+    output = source.new_full((len(sentences), 1), BOS_IDX)
     with torch.inference_mode():
-        for _ in range(length):
+        for _ in range(source.size(1)):
             last = model.logits(source, output)[:, -1]
             output = torch.cat([output, last.argmax(1, keepdim=True)], dim=1)
 
 
-def runs_of(
-    models: dict[str, TranslationModel],
-    peer: MarianMTModel,
-    source: torch.Tensor,
-    beam: int,
-    length: int,
-) -> dict[str, Callable[[], object]]:
-    search = EvaluationConfig(beam_size=beam, max_length_ratio=1e-9, max_length_offset=length)
-    sentences = source.tolist()
-    runs: dict[str, Callable[[], object]] = {
-        name: lambda model=model: beam_search(model, sentences, search)  # type: ignore[misc]
-        for name, model in models.items()
-    }
-    ring = models["RingFormer"]
-    generate = BeamSearchSeq2SeqGenerator(
-        ring,
-        VocabularyInfo(VOCAB, None, BOS_IDX, EOS_IDX, PAD_IDX),
-        beam_size=beam,
-        max_gen_len=length,
-    )
-    prompt = torch.full((len(sentences), 1), BOS_IDX, device=source.device)
-    layouts = BatchLayout.of(source), BatchLayout.of(prompt)
-    runs["RingFormer, fairseq2's generator"] = lambda: generate(
-        source, layouts[0], prompt, layouts[1]
-    )
-    runs["Transformer, Hugging Face generate"] = lambda: peer.generate(
-        source, num_beams=beam, do_sample=False, max_new_tokens=length, use_cache=True
-    )
-    if beam == 1:
-        runs["RingFormer, no cache"] = lambda: naive(ring, source, length)
-    return runs
+def padded(sentences: list[list[int]], device: torch.device) -> torch.Tensor:
+    tensors = [torch.tensor(ids) for ids in sentences]
+    return pad_sequence(tensors, batch_first=True, padding_value=PAD_IDX).to(device)
+
+
+def newswire(count: int) -> list[list[int]]:
+    """Random sentences; lengths log-normal."""
+    generator = np.random.default_rng(0)
+    lengths = np.exp(generator.normal(3.1, 0.5, count)).clip(5, 80).astype(int)
+    if count == 1:
+        lengths[0] = 25
+    return [generator.integers(4, VOCAB, length).tolist() for length in lengths]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--sentences", type=int, nargs="+", default=[1, 128])
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--length", type=int, default=25, help="tokens of sources and translations")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", help="cpu or cuda [cuda if there is one]")
+    parser.add_argument("--bfloat16", action="store_true", help="all systems in bfloat16")
     arguments = parser.parse_args()
-    device, length = device_of(arguments.device), arguments.length
+    device = device_of(arguments.device)
+    dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
     torch.manual_seed(0)
-    models = {
-        "RingFormer": model_of("ringformer").to(device),
-        "Transformer": model_of("transformer").to(device),
-    }
-    peer = marian().to(device)  # type: ignore[arg-type]
+    ring, plain = (model_of(name).to(device, dtype) for name in ("ringformer", "transformer"))
+    peer = marian().to(device, dtype)
     print(f"## {describe(device)}")
-    for size in arguments.batches:
-        source = torch.randint(4, VOCAB, (size, length), device=device)
+    for count in arguments.sentences:
+        sentences = newswire(count)
+        by_length = sorted(sentences, key=len)
         for beam in arguments.beams:
-            runs = runs_of(models, peer, source, beam, length)
+            search = EvaluationConfig(
+                beam_size=beam, max_length_ratio=1.0, max_length_offset=0,
+            )  # fmt: skip
+            runs: dict[str, Callable[[], None]] = {
+                "RingFormer": partial(ours, ring, sentences, search),
+                "Transformer": partial(ours, plain, sentences, search),
+                "RingFormer, fairseq2's generator": partial(fairseq2s, ring, sentences, search),
+                "Transformer, Hugging Face generate": partial(generate, peer, sentences, beam),
+            }
+            if count > 1:
+                runs["Transformer, Hugging Face, sorted by length"] = partial(
+                    generate, peer, by_length, beam
+                )
+            if beam == 1:
+                runs["RingFormer, no cache (8 sentences)"] = partial(naive, ring, sentences[:8])
             seconds = measure(runs, arguments.rounds, device)
-            title = f"batch {size}, beam {beam}, {length} tokens"
-            report(title, seconds, "RingFormer", size * length, "output tokens")
+            tokens = dict.fromkeys(runs, sum(map(len, sentences)))
+            tokens["RingFormer, no cache (8 sentences)"] = sum(map(len, sentences[:8]))
+            title = f"{count} sentence(s), {tokens['RingFormer']} tokens, beam {beam}, {dtype}"
+            report(title, seconds, "RingFormer", tokens, "output tokens")
 
 
 if __name__ == "__main__":

@@ -39,13 +39,15 @@ def _self_attention(ring: Any, i: int, x: Tensor, mask: Tensor) -> Tensor:
         for j in range(3)
     )
     y = F.linear(_attention(ring, q, k, v, mask), ring.self_attn_output)
-    return ring.add_norm(x, y, ring.self_attn_layer_norm[i])
+    output: Tensor = ring.add_norm(x, y, ring.self_attn_layer_norm[i])
+    return output
 
 
 def _feed_forward(ring: Any, i: int, x: Tensor) -> Tensor:
     y = x + _signal(x, ring.ffn_signal_a[i], ring.ffn_signal_b[i])
     y = F.linear(ring.dropout(F.gelu(F.linear(y, ring.ffn_up))), ring.ffn_down)
-    return ring.add_norm(x, y, ring.ffn_layer_norm[i])
+    output: Tensor = ring.add_norm(x, y, ring.ffn_layer_norm[i])
+    return output
 
 
 def _padding(layout: BatchLayout) -> Tensor:

@@ -125,11 +125,14 @@ class EvaluationConfig(Section):
     max_length_ratio: float = Limit(default=1.5, gt=0)
     """Longest translation in tokens: this × source tokens + max_length_offset."""
 
-    max_length_offset: int = Limit(default=20, ge=1)
+    max_length_offset: int = Limit(default=20, ge=0)
     """See max_length_ratio."""
 
     batch_tokens: PositiveInt = 4096
     """Source tokens decoded together, padding included, times beam_size."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the model while it translates; bfloat16 is faster where the processor has it."""
 
     average_checkpoints: PositiveInt = 1
     """Average the weights of that many newest checkpoints."""

@@ -9,7 +9,7 @@ not copied (`models/ringformer/decoder_state.py`), and sentences that are done l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,6 +45,22 @@ class Candidates(NamedTuple):
     scores: Tensor  # summed log-probabilities
     parents: Tensor  # hypothesis that is continued
     tokens: Tensor
+
+
+def batches(lengths: Mapping[int, int], search: EvaluationConfig) -> Iterator[list[int]]:
+    """Keys of `lengths` (source tokens), the longest first, in batches of similar length.
+
+    As many go together as `batch_tokens` allows.
+    """
+    batch: list[int] = []
+    for index in sorted(lengths, key=lambda index: -lengths[index]):
+        longest = lengths[batch[0]] if batch else 0
+        if batch and (len(batch) + 1) * longest * search.beam_size > search.batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()
@@ -98,7 +114,7 @@ def beam_search(
 def max_target_length(source_length: int, model: TranslationModel, search: EvaluationConfig) -> int:
     """Longest translation in tokens, EOS included; a function of its own source only."""
     wanted = int(search.max_length_ratio * source_length + search.max_length_offset)
-    return min(wanted, model.max_target_seq_len)
+    return max(1, min(wanted, model.max_target_seq_len))
 
 
 def _candidates(

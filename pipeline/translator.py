@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.checkpoint import CheckpointError, average_weights, checkpoints_to_average
 from pipeline.config import EvaluationConfig, Recipe
-from pipeline.search import beam_search
+from pipeline.search import batches, beam_search
 
 log = logging.getLogger("translate")
 
@@ -34,7 +34,7 @@ class Translator:
     ) -> None:
         self.model, self.vocabulary, self.search = model.eval(), vocabulary, search
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.to(self.device)
+        model.to(self.device, getattr(torch, search.dtype))
 
     @classmethod
     def of_run(cls, recipe: Recipe) -> Translator:
@@ -81,7 +81,7 @@ class Translator:
         found: list[list[tuple[float, str]]] = [[(0.0, "")] for _ in sentences]
         encoded = self._encode(sentences)
         progress(len(sentences) - len(encoded))
-        for indices in self._batches({index: len(ids) for index, ids in encoded.items()}):
+        for indices in batches({index: len(ids) for index, ids in encoded.items()}, self.search):
             batch = beam_search(self.model, [encoded[index] for index in indices], self.search)
             for index, hypotheses in zip(indices, batch, strict=True):
                 texts = self.vocabulary.decode([h.tokens for h in hypotheses])
@@ -104,18 +104,6 @@ class Translator:
             if sentences[index].strip():
                 encoded[index] = ids
         return encoded
-
-    def _batches(self, lengths: Mapping[int, int]) -> Iterator[list[int]]:
-        """Sentences of similar length, as many as `batch_tokens` allows; the longest first."""
-        batch: list[int] = []
-        for index in sorted(lengths, key=lambda index: -lengths[index]):
-            longest = lengths[batch[0]] if batch else 0
-            if (len(batch) + 1) * longest * self.search.beam_size > self.search.batch_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
 
 
 def untrained_model(recipe: Recipe) -> TranslationModel:
