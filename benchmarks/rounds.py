@@ -32,7 +32,7 @@ def _processor() -> str:
 def measure(
     systems: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each system in each round, after one round to warm up."""
+    """Seconds of each system in each round; round 0 warms up (and compiles)."""
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for number in range(rounds + 1):
         for name, run in systems.items():
@@ -40,8 +40,7 @@ def measure(
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if number:
-                seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(time.perf_counter() - started)
         print(f"round {number} of {rounds}", end="\r", file=sys.stderr, flush=True)
     return seconds
 
@@ -58,15 +57,16 @@ def report(
     :param work: units done in one run, of each system if they differ; then times are per unit.
     """
     amount = work if isinstance(work, Mapping) else dict.fromkeys(seconds, work)
-    print(f"\n### {title}\n\n| system | s | {unit}/s | time over {reference} |\n|---|---|---|---|")
-    for name, times in seconds.items():
+    print(f"\n### {title}\n\n| system | first, s | s | {unit}/s | time over {reference} |")
+    print("|---|---|---|---|---|")
+    for name, (first, *times) in seconds.items():
         ratios = [
             (own / amount[name]) / (theirs / amount[reference])
-            for own, theirs in zip(times, seconds[reference], strict=True)
+            for own, theirs in zip(times, seconds[reference][1:], strict=True)
         ]
         median = statistics.median(times)
         print(
-            f"| {name} | {median:.3g} | {amount[name] / median:,.0f} | "
+            f"| {name} | {first:.3g} | {median:.3g} | {amount[name] / median:,.0f} | "
             f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f}) |"
         )
     sys.stdout.flush()

@@ -6,7 +6,11 @@ python -m benchmarks.train_step [--tokens 4096 16384] [--rounds 5] [--dtype bflo
 from __future__ import annotations
 
 import argparse
+import resource
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 
 import torch
 from torch import Tensor
@@ -21,32 +25,30 @@ from models.seq2seq import TranslationModel, core_parameters
 PAD, BOS, EOS = 0, 2, 3
 LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
 
+# Architecture, and whether level signals of q/k/v and of the FFN are folded.
+SYSTEMS: dict[str, tuple[str, tuple[bool, bool] | None]] = {
+    "Transformer": ("transformer", None),
+    "RingFormer: all folded": ("ringformer", (True, True)),
+    "RingFormer: q/k/v folded": ("ringformer", (True, False)),
+    "RingFormer: all factored": ("ringformer", (False, False)),
+    "RingFormer: published math": ("published", None),
+    "Universal Transformer": ("universal", None),
+    "One-Wide-FFN": ("one_wide_ffn", None),
+}
+SEGMENTS = {"none": 0, "every level": 1, "every 2 levels": 2, "every 3 levels": 3}
 
-def form(config: ModelConfig, vocab_size: int, fold_qkv: bool, fold_ffn: bool) -> TranslationModel:
-    model = create_model(config, vocab_size, PAD)
+
+def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
+    """One of `SYSTEMS`."""
+    architecture, forms = SYSTEMS[name]
+    if architecture == "published":
+        return PublishedModel(config, vocab_size, PAD)
+    changes = {**config.model_dump(), "architecture": architecture}
+    model = create_model(ModelConfig.model_validate(changes), vocab_size, PAD)
     for ring in (model.encoder, model.decoder):
-        assert isinstance(ring, Ring)
-        ring.fold_qkv, ring.fold_ffn = fold_qkv, fold_ffn
+        if forms and isinstance(ring, Ring):
+            ring.fold_qkv, ring.fold_ffn = forms
     return model
-
-
-def systems(config: ModelConfig, vocab_size: int) -> dict[str, TranslationModel]:
-    def rival(architecture: str) -> TranslationModel:
-        return create_model(
-            ModelConfig.model_validate({**config.model_dump(), "architecture": architecture}),
-            vocab_size,
-            PAD,
-        )
-
-    return {
-        "Transformer": rival("transformer"),
-        "RingFormer: q/k/v folded, FFN factored": form(config, vocab_size, True, False),
-        "RingFormer: all folded": form(config, vocab_size, True, True),
-        "RingFormer: all factored": form(config, vocab_size, False, False),
-        "RingFormer: published math": PublishedModel(config, vocab_size, PAD),
-        "Universal Transformer": rival("universal"),
-        "One-Wide-FFN": rival("one_wide_ffn"),
-    }
 
 
 def batch(
@@ -86,101 +88,84 @@ def step_of(
     return step
 
 
-def activation_bytes(model: TranslationModel, loss: Callable[[TranslationModel], Tensor]) -> int:
-    """Bytes that a forward pass keeps for backward, each storage once, parameters not counted."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
+def peak_bytes(name: str, segment: int, arguments: argparse.Namespace, tokens: int) -> int:
+    """Most memory that a forward and backward pass takes beside the parameters.
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        total = loss(model)
-    del total
-    return sum(kept.values())
-
-
-def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    return torch.cuda.max_memory_allocated(device)
+    On CPU in a process of its own, to see its resident memory.
+    """
+    model = build(name, config_of(arguments), arguments.vocab_size)
+    model.to(arguments.device, arguments.dtype).train()
+    model.checkpoint_levels(segment)
+    loss = batch(tokens, arguments.vocab_size, arguments.device)
+    if arguments.device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        loss(model).backward()  # type: ignore[no-untyped-call]
+        return torch.cuda.max_memory_allocated() - before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    loss(model).backward()  # type: ignore[no-untyped-call]
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-def compare_forms(arguments: argparse.Namespace, config: ModelConfig, tokens: int) -> None:
+def compare_memory(arguments: argparse.Namespace, tokens: int) -> None:
+    ring = "RingFormer: all folded"
+    cases = [(name, name, 0) for name in SYSTEMS]
+    cases += [(f"{ring}, checkpoints {words}", ring, n) for words, n in SEGMENTS.items() if n]
+    peaks = {}
+    for title, name, segment in cases:
+        # Threads and CUDA contexts do not survive a fork.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            peaks[title] = pool.submit(peak_bytes, name, segment, arguments, tokens).result()
+    print(f"\n### Memory beside the parameters, forward and backward, {tokens} tokens a side\n")
+    print(f"| system | MiB | over Transformer | over {ring} |\n|---|---|---|---|")
+    for title, peak in peaks.items():
+        over = [f"{peak / peaks[reference]:.3f}" for reference in ("Transformer", ring)]
+        print(f"| {title} | {peak / 2**20:,.0f} | {over[0]} | {over[1]} |")
+
+
+def compare_systems(arguments: argparse.Namespace, tokens: int) -> None:
     device, dtype = arguments.device, arguments.dtype
     loss = batch(tokens, arguments.vocab_size, device)
-    models = systems(config, arguments.vocab_size)
-    if arguments.only:
-        models = {n: m for n, m in models.items() if n == "Transformer" or arguments.only in n}
-    steps = {}
-    for name, model in models.items():
-        model.to(device=device, dtype=dtype).train()
+    steps, core = {}, {}
+    for name in SYSTEMS:
+        if name != "Transformer" and arguments.only not in name:
+            continue
+        model = build(name, config_of(arguments), arguments.vocab_size).to(device, dtype).train()
+        core[name] = core_parameters(model)
         if arguments.compile and "published" not in name:
             model.compile_layers()
         steps[name] = step_of(model, loss)
     seconds = measure(steps, arguments.rounds, device)
     title = f"Training step, {tokens} tokens a side, vocabulary {arguments.vocab_size}, {dtype}"
-    report(title, seconds, "Transformer", tokens, "target tokens")
-    if "RingFormer: published math" in seconds:
-        report(
-            f"{title}: over the published math",
-            seconds,
-            "RingFormer: published math",
-            tokens,
-            "target tokens",
-        )
-    core = core_parameters(models["Transformer"])
+    if arguments.compile:
+        title += ", torch.compile (but the published math)"
+    for reference in ("Transformer", "RingFormer: published math"):
+        if reference in seconds:
+            report(title, seconds, reference, tokens, "target tokens")
     print("\n| system | core parameters | over Transformer |\n|---|---|---|")
-    for name, model in models.items():
-        print(f"| {name} | {core_parameters(model):,} | {core_parameters(model) / core:.3f} |")
-    if device.type == "cuda":
-        print("\n| system | peak memory of a step, MiB |\n|---|---|")
-        for name, step in steps.items():
-            print(f"| {name} | {peak_bytes(step, device) / 2**20:,.0f} |")
+    for name, count in core.items():
+        print(f"| {name} | {count:,} | {count / core['Transformer']:.3f} |")
 
 
-def compare_checkpointing(arguments: argparse.Namespace, config: ModelConfig, tokens: int) -> None:
-    device = arguments.device
-    loss = batch(tokens, arguments.vocab_size, device)
-    model = create_model(config, arguments.vocab_size, PAD).to(device, arguments.dtype).train()
+def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
+    loss = batch(tokens, arguments.vocab_size, arguments.device)
+    model = create_model(config_of(arguments), arguments.vocab_size, PAD)
+    model.to(arguments.device, arguments.dtype).train()
     step = step_of(model, loss)
-    segments = {0: "none", 1: "every level", 2: "every 2 levels", 3: "every 3 levels"}
 
-    def with_segments(length: int) -> Callable[[], None]:
-        def run() -> None:
-            model.checkpoint_levels(length)
-            step()
-
-        return run
-
-    runs = {name: with_segments(length) for length, name in segments.items()}
-    seconds = measure(runs, arguments.rounds, device)
-    report(
-        f"Activation checkpointing, {tokens} tokens a side",
-        seconds,
-        "none",
-        tokens,
-        "target tokens",
-    )
-    print("\n| checkpoints | kept by the stacks for backward, MiB | over none |\n|---|---|---|")
-
-    def stacks_only(model: TranslationModel) -> Tensor:
-        projection = model.final_proj.forward
-        model.final_proj.forward = lambda seqs, *_: seqs.sum()  # type: ignore[method-assign]
-        try:
-            return loss(model)
-        finally:
-            model.final_proj.forward = projection  # type: ignore[method-assign]
-
-    none = 0
-    for length, name in segments.items():
+    def with_segments(length: int) -> None:
         model.checkpoint_levels(length)
-        kept = activation_bytes(model, stacks_only)
-        none = none or kept
-        print(f"| {name} | {kept / 2**20:,.0f} | {kept / none:.3f} |")
+        step()
+
+    runs = {words: partial(with_segments, length) for words, length in SEGMENTS.items()}
+    seconds = measure(runs, arguments.rounds, arguments.device)
+    title = f"RingFormer with activation checkpoints, {tokens} tokens a side"
+    report(title, seconds, "none", tokens, "target tokens")
+
+
+def config_of(arguments: argparse.Namespace) -> ModelConfig:
+    dim = arguments.model_dim
+    return ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
 
 
 def main() -> None:
@@ -192,17 +177,20 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     parser.add_argument("--device", help="cpu or cuda [cuda if there is one]")
     parser.add_argument("--compile", action="store_true", help="torch.compile the layers")
-    parser.add_argument("--only", help="systems whose name has this, and the Transformer")
-    parser.add_argument("--skip_checkpointing", action="store_true")
+    parser.add_argument("--only", default="", help="systems with this in their name")
+    parser.add_argument(
+        "--parts", nargs="+", default=["systems", "checkpoints", "memory"], help="what to measure"
+    )
     arguments = parser.parse_args()
     arguments.device, arguments.dtype = device_of(arguments.device), getattr(torch, arguments.dtype)
-    dim = arguments.model_dim
-    config = ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
     print(f"## {describe(arguments.device)}")
-    for tokens in arguments.tokens:
-        compare_forms(arguments, config, tokens)
-    if not arguments.skip_checkpointing:
-        compare_checkpointing(arguments, config, arguments.tokens[0])
+    if "systems" in arguments.parts:
+        for tokens in arguments.tokens:
+            compare_systems(arguments, tokens)
+    if "checkpoints" in arguments.parts:
+        compare_checkpointing(arguments, arguments.tokens[0])
+    if "memory" in arguments.parts:
+        compare_memory(arguments, arguments.tokens[0])
 
 
 if __name__ == "__main__":

@@ -184,6 +184,13 @@ def test_translate_and_export(
          str(tmp_path / "export")]
     )  # fmt: skip
     assert again.stdout == direct.stdout
+    many = run_process([RUN, "translate", *config, "--n_best", "2"], stdin="Gut.\n\nJa.\n")
+    rows = [line.split("\t") for line in many.stdout.splitlines()]
+    assert [row[0] for row in rows] == ["0", "0", "1", "2", "2"]
+    assert float(rows[0][1]) >= float(rows[1][1])
+    more = run_process([RUN, "translate", *config, "--n_best", "9"], stdin="Gut.\n")
+    assert more.returncode == 2
+    assert "--n_best 9 exceeds evaluation.beam_size (2)" in more.stderr
     broken = run_process([RUN, "translate", *config], stdin=b"Gut.\nK\xe4se\n")
     assert broken.returncode == 1
     assert "stdin:2: not valid UTF-8" in broken.stderr

@@ -2,7 +2,7 @@
 
 How it differs from a plain post-LN Transformer:
 - every projection is shared by all levels; each level owns its LayerNorms and level signals;
-- q, k and v of a level are one product, its level signals folded in once per forward pass;
+- level signals are folded into the weights once per forward pass; q, k and v are one product;
 - cross-attention has no level signal and the encoder output is the same at every level, so its
   keys and values are computed once, not N times, and are cached once while decoding;
 - sequences are padded on the right, so causal self-attention never sees padding and needs no mask;
@@ -85,9 +85,9 @@ class Ring(nn.Module):
     segment_length = 0
     """Recompute activations in segments of that many levels in backward; 0 keeps them all."""
 
-    fold_qkv, fold_ffn = True, False
-    """Fold level signals into the weights, or apply them to the tokens: what was faster at base
-    size (docs/benchmarks.md). The result is the same."""
+    fold_qkv = fold_ffn = True
+    """Fold level signals into the weights, or apply them to the tokens. The result is the same;
+    folding was faster at base size (docs/benchmarks.md)."""
 
     def __init__(self, config: ModelConfig, *, has_ffn: bool = True) -> None:
         super().__init__()

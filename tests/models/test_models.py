@@ -10,7 +10,7 @@ from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from models.config import Architecture, ModelConfig
+from models.config import Architecture, LevelSignals, ModelConfig
 from models.factory import create_model
 from models.ringformer import RingEncoder
 from models.ringformer.ring import Ring
@@ -55,12 +55,60 @@ def loss(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "expected"), [("ringformer", 8_943_616), ("transformer", 44_070_912)]
+    ("changes", "expected"),
+    [
+        ({}, 8_943_616),
+        ({"architecture": "transformer"}, 44_070_912),
+        ({"architecture": "universal"}, 7_345_152),
+        ({"architecture": "one_wide_ffn"}, 20_996_096),
+        ({"level_signals": "attention"}, 8_550_400),
+        ({"level_signals": "ffn"}, 7_763_968),
+        ({"level_signals": "static"}, 7_395_328),
+        ({"level_signals": "none"}, 7_370_752),
+        ({"signal_rank": 64}, 10_516_480),
+    ],
 )
-def test_core_parameters_of_the_base_model(architecture: Architecture, expected: int) -> None:
+def test_core_parameters_at_base_size(changes: dict[str, object], expected: int) -> None:
     with torch.device("meta"):
-        model = create_model(ModelConfig(architecture=architecture), VOCAB, PAD)
+        model = create_model(ModelConfig.model_validate(changes), VOCAB, PAD)
     assert core_parameters(model) == expected
+
+
+@pytest.mark.parametrize("signals", get_args(LevelSignals))
+def test_every_parameter_of_every_ablation_learns(signals: LevelSignals) -> None:
+    model = tiny(level_signals=signals)
+    loss(model, sequences(7, 3), sequences(4, 6)).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+    assert any("signal" in name for name, _ in model.named_parameters()) == (signals != "none")
+
+
+def test_signals_of_a_rival_are_refused() -> None:
+    with pytest.raises(ValueError, match="for architecture ringformer only"):
+        ModelConfig(architecture="universal", level_signals="static")
+
+
+@pytest.mark.slow
+def test_the_compiled_layer_is_one_graph_for_all_levels_and_shapes() -> None:
+    """Inductor's own result, forward and backward."""
+    source, target = sequences(7, 3), sequences(4, 6)
+    batches = [(source, target), (sequences(9, 5, 8), sequences(3, 8, 4)), (source, target)]
+
+    def run(model: TranslationModel) -> list[Tensor]:
+        for batch in batches:
+            loss(model, *batch).backward()  # type: ignore[no-untyped-call]
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    expected = run(tiny(num_levels=6))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = tiny(num_levels=6)
+    model.compile_layers()
+    for ours, theirs in zip(run(model), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # encoder's and decoder's
+    assert not torch._dynamo.utils.counters["graph_break"]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
