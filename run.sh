@@ -94,8 +94,8 @@ train() {
   trap stop_training INT TERM HUP
   status=0
   wait "$group" || status=$?
-  # `wait` ends at a signal; the ranks are then still saving.
-  while kill -0 -- "-$group" 2>/dev/null; do sleep 0.2; done
+  # `wait` ends at a signal; the ranks are then still saving. (Zombies do not count.)
+  while pgrep -g "$group" -r D,R,S,T >/dev/null 2>&1; do sleep 0.2; done
   trap - INT TERM HUP
   [[ -z $stopped ]] || fail 1 "training was stopped; run the same command again to continue"
   [[ $status == 0 ]] || exit "$status"
@@ -103,10 +103,15 @@ train() {
   python -m pipeline.checkpoint "$@" || fail 1 "training ended before its last step"
 }
 
-# At the second signal, ask no more.
+# Tell the ranks alone: the launcher would kill them 30 s after a signal of its own, and a checkpoint
+# may take longer. Where there are none yet, tell all; at the second signal, ask no more.
 stop_training() {
-  kill "-${stopped:-TERM}" -- "-$group" 2>/dev/null
-  stopped=KILL
+  if [[ -n $stopped ]]; then
+    kill -KILL -- "-$group" 2>/dev/null
+  elif ! pkill -TERM -g "$group" -f -- --local_rank= 2>/dev/null; then
+    kill -TERM -- "-$group" 2>/dev/null
+  fi
+  stopped=yes
 }
 
 tests() {

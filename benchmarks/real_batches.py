@@ -1,10 +1,10 @@
 """Training on real sentences: our batches and RingFormer, against the published way.
 
-The published implementation pads every sentence to 50 tokens (and cuts longer ones, which we leave
-out of both sides). Give a run_dir whose shards are prepared:
+The first steps of an epoch, and the same sentences as the published implementation batches them:
+padded to 50 tokens (it cuts longer ones; both sides leave them out here). Needs prepared shards:
 
     ./run.sh prepare --config recipes/multi30k_de_en.yaml --run_dir runs/m30k
-    python -m benchmarks.real_batches --run_dir runs/m30k [--rounds 5] [--sentences 400]
+    python -m benchmarks.real_batches --run_dir runs/m30k [--rounds 5] [--steps 3]
 """
 
 from __future__ import annotations
@@ -56,24 +56,24 @@ def padded(reader: ShardReader, indices: Indices, model: TranslationModel) -> Ba
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run_dir", type=Path, required=True)
-    parser.add_argument("--sentences", type=int, default=400)
-    parser.add_argument("--max_tokens", type=int, default=4096)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--max_tokens", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     device = device_of("cpu")
     reader = ShardReader(arguments.run_dir / "shards", "train")
     lengths = np.stack(reader.lengths())
-    fitting = np.flatnonzero(lengths.max(0) <= PADDED_LENGTH)
-    chosen = np.random.default_rng(0).choice(fitting, arguments.sentences, replace=False)
+    plan = BatchPlan(*lengths, max_tokens=arguments.max_tokens, micro_batch_tokens=None, seed=0)
+    parts = [plan[step].micro_batches[0] for step in range(arguments.steps)]
+    parts = [part[lengths[:, part].max(0) <= PADDED_LENGTH] for part in parts]
+    parts = [part for part in parts if len(part)]
+    chosen = np.random.default_rng(0).permutation(np.concatenate(parts))
     vocab_size = reader.manifest["vocabulary"]["size"]
     config = ModelConfig()
 
     ours = create_model(config, vocab_size, PAD_IDX).train()
     theirs = PublishedModel(config, vocab_size, PAD_IDX).train()
-    plan = BatchPlan(
-        *lengths[:, chosen], max_tokens=arguments.max_tokens, micro_batch_tokens=None, seed=0
-    )
-    bucketed = [collate(reader, chosen[part], device) for part in plan.sorted_micro_batches()]
+    bucketed = [collate(reader, part, device) for part in parts]
     size = arguments.max_tokens // PADDED_LENGTH
     fixed = [padded(reader, chosen[i : i + size], theirs) for i in range(0, len(chosen), size)]
 

@@ -86,7 +86,7 @@ def run_stage(
         manifest = {"inputs": inputs, **made, "bytes": _sizes(partial)}
         write_json(partial / "manifest.json", manifest)
         for file in partial.rglob("*"):
-            _fsync(file)
+            fsync(file)
         _replace_folder(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -146,11 +146,11 @@ def _replace_folder(new: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
-    _fsync(folder.parent)
+    fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

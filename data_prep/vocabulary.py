@@ -20,11 +20,15 @@ PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3
 
 
 def load_vocabulary(path: Path) -> sentencepiece.SentencePieceProcessor:
-    """:raises DataError: no such file, or not a SentencePiece model."""
+    """:raises DataError: no such file, not a SentencePiece model, or with other special ids."""
     try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: cannot read the vocabulary: {error}") from error
+    ids = (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id())
+    if ids != (PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX):
+        raise DataError(f"{path}: pad, unk, bos and eos have ids {ids}; they must be 0, 1, 2 and 3")
+    return model
 
 
 def train_vocabulary(config: DataConfig, cleaned: Manifest, text: Path, folder: Path) -> Manifest:

@@ -37,7 +37,11 @@ class OutputProjection(nn.Module):
             tensors = tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
         with torch.autocast(device, enabled=False):
             loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                *tensors, targets.flatten(), self.pad_idx, label_smoothing
+                *tensors,
+                targets.flatten(),
+                self.pad_idx,
+                label_smoothing,
+                torch.is_grad_enabled(),
             )
         return loss
 
@@ -58,8 +62,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         pad_idx: int,
         label_smoothing: float,
+        wanted: bool,
     ) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
+        """:param wanted: whether gradients are."""
         dtype = torch.promote_types(weight.dtype, torch.float32)
         grad_x = torch.empty_like(x)
         grad_weight = torch.zeros_like(weight, dtype=dtype)
@@ -108,4 +113,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             None if grad is None else grad * grad_output.to(grad.dtype)
             for grad in ctx.saved_tensors
         )
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.shards import ShardReader
-from data_prep.stage import digest_of, sha256_of, write_atomically, write_json
+from data_prep.stage import digest_of, fsync, sha256_of, write_atomically, write_json
 from pipeline.config import Recipe, run_command
 from pipeline.deepspeed_config import deepspeed_config
 from pipeline.tracking import send_left_over
@@ -80,6 +80,8 @@ def finish_checkpoint(folder: Path, step: int, info: dict[str, Any], keep: int) 
 
     For one rank only, when all have saved.
     """
+    for path in (folder / tag_of(step)).rglob("*"):
+        fsync(path)
     write_json(folder / tag_of(step) / "checkpoint.json", {"step": step, **info})
     write_atomically(folder / "latest", tag_of(step))
     for old in list_checkpoints(folder)[:-keep]:

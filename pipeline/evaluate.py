@@ -49,7 +49,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     sources = _lines(recipe, recipe.data.source_lang)
     references = _lines(recipe, recipe.data.target_lang)
     started = time.monotonic()
-    hypotheses = _translate(Translator.of_run(recipe), sources, "translating")
+    hypotheses = _translate(Translator.of_run(recipe, checkpoints), sources, "translating")
     seconds = time.monotonic() - started
     scores: dict[str, Any] = {
         "test_set": recipe.data.test.name,
@@ -75,7 +75,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     _log(tracker, folder, scores, {name: lines[:SAMPLES] for name, lines in columns.items()})
     # Last: once it is there, the tracker's journal has everything too.
     write_json(folder / "scores.json", scores)
-    tracker.close()
+    tracker.close(status=None)  # whether the run is finished is training's to say
     return scores
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 
 class PreflightError(Exception):
@@ -57,10 +59,21 @@ def check() -> list[str]:
     ]
 
 
+def build_locks() -> list[Path]:
+    """Locks of builds of DeepSpeed's CPU operator: going on, or killed."""
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
+    return sorted(Path(root).glob("**/deepspeed_shm_comm/lock"))
+
+
 def _build_cpu_operator() -> None:
     """Compile what DeepSpeed needs to run ranks on CPU, now rather than in the first training."""
     from deepspeed.accelerator import get_accelerator
 
+    if locks := build_locks():
+        raise PreflightError(
+            f"{locks[0]} exists: another process is compiling DeepSpeed's CPU operator; wait for "
+            "it, or, if there is none, remove that file"
+        )
     try:
         get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
     except Exception as error:
@@ -69,6 +82,7 @@ def _build_cpu_operator() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a build removes its lock
     try:
         report = check()
     except PreflightError as problem:

@@ -39,11 +39,7 @@ class Tracker:
         self._recipe = recipe
         self._journal, self._state_file = _files(recipe)
         self._journal.parent.mkdir(parents=True, exist_ok=True)
-        self._state = _read_state(recipe) or {
-            "uri": recipe.tracking_uri,
-            "run_id": run_id,
-            "sent": 0,
-        }
+        self._state = _read_state(recipe) or {"run_id": run_id, "sent": 0}
         self._run_exists = False
         _end_torn_line(self._journal)
         if not self._journal.exists():
@@ -120,6 +116,10 @@ class Tracker:
 
     # ── The sending thread ──────────────────────────────────────────────────────────────────────
 
+    def _save_state(self) -> None:
+        states = {**_read_states(self._recipe), self._recipe.tracking_uri: self._state}
+        write_json(self._state_file, states)
+
     def _send_all(self) -> None:
         failures = 0
         while True:
@@ -131,7 +131,9 @@ class Tracker:
                 failures = 0
             except Exception as error:  # whatever the server or the network does, training goes on
                 if failures == 0:
-                    log.warning("MLflow at %s: %s; will retry", self._state["uri"], _short(error))
+                    log.warning(
+                        "MLflow at %s: %s; will retry", self._recipe.tracking_uri, _short(error)
+                    )
                 pause = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
                 failures += 1
                 if closing and failures >= 3:
@@ -150,7 +152,7 @@ class Tracker:
             while batch := list(islice(records, METRICS_RECORDS if kind == "metrics" else 1)):
                 _send(client, self._state["run_id"], kind, [record for record, _ in batch])
                 self._state["sent"] = batch[-1][1]
-                write_json(self._state_file, self._state)
+                self._save_state()
 
     def _unsent(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Journal records not sent yet, each with the position after it."""
@@ -177,7 +179,7 @@ class Tracker:
 
         for noisy in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        return MlflowClient(tracking_uri=self._state["uri"])
+        return MlflowClient(tracking_uri=self._recipe.tracking_uri)
 
     def _find_or_create_run(self, client: MlflowClient) -> None:
         """Have a run in this tracking store; a new one gets the whole journal."""
@@ -193,7 +195,7 @@ class Tracker:
                 log.warning("MLflow run %s was deleted; sending all to a new one", self.run_id)
         if not self._run_exists:
             self._state |= {"run_id": self._create_run(client), "sent": 0}
-            write_json(self._state_file, self._state)
+            self._save_state()
             self._run_exists = True
 
     def _create_run(self, client: MlflowClient) -> str:
@@ -201,7 +203,7 @@ class Tracker:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             neighbourhood = self._recipe.run_dir.absolute().parent
-            local = self._state["uri"].startswith("sqlite:")
+            local = self._recipe.tracking_uri.startswith("sqlite:")
             location = (neighbourhood / "mlartifacts").as_uri() if local else None
             experiment_id = client.create_experiment(name, artifact_location=location)
         else:
@@ -223,14 +225,17 @@ def _files(recipe: Recipe) -> tuple[Path, Path]:
     return folder / "journal.jsonl", folder / "run.json"
 
 
-def _read_state(recipe: Recipe) -> dict[str, Any] | None:
-    """Run id, and how many bytes of the journal have been sent to this tracking store."""
+def _read_states(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """For each tracking store: the run id there, and how many bytes of the journal it has."""
     try:
-        state: dict[str, Any] = json.loads(_files(recipe)[1].read_text(encoding="utf-8"))
-        known = state.keys() >= {"uri", "run_id", "sent"} and state["uri"] == recipe.tracking_uri
+        states = json.loads(_files(recipe)[1].read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return None
-    return state if known else None
+        return {}
+    return states if isinstance(states, dict) else {}
+
+
+def _read_state(recipe: Recipe) -> dict[str, Any] | None:
+    return _read_states(recipe).get(recipe.tracking_uri)
 
 
 def _end_torn_line(journal: Path) -> None:

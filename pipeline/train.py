@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from pipeline.checkpoint import (
 )
 from pipeline.config import Recipe, TrainingConfig, run_command
 from pipeline.deepspeed_config import deepspeed_config
+from pipeline.preflight import build_locks
 from pipeline.tracking import Tracker
 
 log = logging.getLogger("train")
@@ -245,11 +247,31 @@ class Training:
                 f"{newest.info['zero_stage']}; this run has {layout['world_size']} at stage "
                 f"{layout['zero_stage']}. Continue with the same, or choose another run_dir"
             )
-        path, _ = self.engine.load_checkpoint(str(self.checkpoints), tag=newest.tag)
+        try:
+            path, _ = self.engine.load_checkpoint(str(self.checkpoints), tag=newest.tag)
+        except Exception as error:
+            path, reason = None, f"{type(error).__name__}: {error}"
+        else:
+            reason = "DeepSpeed found nothing in it"
         if path is None:
-            raise CheckpointError(f"{newest.folder}: DeepSpeed could not load it")
+            raise CheckpointError(
+                f"{newest.folder} cannot be read ({reason}); remove it to go on from the one before"
+            )
+        self._set_hyperparameters(newest.step)
         log.info("resumed from %s", newest.folder)
         return newest.step
+
+    def _set_hyperparameters(self, step: int) -> None:
+        """The recipe's, which may have changed; the checkpoint has brought back its own."""
+        config, optimizer = self.config, self.engine.optimizer
+        self.engine.lr_scheduler.base_lrs = [config.learning_rate] * len(optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = config.learning_rate
+            group["lr"] = config.learning_rate * learning_rate_factor(config, step)
+            group["betas"], group["eps"] = config.adam_betas, config.adam_eps
+            group["weight_decay"] = config.weight_decay
+        if hasattr(optimizer, "clip_grad"):
+            optimizer.clip_grad = config.clip_norm
 
 
 # ── The loop ────────────────────────────────────────────────────────────────────────────────────
@@ -340,7 +362,17 @@ def _report(
         tracker.log_metrics(metrics, training.step)
 
 
+def _warn_of_build_lock() -> None:
+    """torch waits for it without a word and without end, also for that of a process killed."""
+    for lock in build_locks():
+        log.warning(
+            "%s: another process is compiling DeepSpeed's CPU operator; if none is, remove it", lock
+        )
+
+
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    # Until training listens for it itself: an end with `finally`, which removes build locks.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(
         level=logging.INFO if rank == 0 else logging.ERROR, format="%(name)s: %(message)s"
@@ -355,6 +387,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         log.info("%s", finished_note(recipe, newest))
         return
     with only_command_in(recipe.run_dir) if rank == 0 else nullcontext():
+        _warn_of_build_lock()
         deepspeed.init_distributed(timeout=COLLECTIVE_TIMEOUT, verbose=False)
         try:
             training = Training(recipe, newest)

@@ -68,6 +68,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if arguments.n_best is not None and arguments.n_best < 1:
         raise UsageError("--n_best must be at least 1")
 
+    from pipeline.checkpoint import checkpoints_to_average
     from pipeline.translator import Translator
 
     if arguments.model:
@@ -75,7 +76,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         search = {name: getattr(recipe.evaluation, name) for name in given}
         translator = Translator.of_export(arguments.model, **search)
     else:
-        translator = Translator.of_run(recipe)
+        translator = Translator.of_run(recipe, checkpoints_to_average(recipe))
     if (arguments.n_best or 1) > translator.search.beam_size:
         raise UsageError(
             f"--n_best {arguments.n_best} exceeds evaluation.beam_size "

@@ -16,7 +16,7 @@ from data_prep.vocabulary import EOS_IDX, PAD_IDX, load_vocabulary
 from models.config import ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.checkpoint import CheckpointError, average_weights, checkpoints_to_average
+from pipeline.checkpoint import Checkpoint, CheckpointError, average_weights
 from pipeline.config import EvaluationConfig, Recipe
 from pipeline.search import batches, beam_search
 
@@ -37,14 +37,11 @@ class Translator:
         model.to(self.device, getattr(torch, search.dtype))
 
     @classmethod
-    def of_run(cls, recipe: Recipe) -> Translator:
-        """The average of the newest checkpoints of `run_dir`.
-
-        :raises CheckpointError: there is none, or it belongs to another vocabulary or model.
-        """
+    def of_run(cls, recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Translator:
+        """The average of checkpoints of `run_dir`."""
         vocabulary_path = recipe.run_dir / "shards" / "spm.model"
         model = untrained_model(recipe)
-        model.load_state_dict(average_weights(checkpoints_to_average(recipe)))
+        model.load_state_dict(average_weights(checkpoints))
         return cls(model, load_vocabulary(vocabulary_path), recipe.evaluation)
 
     @classmethod
@@ -101,7 +98,7 @@ class Translator:
             if len(ids) > limit:
                 log.warning("a sentence of %d tokens was cut to %d", len(ids), limit)
                 ids = [*ids[: limit - 1], EOS_IDX]
-            if sentences[index].strip():
+            if len(ids) > 1:  # else only EOS
                 encoded[index] = ids
         return encoded
 

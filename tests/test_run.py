@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from pipeline.checkpoint import list_checkpoints
 from pipeline.config import ROOT, load_recipe
+from pipeline.tracking import run_id_of
 from tests.conftest import free_port, run_process
 
 pytestmark = pytest.mark.slow
@@ -53,7 +54,7 @@ def test_one_command_ends_with_the_bleu_line(
     hypotheses = (run_dir / "evaluation" / "hypotheses.txt").read_text().split("\n")
     assert len(hypotheses) == scores["sentences"] + 1 == 21
     last_line = trained.stdout.rstrip().splitlines()[-1]
-    run_id = json.loads((run_dir / "tracking" / "run.json").read_text())["run_id"]
+    run_id = run_id_of(load_recipe(recipe))
     assert f"BLEU {scores['bleu']} (untrained model: {scores['untrained_bleu']})" in last_line
     assert f"MLflow run {run_id}" in last_line
     assert f"./run.sh dashboard --tracking.uri {load_recipe(recipe).tracking_uri}" in last_line
@@ -71,7 +72,8 @@ def test_a_second_run_reuses_everything(
 
 def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: Path) -> None:
     loaded = load_recipe(recipe)
-    run_id = json.loads((loaded.run_dir / "tracking" / "run.json").read_text())["run_id"]
+    run_id = run_id_of(loaded)
+    assert run_id is not None
     client = MlflowClient(loaded.tracking_uri)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"

@@ -151,6 +151,10 @@ def main() -> None:
             num_heads=arguments.num_heads,
             pad_idx=arguments.pad_idx,
         )
+        if arguments.vocabulary:
+            if arguments.pad_idx != 0:
+                raise ValueError("--vocabulary goes with --pad_idx 0 only")
+            arguments.vocabulary.open("rb").close()
         arguments.output.mkdir(parents=True)
         save_model(model, str(arguments.output / "model.safetensors"))
         config = {"format": 1, "model": model.config.model_dump(mode="json")}

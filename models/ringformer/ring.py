@@ -185,17 +185,23 @@ class Ring(nn.Module):
             return [None] * self.num_levels
         return [Signal(a, b) for a, b in zip(signal.a, signal.b, strict=True)]
 
-    def run(self, x: Tensor, level: Callable[[int, Tensor], Tensor], first_position: int) -> Tensor:
+    def run(self, x: Tensor, level: Callable[[int, Tensor], Tensor], positions: range) -> Tensor:
         """Apply `level(i, x)` for i = 0…N-1.
 
-        :param first_position: of `x` in its sequence.
+        :param positions: of `x` in its sequence; one for all where `x` holds hypotheses.
+        :raises ValueError: a Universal Transformer has no encoding of such a position.
         """
+        if self.encodings is not None and positions.stop > self.encodings.size(0):
+            raise ValueError(
+                f"A sequence of {positions.stop} tokens exceeds model.max_seq_len "
+                f"({self.encodings.size(0)})."
+            )
 
         def segment(levels: range, x: Tensor) -> Tensor:
             for i in levels:
                 if self.encodings is not None:
-                    end = first_position + x.size(1)
-                    x = x + (self.encodings[first_position:end] + self.encodings[i]).to(x.dtype)
+                    encoding = self.encodings[positions.start : positions.stop] + self.encodings[i]
+                    x = x + encoding.to(x.dtype)
                 x = level(i, x)
             return x
 
@@ -263,7 +269,8 @@ class RingEncoder(Ring, TransformerEncoder):
     def forward(self, seqs: Tensor, seqs_layout: BatchLayout) -> Tensor:
         """:param seqs: embedded source `[B, S, d]`. :returns: same shape."""
         levels, mask = self.levels(), padding_mask(seqs_layout)
-        return self.run(seqs, lambda i, x: self.compiled_level(x, levels[i], mask), 0)
+        positions = range(seqs.size(1))
+        return self.run(seqs, lambda i, x: self.compiled_level(x, levels[i], mask), positions)
 
     def level(self, x: Tensor, level: Level, mask: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x, level)
@@ -302,15 +309,20 @@ class RingDecoder(Ring, TransformerDecoder):
         if state_bag is None:
             levels, cross = self.levels(), self._cross(encoder_output)
             mask = padding_mask(encoder_output_layout)
-            return self.run(seqs, lambda i, x: self.compiled_level(x, levels[i], cross[i], mask), 0)
+            return self.run(
+                seqs,
+                lambda i, x: self.compiled_level(x, levels[i], cross[i], mask),
+                range(seqs.size(1)),
+            )
         state = state_bag.maybe_get_state(self, DecoderState)
         if state is None:
             mask = padding_mask(encoder_output_layout)
             state = DecoderState(self._cross(encoder_output), mask)
             state_bag.set_state(self, state)
-        return self._step(seqs, state, state_bag.step_nr)
+        begin = state_bag.step_nr
+        return self._step(seqs, state, range(begin, begin + seqs.size(1)))
 
-    def _step(self, seqs: Tensor, state: DecoderState, position: int) -> Tensor:
+    def _step(self, seqs: Tensor, state: DecoderState, positions: range) -> Tensor:
         """Decode incrementally; the hypotheses of a sentence are positions of one sequence."""
         levels = self.levels()
         x, mask = state.begin_step(seqs)
@@ -319,7 +331,7 @@ class RingDecoder(Ring, TransformerDecoder):
             append = partial(state.caches[i].append, end=mask.size(3))
             return self.level(x, levels[i], state.cross[i], state.cross_mask, mask, append)
 
-        return self.run(x, level, position).reshape(seqs.shape)
+        return self.run(x, level, positions).reshape(seqs.shape)
 
     def _cross(self, encoder_output: Tensor) -> list[Cross]:
         """Keys and values of every level: computed once where the levels share the projection."""

@@ -296,6 +296,7 @@ def test_bf16_autocast_and_positions() -> None:
     assert positions.table.dtype == torch.float32  # bf16 cannot tell neighbours apart
 
 
-def test_a_sequence_over_the_limit_is_refused() -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_sequence_over_the_limit_is_refused(architecture: Architecture) -> None:
     with pytest.raises(ValueError, match="max_seq_len"):
-        tiny(max_seq_len=8).logits(sequences(9), sequences(3))
+        tiny(architecture, max_seq_len=8).logits(sequences(9), sequences(3))

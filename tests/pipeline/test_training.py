@@ -41,10 +41,14 @@ def copy_of(prepared: Recipe, name: str) -> Path:
 
 
 def losses(run_dir: Path) -> dict[int, float]:
-    """train_loss by step, as tracked."""
+    return tracked(run_dir, "train_loss")
+
+
+def tracked(run_dir: Path, key: str) -> dict[int, float]:
+    """A metric by step; of a step done twice the second."""
     lines = (run_dir / "tracking" / "journal.jsonl").read_text().splitlines()
     records = [record for record in map(json.loads, lines) if record["kind"] == "metrics"]
-    return {r["step"]: r["metrics"]["train_loss"] for r in records if "train_loss" in r["metrics"]}
+    return {r["step"]: r["metrics"][key] for r in records if key in r["metrics"]}
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -124,6 +128,35 @@ def test_resume_is_bit_identical(tiny_recipe: Path, undisturbed: Path) -> None:
     expected = weights(undisturbed)
     for name, tensor in weights(run_dir).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_resumed_run_takes_the_recipes_learning_rate(
+    tiny_recipe: Path, undisturbed: Path
+) -> None:
+    run_dir = undisturbed.with_name("slower")
+    shutil.copytree(undisturbed, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000006")
+    done = train(
+        tiny_recipe, run_dir, "--training.log_every", "1", "--training.learning_rate", "1e-3"
+    )
+    assert done.returncode == 0, done.stderr
+    rates = tracked(run_dir, "learning_rate")
+    assert rates[4] == pytest.approx(tracked(undisturbed, "learning_rate")[4] / 5)
+    assert losses(run_dir)[4] == losses(undisturbed)[4]  # of the weights before the step
+    assert losses(run_dir)[5] != losses(undisturbed)[5]
+
+
+def test_a_damaged_checkpoint_is_named(tiny_recipe: Path, undisturbed: Path) -> None:
+    run_dir = undisturbed.with_name("damaged")
+    shutil.copytree(undisturbed, run_dir)
+    newest = run_dir / "checkpoints" / "step-00000006"
+    states = newest / "mp_rank_00_model_states.pt"
+    states.write_bytes(states.read_bytes()[:1000])
+    done = train(tiny_recipe, run_dir, "--training.max_steps", "9")
+    assert done.returncode == 1
+    assert f"{newest} cannot be read" in done.stderr
+    assert "remove it to go on from the one before" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_sigterm_saves_and_says_how_to_go_on(prepared: Recipe, tiny_recipe: Path) -> None:
