@@ -107,9 +107,9 @@ train() {
 # may take longer. Where there are none yet, tell all; at the second signal, ask no more.
 stop_training() {
   if [[ -n $stopped ]]; then
-    kill -KILL -- "-$group" 2>/dev/null
+    kill -KILL -- "-$group" 2>/dev/null || true
   elif ! pkill -TERM -g "$group" -f -- --local_rank= 2>/dev/null; then
-    kill -TERM -- "-$group" 2>/dev/null
+    kill -TERM -- "-$group" 2>/dev/null || true
   fi
   stopped=yes
 }
