@@ -127,14 +127,14 @@ class TranslationModel(Seq2SeqModel):
                     "training.checkpoint_levels to 0"
                 )
 
-    def compile_layers(self) -> None:
-        """Compile the layers: a ring's one, or each of a Transformer's."""
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile the layers with torch.compile: a ring's one, or each of a Transformer's."""
         for stack in (self.encoder, self.decoder):
             if isinstance(stack, Ring):
-                stack.compile_level()
+                stack.compile_level(backend)
             else:
                 for layer in stack.layers:
-                    layer.compile(dynamic=True)  # type: ignore[no-untyped-call]
+                    layer.compile(dynamic=True, backend=backend)  # type: ignore[no-untyped-call]
 
     def layout(self, seqs: Tensor) -> BatchLayout:
         """The layout of ids padded on the right with `pad_idx`, `[B, S]`."""

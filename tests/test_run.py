@@ -130,6 +130,8 @@ def test_a_stopped_run_goes_on_where_it_was(
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        # Tests started in the background have it ignored, and bash cannot trap it then.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     output = ""

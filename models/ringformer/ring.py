@@ -213,9 +213,9 @@ class Ring(nn.Module):
             x = checkpoint(segment, levels, x, use_reentrant=False)
         return x
 
-    def compile_level(self) -> None:
-        """Compile the layer: one graph, which every level and batch shape uses."""
-        self.compiled_level = torch.compile(self.level, dynamic=True)
+    def compile_level(self, backend: str = "inductor") -> None:
+        """Compile the layer; all levels and batch shapes use the same graphs."""
+        self.compiled_level = torch.compile(self.level, dynamic=True, backend=backend)
 
     # ── The equations ───────────────────────────────────────────────────────────────────────────
 
