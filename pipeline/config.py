@@ -76,7 +76,7 @@ class TrainingConfig(Section):
     """Label smoothing of the training loss."""
 
     compile: bool = False
-    """Compile the layers with torch.compile: some minutes at the start, faster steps on a GPU."""
+    """Compile the layers with torch.compile, which takes some minutes at the start."""
 
     checkpoint_levels: int = Limit(default=0, ge=0)
     """Activation checkpointing: recompute segments of that many ring levels in the backward pass;
