@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
@@ -9,6 +10,8 @@ import signal
 import sys
 from importlib.metadata import version
 from pathlib import Path
+
+import psutil
 
 
 class PreflightError(Exception):
@@ -59,21 +62,32 @@ def check() -> list[str]:
     ]
 
 
-def build_locks() -> list[Path]:
-    """Locks of builds of DeepSpeed's CPU operator: going on, or killed."""
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions"
-    return sorted(Path(root).glob("**/deepspeed_shm_comm/lock"))
+def remove_dead_build_locks() -> list[Path]:
+    """Remove the locks of builds of DeepSpeed's operators that were killed: torch waits for ever.
+
+    Operators lie in the environment (unless TORCH_EXTENSIONS_DIR says where), so that neither
+    another environment's torch nor its locks are in the way. A live build has its lock open.
+    """
+    home = Path(sys.prefix) if os.access(sys.prefix, os.W_OK) else Path.home() / ".cache"
+    root = os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(home / "torch_extensions"))
+    locks = sorted(Path(root).glob("*/lock"))
+    if not locks:
+        return []
+    held: set[str] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # ended, or another user's
+            held.update(file.path for file in process.open_files())
+    dead = [lock for lock in locks if str(lock.resolve()) not in held]
+    for lock in dead:
+        lock.unlink(missing_ok=True)
+    return dead
 
 
 def _build_cpu_operator() -> None:
     """Compile what DeepSpeed needs to run ranks on CPU, now rather than in the first training."""
     from deepspeed.accelerator import get_accelerator
 
-    if locks := build_locks():
-        raise PreflightError(
-            f"{locks[0]} exists: another process is compiling DeepSpeed's CPU operator; wait for "
-            "it, or, if there is none, remove that file"
-        )
+    remove_dead_build_locks()
     try:
         get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
     except Exception as error:

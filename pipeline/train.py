@@ -45,7 +45,7 @@ from pipeline.checkpoint import (
 )
 from pipeline.config import Recipe, TrainingConfig, run_command
 from pipeline.deepspeed_config import deepspeed_config
-from pipeline.preflight import build_locks
+from pipeline.preflight import remove_dead_build_locks
 from pipeline.tracking import Tracker
 
 log = logging.getLogger("train")
@@ -362,14 +362,6 @@ def _report(
         tracker.log_metrics(metrics, training.step)
 
 
-def _warn_of_build_lock() -> None:
-    """torch waits for it without a word and without end, also for that of a process killed."""
-    for lock in build_locks():
-        log.warning(
-            "%s: another process is compiling DeepSpeed's CPU operator; if none is, remove it", lock
-        )
-
-
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     # Until training listens for it itself: an end with `finally`, which removes build locks.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -387,7 +379,8 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         log.info("%s", finished_note(recipe, newest))
         return
     with only_command_in(recipe.run_dir) if rank == 0 else nullcontext():
-        _warn_of_build_lock()
+        for lock in remove_dead_build_locks():
+            log.warning("%s: removed; a build that was killed left it", lock)
         deepspeed.init_distributed(timeout=COLLECTIVE_TIMEOUT, verbose=False)
         try:
             training = Training(recipe, newest)
