@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import sentencepiece
+from sentencepiece import SentencePieceProcessor
 
 from data_prep.config import DataConfig
 from data_prep.corpora import read_lines
@@ -19,16 +20,38 @@ VERSION = 1  # raise it when the same inputs would give another vocabulary
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3
 
 
-def load_vocabulary(path: Path) -> sentencepiece.SentencePieceProcessor:
+def load_vocabulary(path: Path) -> SentencePieceProcessor:
     """:raises DataError: no such file, not a SentencePiece model, or with other special ids."""
     try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        model = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: cannot read the vocabulary: {error}") from error
     ids = (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id())
     if ids != (PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX):
         raise DataError(f"{path}: pad, unk, bos and eos have ids {ids}; they must be 0, 1, 2 and 3")
     return model
+
+
+def vocabulary_files(folder: Path) -> list[Path]:
+    """`spm.model`, or `spm.source.model` and `spm.target.model` where languages have their own."""
+    joint = folder / "spm.model"
+    separate = [folder / "spm.source.model", folder / "spm.target.model"]
+    return separate if separate[0].exists() and not joint.exists() else [joint]
+
+
+def load_vocabularies(folder: Path) -> tuple[SentencePieceProcessor, SentencePieceProcessor]:
+    """Source and target vocabulary of a folder: the same object when they are joint.
+
+    :raises DataError: as `load_vocabulary`.
+    """
+    models = [load_vocabulary(path) for path in vocabulary_files(folder)]
+    return models[0], models[-1]
+
+
+def vocabulary_digest(folder: Path) -> str:
+    """What data sets, checkpoints and exports compare: changes with any byte of the models."""
+    digests = [sha256_of(path) for path in vocabulary_files(folder)]
+    return digests[0] if len(digests) == 1 else digest_of(digests)
 
 
 def train_vocabulary(config: DataConfig, cleaned: Manifest, text: Path, folder: Path) -> Manifest:
