@@ -1,23 +1,34 @@
-"""Binarize: cleaned text and a vocabulary become shards of token ids."""
+"""Binarize: cleaned text and a vocabulary become shards of token ids, in a random order.
+
+Two passes, neither with more than a piece or a shard in memory: every pair of a piece goes to a
+shard drawn for it, then every shard is shuffled.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import cache
+from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_prep.config import DataConfig
-from data_prep.corpora import read_pairs
-from data_prep.shards import write_shard
+from data_prep.corpora import read_lines
+from data_prep.encode import Encoder
+from data_prep.engine import map_pieces
+from data_prep.shards import id_type, open_shard, write_shard
 from data_prep.stage import DataError, Manifest, digest_of, log, run_stage, sha256_of
-from data_prep.vocabulary import EOS_IDX, load_vocabulary
+from data_prep.vocabulary import EOS_IDX, vocabulary_files
 
-VERSION = 1  # raise it when the same inputs would give other bytes
-SPLITS = ("train", "valid", "test")
+TokenIdsOf = Callable[[Sequence[Sequence[str]]], pa.RecordBatch]
+
+VERSION = 2  # raise it when the same inputs would give other bytes
 
 
 def binarize(
@@ -25,14 +36,17 @@ def binarize(
     cleaned: Manifest,
     vocabulary: Manifest,
     text: Path,
-    model: Path,
+    models: Path,
     folder: Path,
+    executor: Executor,
 ) -> Manifest:
-    """Write `SPLIT-NNNNN.arrow` for every split, and `spm.model` beside them.
+    """Write `SPLIT-NNNNN.arrow` for every split, and the vocabulary beside them.
 
     Training pairs over `max_tokens_per_side` are dropped and counted; validation and test pairs
-    are cut to it.
+    are cut to it, and keep their order.
 
+    :param text: folder of the cleaning stage.
+    :param models: folder of the vocabulary stage.
     :returns: manifest with `shards` (pairs, tokens and sha256 of each), `vocabulary`, `totals`.
     """
     inputs = {
@@ -40,31 +54,35 @@ def binarize(
         "vocabulary": vocabulary["sha256"],
         "max_tokens_per_side": config.max_tokens_per_side,
         "pairs_per_shard": config.pairs_per_shard,
+        "seed": config.seed,
         "version": VERSION,
     }
+    shards_of_train = max(1, round(cleaned["pairs"]["train"] / config.pairs_per_shard))
 
     def build(partial: Path) -> dict[str, Any]:
-        shutil.copyfile(model, partial / "spm.model")
-        shards: list[dict[str, Any]] = []
-        too_long = 0
-        for split in SPLITS:
-            for records, dropped in _encoded(config, split, text, model):
-                too_long += dropped
-                if records:
-                    name = f"{split}-{len([s for s in shards if s['split'] == split]):05d}.arrow"
-                    source, target = zip(*records, strict=True)
-                    write_shard(partial / name, source, target, vocabulary["size"])
-                    shards.append(
-                        {
-                            "name": name,
-                            "split": split,
-                            "pairs": len(records),
-                            "source_tokens": sum(map(len, source)),
-                            "target_tokens": sum(map(len, target)),
-                            "sha256": sha256_of(partial / name),
-                        }
-                    )
-        totals = {split: _total(shards, split) for split in SPLITS}
+        token_ids = bind(_token_ids, config, models, vocabulary["sha256"], vocabulary["sizes"])
+        encode = bind(_encode, config, text / "train", token_ids, shards_of_train)
+        encoded = map_pieces(
+            executor, encode, list(range(len(cleaned["kept"]))), partial / "scratch-encoded"
+        )
+        gather = bind(_gather, config, partial / "scratch-encoded", len(encoded))
+        gathered = map_pieces(
+            executor, gather, list(range(shards_of_train)), partial / "scratch-train"
+        )
+        shards = []
+        for number, counts in enumerate(gathered):
+            name = f"train-{number:05d}.arrow"
+            (partial / "scratch-train" / f"{number:05d}" / "shard.arrow").replace(partial / name)
+            shards.append({"name": name, "split": "train", **counts})
+        for split in ("valid", "test"):
+            name = f"{split}-00000.arrow"
+            pairs = _encode_in_order(config, text, split, token_ids)
+            write_shard(partial / name, pairs)
+            shards.append({"name": name, "split": split, **_counts(pairs, partial / name)})
+        for path in vocabulary_files(models):
+            shutil.copyfile(path, partial / path.name)
+        totals = {split: _total(shards, split) for split in ("train", "valid", "test")}
+        too_long = sum(piece["too_long"] for piece in encoded)
         if not totals["train"]["pairs"]:
             raise DataError(
                 f"All {too_long} training pairs are longer than data.max_tokens_per_side "
@@ -75,7 +93,7 @@ def binarize(
             log.info("shards: dropped %d training pairs over the token limit", too_long)
         return {
             "languages": config.languages,
-            "vocabulary": {"size": vocabulary["size"], "sha256": vocabulary["sha256"]},
+            "vocabulary": {key: vocabulary[key] for key in ("sizes", "sha256")},
             "totals": totals,
             "corpora": cleaned["corpora"],
             "files": cleaned["inputs"]["files"],
@@ -88,32 +106,98 @@ def binarize(
     return run_stage(folder, inputs, build)
 
 
+def _encode(
+    config: DataConfig, text: Path, token_ids: TokenIdsOf, shards: int, piece: int, folder: Path
+) -> dict[str, Any]:
+    """One piece as `pairs.arrow`, in the order of the shards that its pairs go to; `first.npy`
+    says where each shard's begin."""
+    lines = [
+        (text / f"{piece:05d}" / f"text.{lang}").read_bytes().decode().split("\n")[:-1]
+        for lang in config.languages
+    ]
+    pairs = token_ids(lines)
+    limit = config.max_tokens_per_side
+    fits = pc.less_equal(
+        pc.max_element_wise(*(pc.list_value_length(side) for side in pairs.columns)), limit
+    )
+    kept = pairs.filter(fits)
+    shard = np.random.default_rng([config.seed, piece]).integers(shards, size=len(kept))
+    write_shard(folder / "pairs.arrow", kept.take(pa.array(np.argsort(shard, kind="stable"))))
+    np.save(folder / "first.npy", np.cumsum([0, *np.bincount(shard, minlength=shards)]))
+    return {"too_long": len(pairs) - len(kept)}
+
+
+def _gather(
+    config: DataConfig, encoded: Path, pieces: int, shard: int, folder: Path
+) -> dict[str, Any]:
+    """One shard: its pairs of all pieces, shuffled."""
+    parts = []
+    for piece in range(pieces):
+        begin, end = np.load(encoded / f"{piece:05d}" / "first.npy", mmap_mode="r")[
+            shard : shard + 2
+        ]
+        if end > begin:
+            pairs = open_shard(encoded / f"{piece:05d}" / "pairs.arrow")
+            parts.append(pairs.slice(begin, end - begin))
+    if not parts:
+        parts = [open_shard(encoded / "00000" / "pairs.arrow").slice(0, 0)]
+    pairs = pa.concat_batches(parts)
+    order = np.random.default_rng([config.seed, pieces, shard]).permutation(len(pairs))
+    path = folder / "shard.arrow"
+    write_shard(path, pairs.take(pa.array(order)))
+    return _counts(pairs, path)
+
+
+def _encode_in_order(
+    config: DataConfig, text: Path, split: str, token_ids: TokenIdsOf
+) -> pa.RecordBatch:
+    lines = [list(read_lines(text / f"{split}.{lang}")) for lang in config.languages]
+    pairs = token_ids(lines)
+    limit = config.max_tokens_per_side
+    columns = [
+        pa.array([_cut(ids, limit) for ids in side.to_pylist()], side.type)
+        for side in pairs.columns
+    ]
+    return pa.record_batch(columns, pairs.schema)
+
+
+def _cut(ids: list[int], limit: int) -> list[int]:
+    return ids if len(ids) <= limit else [*ids[: limit - 1], EOS_IDX]
+
+
+def _token_ids(
+    config: DataConfig,
+    models: Path,
+    digest: str,
+    vocab_sizes: Sequence[int],
+    sides: Sequence[Sequence[str]],
+) -> pa.RecordBatch:
+    """Source and target lines as the columns of a shard."""
+    bpe = config.vocabulary.type == "bpe"
+    files = vocabulary_files(models)
+    columns = [
+        _encoder(path, digest, id_type(vocab_sizes), bpe)(lines)
+        for path, lines in zip((files[0], files[-1]), sides, strict=True)
+    ]
+    return pa.record_batch(columns, names=["source", "target"])
+
+
+@cache
+def _encoder(path: Path, digest: str, dtype: np.dtype[Any], bpe: bool) -> Encoder:
+    """Kept from piece to piece, for the words that it remembers."""
+    return Encoder(path, dtype, bpe=bpe)
+
+
+def _counts(pairs: pa.RecordBatch, path: Path) -> dict[str, Any]:
+    return {
+        "pairs": len(pairs),
+        **{f"{side}_tokens": len(pairs.column(side).flatten()) for side in ("source", "target")},
+        "sha256": sha256_of(path),
+    }
+
+
 def _total(shards: list[dict[str, Any]], split: str) -> dict[str, int]:
     return {
         key: sum(shard[key] for shard in shards if shard["split"] == split)
         for key in ("pairs", "source_tokens", "target_tokens")
     }
-
-
-def _encoded(
-    config: DataConfig, split: str, text: Path, model: Path
-) -> Iterator[tuple[list[tuple[list[int], list[int]]], int]]:
-    """Shards of encoded pairs, each with the number of pairs dropped for length."""
-    vocabulary = load_vocabulary(model)
-    limit = config.max_tokens_per_side
-    pairs = read_pairs(*(text / f"{split}.{lang}" for lang in config.languages))
-    while chunk := list(islice(pairs, config.pairs_per_shard)):
-        sides = [
-            vocabulary.encode(list(side), add_eos=True, num_threads=-1)
-            for side in zip(*chunk, strict=True)
-        ]
-        encoded = list(zip(*sides, strict=True))
-        if split == "train":
-            kept = [(s, t) for s, t in encoded if len(s) <= limit and len(t) <= limit]
-        else:
-            kept = [(_cut(s, limit), _cut(t, limit)) for s, t in encoded]
-        yield kept, len(encoded) - len(kept)
-
-
-def _cut(ids: list[int], limit: int) -> list[int]:
-    return ids if len(ids) <= limit else [*ids[: limit - 1], EOS_IDX]

@@ -4,41 +4,59 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import CleaningConfig, Corpus, DataConfig
-from data_prep.corpora import hash_text, read_pairs
+import numpy as np
+
+from data_prep.clean_report import LENGTH_EDGES, RATIO_EDGES, draw, report_of, summary
+from data_prep.config import Corpus, DataConfig
+from data_prep.corpora import hash_text, read_pairs, read_piece
+from data_prep.engine import map_pieces
+from data_prep.filters import Language, OverAllCorpora, TestOverlap
+from data_prep.language import speaks
+from data_prep.repeats import find_repeats, rounds_of, write_keys
 from data_prep.stage import DataError, Manifest, digest_of, log, run_stage, write_json
 
-VERSION = 1  # raise it when the same settings would clean differently
+VERSION = 2  # raise it when the same settings would clean differently
 EXAMPLES = 5
-SHORT_SIDE = 20  # characters; below it a length ratio says little
 
 Pair = tuple[str, str]
-Filter = Callable[[str, str], bool]  # True drops the pair
+Drops = Callable[[str, str], bool]
 
 _INVISIBLE = re.compile(r"[\u0000-\u0008\u000b\u000e-\u001f\u007f-\u009f\u200b\u2060\ufeff\ufffd]")
 
 
 def normalise(text: str) -> str:
     """Unicode NFC, no control characters, single spaces."""
-    return " ".join(_INVISIBLE.sub(" ", unicodedata.normalize("NFC", text)).split())
+    return _normalise_lines(text.replace("\n", " "))[0]
 
 
-def clean(config: DataConfig, fetched: Manifest, source: Path, folder: Path) -> Manifest:
-    """Write train, valid and test as plain text, `report.json` beside them.
+def _normalise_lines(text: str) -> list[str]:
+    visible = _INVISIBLE.sub(" ", unicodedata.normalize("NFC", text))
+    return [" ".join(line.split()) for line in visible.split("\n")]
 
-    :param source: folder of the fetch stage; generated files are in it.
+
+def clean(
+    config: DataConfig, fetched: Manifest, source: Path, folder: Path, executor: Executor
+) -> Manifest:
+    """Write `train/NNNNN/text.LANG` for every piece of the training corpora, and `valid.LANG`,
+    `test.LANG`, `report.json` and `report.png` beside them.
+
+    :param source: folder of the fetch stage.
 
     Validation and test text is not filtered; the test set is not even normalised.
 
+    :returns: manifest with `pairs` of each split, and `kept` of each training piece.
     :raises DataError: unreadable corpora, or nothing left to train on.
     """
-    files = fetched["files"]
+    files, pieces = fetched["files"], fetched["pieces"]
     inputs = {
-        "corpora": [corpus.model_dump() for corpus in config.train],
+        "corpora": [corpus.name for corpus in config.train],
+        "pieces": pieces,
         "valid": config.valid.model_dump(),
         "test": config.test.model_dump(),
         "files": {path: file["sha256"] for path, file in files.items()},
@@ -52,103 +70,139 @@ def clean(config: DataConfig, fetched: Manifest, source: Path, folder: Path) -> 
         return read_pairs(*paths)
 
     def build(partial: Path) -> dict[str, Any]:
-        def write(split: str, pairs: Iterable[Pair]) -> int:
-            return _write_pairs(partial, split, config, pairs)
-
         valid = [(normalise(s), normalise(t)) for s, t in pairs_of(config.valid)]
         test = list(pairs_of(config.test))
         for name, pairs in ((config.valid.name, valid), (config.test.name, test)):
             if not any(source.strip() and target.strip() for source, target in pairs):
                 raise DataError(f"{name}: no pair with text on both sides")
         held_out = [*valid, *((normalise(s), normalise(t)) for s, t in test)]
-        filters = _filters(config.cleaning, held_out)
-        reports: list[dict[str, Any]] = []
-        kept = write(
-            "train",
-            (p for c in config.train for p in _filtered(c.name, pairs_of(c), filters, reports)),
+        sources, targets = (frozenset(map(hash_text, side)) for side in zip(*held_out, strict=True))
+        passed = partial / "scratch-filtered"
+        filtered = map_pieces(
+            executor, bind(_filter, config, (sources, targets), source), pieces, passed
         )
-        if not kept:
-            reasons = "; ".join(_summary(report) for report in reports)
-            raise DataError(f"No training pair is left after cleaning. {reasons}")
-        counts = {"train": kept, "valid": write("valid", valid), "test": write("test", test)}
-        write_json(partial / "report.json", {"corpora": reports, "kept": kept})
-        for report in reports:
-            log.info("clean: %s", _summary(report))
-        summary = [{key: report[key] for key in report if key != "examples"} for report in reports]
-        return {"pairs": counts, "corpora": summary, "report": digest_of(reports)}
+        counts = [piece["kept"] for piece in filtered]
+        rounds = list(rounds_of(config.cleaning.filters))
+        fate = find_repeats(executor, rounds, passed, counts, partial / "scratch-repeats")
+        keep = bind(_keep, config, passed, fate, [each.filter for each in rounds])
+        begins = np.cumsum([0, *counts[:-1]]).tolist()
+        spans = list(zip(range(len(counts)), begins, counts, strict=True))
+        kept = map_pieces(executor, keep, spans, partial / "train")
+        report = report_of(config, filtered, kept)
+        lines = [summary(corpus) for corpus in report["corpora"]]
+        if not report["kept"]:
+            raise DataError(f"No training pair is left after cleaning. {'; '.join(lines)}")
+        for split, pairs in (("valid", valid), ("test", test)):
+            _write_pairs(partial, split, config, pairs)
+        write_json(partial / "report.json", report)
+        draw(report, partial / "report.png")
+        for line in lines:
+            log.info("clean: %s", line)
+        return {
+            "pairs": {"train": report["kept"], "valid": len(valid), "test": len(test)},
+            "kept": [piece["kept"] for piece in kept],
+            "corpora": [
+                {key: corpus[key] for key in ("corpus", "read", "kept", "dropped")}
+                for corpus in report["corpora"]
+            ],
+            "report": digest_of(report),
+        }
 
     return run_stage(folder, inputs, build)
 
 
-def _filters(config: CleaningConfig, held_out: list[Pair]) -> dict[str, Filter]:
-    """The filters by name, in order. Stateful ones see only what the ones before let through."""
+# ── Filters that look at one pair ───────────────────────────────────────────────────────────────
 
-    def ratio(source: str, target: str) -> float:
-        lengths = sorted(max(len(side), SHORT_SIDE) for side in (source, target))
-        return lengths[1] / lengths[0]
 
-    seen: set[int] = set()
+def _filter(
+    config: DataConfig,
+    held_out: tuple[frozenset[int], frozenset[int]],
+    source: Path,
+    piece: Mapping[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """One piece: normalised text that passes, keys to find repeats by, and counts."""
+    sides = [
+        _normalise_lines(read_piece(source / path, begin, end, piece["line"]))[: piece["pairs"]]
+        for path, begin, end in (piece["source"], piece["target"])
+    ]
+    filters = _filters(config, held_out)
+    dropped: dict[str, list[Pair]] = {name: [] for name in filters}
+    kept: list[Pair] = []
+    for pair in zip(*sides, strict=True):
+        for name, drops in filters.items():
+            if drops(*pair):
+                dropped[name].append(pair)
+                break
+        else:
+            kept.append(pair)
+    _write_pairs(folder, "text", config, kept)
+    write_keys(folder, kept, list(rounds_of(config.cleaning.filters)))
+    return {"corpus": piece["corpus"], "read": piece["pairs"], "kept": len(kept), **_tally(dropped)}
 
-    def duplicate(source: str, target: str) -> bool:
-        pair = hash_text(f"{source}\n{target}")
-        known = pair in seen
-        seen.add(pair)
-        return known
 
-    sources, targets = (set(map(hash_text, sides)) for sides in zip(*held_out, strict=True))
-    filters: dict[str, Filter] = {
-        "empty_side": lambda s, t: not s or not t,
-        "too_long": lambda s, t: max(len(s), len(t)) > config.max_chars,
-        "length_ratio": lambda s, t: ratio(s, t) > config.max_length_ratio,
-    }
-    if config.drop_identical_sides:
-        filters["identical_sides"] = lambda s, t: s == t
-    if config.drop_test_overlap:
-        filters["test_overlap"] = lambda s, t: hash_text(s) in sources or hash_text(t) in targets
-    if config.drop_duplicates:
-        filters["duplicate"] = duplicate
+def _filters(
+    config: DataConfig, held_out: tuple[frozenset[int], frozenset[int]]
+) -> dict[str, Drops]:
+    """What looks at one pair, by name, in order."""
+    sources, targets = held_out
+    filters: dict[str, Drops] = {}
+    for each in config.cleaning.filters:
+        if isinstance(each, TestOverlap):
+            filters[each.filter] = lambda s, t: hash_text(s) in sources or hash_text(t) in targets
+        elif isinstance(each, Language):
+            filters[each.filter] = speaks(*config.languages, each)
+        elif not isinstance(each, OverAllCorpora):
+            filters[each.filter] = each.drops
     return filters
 
 
-def _filtered(
-    name: str, pairs: Iterator[Pair], filters: dict[str, Filter], reports: list[dict[str, Any]]
-) -> Iterator[Pair]:
-    """The pairs that pass, normalised; appends the corpus's counts to `reports` at the end."""
-    dropped = dict.fromkeys(filters, 0)
-    examples: dict[str, list[Pair]] = {reason: [] for reason in filters}
-    kept = read = 0
-    for raw_source, raw_target in pairs:
-        read += 1
-        source, target = normalise(raw_source), normalise(raw_target)
-        reason = next((name for name, drops in filters.items() if drops(source, target)), None)
-        if reason is None:
-            kept += 1
-            yield source, target
-        else:
-            dropped[reason] += 1
-            if len(examples[reason]) < EXAMPLES:
-                examples[reason].append((source, target))
-    reports.append(
-        {"corpus": name, "read": read, "kept": kept, "dropped": dropped, "examples": examples}
-    )
+def _tally(dropped: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
+    return {
+        "dropped": {name: len(pairs) for name, pairs in dropped.items()},
+        "examples": {name: pairs[:EXAMPLES] for name, pairs in dropped.items()},
+    }
 
 
-def _summary(report: dict[str, Any]) -> str:
-    dropped = ", ".join(f"{count} {why}" for why, count in report["dropped"].items() if count)
-    return f"{report['corpus']}: kept {report['kept']} of {report['read']} pairs" + (
-        f" (dropped: {dropped})" if dropped else ""
-    )
+# ── Filters that look at all pairs ──────────────────────────────────────────────────────────────
 
 
-def _write_pairs(folder: Path, split: str, config: DataConfig, pairs: Iterable[Pair]) -> int:
-    source_path, target_path = (folder / f"{split}.{lang}" for lang in config.languages)
-    count = 0
-    with (
-        source_path.open("w", encoding="utf-8", newline="\n") as sources,
-        target_path.open("w", encoding="utf-8", newline="\n") as targets,
-    ):
-        for source, target in pairs:
-            sources.write(source + "\n")
-            targets.write(target + "\n")
-            count += 1
-    return count
+def _keep(
+    config: DataConfig,
+    passed: Path,
+    fate: Path,
+    reasons: Sequence[str],
+    span: tuple[int, int, int],
+    folder: Path,
+) -> dict[str, Any]:
+    """One piece: the text that is no repeat, and what there is to say about it."""
+    piece, begin, count = span
+    sides = [
+        (passed / f"{piece:05d}" / f"text.{lang}").read_bytes().decode().split("\n")[:-1]
+        for lang in config.languages
+    ]
+    dropped: dict[str, list[Pair]] = {name: [] for name in reasons}
+    kept: list[Pair] = []
+    why = np.load(fate)[begin : begin + count].tolist()
+    for pair, number in zip(zip(*sides, strict=True), why, strict=True):
+        (dropped[reasons[number - 1]] if number else kept).append(pair)
+    _write_pairs(folder, "text", config, kept)
+    lengths = np.array([[len(s), len(t)] for s, t in kept], np.int64).reshape(-1, 2)
+    ratio = lengths[:, 1] / np.maximum(lengths[:, 0], 1)
+    return {
+        "kept": len(kept),
+        **_tally(dropped),
+        "source_chars": np.histogram(lengths[:, 0].clip(max=LENGTH_EDGES[-1]), LENGTH_EDGES)[
+            0
+        ].tolist(),
+        "target_chars": np.histogram(lengths[:, 1].clip(max=LENGTH_EDGES[-1]), LENGTH_EDGES)[
+            0
+        ].tolist(),
+        "ratio": np.histogram(ratio.clip(max=RATIO_EDGES[-1]), RATIO_EDGES)[0].tolist(),
+    }
+
+
+def _write_pairs(folder: Path, name: str, config: DataConfig, pairs: Sequence[Pair]) -> None:
+    for side, lang in enumerate(config.languages):
+        text = "".join(f"{pair[side]}\n" for pair in pairs)
+        (folder / f"{name}.{lang}").write_bytes(text.encode())

@@ -5,16 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from pydantic import Field as Limit
+from pydantic import PositiveInt, model_validator
 
-
-class Section(BaseModel):
-    """Unknown keys are refused; the docstring under a key is its documentation."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+from data_prep.filters import DEFAULT_FILTERS, Filter, OverAllCorpora
+from data_prep.section import Section
 
 
 class Corpus(Section):
@@ -69,27 +64,27 @@ class ToyCorpusConfig(Section):
 
 
 class CleaningConfig(Section):
-    """Filters on training pairs, applied in this order."""
+    """What is dropped from the training corpora."""
 
-    max_chars: PositiveInt = 1000
-    """Drop a pair with a longer side."""
+    filters: tuple[Filter, ...] = DEFAULT_FILTERS
+    """Filters in the order in which they are applied, each `{filter: NAME, SETTING: VALUE}`:
+    empty_side, length, length_ratio, identical_sides, letters, digits, repeated_characters, script,
+    language, test_overlap, duplicates, repeated_side (data_prep/filters.py has their settings).
+    duplicates and repeated_side look at all corpora together and come last."""
 
-    max_length_ratio: float = Limit(default=4.0, gt=1)
-    """Drop a pair whose longer side has more than that many times the characters of the other
-    (sides under 20 characters count as 20)."""
-
-    drop_identical_sides: bool = True
-    """Drop a pair whose sides are the same text."""
-
-    drop_duplicates: bool = True
-    """Drop a pair seen before, in any corpus."""
-
-    drop_test_overlap: bool = True
-    """Drop a pair either side of which occurs in the validation or test set."""
+    @model_validator(mode="after")
+    def _in_an_order_that_works(self) -> CleaningConfig:
+        names = [each.filter for each in self.filters]
+        if len(set(names)) < len(names):
+            raise ValueError("filters: each filter can be named once")
+        global_ones = [isinstance(each, OverAllCorpora) for each in self.filters]
+        if global_ones != sorted(global_ones):
+            raise ValueError("filters: duplicates and repeated_side must come after all others")
+        return self
 
 
 class VocabularyConfig(Section):
-    """SentencePiece, one joint vocabulary for both languages."""
+    """SentencePiece."""
 
     type: Literal["bpe", "unigram"] = "bpe"
     """SentencePiece model type."""
@@ -97,14 +92,21 @@ class VocabularyConfig(Section):
     size: PositiveInt = 32000
     """Number of pieces, special ones included."""
 
+    joint: bool = True
+    """One vocabulary for both languages; false trains one for each side (then model.tied_embeddings
+    must be false)."""
+
     character_coverage: float = Limit(default=1.0, gt=0.9, le=1)
     """Share of characters that get a piece; lower it for Chinese or Japanese."""
 
     byte_fallback: bool = False
     """Spell unknown characters in bytes instead of `<unk>`."""
 
-    sample_lines: PositiveInt = 4_000_000
-    """Train on at most that many lines, drawn with the recipe's seed."""
+    user_defined_symbols: tuple[str, ...] = ()
+    """Symbols that are always one piece, such as `<2de>`."""
+
+    sample_lines: PositiveInt = 1_000_000
+    """Train on at most that many lines, drawn with the recipe's seed; memory grows with them."""
 
 
 class DataConfig(Section):
@@ -144,7 +146,20 @@ class DataConfig(Section):
     """Drop a training pair with more tokens on a side (EOS included)."""
 
     pairs_per_shard: PositiveInt = 500_000
-    """Sentence pairs in one shard file."""
+    """Sentence pairs in one shard file, about."""
+
+    pairs_per_piece: PositiveInt = 100_000
+    """Lines of a corpus that a worker takes at once: what a killed command can lose of its work."""
+
+    executor: Literal["processes", "dask"] = "processes"
+    """Who does the work: processes of this machine, or the workers of a Dask scheduler (extra
+    `cluster`; they must see the same paths). The result is the same."""
+
+    workers: PositiveInt | None = None
+    """Processes; null: one per core."""
+
+    scheduler: str | None = None
+    """Address of the Dask scheduler, tcp://HOST:PORT."""
 
     seed: int = Limit(default=1, ge=0)
     """Seed of everything random in data preparation."""
@@ -157,4 +172,10 @@ class DataConfig(Section):
     def _languages_differ(self) -> DataConfig:
         if self.source_lang == self.target_lang:
             raise ValueError("source_lang and target_lang must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _scheduler_for_dask(self) -> DataConfig:
+        if (self.executor == "dask") != (self.scheduler is not None):
+            raise ValueError("executor dask and scheduler go together: set both or none")
         return self

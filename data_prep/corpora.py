@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import unescape
 
+import numpy as np
 import requests
-from requests.adapters import HTTPAdapter
+from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-from urllib3.util import Retry
+from tenacity import RetryCallState, retry, retry_if_exception, wait_exponential_jitter
 
 from data_prep import toy_corpus
 from data_prep.config import Corpus, DataConfig, Download, ToyCorpusConfig
+from data_prep.engine import map_pieces
 from data_prep.stage import DataError, Manifest, log, read_manifest, run_stage, sha256_of
 
+VERSION = 1  # raise it when the same files would be cut differently
 RETRIES = 5
+BLOCK = 1 << 16  # bytes; less than that is lost with a connection
 CONNECT_AND_READ_TIMEOUT = (10, 60)  # seconds
 
 
-def fetch(config: DataConfig, folder: Path) -> Manifest:
-    """Make every corpus file available and record where it is and what it holds.
+def fetch(config: DataConfig, folder: Path, executor: Executor) -> Manifest:
+    """Make every corpus file available, record what it holds, and cut training corpora into pieces.
 
     Files are looked for below `config.root`, then generated (toy corpus), then downloaded.
 
-    :returns: manifest with `files`: corpus path → `{"path", "sha256", …}`; the path of a generated
-        file is relative to `folder`.
+    :returns: manifest with `files`: corpus path → `{"path", "sha256", …}`; and `pieces`, each
+        `{"corpus": index in config.train, "line": its first, from 1, "pairs", "source", "target"}`
+        with the last two `[path, first byte, end]`. Paths of files in `folder` are relative to it.
     :raises DataError: a file is missing or is not what the recipe says.
     """
     paths = sorted({p for corpus in _corpora(config) for p in (corpus.source, corpus.target)})
@@ -45,11 +52,16 @@ def fetch(config: DataConfig, folder: Path) -> Manifest:
     local = [path for path in paths if (config.root / path).is_file()]
     previous = read_manifest(folder)
     known = previous["inputs"].get("local", {}) if previous else {}
-    found = {path: _fingerprint(config.root / path, known.get(path)) for path in local}
+    with ThreadPoolExecutor() as threads:
+        prints = threads.map(lambda path: _fingerprint(config.root / path, known.get(path)), local)
+        found = dict(zip(local, prints, strict=True))
     generated = [path for path in paths if path not in found]
     toy = config.toy_corpus if generated else None
     inputs = {
+        "train": [[corpus.source, corpus.target] for corpus in config.train],
         "local": found,
+        "pairs_per_piece": config.pairs_per_piece,
+        "version": VERSION,
         "toy_corpus": {**toy.model_dump(), "seed": config.seed, "version": toy_corpus.VERSION}
         if toy
         else None,
@@ -63,9 +75,67 @@ def fetch(config: DataConfig, folder: Path) -> Manifest:
             if not (partial / path).is_file():
                 raise DataError(f"{path}: the toy corpus has no such file")
             files[path] = {"path": path, "sha256": sha256_of(partial / path)}
-        return {"files": files}
+        corpora = [
+            [partial / files[path]["path"] for path in (corpus.source, corpus.target)]
+            for corpus in config.train
+        ]
+        cut = functools.partial(_cut, every=config.pairs_per_piece)
+        cuts = map_pieces(executor, cut, corpora, partial / "text")
+        return {"files": files, "pieces": list(_pieces(config, files, cuts))}
 
     return run_stage(folder, inputs, build)
+
+
+def _cut(corpus: Sequence[Path], folder: Path, every: int) -> dict[str, Any]:
+    """Where every `every`-th line of a corpus begins on both sides; copies that are plain text."""
+    sides: dict[str, Any] = {}
+    for side, path in zip(("source", "target"), corpus, strict=True):
+        plain = path
+        if path.suffix in (".gz", ".sgm"):
+            plain = folder / f"{side}.txt"
+            with plain.open("w", encoding="utf-8", newline="\n") as file:
+                file.writelines(f"{line}\n" for line in read_lines(path))
+        sides[side] = {"copied": plain != path, **_line_starts(plain, every)}
+    counts = [sides[side]["lines"] for side in ("source", "target")]
+    if counts[0] != counts[1]:
+        shorter, longer = corpus if counts[0] < counts[1] else reversed(corpus)
+        raise DataError(
+            f"{shorter} ends after {min(counts)} lines but {longer} goes on: source and target "
+            "must have a line for each other's"
+        )
+    return sides
+
+
+def _line_starts(path: Path, every: int) -> dict[str, Any]:
+    """The number of lines, and the first byte of lines 0, every, 2 × every, …, and the end."""
+    starts, lines, size, last = [0], 0, 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+            first = every - lines % every - 1
+            starts += (ends[first::every] + (size + 1)).tolist()
+            lines, size, last = lines + len(ends), size + len(block), block[-1:]
+    if last != b"\n":
+        lines += 1
+    return {"lines": lines, "starts": [at for at in starts if at < size] + [size]}
+
+
+def _pieces(
+    config: DataConfig, files: Mapping[str, Any], cuts: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    every = config.pairs_per_piece
+    for index, (corpus, cut) in enumerate(zip(config.train, cuts, strict=True)):
+        lines = cut["source"]["lines"]
+        for number, begin in enumerate(range(0, lines, every)):
+            places = {
+                side: [
+                    f"text/{index:05d}/{side}.txt" if cut[side]["copied"] else files[path]["path"],
+                    *cut[side]["starts"][number : number + 2],
+                ]
+                for side, path in (("source", corpus.source), ("target", corpus.target))
+            }
+            pairs = min(every, lines - begin)
+            yield {"corpus": index, "line": begin + 1, "pairs": pairs, **places}
 
 
 def _corpora(config: DataConfig) -> Iterable[Corpus]:
@@ -146,9 +216,26 @@ def _fetch_one(download: Download, root: Path) -> None:
         partial.replace(root / download.provides[0])
 
 
+def _may_pass(error: BaseException) -> bool:
+    """A connection lost, a server overloaded: not a file that is not there."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code == 429 or error.response.status_code >= 500
+    return isinstance(error, requests.RequestException)
+
+
+def _say_retry(state: RetryCallState) -> None:
+    log.info("fetch: interrupted; tried again in %.0f s", state.upcoming_sleep)
+
+
+@retry(
+    retry=retry_if_exception(_may_pass),
+    stop=lambda state: state.attempt_number > RETRIES,
+    wait=wait_exponential_jitter(initial=1, max=60),
+    before_sleep=_say_retry,
+    reraise=True,
+)
 def _receive(download: Download, partial: Path) -> None:
     """Download to `partial`, continuing what an interrupted try left there."""
-    retries = Retry(total=RETRIES, backoff_factor=1, status_forcelist=(429, 500, 502, 503, 504))
     have = partial.stat().st_size if partial.exists() else 0
     if have > download.bytes:
         partial.unlink()
@@ -156,22 +243,22 @@ def _receive(download: Download, partial: Path) -> None:
     if have == download.bytes:
         return
     columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn())
-    with requests.Session() as session, Progress(*columns, TimeRemainingColumn()) as progress:
-        for scheme in ("http://", "https://"):
-            session.mount(scheme, HTTPAdapter(max_retries=retries))
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        with session.get(
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with (
+        Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
+        requests.get(
             download.url, headers=headers, stream=True, timeout=CONNECT_AND_READ_TIMEOUT
-        ) as response:
-            response.raise_for_status()
-            if response.status_code != requests.codes.partial_content:
-                have = 0  # the server sends the whole file
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            task = progress.add_task(partial.name[1:-8], total=download.bytes, completed=have)
-            with partial.open("ab" if have else "wb") as file:
-                for block in response.iter_content(1 << 20):
-                    file.write(block)
-                    progress.advance(task, len(block))
+        ) as response,
+    ):
+        response.raise_for_status()
+        if response.status_code != requests.codes.partial_content:
+            have = 0  # the server sends the whole file
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        task = progress.add_task(partial.name[1:-8], total=download.bytes, completed=have)
+        with partial.open("ab" if have else "wb") as file:
+            for block in response.iter_content(BLOCK):
+                file.write(block)
+                progress.advance(task, len(block))
     size = partial.stat().st_size
     if size != download.bytes:
         if size > download.bytes:
@@ -204,6 +291,30 @@ def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────
 
 
+def read_piece(path: Path, begin: int, end: int, first_line: int) -> str:
+    """The text of a file from byte `begin` to `end`.
+
+    :param first_line: of the piece in the file, for the error.
+    :raises DataError: invalid UTF-8.
+    """
+    with path.open("rb") as file:
+        file.seek(begin)
+        data = file.read(end - begin)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = first_line + data.count(b"\n", 0, error.start)
+        place = error.start - (data.rfind(b"\n", 0, error.start) + 1)
+        raise _not_utf8(path, line, place) from error
+
+
+def _not_utf8(path: Path, line: int, place: int) -> DataError:
+    return DataError(
+        f"{path}:{line}: not valid UTF-8 (byte {place + 1} of the line); convert the file, for "
+        "example with iconv"
+    )
+
+
 def read_pairs(source: Path, target: Path) -> Iterator[tuple[str, str]]:
     """Stream line-aligned pairs.
 
@@ -231,10 +342,7 @@ def read_lines(path: Path) -> Iterator[str]:
             for number, line in enumerate(lines, start=1):  # noqa: B007 (the handlers use it)
                 yield line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: not valid UTF-8 (byte {error.start + 1} of the line); convert the "
-            "file, for example with iconv"
-        ) from error
+        raise _not_utf8(path, number, error.start) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged or truncated after line {number}: {error}") from error
 

@@ -9,6 +9,7 @@ import time
 from data_prep.binarize import binarize
 from data_prep.clean import clean
 from data_prep.corpora import fetch
+from data_prep.engine import executor_of
 from data_prep.stage import Manifest, log, only_command_in
 from data_prep.vocabulary import train_vocabulary
 from pipeline.config import Recipe, run_command
@@ -19,18 +20,19 @@ def prepare(recipe: Recipe) -> Manifest:
 
     :returns: the manifest of the shards.
     """
-    config, folder = recipe.data, recipe.run_dir
-    text, model = folder / "clean", folder / "vocabulary" / "spm.model"
-    with only_command_in(folder):
-        fetched = fetch(config, folder / "fetch")
-        cleaned = clean(config, fetched, folder / "fetch", text)
-        vocabulary = train_vocabulary(config, cleaned, text, folder / "vocabulary")
-        return binarize(config, cleaned, vocabulary, text, model, folder / "shards")
+    config, folder = recipe.data, recipe.run_dir.absolute()
+    text, models = folder / "clean", folder / "vocabulary"
+    with only_command_in(folder), executor_of(config) as executor:
+        fetched = fetch(config, folder / "fetch", executor)
+        cleaned = clean(config, fetched, folder / "fetch", text, executor)
+        vocabulary = train_vocabulary(config, cleaned, text, models, executor)
+        return binarize(config, cleaned, vocabulary, text, models, folder / "shards", executor)
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries end in our one message
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says that it makes a font cache
     started = time.monotonic()
     totals = prepare(recipe)["totals"]["train"]
     log.info(

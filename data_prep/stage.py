@@ -2,17 +2,19 @@
 
 A stage reads finished folders, writes a new one, and is safe to rerun: it works in a temporary
 folder that is renamed when complete, and its `manifest.json` says what it was made from. The same
-inputs are not worked through twice.
+inputs are not worked through twice; what an interrupted command left is continued.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,10 +65,12 @@ def run_stage(
     """Make `folder` by calling `build(temporary folder)`, unless it was made from equal `inputs`.
 
     :param inputs: everything the result depends on (JSON values).
-    :param build: writes files and returns what to record about them in the manifest.
+    :param build: writes files and returns what to record about them in the manifest. It can find
+        files of an earlier call that was interrupted, made from equal inputs; names that begin with
+        `scratch` do not become part of the result.
     :returns: the manifest: `inputs`, what `build` returned, and `bytes` of each file.
-    :raises DataError: the folder holds something else.
-    :raises OSError: the folder cannot be written; what was there before is intact.
+    :raises DataError: the folder holds something else, or the disk is full.
+    :raises OSError: the folder cannot be written. What was there before is intact.
     """
     folder = folder.absolute()
     inputs = json.loads(json.dumps(inputs))
@@ -77,21 +81,45 @@ def run_stage(
     if previous is not None and reason is None:
         log.info("%s: up to date, reused (%s)", folder.name, folder)
         return previous
-    log.info("%s: %s", folder.name, reason)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    started = time.monotonic()
     try:
-        made = build(partial)
-        manifest = {"inputs": inputs, **made, "bytes": _sizes(partial)}
-        write_json(partial / "manifest.json", manifest)
-        for file in partial.rglob("*"):
-            fsync(file)
-        _replace_folder(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        partial = _working_folder(folder, inputs, str(reason))
+        if read_manifest(partial) is None:
+            made = build(partial)
+            for scratch in partial.glob("scratch*"):
+                shutil.rmtree(scratch)
+            for file in partial.rglob("*"):
+                fsync(file)
+            write_json(
+                partial / "manifest.json", {"inputs": inputs, **made, "bytes": _sizes(partial)}
+            )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"{folder}: no space left on the disk; free some and run the same command again to "
+            "continue with what is finished"
+        ) from error
+    (manifest,) = filter(None, [read_manifest(partial)])
+    _replace_folder(partial, folder)
+    log.info("%s: done in %.1f s", folder.name, time.monotonic() - started)
     return manifest
+
+
+def _working_folder(folder: Path, inputs: Any, reason: str) -> Path:
+    """Where to build `folder`: empty, or what was begun with the same inputs."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    begun = partial / ".inputs.json"
+    try:
+        resumed = json.loads(begun.read_text(encoding="utf-8")) == inputs
+    except (OSError, ValueError):
+        resumed = False
+    log.info("%s: %s", folder.name, "continued" if resumed else reason)
+    if not resumed:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_json(begun, inputs)
+    return partial
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -105,7 +133,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = (path for path in sorted(folder.rglob("[!.]*")) if path.is_file())
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 
 
@@ -146,6 +174,7 @@ def _replace_folder(new: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
+    (folder / ".inputs.json").unlink(missing_ok=True)
     fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 

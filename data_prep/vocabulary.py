@@ -1,10 +1,12 @@
-"""One joint SentencePiece vocabulary, trained on the cleaned training text only."""
+"""SentencePiece vocabularies, trained on a sample of the cleaned training text only."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from itertools import compress
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from functools import partial as bind
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from sentencepiece import SentencePieceProcessor
 
 from data_prep.config import DataConfig
 from data_prep.corpora import read_lines
+from data_prep.engine import map_pieces
 from data_prep.stage import DataError, Manifest, digest_of, run_stage, sha256_of
 
-VERSION = 1  # raise it when the same inputs would give another vocabulary
+VERSION = 2  # raise it when the same inputs would give another vocabulary
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3
 
 
@@ -54,10 +57,12 @@ def vocabulary_digest(folder: Path) -> str:
     return digests[0] if len(digests) == 1 else digest_of(digests)
 
 
-def train_vocabulary(config: DataConfig, cleaned: Manifest, text: Path, folder: Path) -> Manifest:
-    """Train `spm.model` from `text`/train.* of the cleaning stage.
+def train_vocabulary(
+    config: DataConfig, cleaned: Manifest, text: Path, folder: Path, executor: Executor
+) -> Manifest:
+    """Train the vocabulary on `text`/train of the cleaning stage.
 
-    :returns: manifest with `size` and `sha256` of the model.
+    :returns: manifest with `sizes` (source, target) and `sha256` (see `vocabulary_digest`).
     :raises DataError: the text does not support a vocabulary of that size.
     """
     settings = config.vocabulary
@@ -67,44 +72,80 @@ def train_vocabulary(config: DataConfig, cleaned: Manifest, text: Path, folder: 
         "seed": config.seed,
         "version": VERSION,
     }
-    lines_per_side = cleaned["pairs"]["train"]
-
-    def sample() -> Iterator[str]:
-        paths = (text / f"train.{lang}" for lang in config.languages)
-        share = settings.sample_lines / (2 * lines_per_side)
-        generator = np.random.default_rng(config.seed)
-        for path in paths:
-            lines = read_lines(path)
-            if share < 1:
-                lines = compress(lines, iter(lambda: generator.random() < share, None))
-            yield from lines
 
     def build(partial: Path) -> dict[str, Any]:
-        model = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=sample(),
-                model_writer=model,
-                model_type=settings.type,
-                vocab_size=settings.size,
-                character_coverage=settings.character_coverage,
-                byte_fallback=settings.byte_fallback,
-                max_sentence_length=1 << 16,
-                pad_id=PAD_IDX,
-                unk_id=UNK_IDX,
-                bos_id=BOS_IDX,
-                eos_id=EOS_IDX,
-                minloglevel=2,
-            )
-        except (RuntimeError, OSError) as error:
-            reason = str(error).rsplit(") ", 1)[-1] or str(error)
-            raise DataError(
-                f"data.vocabulary.size {settings.size}: SentencePiece cannot make that vocabulary "
-                f"from {2 * lines_per_side} lines: {reason}"
-            ) from error
-        (partial / "spm.model").write_bytes(model.getvalue())
-        size = load_vocabulary(partial / "spm.model").get_piece_size()
-        versions = {"sentencepiece": sentencepiece.__version__}
-        return {"size": size, "sha256": sha256_of(partial / "spm.model"), "versions": versions}
+        sample = partial / "scratch-sample"
+        pieces = _pieces_to_sample(config, cleaned["kept"])
+        map_pieces(executor, bind(_sample, config, text / "train"), pieces, sample)
+        sides: dict[str, tuple[str, ...]] = {"spm.model": config.languages}
+        if not settings.joint:
+            source, target = config.languages
+            sides = {"spm.source.model": (source,), "spm.target.model": (target,)}
+        for name, languages in sides.items():
+            files = [
+                sample / f"{number:05d}" / f"text.{lang}"
+                for lang in languages
+                for number in range(len(pieces))
+            ]
+            (partial / name).write_bytes(_train(config, files))
+        vocabularies = load_vocabularies(partial)
+        return {
+            "sizes": [vocabulary.get_piece_size() for vocabulary in vocabularies],
+            "sha256": vocabulary_digest(partial),
+            "versions": {"sentencepiece": sentencepiece.__version__},
+        }
 
     return run_stage(folder, inputs, build)
+
+
+def _pieces_to_sample(config: DataConfig, kept: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(piece, its pairs, how many of them to draw); each side of a pair is a line."""
+    lines_a_pair = 2 if config.vocabulary.joint else 1
+    wanted = config.vocabulary.sample_lines // lines_a_pair
+    counts = np.array(kept)
+    if counts.sum() > wanted:
+        generator = np.random.default_rng(config.seed)
+        counts = np.minimum(counts, generator.multinomial(wanted, counts / counts.sum()))
+    return list(zip(range(len(kept)), kept, counts.tolist(), strict=True))
+
+
+def _sample(
+    config: DataConfig, train: Path, piece: tuple[int, int, int], folder: Path
+) -> dict[str, Any]:
+    """Write the drawn lines of both sides."""
+    number, pairs, draw = piece
+    generator = np.random.default_rng([config.seed, number])
+    rows = np.sort(generator.choice(pairs, draw, replace=False, shuffle=False)).tolist()
+    for lang in config.languages:
+        lines = (train / f"{number:05d}" / f"text.{lang}").read_bytes().split(b"\n")
+        (folder / f"text.{lang}").write_bytes(b"".join(lines[row] + b"\n" for row in rows))
+    return {}
+
+
+def _train(config: DataConfig, files: Sequence[Path]) -> bytes:
+    settings = config.vocabulary
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=chain.from_iterable(map(read_lines, files)),
+            model_writer=model,
+            model_type=settings.type,
+            vocab_size=settings.size,
+            character_coverage=settings.character_coverage,
+            byte_fallback=settings.byte_fallback,
+            user_defined_symbols=list(settings.user_defined_symbols),
+            max_sentence_length=1 << 16,
+            pad_id=PAD_IDX,
+            unk_id=UNK_IDX,
+            bos_id=BOS_IDX,
+            eos_id=EOS_IDX,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = str(error).rsplit(") ", 1)[-1] or str(error)
+        lines = sum(path.read_bytes().count(b"\n") for path in files)
+        raise DataError(
+            f"data.vocabulary.size {settings.size}: SentencePiece cannot make that vocabulary from "
+            f"{lines} lines: {reason}"
+        ) from error
+    return model.getvalue()

@@ -6,15 +6,17 @@ import functools
 import hashlib
 import http.server
 import io
+import random
 import tarfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from data_prep.config import DataConfig
-from data_prep.corpora import fetch, read_lines
+from data_prep.corpora import BLOCK, fetch, read_lines
 from data_prep.stage import DataError
 
 
@@ -22,10 +24,23 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     """Serves files with byte ranges; remembers what was asked for."""
 
     requests: list[str | None]
+    failures: list[str]  # of the next requests: "busy", "lost"
 
     def do_GET(self) -> None:
         begin = self.headers.get("Range")
         self.requests.append(begin)
+        failure = self.failures.pop() if self.failures else ""
+        if failure == "busy":
+            self.send_error(503)
+            return
+        if failure == "lost":
+            content = Path(self.translate_path(self.path)).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: BLOCK + 50])
+            self.close_connection = True
+            return
         if begin is None:
             super().do_GET()
             return
@@ -44,12 +59,18 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def server(tmp_path: Path) -> Iterator[str]:
     """Serves tmp_path/served."""
     (tmp_path / "served").mkdir()
-    Handler.requests = []
+    Handler.requests, Handler.failures = [], []
     handler = functools.partial(Handler, directory=str(tmp_path / "served"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{httpd.server_port}"
         httpd.shutdown()
+
+
+@pytest.fixture
+def executor() -> Iterator[Executor]:
+    with ThreadPoolExecutor() as threads:
+        yield threads
 
 
 def archive(path: Path, members: dict[str, str]) -> dict[str, object]:
@@ -75,26 +96,50 @@ def config_of(root: Path, url: str, checks: dict[str, object]) -> DataConfig:
 MEMBERS = {"train/c.de": "Hallo\n", "train/c.en": "Hello\n", "../evil": "out", "big": "x" * 9999}
 
 
-def test_fetch_unpacks_only_the_named_members(tmp_path: Path, server: str) -> None:
+def test_fetch_unpacks_only_the_named_members(
+    tmp_path: Path, server: str, executor: Executor
+) -> None:
     checks = archive(tmp_path / "served" / "c.tgz", MEMBERS)
     config = config_of(tmp_path / "root", f"{server}/c.tgz", checks)
-    files = fetch(config, tmp_path / "run" / "fetch")["files"]
+    files = fetch(config, tmp_path / "run" / "fetch", executor)["files"]
     assert Path(files["wmt/train/c.de"]["path"]).read_text() == "Hallo\n"
     found = {str(p.relative_to(tmp_path / "root")) for p in (tmp_path / "root").rglob("*.*")}
     assert found == {"wmt/train/c.de", "wmt/train/c.en"}
     assert not (tmp_path / "evil").exists()
-    fetch(config, tmp_path / "run" / "fetch")
+    fetch(config, tmp_path / "run" / "fetch", executor)
     assert len(Handler.requests) == 1  # what is there is not fetched again
 
 
-def test_fetch_continues_a_partial_download(tmp_path: Path, server: str) -> None:
+def test_fetch_continues_a_partial_download(
+    tmp_path: Path, server: str, executor: Executor
+) -> None:
     checks = archive(tmp_path / "served" / "c.tgz", MEMBERS)
     (tmp_path / "root" / "wmt").mkdir(parents=True)
     beginning = (tmp_path / "served" / "c.tgz").read_bytes()[:100]
     (tmp_path / "root" / "wmt" / ".c.tgz.partial").write_bytes(beginning)
     config = config_of(tmp_path / "root", f"{server}/c.tgz", checks)
-    fetch(config, tmp_path / "run" / "fetch")
+    fetch(config, tmp_path / "run" / "fetch", executor)
     assert Handler.requests == ["bytes=100-"]
+
+
+def test_fetch_goes_on_after_a_lost_connection_and_a_busy_server(
+    tmp_path: Path, server: str, executor: Executor
+) -> None:
+    noise = random.Random(1).randbytes(BLOCK).hex()
+    checks = archive(tmp_path / "served" / "c.tgz", {**MEMBERS, "noise": noise})
+    Handler.failures = ["busy", "lost"]
+    config = config_of(tmp_path / "root", f"{server}/c.tgz", checks)
+    fetch(config, tmp_path / "run" / "fetch", executor)
+    assert Handler.requests == [None, f"bytes={BLOCK}-", f"bytes={BLOCK}-"]
+
+
+def test_a_file_that_the_server_does_not_have_is_asked_for_once(
+    tmp_path: Path, server: str, executor: Executor
+) -> None:
+    config = config_of(tmp_path / "root", f"{server}/c.tgz", {"bytes": 7, "sha256": "0" * 64})
+    with pytest.raises(DataError, match="Could not download"):
+        fetch(config, tmp_path / "run" / "fetch", executor)
+    assert Handler.requests == [None]
 
 
 @pytest.mark.parametrize(
@@ -102,23 +147,23 @@ def test_fetch_continues_a_partial_download(tmp_path: Path, server: str) -> None
     [({"sha256": "0" * 64}, "sha256 differs"), ({"bytes": 7}, "got .* bytes, the recipe says 7")],
 )
 def test_fetch_refuses_other_content(
-    tmp_path: Path, server: str, changed: dict[str, object], expected: str
+    tmp_path: Path, server: str, executor: Executor, changed: dict[str, object], expected: str
 ) -> None:
     checks = archive(tmp_path / "served" / "c.tgz", MEMBERS) | changed
     config = config_of(tmp_path / "root", f"{server}/c.tgz", checks)
     with pytest.raises(DataError, match=expected):
-        fetch(config, tmp_path / "run" / "fetch")
+        fetch(config, tmp_path / "run" / "fetch", executor)
     assert not list((tmp_path / "root").rglob("c.*"))
 
 
 def test_unreachable_server_lists_every_missing_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("data_prep.corpora.RETRIES", 0)
     checks = {"bytes": 10, "sha256": "0" * 64}
     config = config_of(tmp_path / "root", "http://127.0.0.1:9/c.tgz", checks)
     with pytest.raises(DataError) as caught:
-        fetch(config, tmp_path / "run" / "fetch")
+        fetch(config, tmp_path / "run" / "fetch", executor)
     for side in ("de", "en"):
         assert f"http://127.0.0.1:9/c.tgz  →  {tmp_path}/root/wmt/train/c.{side}" in str(
             caught.value

@@ -1,0 +1,219 @@
+"""The filters that a recipe can name: what each drops, and its settings.
+
+A filter sees normalised text (`data_prep.clean.normalise`). `drops` says whether a pair goes.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Annotated, Literal
+
+import regex
+from pydantic import Field as Limit
+from pydantic import PositiveInt
+
+from data_prep.section import Section
+
+SHORT_SIDE = 20  # characters; below it ratios and shares say little
+
+Share = Annotated[float, Limit(ge=0, le=1)]
+
+
+class EmptySide(Section):
+    """Drop a pair with an empty side."""
+
+    filter: Literal["empty_side"] = "empty_side"
+
+    def drops(self, source: str, target: str) -> bool:
+        return not source or not target
+
+
+class Length(Section):
+    """Drop a pair with a side too short or too long."""
+
+    filter: Literal["length"] = "length"
+
+    min_chars: PositiveInt = 1
+    """Fewest characters of a side."""
+
+    max_chars: PositiveInt = 1000
+    """Most characters of a side."""
+
+    def drops(self, source: str, target: str) -> bool:
+        shorter, longer = sorted((len(source), len(target)))
+        return shorter < self.min_chars or longer > self.max_chars
+
+
+class LengthRatio(Section):
+    """Drop a pair whose sides differ too much in length."""
+
+    filter: Literal["length_ratio"] = "length_ratio"
+
+    max: float = Limit(default=4.0, gt=1)
+    """Most times the characters of the other side (sides under 20 characters count as 20)."""
+
+    def drops(self, source: str, target: str) -> bool:
+        shorter, longer = sorted((max(len(source), SHORT_SIDE), max(len(target), SHORT_SIDE)))
+        return longer > self.max * shorter
+
+
+class IdenticalSides(Section):
+    """Drop a pair whose sides are the same text."""
+
+    filter: Literal["identical_sides"] = "identical_sides"
+
+    def drops(self, source: str, target: str) -> bool:
+        return source == target
+
+
+class Letters(Section):
+    """Drop a pair with a side that is mostly not letters."""
+
+    filter: Literal["letters"] = "letters"
+
+    min_share: Share = 0.5
+    """Least share of letters (and the marks on them) among the characters other than spaces."""
+
+    def drops(self, source: str, target: str) -> bool:
+        return any(self._share(side) < self.min_share for side in (source, target))
+
+    @staticmethod
+    def _share(text: str) -> float:
+        characters = len(text) - text.count(" ")
+        return len(_NOT_LETTERS.sub("", text)) / characters if characters else 0.0
+
+
+class Digits(Section):
+    """Drop a pair with a side that is mostly numbers."""
+
+    filter: Literal["digits"] = "digits"
+
+    max_share: Share = 0.5
+    """Largest share of digits among the characters other than spaces."""
+
+    def drops(self, source: str, target: str) -> bool:
+        return any(
+            sum(map(str.isdigit, side)) > self.max_share * (len(side) - side.count(" "))
+            for side in (source, target)
+        )
+
+
+class RepeatedCharacters(Section):
+    """Drop a pair with one character many times in a row (-----, !!!!!, .....)."""
+
+    filter: Literal["repeated_characters"] = "repeated_characters"
+
+    max_run: PositiveInt = 9
+    """Longest run of one character other than a space."""
+
+    def drops(self, source: str, target: str) -> bool:
+        pattern = _runs_over(self.max_run)
+        return bool(pattern.search(source) or pattern.search(target))
+
+
+class Script(Section):
+    """Drop a pair with a side in another script."""
+
+    filter: Literal["script"] = "script"
+
+    source: str = "Latin"
+    """Unicode script of the source language."""
+
+    target: str = "Latin"
+    """Unicode script of the target language."""
+
+    min_share: Share = 0.9
+    """Least share of the letters of a side that are of its script (no letters pass)."""
+
+    def model_post_init(self, context: object) -> None:
+        for name in (self.source, self.target):
+            try:
+                _other_letters(name)
+            except regex.error as error:
+                raise ValueError(
+                    f"{name!r} is not a Unicode script such as Latin or Han"
+                ) from error
+
+    def drops(self, source: str, target: str) -> bool:
+        return self._foreign(source, self.source) or self._foreign(target, self.target)
+
+    def _foreign(self, text: str, script: str) -> bool:
+        if script == "Latin" and text.isascii():
+            return False
+        letters = _NOT_LETTERS.sub("", text)
+        return len(_other_letters(script).findall(letters)) > (1 - self.min_share) * len(letters)
+
+
+class Language(Section):
+    """Drop a pair with a side in another language, by the identifier `lingua` (extra `langid`)."""
+
+    filter: Literal["language"] = "language"
+
+    min_chars: PositiveInt = SHORT_SIDE
+    """Shorter sides pass: they say too little."""
+
+    others: tuple[str, ...] = ("fr", "es", "it", "nl", "pt", "pl", "cs", "ru")
+    """What a wrong side may be in besides the pair's other language (ISO 639-1); the fewer, the
+    faster."""
+
+
+class TestOverlap(Section):
+    """Drop a pair either side of which is a sentence of the validation or test set."""
+
+    filter: Literal["test_overlap"] = "test_overlap"
+
+
+class Duplicates(Section):
+    """Drop a pair seen before, in any corpus."""
+
+    filter: Literal["duplicates"] = "duplicates"
+
+
+class RepeatedSide(Section):
+    """Drop a pair one side of which many pairs before have, in any corpus."""
+
+    filter: Literal["repeated_side"] = "repeated_side"
+
+    max: PositiveInt = 10
+    """Most pairs that share a source sentence, and most that share a target sentence."""
+
+
+OverAllCorpora = (Duplicates, RepeatedSide)
+
+Filter = Annotated[
+    EmptySide
+    | Length
+    | LengthRatio
+    | IdenticalSides
+    | Letters
+    | Digits
+    | RepeatedCharacters
+    | Script
+    | Language
+    | TestOverlap
+    | Duplicates
+    | RepeatedSide,
+    Limit(discriminator="filter"),
+]
+
+DEFAULT_FILTERS: tuple[Filter, ...] = (
+    EmptySide(),
+    Length(),
+    LengthRatio(),
+    IdenticalSides(),
+    TestOverlap(),
+    Duplicates(),
+)
+
+_NOT_LETTERS = regex.compile(r"[^\p{L}\p{M}]+")
+
+
+@cache
+def _runs_over(length: int) -> re.Pattern[str]:
+    return re.compile(rf"(\S)\1{{{length}}}")
+
+
+@cache
+def _other_letters(script: str) -> regex.Pattern[str]:
+    return regex.compile(rf"[^\p{{Script={script}}}\p{{Script=Common}}\p{{Script=Inherited}}]")

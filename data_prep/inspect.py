@@ -1,0 +1,119 @@
+"""What prepared data holds: statistics, decoded samples, and whether it is intact.
+
+python -m data_prep.inspect RUN_DIR [--samples 5] [--seed 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_prep.shards import ShardReader
+from data_prep.stage import DataError, Manifest
+from data_prep.vocabulary import load_vocabularies
+from pipeline.batches import BatchPlan
+
+MICRO_BATCH_TOKENS = 4096
+LENGTHS = {"median": 50, "90%": 90, "99%": 99, "longest": 100}  # percentiles
+
+
+def inspect(folder: Path, samples: int, seed: int) -> None:
+    """Print all about the shards in `folder`.
+
+    :raises DataError: there are none, or one of its files is not what the manifest says.
+    """
+    readers = {
+        split: ShardReader(folder, split, verify=True) for split in ("train", "valid", "test")
+    }
+    train = readers["train"]
+    manifest = train.manifest
+    source, target = load_vocabularies(folder)
+    console = Console()
+    console.print(Text(f"{folder}: {' → '.join(manifest['languages'])}", style="bold"))
+    console.print(_splits(readers))
+    console.print(_corpora(manifest))
+    sizes = [f"{len(vocabulary):,}" for vocabulary in (source, target)]
+    pieces = f"{sizes[0]} joint" if source is target else f"{sizes[0]} source, {sizes[1]} target"
+    plan = BatchPlan(
+        *train.lengths(), max_tokens=MICRO_BATCH_TOKENS, micro_batch_tokens=None, seed=seed
+    )
+    megabytes = sum(manifest["bytes"][shard["name"]] for shard in manifest["shards"]) / 1e6
+    for line in (
+        f"vocabulary: {pieces} pieces, sha256 {manifest['vocabulary']['sha256'][:12]}…",
+        f"padding: {plan.padding_share():.1%} of an epoch at {MICRO_BATCH_TOKENS:,} tokens a "
+        "micro-batch",
+        f"checksums: all {len(manifest['shards']):,} shards ({megabytes:,.1f} MB) and the "
+        "vocabulary are as the manifest says",
+    ):
+        console.print(Text(line))
+    table = Table("pair", *manifest["languages"], title="Samples of train", show_lines=True)
+    drawn = np.random.default_rng(seed).choice(len(train), min(samples, len(train)), replace=False)
+    for index in sorted(drawn.tolist()):
+        ids = train[index]
+        texts = (side.decode(own.tolist()) for side, own in zip((source, target), ids, strict=True))
+        table.add_row(str(index), *map(Text, texts))
+    if samples:
+        console.print(table)
+
+
+def _splits(readers: dict[str, ShardReader]) -> Table:
+    manifest = readers["train"].manifest
+    table = Table(title="Splits", caption="lengths in tokens, EOS included")
+    for name in ("split", "shards", "pairs", "side", "tokens", *LENGTHS):
+        table.add_column(name, justify="left" if name in ("split", "side") else "right")
+    for split, reader in readers.items():
+        shards = sum(shard["split"] == split for shard in manifest["shards"])
+        first = [split, f"{shards:,}", f"{len(reader):,}"]
+        for language, lengths in zip(manifest["languages"], reader.lengths(), strict=True):
+            table.add_row(*first, language, f"{lengths.sum():,}", *_percentiles(lengths))
+            first = ["", "", ""]
+    return table
+
+
+def _percentiles(lengths: NDArray[np.int32]) -> list[str]:
+    if not len(lengths):
+        return []
+    return [str(np.percentile(lengths, share, method="nearest")) for share in LENGTHS.values()]
+
+
+def _corpora(manifest: Manifest) -> Table:
+    table = Table(title="Training corpora")
+    for name in ("corpus", "read", "kept", "dropped"):
+        table.add_column(name, justify="right" if name in ("read", "kept") else "left")
+    for corpus in manifest["corpora"]:
+        dropped = [f"{name} {count:,}" for name, count in corpus["dropped"].items() if count]
+        counts = (f"{corpus['read']:,}", f"{corpus['kept']:,}")
+        table.add_row(Text(corpus["corpus"]), *counts, ", ".join(dropped) or "nothing")
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="inspect",
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="of ./run.sh prepare")
+    parser.add_argument("--samples", type=int, default=5, help="pairs to decode [default 5]")
+    parser.add_argument("--seed", type=int, default=1, help="of the choice of pairs [default 1]")
+    arguments = parser.parse_args()
+    if min(arguments.samples, arguments.seed) < 0:
+        parser.error("--samples and --seed must not be negative")
+    try:
+        inspect(arguments.run_dir / "shards", arguments.samples, arguments.seed)
+    except (DataError, OSError) as error:
+        sys.exit(f"inspect: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("inspect: error: interrupted")
+
+
+if __name__ == "__main__":
+    main()
