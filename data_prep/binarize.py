@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from functools import cache
 from functools import partial as bind
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ import pyarrow.compute as pc
 
 from data_prep.config import DataConfig
 from data_prep.corpora import read_lines
-from data_prep.encode import Encoder
 from data_prep.engine import map_pieces
 from data_prep.shards import id_type, open_shard, write_shard
 from data_prep.stage import DataError, Manifest, digest_of, log, run_stage, sha256_of
-from data_prep.vocabulary import EOS_IDX, vocabulary_files
+from data_prep.vocabulary import EOS_IDX, load_vocabulary, vocabulary_files
 
 TokenIdsOf = Callable[[Sequence[Sequence[str]]], pa.RecordBatch]
 
+LINES_AT_ONCE = 10_000
 VERSION = 2  # raise it when the same inputs would give other bytes
 
 
@@ -60,7 +60,7 @@ def binarize(
     shards_of_train = max(1, round(cleaned["pairs"]["train"] / config.pairs_per_shard))
 
     def build(partial: Path) -> dict[str, Any]:
-        token_ids = bind(_token_ids, config, models, vocabulary["sha256"], vocabulary["sizes"])
+        token_ids = bind(_token_ids, models, vocabulary["sizes"])
         encode = bind(_encode, config, text / "train", token_ids, shards_of_train)
         encoded = map_pieces(
             executor, encode, list(range(len(cleaned["kept"]))), partial / "scratch-encoded"
@@ -72,7 +72,10 @@ def binarize(
         shards = []
         for number, counts in enumerate(gathered):
             name = f"train-{number:05d}.arrow"
-            (partial / "scratch-train" / f"{number:05d}" / "shard.arrow").replace(partial / name)
+            (partial / name).unlink(missing_ok=True)  # of an interrupted call
+            (partial / name).hardlink_to(
+                partial / "scratch-train" / f"{number:05d}" / "shard.arrow"
+            )
             shards.append({"name": name, "split": "train", **counts})
         for split in ("valid", "test"):
             name = f"{split}-00000.arrow"
@@ -166,26 +169,22 @@ def _cut(ids: list[int], limit: int) -> list[int]:
 
 
 def _token_ids(
-    config: DataConfig,
-    models: Path,
-    digest: str,
-    vocab_sizes: Sequence[int],
-    sides: Sequence[Sequence[str]],
+    models: Path, vocab_sizes: Sequence[int], sides: Sequence[Sequence[str]]
 ) -> pa.RecordBatch:
     """Source and target lines as the columns of a shard."""
-    bpe = config.vocabulary.type == "bpe"
     files = vocabulary_files(models)
-    columns = [
-        _encoder(path, digest, id_type(vocab_sizes), bpe)(lines)
-        for path, lines in zip((files[0], files[-1]), sides, strict=True)
-    ]
+    dtype = id_type(vocab_sizes)
+    columns = []
+    for path, lines in zip((files[0], files[-1]), sides, strict=True):
+        encode = load_vocabulary(path).encode
+        values, lengths = [np.empty(0, dtype)], [0]
+        for begin in range(0, len(lines), LINES_AT_ONCE):
+            ids = encode(list(lines[begin : begin + LINES_AT_ONCE]), add_eos=True, num_threads=1)
+            values.append(np.fromiter(chain.from_iterable(ids), dtype))
+            lengths += map(len, ids)
+        offsets = np.cumsum(lengths, dtype=np.int32)
+        columns.append(pa.ListArray.from_arrays(offsets, np.concatenate(values)))
     return pa.record_batch(columns, names=["source", "target"])
-
-
-@cache
-def _encoder(path: Path, digest: str, dtype: np.dtype[Any], bpe: bool) -> Encoder:
-    """Kept from piece to piece, for the words that it remembers."""
-    return Encoder(path, dtype, bpe=bpe)
 
 
 def _counts(pairs: pa.RecordBatch, path: Path) -> dict[str, Any]:

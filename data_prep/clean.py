@@ -17,7 +17,6 @@ from data_prep.config import Corpus, DataConfig
 from data_prep.corpora import hash_text, read_pairs, read_piece
 from data_prep.engine import map_pieces
 from data_prep.filters import Language, OverAllCorpora, TestOverlap
-from data_prep.language import speaks
 from data_prep.repeats import find_repeats, rounds_of, write_keys
 from data_prep.stage import DataError, Manifest, digest_of, log, run_stage, write_json
 
@@ -151,7 +150,7 @@ def _filters(
         if isinstance(each, TestOverlap):
             filters[each.filter] = lambda s, t: hash_text(s) in sources or hash_text(t) in targets
         elif isinstance(each, Language):
-            filters[each.filter] = speaks(*config.languages, each)
+            filters[each.filter] = each.drops_between(*config.languages)
         elif not isinstance(each, OverAllCorpora):
             filters[each.filter] = each.drops
     return filters

@@ -148,7 +148,7 @@ class DataConfig(Section):
     pairs_per_shard: PositiveInt = 500_000
     """Sentence pairs in one shard file, about."""
 
-    pairs_per_piece: PositiveInt = 100_000
+    pairs_per_piece: PositiveInt = 50_000
     """Lines of a corpus that a worker takes at once: what a killed command can lose of its work."""
 
     executor: Literal["processes", "dask"] = "processes"

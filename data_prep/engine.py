@@ -31,6 +31,7 @@ from data_prep.stage import DataError, fsync, log, write_json
 Piece = TypeVar("Piece")
 Result = dict[str, Any]
 
+SECONDS_TO_CONNECT = 10
 SECONDS_BETWEEN_LINES = 20.0  # of progress, where there is no terminal
 
 
@@ -73,7 +74,7 @@ def _dask_executor(scheduler: str) -> Iterator[Executor]:
             "data.executor dask needs the extra `cluster`: pip install -e '.[cluster]'"
         ) from error
     try:
-        client = Client(scheduler, timeout=30, set_as_default=False)  # type: ignore[no-untyped-call]
+        client = Client(scheduler, timeout=SECONDS_TO_CONNECT, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise DataError(
             f"data.scheduler {scheduler}: no Dask scheduler answers there ({error})"

@@ -6,14 +6,16 @@ A filter sees normalised text (`data_prep.clean.normalise`). `drops` says whethe
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import regex
 from pydantic import Field as Limit
 from pydantic import PositiveInt
 
 from data_prep.section import Section
+from data_prep.stage import DataError
 
 SHORT_SIDE = 20  # characters; below it ratios and shares say little
 
@@ -81,7 +83,7 @@ class Letters(Section):
     @staticmethod
     def _share(text: str) -> float:
         characters = len(text) - text.count(" ")
-        return len(_NOT_LETTERS.sub("", text)) / characters if characters else 0.0
+        return _count_letters(text) / characters if characters else 0.0
 
 
 class Digits(Section):
@@ -146,16 +148,34 @@ class Script(Section):
 
 
 class Language(Section):
-    """Drop a pair with a side in another language, by the identifier `lingua` (extra `langid`)."""
+    """Drop a pair with a side in another language, by py3langid (extra `langid`; 3,000 to 10,000
+    pairs/s on a core: name it after the cheap filters)."""
 
     filter: Literal["language"] = "language"
 
-    min_chars: PositiveInt = SHORT_SIDE
-    """Shorter sides pass: they say too little."""
+    min_letters: PositiveInt = 15
+    """Sides with fewer pass: they say too little."""
 
-    others: tuple[str, ...] = ("fr", "es", "it", "nl", "pt", "pl", "cs", "ru")
-    """What a wrong side may be in besides the pair's other language (ISO 639-1); the fewer, the
-    faster."""
+    min_probability: Share = 0.05
+    """Least probability of the side's language where another is more probable. A low one loses
+    almost no good text and still finds most of the bad."""
+
+    def drops_between(self, source_lang: str, target_lang: str) -> Callable[[str, str], bool]:
+        """:raises DataError: no identifier, or it does not know a language."""
+        identifier = _language_identifier()
+        for lang in (source_lang, target_lang):
+            if lang not in identifier.labels:
+                raise DataError(f"filter language: py3langid does not know `{lang}` (ISO 639-1)")
+
+        def speaks(text: str, lang: str) -> bool:
+            if sum(map(str.isalpha, text)) < self.min_letters:
+                return True
+            start = text[:200]  # more takes longer and tells no more
+            if identifier.classify(start)[0] == lang:
+                return True
+            return bool(dict(identifier.rank(start))[lang] >= self.min_probability)
+
+        return lambda s, t: not (speaks(s, source_lang) and speaks(t, target_lang))
 
 
 class TestOverlap(Section):
@@ -207,13 +227,32 @@ DEFAULT_FILTERS: tuple[Filter, ...] = (
 )
 
 _NOT_LETTERS = regex.compile(r"[^\p{L}\p{M}]+")
+_NOT_LETTERS_IN_ASCII = bytes(code for code in range(128) if not chr(code).isalpha())
+
+
+def _count_letters(text: str) -> int:
+    """Letters and the marks on them."""
+    if text.isascii():  # five times as fast
+        return len(text.encode().translate(None, _NOT_LETTERS_IN_ASCII))
+    return len(_NOT_LETTERS.sub("", text))
 
 
 @cache
 def _runs_over(length: int) -> re.Pattern[str]:
-    return re.compile(rf"(\S)\1{{{length}}}")
+    return re.compile(r"(\S)" + r"\1" * length)
 
 
 @cache
 def _other_letters(script: str) -> regex.Pattern[str]:
     return regex.compile(rf"[^\p{{Script={script}}}\p{{Script=Common}}\p{{Script=Inherited}}]")
+
+
+@cache
+def _language_identifier() -> Any:
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise DataError(
+            "filter language needs the extra `langid`: pip install -e '.[langid]'"
+        ) from error
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

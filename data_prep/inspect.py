@@ -46,6 +46,7 @@ def inspect(folder: Path, samples: int, seed: int) -> None:
     )
     megabytes = sum(manifest["bytes"][shard["name"]] for shard in manifest["shards"]) / 1e6
     for line in (
+        f"dropped for data.max_tokens_per_side: {manifest['dropped_too_long']:,} training pairs",
         f"vocabulary: {pieces} pieces, sha256 {manifest['vocabulary']['sha256'][:12]}…",
         f"padding: {plan.padding_share():.1%} of an epoch at {MICRO_BATCH_TOKENS:,} tokens a "
         "micro-batch",
@@ -53,13 +54,16 @@ def inspect(folder: Path, samples: int, seed: int) -> None:
         "vocabulary are as the manifest says",
     ):
         console.print(Text(line))
-    table = Table("pair", *manifest["languages"], title="Samples of train", show_lines=True)
-    drawn = np.random.default_rng(seed).choice(len(train), min(samples, len(train)), replace=False)
-    for index in sorted(drawn.tolist()):
-        ids = train[index]
-        texts = (side.decode(own.tolist()) for side, own in zip((source, target), ids, strict=True))
-        table.add_row(str(index), *map(Text, texts))
     if samples:
+        table = Table("pair", *manifest["languages"], title="Samples of train", show_lines=True)
+        generator = np.random.default_rng(seed)
+        drawn = generator.choice(len(train), min(samples, len(train)), replace=False)
+        for index in sorted(drawn.tolist()):
+            texts = (
+                vocabulary.decode(ids.tolist())
+                for vocabulary, ids in zip((source, target), train[index], strict=True)
+            )
+            table.add_row(f"{index:,}", *map(Text, texts))
         console.print(table)
 
 

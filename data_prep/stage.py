@@ -78,6 +78,7 @@ def run_stage(
     if previous is None and folder.is_dir() and any(folder.iterdir()):
         raise DataError(f"{folder} holds files that this command did not make; name another folder")
     reason = _reason(folder, previous, inputs)
+    shutil.rmtree(_retired(folder), ignore_errors=True)
     if previous is not None and reason is None:
         log.info("%s: up to date, reused (%s)", folder.name, folder)
         return previous
@@ -86,8 +87,6 @@ def run_stage(
         partial = _working_folder(folder, inputs, str(reason))
         if read_manifest(partial) is None:
             made = build(partial)
-            for scratch in partial.glob("scratch*"):
-                shutil.rmtree(scratch)
             for file in partial.rglob("*"):
                 fsync(file)
             write_json(
@@ -100,7 +99,11 @@ def run_stage(
             f"{folder}: no space left on the disk; free some and run the same command again to "
             "continue with what is finished"
         ) from error
-    (manifest,) = filter(None, [read_manifest(partial)])
+    manifest = read_manifest(partial)
+    assert manifest is not None
+    for scratch in partial.glob("scratch*"):
+        shutil.rmtree(scratch)
+    (partial / ".inputs.json").unlink(missing_ok=True)
     _replace_folder(partial, folder)
     log.info("%s: done in %.1f s", folder.name, time.monotonic() - started)
     return manifest
@@ -113,7 +116,7 @@ def _working_folder(folder: Path, inputs: Any, reason: str) -> Path:
     try:
         resumed = json.loads(begun.read_text(encoding="utf-8")) == inputs
     except (OSError, ValueError):
-        resumed = False
+        resumed = (read_manifest(partial) or {}).get("inputs") == inputs
     log.info("%s: %s", folder.name, "continued" if resumed else reason)
     if not resumed:
         shutil.rmtree(partial, ignore_errors=True)
@@ -134,7 +137,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def _sizes(folder: Path) -> dict[str, int]:
     files = (path for path in sorted(folder.rglob("[!.]*")) if path.is_file())
-    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    names = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    return {name: size for name, size in names.items() if not name.startswith("scratch")}
 
 
 def _reason(folder: Path, previous: Manifest | None, inputs: Mapping[str, Any]) -> str | None:
@@ -168,13 +172,15 @@ def only_command_in(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def _retired(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
 def _replace_folder(new: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = _retired(folder)
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
-    (folder / ".inputs.json").unlink(missing_ok=True)
     fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 

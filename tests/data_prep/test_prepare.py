@@ -13,7 +13,7 @@ import pytest
 from data_prep.prepare import prepare
 from data_prep.shards import ShardReader
 from data_prep.stage import sha256_of
-from data_prep.vocabulary import load_vocabulary
+from data_prep.vocabulary import load_vocabularies, load_vocabulary
 from pipeline.config import Recipe, load_recipe
 from tests.conftest import Command
 
@@ -161,6 +161,71 @@ def test_cleaning_counts_what_it_drops(corpus: Path) -> None:
         "test_overlap": 1,
         "duplicates": 2,
     }
+
+
+def test_repeats_over_all_corpora(corpus: Path) -> None:
+    """The first of equal pairs stays; of a side's many translations, the first `max`."""
+    repeated = [("Ja doch.", f"Yes {i}.") for i in range(5)]
+    write_corpus(corpus / "data", "more", [*GOOD[:10], *repeated, *GOOD[:3]])
+    train = (
+        "[{name: train, source: train.de, target: train.en},"
+        " {name: more, source: more.de, target: more.en}]"
+    )
+    filters = "[{filter: duplicates}, {filter: repeated_side, max: 3}]"
+    recipe = recipe_of(
+        corpus, data__train=train, data__cleaning__filters=filters, data__pairs_per_piece="7"
+    )
+    prepare(recipe)
+    report = json.loads((recipe.run_dir / "clean" / "report.json").read_text())
+    assert report["corpora"][0]["dropped"] == {"duplicates": 0, "repeated_side": 0}
+    duplicates, side = report["corpora"][1]["filters"]
+    assert (duplicates["dropped"], duplicates["seen"], duplicates["share"]) == (13, 18, 0.722222)
+    assert duplicates["examples"] == [list(pair) for pair in GOOD[:5]]
+    assert (side["dropped"], side["seen"], side["kept"]) == (2, 5, 3)
+    assert side["examples"] == [["Ja doch.", "Yes 3."], ["Ja doch.", "Yes 4."]]
+    assert (recipe.run_dir / "clean" / "report.png").read_bytes().startswith(b"\x89PNG")
+    texts = sorted((recipe.run_dir / "clean" / "train").glob("*/text.en"))
+    lines = [line for text in texts for line in text.read_text().split("\n")[:-1]]
+    assert lines == [*(pair[1] for pair in GOOD), "Yes 0.", "Yes 1.", "Yes 2."]
+
+
+def test_vocabularies_of_their_own(corpus: Path) -> None:
+    recipe = recipe_of(
+        corpus,
+        data__vocabulary__joint="false",
+        data__vocabulary__size="40",
+        data__vocabulary__user_defined_symbols="[<2en>]",
+        model__tied_embeddings="false",
+    )
+    manifest = prepare(recipe)
+    shards = corpus / "run" / "shards"
+    assert {p.name for p in shards.glob("spm*")} == {"spm.source.model", "spm.target.model"}
+    assert manifest["vocabulary"]["sizes"] == [40, 40]
+    source, target = load_vocabularies(shards)
+    assert source.encode("<2en>", out_type=str)[-1] == "<2en>"
+    reader = ShardReader(shards, "train", verify=True)
+    decoded = {
+        (source.decode(s.tolist()), target.decode(t.tolist()))
+        for s, t in (reader[index] for index in range(len(reader)))
+    }
+    assert decoded == set(GOOD)
+
+
+def test_a_sample_is_enough_for_the_vocabulary(corpus: Path) -> None:
+    """The same seed draws the same lines; another one draws others."""
+    digests = [
+        prepare(
+            recipe_of(
+                corpus,
+                run_dir=f"{corpus}/{number}",
+                data__seed=seed,
+                data__vocabulary__sample_lines="100",
+                data__pairs_per_piece="50",
+            )
+        )["vocabulary"]["sha256"]
+        for number, seed in enumerate(["1", "1", "2"])
+    ]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_multi30k(shared: Path, tmp_path: Path) -> None:
