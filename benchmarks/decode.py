@@ -34,7 +34,7 @@ VOCAB = 32000
 
 def model_of(architecture: Architecture) -> TranslationModel:
     config = ModelConfig(architecture=architecture, tied_embeddings=False)
-    model = create_model(config, VOCAB, PAD_IDX).eval()
+    model = create_model(config, (VOCAB, VOCAB), PAD_IDX).eval()
     assert model.final_proj.bias is not None
     with torch.no_grad():
         model.final_proj.bias[EOS_IDX] = -1e4

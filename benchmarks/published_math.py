@@ -88,9 +88,9 @@ class PublishedDecoder(RingDecoder):
 class PublishedModel(TranslationModel):
     """Holds all logits at once, and their cross-entropy as PyTorch computes it."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, pad_idx: int) -> None:
+    def __init__(self, config: ModelConfig, vocab_sizes: tuple[int, int], pad_idx: int) -> None:
         encoder, decoder = PublishedEncoder(config), PublishedDecoder(config)
-        super().__init__(config, vocab_size, pad_idx, encoder, decoder)
+        super().__init__(config, vocab_sizes, pad_idx, encoder, decoder)
 
     def forward(  # type: ignore[override]
         self,

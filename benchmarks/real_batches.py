@@ -68,11 +68,11 @@ def main() -> None:
     parts = [part[lengths[:, part].max(0) <= PADDED_LENGTH] for part in parts]
     parts = [part for part in parts if len(part)]
     chosen = np.random.default_rng(0).permutation(np.concatenate(parts))
-    vocab_size = reader.manifest["vocabulary"]["size"]
+    vocab_sizes = reader.manifest["vocabulary"]["sizes"]
     config = ModelConfig()
 
-    ours = create_model(config, vocab_size, PAD_IDX).train()
-    theirs = PublishedModel(config, vocab_size, PAD_IDX).train()
+    ours = create_model(config, vocab_sizes, PAD_IDX).train()
+    theirs = PublishedModel(config, vocab_sizes, PAD_IDX).train()
     bucketed = [collate(reader, part, device) for part in parts]
     size = arguments.max_tokens // PADDED_LENGTH
     fixed = [padded(reader, chosen[i : i + size], theirs) for i in range(0, len(chosen), size)]

@@ -41,10 +41,11 @@ SEGMENTS = {"none": 0, "every level": 1, "every 2 levels": 2, "every 3 levels": 
 def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
     """One of `SYSTEMS`."""
     architecture, forms = SYSTEMS[name]
+    vocab_sizes = vocab_size, vocab_size
     if architecture == "published":
-        return PublishedModel(config, vocab_size, PAD)
+        return PublishedModel(config, vocab_sizes, PAD)
     changes = {**config.model_dump(), "architecture": architecture}
-    model = create_model(ModelConfig.model_validate(changes), vocab_size, PAD)
+    model = create_model(ModelConfig.model_validate(changes), vocab_sizes, PAD)
     for ring in (model.encoder, model.decoder):
         if forms and isinstance(ring, Ring):
             ring.fold_qkv, ring.fold_ffn = forms
@@ -149,7 +150,7 @@ def compare_systems(arguments: argparse.Namespace, tokens: int) -> None:
 
 def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
     loss = batch(tokens, arguments.vocab_size, arguments.device)
-    model = create_model(config_of(arguments), arguments.vocab_size, PAD)
+    model = build("RingFormer: all folded", config_of(arguments), arguments.vocab_size)
     model.to(arguments.device, arguments.dtype).train()
     step = step_of(model, loss)
 

@@ -45,8 +45,8 @@ class ModelConfig(BaseModel):
     """Dropout probability on embeddings, sublayer outputs and FFN hidden units."""
 
     tied_embeddings: bool = True
-    """Share one matrix between source embedding, target embedding and output projection. False is
-    the published model: three matrices and an output bias."""
+    """Share one matrix between source embedding, target embedding and output projection (of a joint
+    vocabulary). False is the published model: three matrices and an output bias."""
 
     scale_embeddings: bool = True
     """Multiply embeddings by sqrt(model_dim). False is the published model."""

@@ -8,9 +8,14 @@ from models.seq2seq import TranslationModel
 from models.transformer import transformer_decoder, transformer_encoder
 
 
-def create_model(config: ModelConfig, vocab_size: int, pad_idx: int) -> TranslationModel:
-    """Build the model that `config` describes, freshly initialised from torch's global RNG."""
+def create_model(
+    config: ModelConfig, vocab_sizes: tuple[int, int], pad_idx: int
+) -> TranslationModel:
+    """Build the model that `config` describes, freshly initialised from torch's global RNG.
+
+    :param vocab_sizes: of the source and the target side.
+    """
     if config.architecture == "transformer":
         encoder, decoder = transformer_encoder(config), transformer_decoder(config)
-        return TranslationModel(config, vocab_size, pad_idx, encoder, decoder)
-    return TranslationModel(config, vocab_size, pad_idx, RingEncoder(config), RingDecoder(config))
+        return TranslationModel(config, vocab_sizes, pad_idx, encoder, decoder)
+    return TranslationModel(config, vocab_sizes, pad_idx, RingEncoder(config), RingDecoder(config))

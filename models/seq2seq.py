@@ -37,16 +37,25 @@ class TranslationModel(Seq2SeqModel):
     def __init__(
         self,
         config: ModelConfig,
-        vocab_size: int,
+        vocab_sizes: tuple[int, int],
         pad_idx: int,
         encoder: TransformerEncoder,
         decoder: TransformerDecoder,
     ) -> None:
+        """
+        :param vocab_sizes: of the source and the target side.
+        :raises ValueError: embeddings to tie are of different sizes.
+        """
         super().__init__(config.max_seq_len, config.max_seq_len)
         dim = config.model_dim
-        source_embed = _embedding(vocab_size, pad_idx, dim)
+        source_size, target_size = vocab_sizes
+        if config.tied_embeddings and source_size != target_size:
+            raise ValueError(
+                f"tied_embeddings needs one vocabulary, not {source_size} and {target_size} tokens"
+            )
+        source_embed = _embedding(source_size, pad_idx, dim)
         target_embed = (
-            source_embed if config.tied_embeddings else _embedding(vocab_size, pad_idx, dim)
+            source_embed if config.tied_embeddings else _embedding(target_size, pad_idx, dim)
         )
         self.pad_idx = pad_idx
         self.config = config
@@ -57,7 +66,7 @@ class TranslationModel(Seq2SeqModel):
         if config.tied_embeddings:
             self.final_proj = OutputProjection(source_embed.weight, None, pad_idx)
         else:
-            linear = nn.Linear(dim, vocab_size)
+            linear = nn.Linear(dim, target_size)
             self.final_proj = OutputProjection(linear.weight, linear.bias, pad_idx)
 
     @property

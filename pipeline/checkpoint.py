@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.shards import ShardReader
-from data_prep.stage import digest_of, fsync, sha256_of, write_atomically, write_json
+from data_prep.stage import digest_of, fsync, write_atomically, write_json
+from data_prep.vocabulary import vocabulary_digest
 from pipeline.config import Recipe, run_command
 from pipeline.deepspeed_config import deepspeed_config
 from pipeline.tracking import send_left_over
@@ -153,7 +154,7 @@ def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
         raise CheckpointError(f"{recipe.run_dir}: no finished checkpoint; run `./run.sh train`")
     identity = {
         "model": recipe.model.model_dump(mode="json"),
-        "vocabulary": sha256_of(recipe.run_dir / "shards" / "spm.model"),
+        "vocabulary": vocabulary_digest(recipe.run_dir / "shards"),
     }
     chosen = checkpoints[-recipe.evaluation.average_checkpoints :]
     for checkpoint in chosen:

@@ -20,7 +20,8 @@ from pydantic import Field as Limit
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from data_prep.config import DataConfig, Section
+from data_prep.config import DataConfig
+from data_prep.section import Section
 from models.config import ModelConfig
 
 OUR_MODULES = {"data_prep", "models", "pipeline", "__main__"}
@@ -181,6 +182,11 @@ class Recipe(Section):
             raise ValueError(
                 f"data.max_tokens_per_side ({longest}) exceeds a micro-batch ({micro_batch} tokens)"
             )
+        if self.model.tied_embeddings and not self.data.vocabulary.joint:
+            raise ValueError(
+                "model.tied_embeddings must be false: data.vocabulary.joint is, and so each side "
+                "has its own vocabulary"
+            )
         if self.training.checkpoint_levels and self.model.architecture != "ringformer":
             raise ValueError(
                 f"training.checkpoint_levels must be 0: model.architecture "
@@ -206,10 +212,14 @@ def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator
     """Every dotted key that holds a value, with its pydantic field."""
     for name, field in section.model_fields.items():
         nested = [t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)]
-        if nested and get_origin(field.annotation) is not tuple:
+        if nested and not _is_tuple(field.annotation):
             yield from recipe_keys(nested[0], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
+
+
+def _is_tuple(annotation: object) -> bool:
+    return get_origin(annotation) is tuple
 
 
 def _is_section(annotation: object) -> bool:
@@ -235,7 +245,8 @@ def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe
         raise UsageError(f"{path}: a recipe is a YAML mapping with a key `run_dir`")
     fields = dict(recipe_keys())
     for key, text in overrides:
-        raw = {str, Path} & {fields[key].annotation, *get_args(fields[key].annotation)}
+        annotation = fields[key].annotation
+        raw = {str, Path} & {annotation, *get_args(annotation)} if not _is_tuple(annotation) else ()
         *parents, last = key.split(".")
         section = content
         for parent in parents:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.corpora import read_lines
 from data_prep.stage import digest_of, read_manifest, write_atomically, write_json
-from data_prep.vocabulary import load_vocabulary
+from data_prep.vocabulary import load_vocabularies
 from pipeline.checkpoint import Checkpoint, checkpoints_to_average
 from pipeline.config import DEFAULT_RECIPE, Recipe, load_recipe, run_command
 from pipeline.tracking import Tracker, run_id_of, send_left_over
@@ -62,8 +62,8 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
         "sentences_per_second": round(len(sources) / seconds, 2),
     }
     if recipe.evaluation.untrained_baseline:
-        vocabulary = load_vocabulary(recipe.run_dir / "shards" / "spm.model")
-        baseline = Translator(untrained_model(recipe), vocabulary, recipe.evaluation)
+        vocabularies = load_vocabularies(recipe.run_dir / "shards")
+        baseline = Translator(untrained_model(recipe), vocabularies, recipe.evaluation)
         untrained = _translate(baseline, sources, "translating with an untrained model")
         scores["untrained_bleu"] = _score(recipe, untrained, references)["bleu"]
     scores["fingerprint"] = fingerprint

@@ -18,13 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export(recipe: Recipe, folder: Path) -> None:
-    """Write model.safetensors (averaged fp32 weights, tied tensors once), spm.model, config.json.
+    """Write model.safetensors (averaged fp32 weights, tied tensors once), vocabulary, config.json.
 
     :raises CheckpointError: the run has no checkpoint.
     """
     from safetensors.torch import save_model
 
     from data_prep.stage import run_stage, write_json
+    from data_prep.vocabulary import vocabulary_files
     from pipeline.translator import untrained_model
 
     checkpoints = checkpoints_to_average(recipe)
@@ -41,7 +42,8 @@ def export(recipe: Recipe, folder: Path) -> None:
         model = untrained_model(recipe)
         model.load_state_dict(average_weights(checkpoints))
         save_model(model, str(partial / "model.safetensors"))
-        shutil.copyfile(recipe.run_dir / "shards" / "spm.model", partial / "spm.model")
+        for path in vocabulary_files(recipe.run_dir / "shards"):
+            shutil.copyfile(path, partial / path.name)
         write_json(partial / "config.json", config)
         return {"parameters": sum(p.numel() for p in model.parameters())}
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.vocabulary import EOS_IDX, PAD_IDX, load_vocabulary
+from data_prep.vocabulary import EOS_IDX, PAD_IDX, load_vocabularies
 from models.config import ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
@@ -22,6 +22,8 @@ from pipeline.search import batches, beam_search
 
 log = logging.getLogger("translate")
 
+Vocabularies = tuple[SentencePieceProcessor, SentencePieceProcessor]  # source, target
+
 
 class Translator:
     """A model that translates sentences by beam search."""
@@ -29,20 +31,20 @@ class Translator:
     def __init__(
         self,
         model: TranslationModel,
-        vocabulary: SentencePieceProcessor,
+        vocabularies: Vocabularies,
         search: EvaluationConfig,
     ) -> None:
-        self.model, self.vocabulary, self.search = model.eval(), vocabulary, search
+        self.model, self.search = model.eval(), search
+        self.source_vocabulary, self.target_vocabulary = vocabularies
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(self.device, getattr(torch, search.dtype))
 
     @classmethod
     def of_run(cls, recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Translator:
         """The average of checkpoints of `run_dir`."""
-        vocabulary_path = recipe.run_dir / "shards" / "spm.model"
         model = untrained_model(recipe)
         model.load_state_dict(average_weights(checkpoints))
-        return cls(model, load_vocabulary(vocabulary_path), recipe.evaluation)
+        return cls(model, load_vocabularies(recipe.run_dir / "shards"), recipe.evaluation)
 
     @classmethod
     def of_export(cls, folder: Path, **search: object) -> Translator:
@@ -53,14 +55,13 @@ class Translator:
         """
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            vocabulary = load_vocabulary(folder / "spm.model")
-            size = vocabulary.get_piece_size()
-            model = create_model(ModelConfig.model_validate(config["model"]), size, PAD_IDX)
+            vocabularies = load_vocabularies(folder)
+            model = _fresh_model(ModelConfig.model_validate(config["model"]), vocabularies)
             load_model(model, folder / "model.safetensors")
             evaluation = EvaluationConfig.model_validate({**config.get("evaluation", {}), **search})
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: not an exported model: {error}") from error
-        return cls(model, vocabulary, evaluation)
+        return cls(model, vocabularies, evaluation)
 
     def translate(
         self, sentences: Sequence[str], progress: Callable[[int], None] = lambda count: None
@@ -81,7 +82,7 @@ class Translator:
         for indices in batches({index: len(ids) for index, ids in encoded.items()}, self.search):
             batch = beam_search(self.model, [encoded[index] for index in indices], self.search)
             for index, hypotheses in zip(indices, batch, strict=True):
-                texts = self.vocabulary.decode([h.tokens for h in hypotheses])
+                texts = self.target_vocabulary.decode([h.tokens for h in hypotheses])
                 # Byte fallback can spell a line break; one line in is one line out.
                 found[index] = [
                     (h.score, " ".join(text.split()))
@@ -94,7 +95,7 @@ class Translator:
         """Token ids of those that are not empty."""
         limit = self.model.max_source_seq_len
         encoded = {}
-        for index, ids in enumerate(self.vocabulary.encode(list(sentences), add_eos=True)):
+        for index, ids in enumerate(self.source_vocabulary.encode(list(sentences), add_eos=True)):
             if len(ids) > limit:
                 log.warning("a sentence of %d tokens was cut to %d", len(ids), limit)
                 ids = [*ids[: limit - 1], EOS_IDX]
@@ -105,6 +106,10 @@ class Translator:
 
 def untrained_model(recipe: Recipe) -> TranslationModel:
     """The model as training starts with it."""
-    vocabulary = load_vocabulary(recipe.run_dir / "shards" / "spm.model")
     torch.manual_seed(recipe.training.seed)
-    return create_model(recipe.model, vocabulary.get_piece_size(), PAD_IDX)
+    return _fresh_model(recipe.model, load_vocabularies(recipe.run_dir / "shards"))
+
+
+def _fresh_model(config: ModelConfig, vocabularies: Vocabularies) -> TranslationModel:
+    source, target = vocabularies
+    return create_model(config, (source.get_piece_size(), target.get_piece_size()), PAD_IDX)

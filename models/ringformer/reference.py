@@ -1,6 +1,6 @@
 """Read the published implementation's checkpoints (code of https://arxiv.org/abs/2502.13181).
 
-python -m models.ringformer.reference CHECKPOINT.pt OUT [--num_heads 8] [--vocabulary spm.model]
+python -m models.ringformer.reference CHECKPOINT.pt OUT [--num_heads 8] [--vocabulary MODEL...]
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def from_reference(
     """
     weights = dict(state_dict)
     num_levels, rank, model_dim = weights["encoder.lev_param_FF_01"].shape
-    vocab_size = weights["fc.weight"].size(0)
+    source_embed, output = weights["encoder.emb_layer.emb_layer.weight"], weights["fc.weight"]
     positions = weights["encoder.pos_layer.pe"][0]
     config = ModelConfig(
         model_dim=model_dim,
@@ -50,7 +50,8 @@ def from_reference(
         max_seq_len=positions.size(0),
     )
     encoder, decoder = RingEncoder(config), RingDecoder(config)
-    model = TranslationModel(config, vocab_size, pad_idx, encoder, decoder).to(positions.dtype)
+    vocab_sizes = source_embed.size(0), output.size(0)
+    model = TranslationModel(config, vocab_sizes, pad_idx, encoder, decoder).to(positions.dtype)
     with torch.no_grad():
         for name, parameter in reference_names(model).items():
             if parameter.shape != weights[name].shape:
@@ -142,9 +143,16 @@ def main() -> None:
     parser.add_argument(
         "--vocabulary",
         type=Path,
-        help="SentencePiece model to go with it, for `./run.sh translate --model OUTPUT`",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="SentencePiece model to go with it, for `./run.sh translate --model OUTPUT`; two, of "
+        "source and target, where each side has its own",
     )
     arguments = parser.parse_args()
+    names = {0: [], 1: ["spm.model"], 2: ["spm.source.model", "spm.target.model"]}
+    if len(arguments.vocabulary) not in names:
+        parser.error("--vocabulary takes one model, or two")
     try:
         model = from_reference(
             load_checkpoint(arguments.checkpoint),
@@ -154,13 +162,14 @@ def main() -> None:
         if arguments.vocabulary:
             if arguments.pad_idx != 0:
                 raise ValueError("--vocabulary goes with --pad_idx 0 only")
-            arguments.vocabulary.open("rb").close()
+            for path in arguments.vocabulary:
+                path.open("rb").close()
         arguments.output.mkdir(parents=True)
         save_model(model, str(arguments.output / "model.safetensors"))
         config = {"format": 1, "model": model.config.model_dump(mode="json")}
         (arguments.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if arguments.vocabulary:
-            shutil.copyfile(arguments.vocabulary, arguments.output / "spm.model")
+        for path, name in zip(arguments.vocabulary, names[len(arguments.vocabulary)], strict=True):
+            shutil.copyfile(path, arguments.output / name)
     except KeyError as error:
         sys.exit(f"error: {arguments.checkpoint}: tensor {error} is missing")
     except (OSError, ValueError) as error:

@@ -173,7 +173,7 @@ def test_repeats_over_all_corpora(corpus: Path) -> None:
     )
     filters = "[{filter: duplicates}, {filter: repeated_side, max: 3}]"
     recipe = recipe_of(
-        corpus, data__train=train, data__cleaning__filters=filters, data__pairs_per_piece="7"
+        corpus, data__train=train, data__cleaning__filters=filters, data__pairs_per_piece="150"
     )
     prepare(recipe)
     report = json.loads((recipe.run_dir / "clean" / "report.json").read_text())
@@ -220,7 +220,6 @@ def test_a_sample_is_enough_for_the_vocabulary(corpus: Path) -> None:
                 run_dir=f"{corpus}/{number}",
                 data__seed=seed,
                 data__vocabulary__sample_lines="100",
-                data__pairs_per_piece="50",
             )
         )["vocabulary"]["sha256"]
         for number, seed in enumerate(["1", "1", "2"])

@@ -27,7 +27,7 @@ def tiny(architecture: Architecture = "ringformer", **changes: object) -> Transl
     }  # fmt: skip
     torch.manual_seed(0)
     config = ModelConfig.model_validate({"architecture": architecture, **sizes, **changes})
-    model = create_model(config, VOCAB, PAD).double()
+    model = create_model(config, (VOCAB, VOCAB), PAD).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "signal" in name:
@@ -70,7 +70,7 @@ def loss(
 )
 def test_core_parameters_at_base_size(changes: dict[str, object], expected: int) -> None:
     with torch.device("meta"):
-        model = create_model(ModelConfig.model_validate(changes), VOCAB, PAD)
+        model = create_model(ModelConfig.model_validate(changes), (VOCAB, VOCAB), PAD)
     assert core_parameters(model) == expected
 
 
@@ -233,7 +233,7 @@ def test_folded_weights_are_kept_until_a_parameter_changes() -> None:
 
 
 def test_a_fresh_ring_is_a_plain_weight_tied_transformer() -> None:
-    model = create_model(ModelConfig(model_dim=16, num_heads=2), VOCAB, PAD)
+    model = create_model(ModelConfig(model_dim=16, num_heads=2), (VOCAB, VOCAB), PAD)
     ring = model.encoder
     assert isinstance(ring, RingEncoder)
     for level in ring.levels():
@@ -243,7 +243,7 @@ def test_a_fresh_ring_is_a_plain_weight_tied_transformer() -> None:
 def test_universal_transformer_has_one_of_everything() -> None:
     with torch.device("meta"):
         sizes = [
-            core_parameters(create_model(config, VOCAB, PAD))
+            core_parameters(create_model(config, (VOCAB, VOCAB), PAD))
             for config in (
                 ModelConfig(architecture="universal", num_levels=1),
                 ModelConfig(architecture="universal", num_levels=6),
@@ -281,7 +281,7 @@ def test_the_chunked_loss_is_cross_entropy(
 
 def test_bf16_autocast_and_positions() -> None:
     torch.manual_seed(0)
-    model = create_model(ModelConfig(model_dim=64, num_heads=4, dropout=0.0), VOCAB, PAD)
+    model = create_model(ModelConfig(model_dim=64, num_heads=4, dropout=0.0), (VOCAB, VOCAB), PAD)
     source, target = sequences(7, 3), sequences(4, 6)
     expected = loss(model, source, target)
     with torch.autocast("cpu", torch.bfloat16):
@@ -294,6 +294,30 @@ def test_bf16_autocast_and_positions() -> None:
     positions = cast.encoder_frontend.pos_encoder
     assert positions is not None
     assert positions.table.dtype == torch.float32  # bf16 cannot tell neighbours apart
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_side_may_have_its_own_vocabulary(architecture: Architecture) -> None:
+    source_size, target_size = 50, 30
+    config = ModelConfig(
+        architecture=architecture, model_dim=16, num_heads=2, ffn_inner_dim=32, num_levels=2,
+        dropout=0.0, tied_embeddings=False,
+    )  # fmt: skip
+    model = create_model(config, (source_size, target_size), PAD)
+    source = torch.randint(4, source_size, (2, 7))
+    target = torch.randint(4, target_size, (2, 5))
+    source[0, 0], target[0, 0] = source_size - 1, target_size - 1
+    assert model.logits(source, target).shape == (2, 5, target_size)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = loss(model, source, target)
+    before.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    assert loss(model, source, target) < before
+
+
+def test_tied_embeddings_of_two_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="not 50 and 30 tokens"):
+        create_model(ModelConfig(model_dim=16, num_heads=2), (50, 30), PAD)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -71,19 +71,40 @@ def test_a_checkpoint_file_becomes_an_exported_model(
 ) -> None:
     weights = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
     torch.save({"epoch": 3, "model": weights}, tmp_path / "their.pt")
-    done = command(
-        "models.ringformer.reference", tmp_path / "their.pt", tmp_path / "ours", "--num_heads", 4
-    )
+    vocabularies = [tmp_path / "de", tmp_path / "en"]
+    for path in vocabularies:
+        path.write_text(path.name)
+    convert = ["models.ringformer.reference", tmp_path / "their.pt"]
+    options = ["--num_heads", 4, "--vocabulary", *vocabularies]
+    done = command(*convert, tmp_path / "ours", *options)
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ours" / "spm.source.model").read_text() == "de"
+    assert (tmp_path / "ours" / "spm.target.model").read_text() == "en"
     config = json.loads((tmp_path / "ours" / "config.json").read_text())["model"]
-    vocab_size = weights["fc.weight"].size(0)
-    ours = create_model(ModelConfig.model_validate(config), vocab_size, 0).double()
+    sizes = weights["fc.weight"].size(0), weights["fc.weight"].size(0)
+    ours = create_model(ModelConfig.model_validate(config), sizes, 0).double()
     load_model(ours, tmp_path / "ours" / "model.safetensors")
     source, target = golden["input.source"], golden["input.target"]
     assert torch.equal(ours.logits(source, target), model.logits(source, target))
-    again = command("models.ringformer.reference", tmp_path / "their.pt", tmp_path / "ours")
+    again = command(*convert, tmp_path / "ours")
     assert again.returncode == 1
     assert "File exists" in again.stderr
+    joint = command(*convert, tmp_path / "joint", "--vocabulary", vocabularies[0])
+    assert joint.returncode == 0, joint.stderr
+    assert (tmp_path / "joint" / "spm.model").read_text() == "de"
+
+
+def test_source_and_target_sizes_may_differ(
+    golden: dict[str, Tensor], model: TranslationModel
+) -> None:
+    weights = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
+    source_embed = "encoder.emb_layer.emb_layer.weight"
+    smaller = from_reference(
+        {**weights, source_embed: weights[source_embed][:40]}, num_heads=4, pad_idx=0
+    )
+    assert smaller.source_embed.num_embeddings == 40
+    source, target = golden["input.source"].clamp(max=39), golden["input.target"]
+    assert torch.equal(smaller.logits(source, target), model.logits(source, target))
 
 
 class Evil:
@@ -96,7 +117,10 @@ class Evil:
     [
         (Evil(), "not a file of tensors only"),
         ({"weight": torch.zeros(3)}, "not a RingFormer"),
-        ({"encoder.lev_param_FF_01": torch.zeros(2, 2, 8)}, "tensor 'fc.weight' is missing"),
+        (
+            {"encoder.lev_param_FF_01": torch.zeros(2, 2, 8)},
+            "tensor 'encoder.emb_layer.emb_layer.weight' is missing",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(

@@ -56,6 +56,8 @@ def test_overrides(tiny_recipe: Path) -> None:
         ("max_steps: 6", "max_steps: 0", r":\d+: `training.max_steps`: .*greater than 0.*0"),
         ("num_heads: 4", "num_heads: 5", r":\d+: `model`: model_dim \(32\).*num_heads \(5\)"),
         ("max_seq_len: 96", "max_seq_len: 16", r"`recipe`: data.max_tokens_per_side \(64\)"),
+        ("{size: 300}", "{size: 300, joint: false}",
+         r"`recipe`: model.tied_embeddings must be false: data.vocabulary.joint"),
         ("run_dir:", "rundir:", r"unknown key `rundir`; did you mean `run_dir`|`run_dir` is req"),
         ("source: toy/train.de,", "", r":\d+: key `data.train.0.source` is required"),
         ("data:", "data: [", r":\d+: not valid YAML"),

@@ -28,7 +28,7 @@ def model_of(architecture: Architecture = "ringformer", seed: int = 0) -> Transl
         architecture=architecture, model_dim=32, num_heads=2, ffn_inner_dim=64, num_levels=3,
         dropout=0.0, tied_embeddings=False, max_seq_len=40,
     )  # fmt: skip
-    model = create_model(config, VOCAB, PAD_IDX).eval()
+    model = create_model(config, (VOCAB, VOCAB), PAD_IDX).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.3) if "signal" in name else parameter.mul_(2)

@@ -54,7 +54,7 @@ def test_nothing_is_lost_while_the_server_is_away(
     tiny_recipe: Path, tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = recipe_of(tiny_recipe, tmp_path, port)
-    data = {"totals": {"train": {"pairs": 3}}, "vocabulary": {"size": 300}}
+    data = {"totals": {"train": {"pairs": 3}}, "vocabulary": {"sizes": [300, 300]}}
     (tmp_path / "hypotheses.txt").write_text("Hello.\n")
 
     tracker = Tracker(recipe)  # nobody listens yet
@@ -136,7 +136,7 @@ def test_a_refused_record_does_not_hold_up_the_others(
 ) -> None:
     caplog.set_level(logging.WARNING)
     recipe = recipe_of(tiny_recipe, tmp_path, port)
-    data = {"totals": {}, "vocabulary": {"size": 300}}
+    data = {"totals": {}, "vocabulary": {"sizes": [300, 300]}}
     with server(tmp_path, port):
         for size in (1, 2):  # MLflow's parameters cannot change
             tracker = Tracker(recipe)

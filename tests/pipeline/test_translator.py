@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from sentencepiece import SentencePieceTrainer
 
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX, load_vocabulary
-from pipeline.config import Recipe
+from data_prep.vocabulary import (
+    BOS_IDX,
+    EOS_IDX,
+    PAD_IDX,
+    UNK_IDX,
+    load_vocabularies,
+    vocabulary_digest,
+)
+from pipeline.checkpoint import checkpoints_to_average, finish_checkpoint, tag_of
+from pipeline.config import Recipe, load_recipe
+from pipeline.export import export
 from pipeline.translator import Translator, untrained_model
 
 SENTENCES = [
@@ -25,17 +37,17 @@ def recipe(prepared: Recipe) -> Recipe:
 
 
 def translator(recipe: Recipe, **search: object) -> Translator:
-    vocabulary = load_vocabulary(recipe.run_dir / "shards" / "spm.model")
+    vocabularies = load_vocabularies(recipe.run_dir / "shards")
     model = untrained_model(recipe).eval()
     with torch.no_grad():  # sharper than at initialisation, so that ties are out of the question
         for parameter in model.parameters():
             parameter.mul_(1.5)
-    return Translator(model, vocabulary, recipe.evaluation.model_copy(update=search))
+    return Translator(model, vocabularies, recipe.evaluation.model_copy(update=search))
 
 
 def greedy(translator: Translator, sentence: str) -> str:
     """Argmax decoding without a cache, one sentence at a time."""
-    source = torch.tensor([translator.vocabulary.encode(sentence, add_eos=True)])
+    source = torch.tensor([translator.source_vocabulary.encode(sentence, add_eos=True)])
     search = translator.search
     limit = int(search.max_length_ratio * source.size(1) + search.max_length_offset)
     output = [BOS_IDX]
@@ -44,7 +56,7 @@ def greedy(translator: Translator, sentence: str) -> str:
             logits = translator.model.logits(source, torch.tensor([output]))[0, -1]
         logits[[PAD_IDX, BOS_IDX]] = -torch.inf  # never produced
         output.append(int(logits.argmax()))
-    return " ".join(translator.vocabulary.decode(output[1:]).split())
+    return " ".join(translator.target_vocabulary.decode(output[1:]).split())
 
 
 def test_beam_1_is_uncached_argmax(recipe: Recipe) -> None:
@@ -74,3 +86,45 @@ def test_an_overlong_sentence_is_cut_with_a_warning(
     (translation,) = translator(recipe).translate(["Der Mann kauft ein Buch. " * 50])
     assert "was cut to" in caplog.text
     assert "\n" not in translation
+
+
+def test_an_export_keeps_the_vocabulary_of_each_side(
+    prepared: Recipe, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    keys = {"run_dir": str(tmp_path / "run"), "evaluation.beam_size": "1"}
+    keys |= {"data.vocabulary.joint": "false", "model.tied_embeddings": "false"}
+    recipe = load_recipe(tiny_recipe, list(keys.items()))
+    shards, checkpoints = recipe.run_dir / "shards", recipe.run_dir / "checkpoints"
+    sizes = {"source": 150, "target": 120}
+    shards.mkdir(parents=True)
+    for (side, size), language in zip(sizes.items(), recipe.data.languages, strict=True):
+        SentencePieceTrainer.train(
+            input=str(prepared.run_dir / "clean" / f"valid.{language}"),
+            model_prefix=str(shards / f"spm.{side}"),
+            model_type="bpe",
+            vocab_size=size,
+            pad_id=PAD_IDX,
+            unk_id=UNK_IDX,
+            bos_id=BOS_IDX,
+            eos_id=EOS_IDX,
+            minloglevel=2,
+        )
+    trained = translator(recipe)
+    (checkpoints / tag_of(1)).mkdir(parents=True)
+    weights = {"module": trained.model.state_dict()}
+    torch.save(weights, checkpoints / tag_of(1) / "mp_rank_00_model_states.pt")
+    info = {
+        "zero_stage": 0,
+        "model": recipe.model.model_dump(mode="json"),
+        "vocabulary": vocabulary_digest(shards),
+    }
+    finish_checkpoint(checkpoints, 1, info, keep=1)
+
+    export(recipe, tmp_path / "export")
+    exported = Translator.of_export(tmp_path / "export")
+    model = exported.model
+    assert [model.source_embed.num_embeddings, model.final_proj.weight.size(0)] == [150, 120]
+    expected = [greedy(trained, sentence) if sentence.strip() else "" for sentence in SENTENCES]
+    assert exported.translate(SENTENCES) == expected
+    of_run = Translator.of_run(recipe, checkpoints_to_average(recipe))
+    assert of_run.translate(SENTENCES) == expected
