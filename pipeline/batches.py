@@ -8,19 +8,26 @@ step.
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 from dataclasses import dataclass
 from math import gcd
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from fairseq2.nn import BatchLayout
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_prep.shards import ShardReader, TokenIds
+from data_prep.shards import ShardReader, TokenIds, open_shard, write_shard
+from data_prep.stage import digest_of, fsync
 from data_prep.vocabulary import BOS_IDX, PAD_IDX
+from pipeline.checkpoint import BATCH_PLAN_VERSION
 
-Indices = NDArray[np.int64]
+Indices = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,9 +46,16 @@ class GlobalBatch:
         When the micro-batches do not divide among the ranks, each is first split into as many
         pieces as makes them divide; a piece can be empty.
         """
-        pieces = world_size // gcd(world_size, len(self.micro_batches))
-        split = [micro[i::pieces] for micro in self.micro_batches for i in range(pieces)]
-        return split[rank::world_size]
+        pieces = _pieces(len(self.micro_batches), world_size)
+        return [
+            self.micro_batches[i // pieces][i % pieces :: pieces]
+            for i in range(rank, pieces * len(self.micro_batches), world_size)
+        ]
+
+
+def _pieces(micro_batches: int, world_size: int) -> int:
+    """Into how many each micro-batch is split so that they divide among the ranks."""
+    return world_size // gcd(world_size, micro_batches)
 
 
 class BatchPlan:
@@ -55,68 +69,124 @@ class BatchPlan:
         max_tokens: int,
         micro_batch_tokens: int | None,
         seed: int,
+        cache: Path | None = None,
     ) -> None:
         """
         :param source_lengths, target_lengths: tokens of each pair, EOS included, `[pairs]`.
         :param max_tokens: budget of a global batch: sentences × longest side, padding included,
             summed over its micro-batches.
         :param micro_batch_tokens: the same for one micro-batch; None: one micro-batch a step.
+        :param cache: folder for the epoch at hand, which ranks and later runs share.
         """
-        self._lengths = np.stack([source_lengths, target_lengths])
+        lengths = np.stack([source_lengths, target_lengths])
+        # Narrow keys are sorted by radix, ten times as fast; `_sorted` adds two lengths.
+        self._lengths = lengths.astype(np.min_scalar_type(2 * int(lengths.max(initial=0))))
         self._micro_batch_tokens = micro_batch_tokens or max_tokens
         self.micro_batches_per_step = max(1, max_tokens // self._micro_batch_tokens)
         self._seed = seed
-        longest = np.sort(self._lengths.max(0))
+        longest = np.sort(self._lengths.max(0), kind="stable")
         self._cuts = _cut_points(longest, self._micro_batch_tokens)
         self.steps_per_epoch = -(-len(self._cuts) // self.micro_batches_per_step)
+        self._cache = cache
         self._epoch = -1
-        self._micro_batches: list[Indices] = []
+        self._pairs: Indices = np.empty(0, dtype=np.int32)
+        self._begins: Indices = np.empty(0, dtype=np.int32)
+
+    def micro_batches_per_rank(self, world_size: int) -> int:
+        """How many micro-batches, or pieces of them, each rank gets in a step."""
+        micro_batches = self.micro_batches_per_step
+        return micro_batches * _pieces(micro_batches, world_size) // world_size
 
     def __getitem__(self, step: int) -> GlobalBatch:
         """The batch of step 0, 1, …, over as many epochs as it takes."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._micro_batches = epoch, self._shuffled(epoch)
+            micro_batches = self._micro_batches(epoch)
+            self._pairs = micro_batches.values.to_numpy()
+            self._begins = micro_batches.offsets.to_numpy()
+            self._epoch = epoch
         begin = index * self.micro_batches_per_step
         # The last global batch of an epoch is completed with micro-batches from its start.
-        end = begin + self.micro_batches_per_step
-        micro_batches = [
-            self._micro_batches[i % len(self._micro_batches)] for i in range(begin, end)
-        ]
-        target_tokens = sum(int(self._lengths[1, micro].sum()) for micro in micro_batches)
-        return GlobalBatch(micro_batches, target_tokens)
+        numbers = np.arange(begin, begin + self.micro_batches_per_step) % len(self._cuts)
+        chosen = [self._pairs[self._begins[i] : self._begins[i + 1]] for i in numbers]
+        target_tokens = sum(int(self._lengths[1, micro].sum()) for micro in chosen)
+        return GlobalBatch(chosen, target_tokens)
 
-    def _shuffled(self, epoch: int) -> list[Indices]:
+    def _micro_batches(self, epoch: int) -> pa.ListArray:
+        """Those of an epoch in its order, from the cache if there is one.
+
+        The first rank to ask fills the cache, and the others wait for it.
+        """
+        if self._cache is None:
+            return self._shuffled(epoch)
+        digest = hashlib.sha256(self._lengths.data).hexdigest()
+        inputs = [BATCH_PLAN_VERSION, digest, self._seed, self._micro_batch_tokens]
+        names = [f"epoch-{n}-{digest_of([*inputs, n])[:16]}.arrow" for n in (epoch, epoch - 1)]
+        path = self._cache / names[0]
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with (self._cache / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                return open_shard(path).column("pairs")
+            except (OSError, pa.ArrowInvalid):  # not there, or damaged
+                partial = path.with_suffix(".partial")
+            write_shard(partial, pa.record_batch([self._shuffled(epoch)], names=["pairs"]))
+            fsync(partial)
+            partial.replace(path)
+            fsync(self._cache)
+            # The epoch before stays: a slower rank may be reading it.
+            for file in self._cache.glob("epoch-*"):
+                if file.name not in names:
+                    file.unlink()
+            return open_shard(path).column("pairs")
+
+    def _shuffled(self, epoch: int) -> pa.ListArray:
         generator = np.random.default_rng([self._seed, epoch])
-        micro_batches = self.sorted_micro_batches(generator.permutation(self._lengths.shape[1]))
-        return [micro_batches[i] for i in generator.permutation(len(micro_batches))]
+        order = self._all_pairs()
+        generator.shuffle(order)
+        ends = np.append(self._cuts, len(order)).astype(np.int32)
+        micro_batches = pa.ListArray.from_arrays(ends, self._sorted(order))
+        return micro_batches.take(pa.array(generator.permutation(len(micro_batches))))
 
-    def sorted_micro_batches(self, tie_break: Indices | None = None) -> list[Indices]:
-        """Every pair once, shortest first; pairs of equal lengths in the order of `tie_break`."""
-        longest, shortest = self._lengths.max(0), self._lengths.min(0)
-        ties = np.arange(len(longest)) if tie_break is None else tie_break
-        order = np.lexsort((ties, shortest, longest))
-        return np.split(order, self._cuts[1:])
+    def sorted_micro_batches(self) -> list[Indices]:
+        """Every pair once, shortest first."""
+        return list(np.split(self._sorted(self._all_pairs()), self._cuts[1:]))
+
+    def _all_pairs(self) -> NDArray[np.int32]:
+        return np.arange(self._lengths.shape[1], dtype=np.int32)
+
+    def _sorted(self, order: NDArray[np.int32]) -> NDArray[np.int32]:
+        """By the longer side, shortest first.
+
+        Pairs with an equally long longer side go from the longest targets to the longest sources,
+        and back in the next length: neighbours are alike on both sides. Pairs of equal lengths
+        stay in the order that they have.
+        """
+        source, target = self._lengths
+        longest = np.maximum(source, target)
+        leaning = longest + np.where(longest % 2, source - target, target - source)
+        for key in (leaning, longest):
+            order = order[np.argsort(key[order], kind="stable")]
+        return order
 
     def padding_share(self) -> float:
         """Share of padding among the source and target positions of an epoch."""
-        padded = sum(
-            len(micro) * int(self._lengths[:, micro].max(1).sum())
-            for micro in self.sorted_micro_batches()
-        )
-        return 1 - float(self._lengths.sum()) / padded
+        order = self._sorted(self._all_pairs())
+        widths = np.maximum.reduceat(self._lengths[:, order], self._cuts, axis=1).sum(0)
+        sentences = np.diff(self._cuts, append=len(order))
+        return 1 - float(self._lengths.sum()) / float(sentences @ widths)
 
 
-def _cut_points(sorted_longest: NDArray[np.int32], budget: int) -> list[int]:
+def _cut_points(sorted_longest: NDArray[Any], budget: int) -> Indices:
     """Where a new micro-batch begins, so that sentences × longest side stays within budget."""
     cuts = []
     begin = 0
     while begin < len(sorted_longest):
         cuts.append(begin)
-        window = sorted_longest[begin : begin + budget]
+        window = sorted_longest[begin : begin + budget // int(sorted_longest[begin]) + 1]
         cost = np.arange(1, len(window) + 1) * window
         begin += max(1, int(np.searchsorted(cost, budget, side="right")))
-    return cuts
+    return np.array(cuts)
 
 
 @dataclass(frozen=True)
@@ -151,7 +221,7 @@ def collate(reader: ShardReader, indices: Indices, device: torch.device) -> Batc
     )
     if not len(indices):
         target[:] = PAD_IDX
-    tensors = [torch.from_numpy(ids).to(device) for ids in (source, target_input, target)]
+    tensors = [_to(device, ids) for ids in (source, target_input, target)]
     return Batch(
         tensors[0],
         BatchLayout.of(tensors[0], [len(ids) for ids in sources]),
@@ -159,6 +229,14 @@ def collate(reader: ShardReader, indices: Indices, device: torch.device) -> Batc
         BatchLayout.of(tensors[1], [len(ids) for ids in targets]),
         tensors[2],
     )
+
+
+def _to(device: torch.device, ids: NDArray[np.int64]) -> Tensor:
+    tensor = torch.from_numpy(ids)
+    if device.type != "cuda":
+        return tensor.to(device)
+    # From pinned memory a copy does not wait for the kernels before it.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _pad(sequences: list[TokenIds]) -> NDArray[np.int64]:

@@ -27,6 +27,7 @@ from pipeline.tracking import send_left_over
 if TYPE_CHECKING:  # torch and deepspeed take seconds to import
     from torch import Tensor
 
+BATCH_PLAN_VERSION = 2  # raise it when the same shards and seed would give other batches
 STEPS_LEFT = 3  # exit code of `python -m pipeline.checkpoint`
 
 # Keys of the recipe's `training` that change what is learnt but not what a step is.
@@ -99,7 +100,12 @@ def training_identity(recipe: Recipe, manifest: dict[str, Any]) -> dict[str, Any
         "model": recipe.model.model_dump(mode="json"),
         "vocabulary": manifest["vocabulary"]["sha256"],
         "data": digest_of([s["sha256"] for s in manifest["shards"] if s["split"] == "train"]),
-        "batch plan": [training.seed, training.max_tokens, training.micro_batch_tokens],
+        "batch plan": [
+            BATCH_PLAN_VERSION,
+            training.seed,
+            training.max_tokens,
+            training.micro_batch_tokens,
+        ],
     }
 
 

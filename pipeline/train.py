@@ -108,6 +108,7 @@ class Training:
         """:param newest: checkpoint to continue."""
         self.recipe = recipe
         self.config = config = recipe.training
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.reader = ShardReader(recipe.run_dir / "shards", "train")
         self.valid_reader = ShardReader(recipe.run_dir / "shards", "valid")
         self.plan = BatchPlan(
@@ -115,14 +116,14 @@ class Training:
             max_tokens=config.max_tokens,
             micro_batch_tokens=config.micro_batch_tokens,
             seed=config.seed,
+            cache=recipe.run_dir / "plan",
         )
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.accumulation_steps = len(self.plan[0].share(self.rank, self.world_size))
+        self.accumulation_steps = self.plan.micro_batches_per_rank(self.world_size)
         self.deepspeed_config = deepspeed_config(config, self.accumulation_steps)
 
         torch.manual_seed(config.seed)
-        vocab_size = self.reader.manifest["vocabulary"]["size"]
-        model = create_model(recipe.model, vocab_size, PAD_IDX)
+        vocab_sizes = self.reader.manifest["vocabulary"]["sizes"]
+        model = create_model(recipe.model, vocab_sizes, PAD_IDX)
         self.core_parameters = core_parameters(model)
         model.checkpoint_levels(config.checkpoint_levels)
         if config.compile:
@@ -381,6 +382,8 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     with only_command_in(recipe.run_dir) if rank == 0 else nullcontext():
         for lock in remove_dead_build_locks():
             log.warning("%s: removed; a build that was killed left it", lock)
+        if rank == 0:
+            _verify_shards(recipe)
         deepspeed.init_distributed(timeout=COLLECTIVE_TIMEOUT, verbose=False)
         try:
             training = Training(recipe, newest)
@@ -390,6 +393,15 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
                 _train_tracked(training, newest)
         finally:
             dist.destroy_process_group()
+
+
+def _verify_shards(recipe: Recipe) -> None:
+    """:raises DataError: a shard is not what the manifest says."""
+    started = time.monotonic()
+    for split in ("train", "valid"):
+        ShardReader(recipe.run_dir / "shards", split, verify=True)
+    if (seconds := time.monotonic() - started) > 1:
+        log.info("verified the checksums of the shards in %.1f s", seconds)
 
 
 def _train_tracked(training: Training, newest: Checkpoint | None) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -19,8 +24,12 @@ def reader(prepared: Recipe) -> ShardReader:
     return ShardReader(prepared.run_dir / "shards", "train")
 
 
-def plan_of(reader: ShardReader, seed: int = 1, micro: int | None = MICRO) -> BatchPlan:
-    return BatchPlan(*reader.lengths(), max_tokens=BUDGET, micro_batch_tokens=micro, seed=seed)
+def plan_of(
+    reader: ShardReader, seed: int = 1, micro: int | None = MICRO, cache: Path | None = None
+) -> BatchPlan:
+    return BatchPlan(
+        *reader.lengths(), max_tokens=BUDGET, micro_batch_tokens=micro, seed=seed, cache=cache
+    )
 
 
 def sentences(batch: GlobalBatch) -> list[int]:
@@ -54,11 +63,88 @@ def test_the_plan_is_a_function_of_seed_and_step(reader: ShardReader) -> None:
 def test_ranks_share_a_global_batch_without_overlap(
     reader: ShardReader, world_size: int, micro: int | None
 ) -> None:
-    batch = plan_of(reader, micro=micro)[0]
+    plan = plan_of(reader, micro=micro)
+    batch = plan[0]
     shares = [batch.share(rank, world_size) for rank in range(world_size)]
-    assert len({len(share) for share in shares}) == 1  # equally many forward passes
+    # Equally many forward passes.
+    assert {len(share) for share in shares} == {plan.micro_batches_per_rank(world_size)}
     shared = sorted(int(i) for share in shares for piece in share for i in piece)
     assert shared == sentences(batch)
+
+
+def test_the_plan_is_the_one_of_earlier_releases() -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, size=(2, 5000)).astype(np.int32)
+    plan = BatchPlan(*lengths, max_tokens=BUDGET, micro_batch_tokens=MICRO, seed=1)
+    digest = hashlib.sha256()
+    for step in range(2 * plan.steps_per_epoch):
+        for micro in plan[step].micro_batches:
+            digest.update(f"{micro.tolist()}".encode())
+    # Another plan needs another `batches.VERSION`: checkpoints count its steps.
+    assert digest.hexdigest()[:16] == "d9c0d0cb48a33a95"
+
+
+def test_padding_share(reader: ShardReader) -> None:
+    plan = plan_of(reader)
+    batches = [collate(reader, micro, torch.device("cpu")) for micro in plan.sorted_micro_batches()]
+    padding, positions = 0, 0
+    for batch in batches:
+        for side in (batch.source, batch.targets):
+            padding += int((side == PAD_IDX).sum())
+            positions += side.numel()
+    assert plan.padding_share() == pytest.approx(padding / positions)
+
+
+def test_real_sentences_are_padded_little(shared: Path) -> None:
+    sides = [shared / "data" / "multi30k" / f"train.{language}.gz" for language in ("de", "en")]
+    source, target = (
+        np.array(
+            [len(line.split()) + 1 for line in gzip.decompress(side.read_bytes()).splitlines()]
+        )
+        for side in sides
+    )
+    plan = BatchPlan(source, target, max_tokens=4096, micro_batch_tokens=None, seed=1)
+    assert plan.padding_share() < 0.05
+
+
+# ── The cache ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cached_plan_is_the_same_plan(reader: ShardReader, tmp_path: Path) -> None:
+    plain, cached, again = (plan_of(reader, cache=cache) for cache in (None, tmp_path, tmp_path))
+    for step in (0, 1, plain.steps_per_epoch - 1, plain.steps_per_epoch, 0):
+        assert sentences(plain[step]) == sentences(cached[step]) == sentences(again[step])
+        assert plain[step].target_tokens == again[step].target_tokens
+
+
+def test_ranks_share_one_file(reader: ShardReader, tmp_path: Path) -> None:
+    plans = [plan_of(reader, cache=tmp_path) for _ in range(8)]
+    with ThreadPoolExecutor(8) as ranks:
+        batches = list(ranks.map(lambda plan: sentences(plan[0]), plans))
+    assert all(batch == batches[0] for batch in batches)
+    (file,) = tmp_path.glob("epoch-*")
+    inode = file.stat().st_ino
+    plan_of(reader, cache=tmp_path)[0]
+    assert file.stat().st_ino == inode  # not written again
+
+
+def test_the_cache_keeps_two_epochs_of_one_plan(reader: ShardReader, tmp_path: Path) -> None:
+    plan = plan_of(reader, cache=tmp_path)
+    for epoch in range(4):
+        plan[epoch * plan.steps_per_epoch]
+    assert {file.name.split("-")[1] for file in tmp_path.glob("epoch-*")} == {"2", "3"}
+    other = plan_of(reader, seed=2, cache=tmp_path)
+    assert sentences(other[0]) == sentences(plan_of(reader, seed=2)[0])
+    assert len(list(tmp_path.glob("epoch-*"))) == 1
+
+
+def test_a_damaged_cache_is_made_again(reader: ShardReader, tmp_path: Path) -> None:
+    expected = sentences(plan_of(reader, cache=tmp_path)[0])
+    (file,) = tmp_path.glob("epoch-*")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert sentences(plan_of(reader, cache=tmp_path)[0]) == expected
+
+
+# ── Collation ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_collation(reader: ShardReader) -> None:

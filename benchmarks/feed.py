@@ -1,0 +1,144 @@
+"""What stands between shards and the model: opening them, the batch plan, collation.
+
+The plan is for as many pairs as WMT14 De→En has; their lengths are those of real ones, repeated.
+Needs prepared shards:
+
+    ./run.sh prepare --config recipes/multi30k_de_en.yaml --run_dir runs/m30k
+    python -m benchmarks.feed --run_dir runs/m30k [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from benchmarks.rounds import describe, device_of
+from data_prep.shards import ShardReader, open_shard, write_shard
+from data_prep.stage import write_json
+from data_prep.vocabulary import vocabulary_files
+from pipeline.batches import BatchPlan, collate
+
+PAIRS_A_SHARD = 16
+MAX_TOKENS, MICRO_BATCH_TOKENS = 32768, 4096
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Median (min–max)."""
+    low, middle, high = (
+        f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values))
+    )
+    return f"{middle} ({low}–{high})"
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def many_shards(shards: Path, number: int, folder: Path) -> None:
+    """A data set of `number` small shards, cut from the first of `shards`."""
+    manifest = ShardReader(shards, "train").manifest
+    for path in vocabulary_files(shards):
+        shutil.copyfile(path, folder / path.name)
+    first = next(shard for shard in manifest["shards"] if shard["split"] == "train")
+    pairs = open_shard(shards / first["name"])
+    cut = [{**first, "name": f"train-{i:05d}.arrow", "pairs": PAIRS_A_SHARD} for i in range(number)]
+    for i, shard in enumerate(cut):
+        begin = i * PAIRS_A_SHARD % (len(pairs) - PAIRS_A_SHARD)
+        write_shard(folder / shard["name"], pairs.slice(begin, PAIRS_A_SHARD))
+    write_json(folder / "manifest.json", {**manifest, "shards": cut})
+
+
+def opening(shards: Path, number: int, rounds: int) -> None:
+    with TemporaryDirectory() as folder:
+        many_shards(shards, number, Path(folder))
+        opened, read = [], []
+        for _ in range(rounds):
+            opened.append(seconds_of(lambda: ShardReader(Path(folder), "train")))
+            reader = ShardReader(Path(folder), "train")
+            read.append(seconds_of(reader.lengths))
+    print(f"| opening {number:,} shards, s | {spread(opened)} |")
+    print(f"| … and the lengths of all their pairs, s | {spread(read)} |")
+
+
+def plan_once(shards: Path, pairs: int, cache: Path) -> tuple[float, float]:
+    """Seconds until the first step's batch is known, and MB at most, lengths included."""
+    lengths = np.stack(ShardReader(shards, "train").lengths())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lengths = np.tile(lengths, -(-pairs // lengths.shape[1]))[:, :pairs]
+    started = time.perf_counter()
+    BatchPlan(
+        *lengths,
+        max_tokens=MAX_TOKENS,
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
+        seed=1,
+        cache=cache,
+    )[0]
+    seconds = time.perf_counter() - started
+    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def planning(shards: Path, pairs: int, rounds: int) -> None:
+    made: list[tuple[float, float]] = []
+    cached: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        with TemporaryDirectory() as cache:
+            for results in (made, cached):
+                # A process of its own, to see its memory.
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                    results.append(pool.submit(plan_once, shards, pairs, Path(cache)).result())
+    for title, results in (("made", made), ("from the cache", cached)):
+        seconds, megabytes = zip(*results, strict=True)
+        print(f"| plan of {pairs:,} pairs {title}, s | {spread(seconds)} |")
+        print(f"| … its memory, MB | {spread(megabytes, 0)} |")
+
+
+def collation(shards: Path, steps: int, rounds: int) -> None:
+    reader = ShardReader(shards, "train")
+    lengths = np.stack(reader.lengths())
+    plan = BatchPlan(*lengths, max_tokens=MICRO_BATCH_TOKENS, micro_batch_tokens=None, seed=1)
+    parts = [plan[step].micro_batches[0] for step in range(min(steps, plan.steps_per_epoch))]
+    tokens = int(lengths[:, np.concatenate(parts)].sum())
+
+    def run() -> None:
+        for part in parts:
+            collate(reader, part, torch.device("cpu"))
+
+    run()  # reads the shards from the disk
+    rates = [tokens / seconds_of(run) for _ in range(rounds)]
+    print(f"| padding at {MICRO_BATCH_TOKENS:,} tokens a micro-batch, % | ", end="")
+    print(f"{100 * plan.padding_share():.2f} |")
+    print(f"| collation, source and target tokens/s of one process | {spread(rates, 0)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--shards", type=int, default=2000, help="to open")
+    parser.add_argument("--pairs", type=int, default=4_500_000, help="to plan for")
+    parser.add_argument("--steps", type=int, default=200, help="micro-batches to collate")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    shards, rounds = arguments.run_dir / "shards", arguments.rounds
+    print(f"## {describe(device_of('cpu'))}\n")
+    pairs = len(ShardReader(shards, "train"))
+    print(f"| {pairs:,} real pairs, {rounds} rounds | median (min–max) |\n|---|---|")
+    opening(shards, arguments.shards, rounds)
+    planning(shards, arguments.pairs, rounds)
+    collation(shards, arguments.steps, rounds)
+
+
+if __name__ == "__main__":
+    main()
