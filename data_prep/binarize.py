@@ -21,14 +21,14 @@ import pyarrow.compute as pc
 from data_prep.config import DataConfig
 from data_prep.corpora import read_lines
 from data_prep.engine import map_pieces
-from data_prep.shards import id_type, open_shard, write_shard
+from data_prep.shards import id_type, write_shard
 from data_prep.stage import DataError, Manifest, digest_of, log, run_stage, sha256_of
-from data_prep.vocabulary import EOS_IDX, load_vocabulary, vocabulary_files
+from data_prep.vocabulary import EOS_IDX, load_vocabularies, vocabulary_files
 
 TokenIdsOf = Callable[[Sequence[Sequence[str]]], pa.RecordBatch]
 
 LINES_AT_ONCE = 10_000
-VERSION = 2  # raise it when the same inputs would give other bytes
+VERSION = 3  # raise it when the same inputs would give other bytes
 
 
 def binarize(
@@ -112,21 +112,20 @@ def binarize(
 def _encode(
     config: DataConfig, text: Path, token_ids: TokenIdsOf, shards: int, piece: int, folder: Path
 ) -> dict[str, Any]:
-    """One piece as `pairs.arrow`, in the order of the shards that its pairs go to; `first.npy`
-    says where each shard's begin."""
+    """One piece as `pairs.arrow`, a record batch for each of the shards that its pairs go to."""
     lines = [
         (text / f"{piece:05d}" / f"text.{lang}").read_bytes().decode().split("\n")[:-1]
         for lang in config.languages
     ]
     pairs = token_ids(lines)
-    limit = config.max_tokens_per_side
-    fits = pc.less_equal(
-        pc.max_element_wise(*(pc.list_value_length(side) for side in pairs.columns)), limit
-    )
-    kept = pairs.filter(fits)
+    longest = pc.max_element_wise(*(pc.list_value_length(side) for side in pairs.columns))
+    kept = pairs.filter(pc.less_equal(longest, config.max_tokens_per_side))
     shard = np.random.default_rng([config.seed, piece]).integers(shards, size=len(kept))
-    write_shard(folder / "pairs.arrow", kept.take(pa.array(np.argsort(shard, kind="stable"))))
-    np.save(folder / "first.npy", np.cumsum([0, *np.bincount(shard, minlength=shards)]))
+    in_order = kept.take(pa.array(np.argsort(shard, kind="stable")))
+    counts = np.bincount(shard, minlength=shards)
+    begins = np.cumsum(counts) - counts
+    batches = (in_order.slice(*span) for span in zip(begins, counts, strict=True))
+    write_shard(folder / "pairs.arrow", *batches)
     return {"too_long": len(pairs) - len(kept)}
 
 
@@ -134,17 +133,8 @@ def _gather(
     config: DataConfig, encoded: Path, pieces: int, shard: int, folder: Path
 ) -> dict[str, Any]:
     """One shard: its pairs of all pieces, shuffled."""
-    parts = []
-    for piece in range(pieces):
-        begin, end = np.load(encoded / f"{piece:05d}" / "first.npy", mmap_mode="r")[
-            shard : shard + 2
-        ]
-        if end > begin:
-            pairs = open_shard(encoded / f"{piece:05d}" / "pairs.arrow")
-            parts.append(pairs.slice(begin, end - begin))
-    if not parts:
-        parts = [open_shard(encoded / "00000" / "pairs.arrow").slice(0, 0)]
-    pairs = pa.concat_batches(parts)
+    files = (pa.OSFile(str(encoded / f"{piece:05d}" / "pairs.arrow")) for piece in range(pieces))
+    pairs = pa.concat_batches([pa.ipc.open_file(file).get_batch(shard) for file in files])
     order = np.random.default_rng([config.seed, pieces, shard]).permutation(len(pairs))
     path = folder / "shard.arrow"
     write_shard(path, pairs.take(pa.array(order)))
@@ -172,11 +162,10 @@ def _token_ids(
     models: Path, vocab_sizes: Sequence[int], sides: Sequence[Sequence[str]]
 ) -> pa.RecordBatch:
     """Source and target lines as the columns of a shard."""
-    files = vocabulary_files(models)
     dtype = id_type(vocab_sizes)
     columns = []
-    for path, lines in zip((files[0], files[-1]), sides, strict=True):
-        encode = load_vocabulary(path).encode
+    for vocabulary, lines in zip(load_vocabularies(models), sides, strict=True):
+        encode = vocabulary.encode
         values, lengths = [np.empty(0, dtype)], [0]
         for begin in range(0, len(lines), LINES_AT_ONCE):
             ids = encode(list(lines[begin : begin + LINES_AT_ONCE]), add_eos=True, num_threads=1)

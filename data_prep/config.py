@@ -145,7 +145,7 @@ class DataConfig(Section):
     max_tokens_per_side: PositiveInt = 256
     """Drop a training pair with more tokens on a side (EOS included)."""
 
-    pairs_per_shard: PositiveInt = 500_000
+    pairs_per_shard: PositiveInt = 250_000
     """Sentence pairs in one shard file, about."""
 
     pairs_per_piece: PositiveInt = 50_000

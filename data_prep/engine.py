@@ -46,6 +46,7 @@ def executor_of(config: DataConfig) -> Iterator[Executor]:
             yield executor
         return
     workers = config.workers or len(os.sched_getaffinity(0))
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # others keep what is freed
     # Not forked: a child would inherit the lock of run_dir and hold it after our death.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:

@@ -19,7 +19,7 @@ from data_prep.corpora import hash_text
 from data_prep.engine import map_pieces
 from data_prep.filters import Duplicates, Filter, RepeatedSide
 
-PAIRS_PER_TASK = 2_000_000  # about 40 bytes each
+PAIRS_PER_TASK = 500_000  # about 40 bytes each
 
 
 class Round(NamedTuple):

@@ -27,10 +27,11 @@ Column = tuple[TokenIds, NDArray[np.int32]]
 REMEDY = "without that file, `./run.sh prepare` makes it again"
 
 
-def write_shard(path: Path, pairs: pa.RecordBatch) -> None:
-    """Write one shard; the same pairs give the same bytes."""
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, pairs.schema) as writer:
-        writer.write_batch(pairs)
+def write_shard(path: Path, *batches: pa.RecordBatch) -> None:
+    """Write record batches of pairs (a shard is one); the same pairs give the same bytes."""
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def id_type(vocab_sizes: Sequence[int]) -> np.dtype[Any]:
