@@ -164,6 +164,21 @@ def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
     report(title, seconds, "none", tokens, "target tokens")
 
 
+def compare_compilation(arguments: argparse.Namespace, tokens: int) -> None:
+    loss = batch(tokens, arguments.vocab_size, arguments.device)
+    runs = {}
+    for name in ("RingFormer: all folded", "Transformer"):
+        for way in ("eager", "compiled"):
+            model = build(name, config_of(arguments), arguments.vocab_size)
+            model.to(arguments.device, arguments.dtype).train()
+            if way == "compiled":
+                model.compile_layers()
+            runs[f"{name}, {way}"] = step_of(model, loss)
+    seconds = measure(runs, arguments.rounds, arguments.device)
+    title = f"torch.compile (the first step compiles), {tokens} tokens a side"
+    report(title, seconds, "RingFormer: all folded, eager", tokens, "target tokens")
+
+
 def config_of(arguments: argparse.Namespace) -> ModelConfig:
     dim = arguments.model_dim
     return ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
@@ -179,9 +194,8 @@ def main() -> None:
     parser.add_argument("--device", help="cpu or cuda [cuda if there is one]")
     parser.add_argument("--compile", action="store_true", help="torch.compile the layers")
     parser.add_argument("--only", default="", help="systems with this in their name")
-    parser.add_argument(
-        "--parts", nargs="+", default=["systems", "checkpoints", "memory"], help="what to measure"
-    )
+    parts = ["systems", "checkpoints", "memory", "compilation"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to measure")
     arguments = parser.parse_args()
     arguments.device, arguments.dtype = device_of(arguments.device), getattr(torch, arguments.dtype)
     print(f"## {describe(arguments.device)}")
@@ -192,6 +206,8 @@ def main() -> None:
         compare_checkpointing(arguments, arguments.tokens[0])
     if "memory" in arguments.parts:
         compare_memory(arguments, arguments.tokens[0])
+    if "compilation" in arguments.parts:
+        compare_compilation(arguments, arguments.tokens[0])
 
 
 if __name__ == "__main__":
