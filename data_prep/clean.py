@@ -6,22 +6,23 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import cache
 from functools import partial as bind
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.clean_report import LENGTH_EDGES, RATIO_EDGES, draw, report_of, summary
+from data_prep.clean_report import EXAMPLES, LENGTH_EDGES, RATIO_EDGES, draw, report_of, summary
 from data_prep.config import Corpus, DataConfig
 from data_prep.corpora import hash_text, read_pairs, read_piece
 from data_prep.engine import map_pieces
 from data_prep.filters import Language, OverAllCorpora, TestOverlap
 from data_prep.repeats import find_repeats, rounds_of, write_keys
-from data_prep.stage import DataError, Manifest, digest_of, log, run_stage, write_json
+from data_prep.stage import DataError, Manifest, digest_of, log, run_stage, save_array, write_json
 
-VERSION = 2  # raise it when the same settings would clean differently
-EXAMPLES = 5
+VERSION = 3  # raise it when the same settings would clean differently
+EXAMPLE_CHARS = 300
 
 Pair = tuple[str, str]
 Drops = Callable[[str, str], bool]
@@ -75,16 +76,17 @@ def clean(
             if not any(source.strip() and target.strip() for source, target in pairs):
                 raise DataError(f"{name}: no pair with text on both sides")
         held_out = [*valid, *((normalise(s), normalise(t)) for s, t in test)]
-        sources, targets = (frozenset(map(hash_text, side)) for side in zip(*held_out, strict=True))
+        hashes = np.array([[hash_text(side) for side in pair] for pair in held_out], np.uint64)
+        overlap = partial / "scratch-held-out" / f"{digest_of(hashes.tolist())[:16]}.npy"
+        overlap.parent.mkdir(exist_ok=True)
+        save_array(overlap, hashes)
         passed = partial / "scratch-filtered"
-        filtered = map_pieces(
-            executor, bind(_filter, config, (sources, targets), source), pieces, passed
-        )
+        filtered = map_pieces(executor, bind(_filter, config, overlap, source), pieces, passed)
         counts = [piece["kept"] for piece in filtered]
         rounds = list(rounds_of(config.cleaning.filters))
         fate = find_repeats(executor, rounds, passed, counts, partial / "scratch-repeats")
         keep = bind(_keep, config, passed, fate, [each.filter for each in rounds])
-        begins = np.cumsum([0, *counts[:-1]]).tolist()
+        begins = (np.cumsum(counts, dtype=np.int64) - np.array(counts, np.int64)).tolist()
         spans = list(zip(range(len(counts)), begins, counts, strict=True))
         kept = map_pieces(executor, keep, spans, partial / "train")
         report = report_of(config, filtered, kept)
@@ -115,7 +117,7 @@ def clean(
 
 def _filter(
     config: DataConfig,
-    held_out: tuple[frozenset[int], frozenset[int]],
+    held_out: Path,
     source: Path,
     piece: Mapping[str, Any],
     folder: Path,
@@ -140,11 +142,16 @@ def _filter(
     return {"corpus": piece["corpus"], "read": piece["pairs"], "kept": len(kept), **_tally(dropped)}
 
 
-def _filters(
-    config: DataConfig, held_out: tuple[frozenset[int], frozenset[int]]
-) -> dict[str, Drops]:
+@cache
+def _hashes(held_out: Path) -> tuple[frozenset[int], frozenset[int]]:
+    """Of the source and the target sides of validation and test set."""
+    sources, targets = np.load(held_out).T.tolist()
+    return frozenset(sources), frozenset(targets)
+
+
+def _filters(config: DataConfig, held_out: Path) -> dict[str, Drops]:
     """What looks at one pair, by name, in order."""
-    sources, targets = held_out
+    sources, targets = _hashes(held_out)
     filters: dict[str, Drops] = {}
     for each in config.cleaning.filters:
         if isinstance(each, TestOverlap):
@@ -159,7 +166,10 @@ def _filters(
 def _tally(dropped: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
     return {
         "dropped": {name: len(pairs) for name, pairs in dropped.items()},
-        "examples": {name: pairs[:EXAMPLES] for name, pairs in dropped.items()},
+        "examples": {
+            name: [[side[:EXAMPLE_CHARS] for side in pair] for pair in pairs[:EXAMPLES]]
+            for name, pairs in dropped.items()
+        },
     }
 
 
@@ -182,23 +192,20 @@ def _keep(
     ]
     dropped: dict[str, list[Pair]] = {name: [] for name in reasons}
     kept: list[Pair] = []
-    why = np.load(fate)[begin : begin + count].tolist()
+    why = np.load(fate, mmap_mode="r")[begin : begin + count].tolist() if count else []
     for pair, number in zip(zip(*sides, strict=True), why, strict=True):
         (dropped[reasons[number - 1]] if number else kept).append(pair)
     _write_pairs(folder, "text", config, kept)
     lengths = np.array([[len(s), len(t)] for s, t in kept], np.int64).reshape(-1, 2)
-    ratio = lengths[:, 1] / np.maximum(lengths[:, 0], 1)
-    return {
-        "kept": len(kept),
-        **_tally(dropped),
-        "source_chars": np.histogram(lengths[:, 0].clip(max=LENGTH_EDGES[-1]), LENGTH_EDGES)[
-            0
-        ].tolist(),
-        "target_chars": np.histogram(lengths[:, 1].clip(max=LENGTH_EDGES[-1]), LENGTH_EDGES)[
-            0
-        ].tolist(),
-        "ratio": np.histogram(ratio.clip(max=RATIO_EDGES[-1]), RATIO_EDGES)[0].tolist(),
+    histograms = {
+        key: np.histogram(values.clip(max=edges[-1]), edges)[0].tolist()
+        for key, values, edges in (
+            ("source_chars", lengths[:, 0], LENGTH_EDGES),
+            ("target_chars", lengths[:, 1], LENGTH_EDGES),
+            ("ratio", lengths[:, 1] / np.maximum(lengths[:, 0], 1), RATIO_EDGES),
+        )
     }
+    return {"kept": len(kept), **_tally(dropped), **histograms}
 
 
 def _write_pairs(folder: Path, name: str, config: DataConfig, pairs: Sequence[Pair]) -> None:

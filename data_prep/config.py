@@ -149,7 +149,8 @@ class DataConfig(Section):
     """Sentence pairs in one shard file, about."""
 
     pairs_per_piece: PositiveInt = 50_000
-    """Lines of a corpus that a worker takes at once: what a killed command can lose of its work."""
+    """Lines of a corpus that a worker takes at once: what a killed command can lose of its work.
+    Another value draws another order and another sample for the vocabulary."""
 
     executor: Literal["processes", "dask"] = "processes"
     """Who does the work: processes of this machine, or the workers of a Dask scheduler (extra
@@ -169,7 +170,9 @@ class DataConfig(Section):
         return self.source_lang, self.target_lang
 
     @model_validator(mode="after")
-    def _languages_differ(self) -> DataConfig:
+    def _names_differ(self) -> DataConfig:
+        if len({corpus.name for corpus in self.train}) < len(self.train):
+            raise ValueError("train: every corpus needs a name of its own")
         if self.source_lang == self.target_lang:
             raise ValueError("source_lang and target_lang must differ")
         return self

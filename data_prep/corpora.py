@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import gzip
 import hashlib
+import html
 import re
 import shutil
 import tarfile
@@ -14,7 +16,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import unescape
 
 import numpy as np
 import requests
@@ -91,7 +92,7 @@ def _cut(corpus: Sequence[Path], folder: Path, every: int) -> dict[str, Any]:
     sides: dict[str, Any] = {}
     for side, path in zip(("source", "target"), corpus, strict=True):
         plain = path
-        if path.suffix in (".gz", ".sgm"):
+        if {".gz", ".sgm"} & set(path.suffixes):
             plain = folder / f"{side}.txt"
             with plain.open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(f"{line}\n" for line in read_lines(path))
@@ -156,7 +157,7 @@ def _fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, A
 
 
 def _write_toy_corpus(config: DataConfig, sizes: ToyCorpusConfig, folder: Path) -> None:
-    (folder / "toy").mkdir()
+    (folder / "toy").mkdir(exist_ok=True)
     if config.languages != ("de", "en"):
         raise DataError("The embedded toy corpus is German–English; use it as de → en")
     splits = toy_corpus.generate(sizes.model_dump(), config.seed)
@@ -171,28 +172,42 @@ def _write_toy_corpus(config: DataConfig, sizes: ToyCorpusConfig, folder: Path) 
 
 def _download(config: DataConfig, missing: list[str]) -> None:
     """Fetch what `missing` needs; all or one message about everything that could not be had."""
+    if not missing:
+        return
     sources = {path: d for d in config.downloads for path in d.provides}
-    unknown = [path for path in missing if path not in sources]
-    if unknown:
-        places = "".join(f"\n  {config.root / path}" for path in unknown)
+    if any(path not in sources for path in missing):
         raise DataError(
-            f"Corpus file not found, and the recipe names no download for it:{places}\n"
-            "Put it there, or set --data.root to the folder that holds it."
+            "Corpus files not found, and the recipe names no download for all of them:"
+            f"{_places(config, missing, sources)}\n"
+            "Put them there, or set --data.root to the folder that holds them."
         )
-    wanted = {sources[path].url: sources[path] for path in missing}
-    try:
-        for download in wanted.values():
-            _fetch_one(download, config.root)
-    except requests.RequestException as error:
-        places = "".join(
-            f"\n  {sources[path].url}  →  {config.root / path}"
+    config.root.mkdir(parents=True, exist_ok=True)
+    with (config.root / ".download.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other runs use the same root
+        wanted = {
+            sources[path].url: sources[path]
             for path in missing
             if not (config.root / path).is_file()
-        )
-        raise DataError(
-            f"Could not download {download.url} ({type(error).__name__}). Fetch by hand, unpack, "
-            f"and put these files where the arrows point, or set --data.root:{places}"
-        ) from error
+        }
+        try:
+            for download in wanted.values():
+                _fetch_one(download, config.root)
+        except requests.RequestException as error:
+            raise DataError(
+                f"Could not download {download.url} ({type(error).__name__}). Fetch by hand, "
+                "unpack, and put these files where the arrows point, or set --data.root:"
+                f"{_places(config, missing, sources)}"
+            ) from error
+
+
+def _places(config: DataConfig, missing: list[str], sources: Mapping[str, Download]) -> str:
+    """A line for every file that is still missing: where it comes from, where it belongs."""
+    lines = []
+    for path in missing:
+        if not (config.root / path).is_file():
+            url = f"{sources[path].url}  →  " if path in sources else ""
+            lines.append(f"\n  {url}{config.root / path}")
+    return "".join(lines)
 
 
 def _fetch_one(download: Download, root: Path) -> None:
@@ -200,7 +215,8 @@ def _fetch_one(download: Download, root: Path) -> None:
     partial = folder / f".{download.url.rsplit('/', 1)[-1]}.partial"
     existing = next(parent for parent in partial.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
-    if free < download.bytes * (5 if download.members else 1):
+    have = partial.stat().st_size if partial.exists() else 0
+    if free + have < download.bytes * (5 if download.members else 1):
         raise DataError(
             f"{folder}: {free >> 20} MiB free is not enough for {download.url} "
             f"({download.bytes >> 20} MiB{' and its contents' if download.members else ''})"
@@ -243,7 +259,7 @@ def _receive(download: Download, partial: Path) -> None:
     if have == download.bytes:
         return
     columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn())
-    headers = {"Range": f"bytes={have}-"} if have else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with (
         Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
         requests.get(
@@ -338,7 +354,7 @@ def read_lines(path: Path) -> Iterator[str]:
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            lines: Iterable[bytes] = _segments(file.read()) if path.suffix == ".sgm" else file
+            lines: Iterable[bytes] = _segments(file.read()) if ".sgm" in path.suffixes else file
             for number, line in enumerate(lines, start=1):  # noqa: B007 (the handlers use it)
                 yield line.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -349,9 +365,8 @@ def read_lines(path: Path) -> Iterator[str]:
 
 def _segments(sgm: bytes) -> Iterator[bytes]:
     """The segments of a WMT test set, one line each."""
-    for segment in re.findall(rb"<seg[^>]*>(.*?)</seg>", sgm, re.DOTALL):
-        text = unescape(segment.decode("latin-1"), {"&quot;": '"', "&apos;": "'"})
-        yield b" ".join(text.encode("latin-1").split())
+    for segment in re.findall(rb"<seg\b[^>]*>(.*?)</seg>", sgm, re.DOTALL | re.IGNORECASE):
+        yield " ".join(html.unescape(segment.decode("utf-8")).split()).encode()
 
 
 def hash_text(text: str) -> int:

@@ -15,7 +15,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import (
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    as_completed,
+)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +87,12 @@ def _dask_executor(scheduler: str) -> Iterator[Executor]:
             f"data.scheduler {scheduler}: no Dask scheduler answers there ({error})"
         ) from error
     with client:
-        yield client.get_executor()  # type: ignore[no-untyped-call]
+        try:
+            client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
+        except TimeoutError as error:
+            raise DataError(f"data.scheduler {scheduler} has no workers") from error
+        # Not pure: what an earlier command computed may be gone from the disk.
+        yield client.get_executor(pure=False)  # type: ignore[no-untyped-call]
 
 
 def map_pieces(
@@ -100,10 +111,10 @@ def map_pieces(
     """
     folder.mkdir(exist_ok=True)
     label = folder.name.removeprefix("scratch-")
-    for torn in folder.glob(".*"):
-        shutil.rmtree(torn, ignore_errors=True)
+    _remove_torn(folder)
+    done = {place.name for place in folder.iterdir()}
     places = [folder / f"{index:05d}" for index in range(len(pieces))]
-    todo = [index for index, place in enumerate(places) if not place.exists()]
+    todo = [index for index, place in enumerate(places) if place.name not in done]
     if len(todo) < len(pieces):
         log.info(
             "%s: %d of %d pieces were done before",
@@ -114,11 +125,17 @@ def map_pieces(
     if len(todo) == 1:  # not worth a worker
         _do(work, pieces[todo[0]], places[todo[0]])
     else:
-        futures = [executor.submit(_do, work, pieces[index], places[index]) for index in todo]
+        futures: list[Future[None]] = []
         try:
+            for index in todo:
+                futures.append(executor.submit(_do, work, pieces[index], places[index]))
             for future in _with_progress(label, as_completed(futures), len(futures)):
                 future.result()
-        except (BrokenProcessPool, CancelledError) as error:
+        except Exception as error:
+            # Dask's is named here, for it may not be installed.
+            died = isinstance(error, BrokenProcessPool | CancelledError)
+            if not died and type(error).__name__ != "KilledWorker":
+                raise
             raise DataError(
                 f"{label}: a worker died (killed, or out of memory: fewer --data.workers "
                 "need less); run the same command again to continue"
@@ -126,7 +143,13 @@ def map_pieces(
         finally:
             for future in futures:
                 future.cancel()
+        _remove_torn(folder)  # of a worker that died and whose piece another one took
     return [json.loads((place / "result.json").read_text(encoding="utf-8")) for place in places]
+
+
+def _remove_torn(folder: Path) -> None:
+    for torn in folder.glob(".*"):
+        shutil.rmtree(torn, ignore_errors=True)
 
 
 def _do(work: Callable[[Any, Path], Mapping[str, Any]], piece: Any, place: Path) -> None:

@@ -144,7 +144,8 @@ class Script(Section):
         if script == "Latin" and text.isascii():
             return False
         letters = _NOT_LETTERS.sub("", text)
-        return len(_other_letters(script).findall(letters)) > (1 - self.min_share) * len(letters)
+        foreign = len(_other_letters(script).findall(letters))
+        return len(letters) - foreign < self.min_share * len(letters)
 
 
 class Language(Section):

@@ -1,4 +1,4 @@
-"""Repeats over all corpora, found in memory that does not grow with them.
+"""Repeats over all corpora, found in memory that hardly grows with them: by a byte a pair.
 
 Each piece writes the hashes of its pairs, sorted. A task then takes one range of hash values from
 all pieces: it sees every pair whose hash lies there, and says which of them are repeats.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from data_prep.corpora import hash_text
 from data_prep.engine import map_pieces
 from data_prep.filters import Duplicates, Filter, RepeatedSide
+from data_prep.stage import save_array
 
 PAIRS_PER_TASK = 500_000  # about 40 bytes each
 
@@ -48,8 +49,8 @@ def write_keys(folder: Path, pairs: Sequence[tuple[str, str]], rounds: Sequence[
             hashes = (hash_text(pair[key == "target"]) for pair in pairs)
         values = np.fromiter(hashes, np.uint64, len(pairs))
         order = np.argsort(values, kind="stable")
-        np.save(folder / f"{key}.npy", values[order])
-        np.save(folder / f"{key}-rows.npy", order.astype(np.uint32))
+        save_array(folder / f"{key}.npy", values[order])
+        save_array(folder / f"{key}-rows.npy", order.astype(np.uint32))
 
 
 def find_repeats(
@@ -69,13 +70,13 @@ def find_repeats(
     fate = np.zeros(first[-1], np.uint8)
     tasks = list(range(-(-len(fate) // PAIRS_PER_TASK)))
     for number, each in enumerate(rounds, start=1):
-        np.save(scratch / "before.npy", fate)
-        work = bind(_repeats, pieces, first, scratch / "before.npy", each, len(tasks))
+        save_array(scratch / f"before-{number}.npy", fate)
+        work = bind(_repeats, pieces, first, scratch / f"before-{number}.npy", each, len(tasks))
         found = scratch / f"repeats-{number}"
         map_pieces(executor, work, tasks, found)
         for task in tasks:
             fate[np.load(found / f"{task:05d}" / "rows.npy")] = number
-    np.save(scratch / "fate.npy", fate)
+    save_array(scratch / "fate.npy", fate)
     return scratch / "fate.npy"
 
 
@@ -109,5 +110,5 @@ def _repeats(
     starts = np.flatnonzero(np.concatenate([[True], value[1:] != value[:-1]])[: len(value)])
     lengths = np.diff(np.append(starts, len(value)))
     nth = np.arange(len(value)) - np.repeat(starts, lengths)
-    np.save(folder / "rows.npy", np.sort(row[nth >= each.most]))
+    save_array(folder / "rows.npy", np.sort(row[nth >= each.most]))
     return {}

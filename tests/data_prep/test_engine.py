@@ -183,12 +183,13 @@ def test_a_scheduler_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk(recipe: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    """In a file system of 1 MiB, made and lost with a mount namespace."""
+@pytest.mark.parametrize("size", ["400k", "1m"])
+def test_a_full_disk(recipe: Path, undisturbed: dict[str, str], tmp_path: Path, size: str) -> None:
+    """In a file system of that size, made and lost with a mount namespace."""
     small = tmp_path / "small"
     small.mkdir()
     script = f"""
-        mount -t tmpfs -o size=1m none {small} || exit 77
+        mount -t tmpfs -o size={size} none {small} || exit 77
         {" ".join(command(recipe, small / "run", "--data.workers", "2"))}
         echo "exit $?" >&2
         mount -o remount,size=64m {small}
@@ -205,3 +206,15 @@ def test_a_full_disk(recipe: Path, undisturbed: dict[str, str], tmp_path: Path) 
     assert "Traceback" not in done.stderr
     assert done.returncode == 0, done.stderr
     assert files_of(tmp_path / "copy").keys() == undisturbed.keys()
+
+
+@pytest.mark.slow
+def test_killed_while_the_toy_corpus_is_written(tiny_recipe: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(command(tiny_recipe, tmp_path / "run"), cwd=ROOT)
+    while process.poll() is None:
+        if (tmp_path / "run" / ".fetch.partial" / "toy").exists():
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
+    done = run_process(command(tiny_recipe, tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "fetch: continued" in done.stderr

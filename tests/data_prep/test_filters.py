@@ -45,7 +45,12 @@ KEPT_AND_DROPPED: list[tuple[dict[str, Any], list[tuple[str, str]], list[tuple[s
     ),
     (
         {"filter": "script", "source": "Latin", "target": "Cyrillic", "min_share": 0.9},
-        [("Größe 17 µm", "размер 17"), ("123", "456"), ("a", "жжжжжжжжжжж x")],
+        [
+            ("Größe 17 µm", "размер 17"),
+            ("123", "456"),
+            ("abcdefghi ж", "х"),
+            ("a", "жжжжжжжжжжж x"),
+        ],
         [("größe", "size"), ("размер", "размер"), ("a", "жжжж x")],
     ),
 ]

@@ -279,6 +279,10 @@ def damage_run_dir(folder: Path) -> None:
     (folder / "run").write_text("a file is in the way")
 
 
+def damage_empty_files(folder: Path) -> None:
+    write_corpus(folder / "data", "train", [])
+
+
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
@@ -286,6 +290,7 @@ def damage_run_dir(folder: Path) -> None:
         (damage_length, ["train.de ends after 400 lines", "train.en goes on"]),
         (damage_gz, ["train.de.gz: damaged or truncated after line"]),
         (damage_encoding, ["train.de:42: not valid UTF-8 (byte 2"]),
+        (damage_empty_files, ["No training pair is left", "train: kept 0 of 0 pairs"]),
         (damage_empty, ["No training pair is left", "50 empty_side"]),
         (damage_vocabulary, ["data.vocabulary.size 30000", "800 lines"]),
         (damage_run_dir, ["/run'", "File exists"]),
