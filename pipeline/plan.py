@@ -1,0 +1,149 @@
+"""What a training will need: memory per GPU by ZeRO stage, and bytes on the wire per step.
+
+    python -m pipeline.plan --config RECIPE --nodes 8 --gpus 8
+
+Nothing is trained and no data is read; a small forward pass tells what the activations take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from math import gcd
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.vocabulary import PAD_IDX
+from models.config import ModelConfig
+from models.factory import create_model
+from models.seq2seq import TranslationModel
+from pipeline.config import Recipe, UsageError, run_command
+
+GIB = 1 << 30
+SENTENCE = 32  # tokens a side of the sentences that activations are measured with
+ADAM = 8  # bytes a parameter: two moments in float32
+
+
+def kept_activations(model: TranslationModel, sentences: int, vocab_size: int) -> int:
+    """Bytes that a forward pass with loss keeps for the backward pass."""
+    generator = torch.Generator().manual_seed(1)
+    sides = [
+        torch.randint(4, vocab_size, (sentences, SENTENCE), generator=generator) for _ in range(2)
+    ]
+    source, target = sides
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(source, model.layout(source), target, model.layout(target), target)
+        del loss
+    return sum(kept.values())
+
+
+def activations_per_token(recipe: Recipe, dtype: torch.dtype) -> float:
+    """Bytes kept for each token position of the longer side, both stacks together."""
+    size = min(recipe.data.vocabulary.size, 1000)  # logits are never kept
+    model = create_model(recipe.model, (size, size), PAD_IDX).to(dtype).train()
+    model.checkpoint_levels(recipe.training.checkpoint_levels)
+    few, many = (kept_activations(model, sentences, size) for sentences in (4, 12))
+    return (many - few) / (8 * SENTENCE)
+
+
+def parameters(config: ModelConfig, vocab_size: int) -> int:
+    with torch.device("meta"):
+        model = create_model(config, (vocab_size, vocab_size), PAD_IDX)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def state_bytes(count: int, stage: int, gpus: int, half: bool) -> tuple[float, float, float]:
+    """Bytes on each GPU of parameters, gradients and optimizer (with float32 copies of bf16)."""
+    width = 2 if half else 4
+    optimizer = ADAM + (4 if half else 0)
+    return (
+        count * width / (gpus if stage >= 3 else 1),
+        count * width / (gpus if stage >= 2 else 1),
+        count * optimizer / (gpus if stage >= 1 else 1),
+    )
+
+
+def sent_bytes(count: int, stage: int, gpus: int, half: bool, accumulation: int) -> float:
+    """Bytes that each GPU sends in a step, with ring collectives.
+
+    Stage 0 all-reduces gradients (twice the gradients), 1 reduces them to their owners and gathers
+    the parameters, 2 reduces after every micro-batch, 3 also gathers the parameters for each
+    forward and each backward pass.
+    """
+    gradients = weights = count * (2 if half else 4)
+    volume = {
+        0: 2 * gradients,
+        1: gradients + weights,
+        2: accumulation * gradients + weights,
+        3: accumulation * (gradients + 2 * weights),
+    }
+    return volume[stage] * (gpus - 1) / gpus
+
+
+def plan(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
+    """Print the tables."""
+    gpus = nodes * gpus_per_node
+    training = recipe.training
+    settings = json.loads(training.deepspeed_config.read_text(encoding="utf-8"))
+    half = any(settings.get(kind, {}).get("enabled", False) for kind in ("bf16", "fp16"))
+    micro_tokens = training.micro_batch_tokens or training.max_tokens
+    micro_batches = training.max_tokens // micro_tokens
+    pieces = gpus // gcd(gpus, micro_batches)
+    accumulation = micro_batches * pieces // gpus
+    tokens = micro_tokens / pieces
+    per_token = activations_per_token(recipe, torch.bfloat16 if half else torch.float32)
+    vocab_size = recipe.data.vocabulary.size
+    count = parameters(recipe.model, vocab_size)
+    rival = parameters(
+        recipe.model.model_copy(update={"architecture": "transformer", "level_signals": "all"}),
+        vocab_size,
+    )
+    console = Console()
+    console.print(
+        f"{count:,} parameters ({recipe.model.architecture}; a Transformer of this width and depth "
+        f"has {rival:,}), {'16' if half else '32'} bits\n"
+        f"{gpus} GPUs; a global batch of {training.max_tokens:,} tokens is {accumulation} × "
+        f"{tokens:,.0f} tokens a GPU; activations {per_token * tokens / GIB:.2f} GiB\n"
+    )
+    table = Table("ZeRO", title="GiB per GPU, by ZeRO stage")
+    for column in ("weights", "gradients", "Adam", "all*", "sent†", "Transformer†"):
+        table.add_column(column, justify="right")
+    for stage in range(4):
+        state = state_bytes(count, stage, gpus, half)
+        sent, rival_sent = (
+            sent_bytes(number, stage, gpus, half, accumulation) for number in (count, rival)
+        )
+        values = (*state, sum(state) + per_token * tokens, sent, rival_sent)
+        table.add_row(str(stage), *(f"{value / GIB:.3f}" for value in values))
+    console.print(table)
+    console.print(
+        "* with activations; beside it the CUDA context, a chunk of logits (0.4 GiB), network "
+        "buffers, and what the allocator cannot reuse\n"
+        "† in a step, by ring collectives; and what the Transformer would send"
+    )
+
+
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    if min(arguments.nodes, arguments.gpus) < 1:
+        raise UsageError("--nodes and --gpus must be at least 1")
+    plan(recipe, arguments.nodes, arguments.gpus)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nodes", type=int, default=1, help="machines [1]")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs of each [1]")
+
+
+if __name__ == "__main__":
+    run_command("plan", "Memory and communication of a training.", main, _add_arguments)

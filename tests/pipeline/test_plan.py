@@ -1,0 +1,49 @@
+"""The plan's arithmetic, against what can be counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from data_prep.vocabulary import PAD_IDX
+from models.factory import create_model
+from pipeline.config import load_recipe
+from pipeline.plan import activations_per_token, parameters, sent_bytes, state_bytes
+from tests.conftest import Command
+
+QUICKSTART = Path("recipes/quickstart.yaml")
+
+
+def test_parameters_are_counted_without_making_them() -> None:
+    config = load_recipe(QUICKSTART).model
+    model = create_model(config, (1000, 1000), PAD_IDX)
+    assert parameters(config, 1000) == sum(p.numel() for p in model.parameters())
+
+
+def test_every_zero_stage_shards_more_and_sends_what_it_must() -> None:
+    whole = 4 + 4 + 8
+    assert [sum(state_bytes(100, stage, 1, half=False)) for stage in range(4)] == [100 * whole] * 4
+    sharded = [sum(state_bytes(100, stage, 4, half=False)) / 100 for stage in range(4)]
+    assert sharded == [16, 4 + 4 + 2, 4 + 1 + 2, 4]
+    assert sum(state_bytes(100, 3, 4, half=True)) * 4 == 100 * (2 + 2 + 12)
+    assert [sent_bytes(100, stage, 1, False, 1) for stage in range(4)] == [0] * 4
+    assert [sent_bytes(100, stage, 2, False, 3) for stage in range(4)] == [400, 400, 800, 1800]
+
+
+def test_checkpoints_keep_a_part_of_the_activations() -> None:
+    none, every_level = (
+        activations_per_token(
+            load_recipe(QUICKSTART, [("training.checkpoint_levels", levels)]), torch.float32
+        )
+        for levels in ("0", "1")
+    )
+    # At the least a level's input of each stack.
+    assert 2 * 3 * 128 * 4 <= every_level < 0.2 * none
+
+
+def test_command(command: Command) -> None:
+    done = command("pipeline.plan", "--nodes", 2, "--gpus", 4)
+    assert done.returncode == 0, done.stderr
+    assert "8 GPUs; a global batch of 512 tokens" in done.stdout
+    assert command("pipeline.plan", "--nodes", 0).returncode == 2
