@@ -115,7 +115,9 @@ stop_training() {
 }
 
 tests() {
-  ruff check . && ruff format --check . && mypy && python -m pytest "$@"
+  # A file's tests share what they have trained, so they stay in one process.
+  ruff check . && ruff format --check . && mypy &&
+    python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
 }
 
 command=all
