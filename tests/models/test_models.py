@@ -89,6 +89,7 @@ def test_signals_of_a_rival_are_refused() -> None:
         ModelConfig(architecture="universal", level_signals="static")
 
 
+@pytest.mark.slow
 def test_the_compiled_layer_serves_all_levels_and_shapes() -> None:
     """Without Inductor, which takes minutes."""
     source, target = sequences(7, 3), sequences(4, 6)
