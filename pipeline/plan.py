@@ -8,7 +8,6 @@ Nothing is trained and no data is read; a small forward pass tells what the acti
 from __future__ import annotations
 
 import argparse
-import json
 from math import gcd
 
 import torch
@@ -20,6 +19,7 @@ from models.config import ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.config import Recipe, UsageError, run_command
+from pipeline.deepspeed_config import deepspeed_config
 
 GIB = 1 << 30
 SENTENCE = 32  # tokens a side of the sentences that activations are measured with
@@ -95,8 +95,9 @@ def plan(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     """Print the tables."""
     gpus = nodes * gpus_per_node
     training = recipe.training
-    settings = json.loads(training.deepspeed_config.read_text(encoding="utf-8"))
-    half = any(settings.get(kind, {}).get("enabled", False) for kind in ("bf16", "fp16"))
+    settings = deepspeed_config(training, accumulation_steps=1)
+    bf16, fp16 = (settings.get(kind, {}).get("enabled", False) for kind in ("bf16", "fp16"))
+    half = bf16 or fp16
     micro_tokens = training.micro_batch_tokens or training.max_tokens
     micro_batches = training.max_tokens // micro_tokens
     pieces = gpus // gcd(gpus, micro_batches)
@@ -119,7 +120,7 @@ def plan(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     table = Table("ZeRO", title="GiB per GPU, by ZeRO stage")
     for column in ("weights", "gradients", "Adam", "all*", "sent†", "Transformer†"):
         table.add_column(column, justify="right")
-    for stage in range(4):
+    for stage in range(1 if bf16 else 0, 4):  # which training refuses at stage 0
         state = state_bytes(count, stage, gpus, half)
         sent, rival_sent = (
             sent_bytes(number, stage, gpus, half, accumulation) for number in (count, rival)
@@ -130,7 +131,8 @@ def plan(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     console.print(
         "* with activations; beside it the CUDA context, a chunk of logits (0.4 GiB), network "
         "buffers, and what the allocator cannot reuse\n"
-        "† in a step, by ring collectives; and what the Transformer would send"
+        "† in a step, by ring collectives; and what the Transformer would send\n"
+        "Offload is not counted: it moves Adam, and with offload_param the weights, to the host."
     )
 
 
