@@ -139,7 +139,10 @@ class Ring(nn.Module):
     # ── Levels ──────────────────────────────────────────────────────────────────────────────────
 
     def levels(self) -> list[Level]:
-        """Every level's weights; kept until a parameter changes, unless gradients may flow."""
+        """Every level's weights; kept until a parameter changes, unless gradients may flow.
+
+        A write through `.data` is seen after the next call of `train` or `eval`.
+        """
         if self.training or torch.is_grad_enabled():
             return self._make_levels()
         autocast = torch.is_autocast_enabled(self.self_attn_qkv.device.type)
