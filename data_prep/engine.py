@@ -7,6 +7,7 @@ number of workers, on one machine or on many.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -89,7 +90,7 @@ def _dask_executor(scheduler: str) -> Iterator[Executor]:
     with client:
         try:
             client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
-        except TimeoutError as error:
+        except asyncio.TimeoutError as error:  # noqa: UP041 (Python 3.10 has two)
             raise DataError(f"data.scheduler {scheduler} has no workers") from error
         # Not pure: what an earlier command computed may be gone from the disk.
         yield client.get_executor(pure=False)  # type: ignore[no-untyped-call]
