@@ -90,7 +90,7 @@ def _dask_executor(scheduler: str) -> Iterator[Executor]:
     with client:
         try:
             client.wait_for_workers(1, timeout=SECONDS_TO_CONNECT)
-        except asyncio.TimeoutError as error:  # noqa: UP041 (Python 3.10 has two)
+        except asyncio.TimeoutError as error:  # not the builtin one on 3.10
             raise DataError(f"data.scheduler {scheduler} has no workers") from error
         # Not pure: what an earlier command computed may be gone from the disk.
         yield client.get_executor(pure=False)  # type: ignore[no-untyped-call]
