@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import resource
 import shutil
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,7 +22,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from benchmarks.rounds import describe, device_of
+from benchmarks.rounds import describe, device_of, spread
 from data_prep.shards import ShardReader, open_shard, write_shard
 from data_prep.stage import write_json
 from data_prep.vocabulary import vocabulary_files
@@ -31,14 +30,6 @@ from pipeline.batches import BatchPlan, collate
 
 PAIRS_A_SHARD = 16
 MAX_TOKENS, MICRO_BATCH_TOKENS = 32768, 4096
-
-
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Median (min–max)."""
-    low, middle, high = (
-        f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values))
-    )
-    return f"{middle} ({low}–{high})"
 
 
 def seconds_of(run: Callable[[], object]) -> float:

@@ -25,6 +25,8 @@ from pathlib import Path
 import psutil
 from sentencepiece import SentencePieceProcessor
 
+from benchmarks.rounds import spread
+
 LANGUAGES = ("de", "en")
 CORES = len(os.sched_getaffinity(0))
 MIB = 1 << 20
@@ -128,7 +130,7 @@ def against_sentencepiece(folder: Path, pairs: int, vocabulary: str, rounds: int
     row(
         f"binarize stage, {pairs:,} pairs, {vocabulary}, lines/s over "
         f"`SentencePieceProcessor.encode` with {CORES} threads",
-        f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})",
+        spread(ratios, 2),
         f"{statistics.median(rates):,.0f} lines/s",
     )
 

@@ -6,7 +6,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -45,6 +45,14 @@ def measure(
     return seconds
 
 
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Median (min–max)."""
+    low, middle, high = (
+        f"{value:,.{digits}f}" for value in (min(values), statistics.median(values), max(values))
+    )
+    return f"{middle} ({low}–{high})"
+
+
 def report(
     title: str,
     seconds: Mapping[str, list[float]],
@@ -67,6 +75,6 @@ def report(
         median = statistics.median(times)
         print(
             f"| {name} | {first:.3g} | {median:.3g} | {amount[name] / median:,.0f} | "
-            f"{statistics.median(ratios):.3f} ({min(ratios):.3f}–{max(ratios):.3f}) |"
+            f"{spread(ratios)} |"
         )
     sys.stdout.flush()

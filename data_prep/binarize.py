@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.config import DataConfig
-from data_prep.corpora import read_lines
+from data_prep.corpora import read_text
 from data_prep.engine import map_pieces
 from data_prep.shards import id_type, write_shard
 from data_prep.stage import DataError, Manifest, digest_of, log, run_stage, sha256_of
@@ -112,10 +112,7 @@ def _encode(
     config: DataConfig, text: Path, token_ids: TokenIdsOf, shards: int, piece: int, folder: Path
 ) -> dict[str, Any]:
     """One piece as `pairs.arrow`, a record batch for each of the shards that its pairs go to."""
-    lines = [
-        (text / f"{piece:05d}" / f"text.{lang}").read_bytes().decode().split("\n")[:-1]
-        for lang in config.languages
-    ]
+    lines = [read_text(text / f"{piece:05d}" / f"text.{lang}") for lang in config.languages]
     pairs = token_ids(lines)
     longest = pc.max_element_wise(*(pc.list_value_length(side) for side in pairs.columns))
     kept = pairs.filter(pc.less_equal(longest, config.max_tokens_per_side))
@@ -143,7 +140,7 @@ def _gather(
 def _encode_in_order(
     config: DataConfig, text: Path, split: str, token_ids: TokenIdsOf
 ) -> pa.RecordBatch:
-    lines = [list(read_lines(text / f"{split}.{lang}")) for lang in config.languages]
+    lines = [read_text(text / f"{split}.{lang}") for lang in config.languages]
     pairs = token_ids(lines)
     limit = config.max_tokens_per_side
     columns = [

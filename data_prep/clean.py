@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep.clean_report import EXAMPLES, LENGTH_EDGES, RATIO_EDGES, draw, report_of, summary
 from data_prep.config import Corpus, DataConfig
-from data_prep.corpora import hash_text, read_pairs, read_piece
+from data_prep.corpora import hash_text, read_pairs, read_piece, read_text
 from data_prep.engine import map_pieces
 from data_prep.filters import Language, OverAllCorpora, TestOverlap
 from data_prep.repeats import find_repeats, rounds_of, write_keys
@@ -186,10 +186,7 @@ def _keep(
 ) -> dict[str, Any]:
     """One piece: the text that is no repeat, and what there is to say about it."""
     piece, begin, count = span
-    sides = [
-        (passed / f"{piece:05d}" / f"text.{lang}").read_bytes().decode().split("\n")[:-1]
-        for lang in config.languages
-    ]
+    sides = [read_text(passed / f"{piece:05d}" / f"text.{lang}") for lang in config.languages]
     dropped: dict[str, list[Pair]] = {name: [] for name in reasons}
     kept: list[Pair] = []
     why = np.load(fate, mmap_mode="r")[begin : begin + count].tolist() if count else []

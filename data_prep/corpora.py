@@ -331,6 +331,11 @@ def _not_utf8(path: Path, line: int, place: int) -> DataError:
     )
 
 
+def read_text(path: Path) -> list[str]:
+    """The lines of a file that a stage has written."""
+    return path.read_bytes().decode().split("\n")[:-1]
+
+
 def read_pairs(source: Path, target: Path) -> Iterator[tuple[str, str]]:
     """Stream line-aligned pairs.
 

@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from data_prep.section import Section
 from data_prep.stage import DataError
 
-SHORT_SIDE = 20  # characters; below it ratios and shares say little
+SHORT_SIDE = 20  # characters; below it a length ratio says little
 
 Share = Annotated[float, Limit(ge=0, le=1)]
 
