@@ -21,6 +21,8 @@ from data_prep.stage import DataError, Manifest, digest_of, run_stage, sha256_of
 
 VERSION = 3  # raise it when the same inputs would give another vocabulary
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3
+JOINT = ("spm.model",)
+SEPARATE = ("spm.source.model", "spm.target.model")
 
 
 def load_vocabulary(path: Path) -> SentencePieceProcessor:
@@ -37,9 +39,8 @@ def load_vocabulary(path: Path) -> SentencePieceProcessor:
 
 def vocabulary_files(folder: Path) -> list[Path]:
     """`spm.model`, or `spm.source.model` and `spm.target.model` where languages have their own."""
-    joint = folder / "spm.model"
-    separate = [folder / "spm.source.model", folder / "spm.target.model"]
-    return separate if separate[0].exists() and not joint.exists() else [joint]
+    joint, separate = ([folder / name for name in names] for names in (JOINT, SEPARATE))
+    return separate if separate[0].exists() and not joint[0].exists() else joint
 
 
 def load_vocabularies(folder: Path) -> tuple[SentencePieceProcessor, SentencePieceProcessor]:
@@ -77,11 +78,9 @@ def train_vocabulary(
         sample = partial / "scratch-sample"
         pieces = _pieces_to_sample(config, cleaned["kept"])
         map_pieces(executor, bind(_sample, config, text / "train"), pieces, sample)
-        sides: dict[str, tuple[str, ...]] = {"spm.model": config.languages}
-        if not settings.joint:
-            source, target = config.languages
-            sides = {"spm.source.model": (source,), "spm.target.model": (target,)}
-        for name, languages in sides.items():
+        names = JOINT if settings.joint else SEPARATE
+        sides = [config.languages] if settings.joint else [(lang,) for lang in config.languages]
+        for name, languages in zip(names, sides, strict=True):
             files = [
                 sample / f"{number:05d}" / f"text.{lang}"
                 for lang in languages
