@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.published_math import PublishedModel
 from benchmarks.rounds import describe, device_of, measure, report
-from models.config import ModelConfig
+from models.config import ActivationCheckpointing, ModelConfig
 from models.factory import create_model
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel, core_parameters
@@ -35,7 +35,14 @@ SYSTEMS: dict[str, tuple[str, tuple[bool, bool] | None]] = {
     "Universal Transformer": ("universal", None),
     "One-Wide-FFN": ("one_wide_ffn", None),
 }
-SEGMENTS = {"none": 0, "every level": 1, "every 2 levels": 2, "every 3 levels": 3}
+POLICIES = {
+    "none": ActivationCheckpointing(),
+    "every level": ActivationCheckpointing(levels=1),
+    "every level, attention kept": ActivationCheckpointing(levels=1, keep_attention=True),
+    "every level, on the host": ActivationCheckpointing(levels=1, cpu_offload=True),
+    "every 2 levels": ActivationCheckpointing(levels=2),
+    "every 3 levels": ActivationCheckpointing(levels=3),
+}
 
 
 def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
@@ -89,14 +96,16 @@ def step_of(
     return step
 
 
-def peak_bytes(name: str, segment: int, arguments: argparse.Namespace, tokens: int) -> int:
+def peak_bytes(
+    name: str, policy: ActivationCheckpointing, arguments: argparse.Namespace, tokens: int
+) -> int:
     """Most memory that a forward and backward pass takes beside the parameters.
 
     On CPU in a process of its own, to see its resident memory.
     """
     model = build(name, config_of(arguments), arguments.vocab_size)
     model.to(arguments.device, arguments.dtype).train()
-    model.checkpoint_levels(segment)
+    model.checkpoint_activations(policy)
     loss = batch(tokens, arguments.vocab_size, arguments.device)
     if arguments.device.type == "cuda":
         before = torch.cuda.memory_allocated()
@@ -110,13 +119,15 @@ def peak_bytes(name: str, segment: int, arguments: argparse.Namespace, tokens: i
 
 def compare_memory(arguments: argparse.Namespace, tokens: int) -> None:
     ring = "RingFormer: all folded"
-    cases = [(name, name, 0) for name in SYSTEMS]
-    cases += [(f"{ring}, checkpoints {words}", ring, n) for words, n in SEGMENTS.items() if n]
+    cases = [(name, name, POLICIES["none"]) for name in SYSTEMS]
+    cases += [
+        (f"{ring}, checkpoints {words}", ring, n) for words, n in POLICIES.items() if n.levels
+    ]
     peaks = {}
-    for title, name, segment in cases:
+    for title, name, policy in cases:
         # Threads and CUDA contexts do not survive a fork.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            peaks[title] = pool.submit(peak_bytes, name, segment, arguments, tokens).result()
+            peaks[title] = pool.submit(peak_bytes, name, policy, arguments, tokens).result()
     print(f"\n### Memory beside the parameters, forward and backward, {tokens} tokens a side\n")
     print(f"| system | MiB | over Transformer | over {ring} |\n|---|---|---|---|")
     for title, peak in peaks.items():
@@ -154,11 +165,11 @@ def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
     model.to(arguments.device, arguments.dtype).train()
     step = step_of(model, loss)
 
-    def with_segments(length: int) -> None:
-        model.checkpoint_levels(length)
+    def with_policy(policy: ActivationCheckpointing) -> None:
+        model.checkpoint_activations(policy)
         step()
 
-    runs = {words: partial(with_segments, length) for words, length in SEGMENTS.items()}
+    runs = {words: partial(with_policy, policy) for words, policy in POLICIES.items()}
     seconds = measure(runs, arguments.rounds, arguments.device)
     title = f"RingFormer with activation checkpoints, {tokens} tokens a side"
     report(title, seconds, "none", tokens, "target tokens")

@@ -11,10 +11,36 @@ Architecture = Literal["ringformer", "transformer", "universal", "one_wide_ffn"]
 LevelSignals = Literal["all", "attention", "ffn", "static", "none"]
 
 
+SECTION = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ActivationCheckpointing(BaseModel):
+    """What is kept for the backward pass of a ring, and what is recomputed in it."""
+
+    model_config = SECTION
+
+    levels: int = Limit(default=0, ge=0)
+    """Keep what enters each segment of that many levels and recompute the rest; 0 keeps all."""
+
+    keep_attention: bool = False
+    """Selective: keep the outputs of attention too, the dearest to recompute. Needs levels 1."""
+
+    cpu_offload: bool = False
+    """Hold what enters the segments in the host's memory until it is needed."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ActivationCheckpointing:
+        if self.keep_attention and self.levels != 1:
+            raise ValueError(f"keep_attention needs levels 1, not {self.levels}")
+        if self.cpu_offload and not self.levels:
+            raise ValueError("cpu_offload needs levels of at least 1: with 0 nothing is recomputed")
+        return self
+
+
 class ModelConfig(BaseModel):
     """Architecture and sizes; the defaults are the paper's base model (8.94M core parameters)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = SECTION
 
     architecture: Architecture = "ringformer"
     """Model family: `ringformer`; `transformer` (fairseq2's own layers, post-LN); `universal` (one

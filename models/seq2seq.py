@@ -14,7 +14,7 @@ from fairseq2.models.transformer import (
 from fairseq2.nn import BatchLayout, IncrementalState, IncrementalStateBag, StandardEmbedding
 from torch import Tensor, nn
 
-from models.config import ModelConfig
+from models.config import ActivationCheckpointing, ModelConfig
 from models.output import OutputProjection
 from models.positions import InterleavedSinusoids
 from models.ringformer.ring import Ring
@@ -122,18 +122,15 @@ class TranslationModel(Seq2SeqModel):
         """:param source: padded ids `[B, S]`. :param target: `[B, T]`. :returns: `[B, T, V]`."""
         return self(source, self.layout(source), target, self.layout(target))
 
-    def checkpoint_levels(self, segment_length: int) -> None:
-        """Recompute activations in the backward pass, in segments of that many levels; 0: keep.
-
-        :raises ValueError: the architecture cannot.
-        """
+    def checkpoint_activations(self, policy: ActivationCheckpointing) -> None:
+        """:raises ValueError: the architecture has no levels to recompute."""
         for stack in (self.encoder, self.decoder):
             if isinstance(stack, Ring):
-                stack.segment_length = segment_length
-            elif segment_length:
+                stack.checkpoint_activations(policy)
+            elif policy.levels:
                 raise ValueError(
                     f"{type(stack).__name__} has no activation checkpointing; set "
-                    "training.checkpoint_levels to 0"
+                    "training.activation_checkpointing.levels to 0"
                 )
 
     def compile_layers(self, backend: str = "inductor") -> None:

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -37,8 +40,11 @@ class GlobalBatch:
     micro_batches: list[Indices]
     """Sentence indices of each micro-batch, longest last."""
 
+    source_tokens: int
+    """Source tokens in all of them, EOS included."""
+
     target_tokens: int
-    """Target tokens in all of them, EOS included: what the summed loss is divided by."""
+    """Target tokens likewise: what the summed loss is divided by."""
 
     def share(self, rank: int, world_size: int) -> list[Indices]:
         """The micro-batches of one of `world_size` ranks, equally many for each.
@@ -109,8 +115,8 @@ class BatchPlan:
         # The last global batch of an epoch is completed with micro-batches from its start.
         numbers = np.arange(begin, begin + self.micro_batches_per_step) % len(self._cuts)
         chosen = [self._pairs[self._begins[i] : self._begins[i + 1]] for i in numbers]
-        target_tokens = sum(int(self._lengths[1, micro].sum()) for micro in chosen)
-        return GlobalBatch(chosen, target_tokens)
+        source, target = (sum(int(side[micro].sum()) for micro in chosen) for side in self._lengths)
+        return GlobalBatch(chosen, source, target)
 
     def _micro_batches(self, epoch: int) -> pa.ListArray:
         """Those of an epoch in its order, from the cache if there is one.
@@ -152,6 +158,12 @@ class BatchPlan:
         """Every pair once, shortest first."""
         return list(np.split(self._sorted(self._all_pairs()), self._cuts[1:]))
 
+    def largest_micro_batch(self) -> Indices:
+        """The one with most positions, padding included."""
+        order, sentences, widths = self._shapes()
+        largest = int(np.argmax(sentences * widths))
+        return order[self._cuts[largest] :][: sentences[largest]]
+
     def _all_pairs(self) -> NDArray[np.int32]:
         return np.arange(self._lengths.shape[1], dtype=np.int32)
 
@@ -171,10 +183,15 @@ class BatchPlan:
 
     def padding_share(self) -> float:
         """Share of padding among the source and target positions of an epoch."""
-        order = self._sorted(self._all_pairs())
-        widths = np.maximum.reduceat(self._lengths[:, order], self._cuts, axis=1).sum(0)
-        sentences = np.diff(self._cuts, append=len(order))
+        _, sentences, widths = self._shapes()
         return 1 - float(self._lengths.sum()) / float(sentences @ widths)
+
+    def _shapes(self) -> tuple[Indices, Indices, Indices]:
+        """All pairs in their order; of each micro-batch the sentences, and its positions a row."""
+        order = self._sorted(self._all_pairs())
+        sentences = np.diff(self._cuts, append=len(order))
+        widths = np.maximum.reduceat(self._lengths[:, order], self._cuts, axis=1).sum(0)
+        return order, sentences, widths
 
 
 def _cut_points(sorted_longest: NDArray[Any], budget: int) -> Indices:
@@ -229,6 +246,46 @@ def collate(reader: ShardReader, indices: Indices, device: torch.device) -> Batc
         BatchLayout.of(tensors[1], [len(ids) for ids in targets]),
         tensors[2],
     )
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """One rank's share of a global batch, collated."""
+
+    micro_batches: list[Batch]
+    source_tokens: int
+    """Of the whole global batch, as `target_tokens`."""
+
+    target_tokens: int
+
+    @property
+    def positions(self) -> int:
+        """Source and target positions of this rank, padding included."""
+        return sum(batch.source.numel() + batch.targets.numel() for batch in self.micro_batches)
+
+
+def feed(
+    plan: BatchPlan,
+    reader: ShardReader,
+    device: torch.device,
+    *,
+    rank: int,
+    world_size: int,
+    first_step: int,
+) -> Iterator[StepBatches]:
+    """What `rank` works on in `first_step`, `first_step` + 1, …, collated one step ahead."""
+
+    def prepare(step: int) -> StepBatches:
+        batch = plan[step]
+        share = [collate(reader, ids, device) for ids in batch.share(rank, world_size)]
+        return StepBatches(share, batch.source_tokens, batch.target_tokens)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
+        ahead = thread.submit(prepare, first_step)
+        for step in count(first_step + 1):
+            ready = ahead.result()
+            ahead = thread.submit(prepare, step)
+            yield ready
 
 
 def _to(device: torch.device, ids: NDArray[np.int64]) -> Tensor:

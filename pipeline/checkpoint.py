@@ -1,7 +1,8 @@
 """Checkpoints: DeepSpeed's own, each in a folder `step-N` with a `checkpoint.json` of ours.
 
-A finished checkpoint has its `checkpoint.json`; `latest` names the newest. Both are written after
-all ranks have saved. `python -m pipeline.checkpoint` tells whether training has steps left.
+A finished checkpoint has its `checkpoint.json`; `latest` names the newest and `best` the one that
+validation found best. They are written after all ranks have saved. `python -m pipeline.checkpoint`
+tells whether training has steps left.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
+import math
 import shutil
 import sys
+import zipfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -20,18 +24,21 @@ from typing import TYPE_CHECKING, Any
 from data_prep.shards import ShardReader
 from data_prep.stage import digest_of, fsync, write_atomically, write_json
 from data_prep.vocabulary import vocabulary_digest
-from pipeline.config import Recipe, run_command
-from pipeline.deepspeed_config import deepspeed_config
+from pipeline.config import Recipe, TrainingConfig, run_command
+from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
 from pipeline.tracking import send_left_over
 
 if TYPE_CHECKING:  # torch and deepspeed take seconds to import
     from torch import Tensor
 
-BATCH_PLAN_VERSION = 2  # raise it when the same shards and seed would give other batches
+log = logging.getLogger("checkpoint")
+
+BATCH_PLAN_VERSION = 3  # raise it when the same shards and seed would give other batches
 STEPS_LEFT = 3  # exit code of `python -m pipeline.checkpoint`
 
 # Keys of the recipe's `training` that change what is learnt but not what a step is.
 OPTIMISATION = (
+    "optimizer",
     "learning_rate",
     "schedule",
     "warmup_steps",
@@ -60,6 +67,22 @@ class Checkpoint:
     def tag(self) -> str:
         return self.folder.name
 
+    def damage(self) -> str | None:
+        """What is wrong with its files; None if they are as they were written."""
+        for name, size in self.info.get("bytes", {}).items():
+            path = self.folder / name
+            found = path.stat().st_size if path.exists() else 0
+            if found != size:
+                return f"{name} has {found:,} of {size:,} bytes"
+            if zipfile.is_zipfile(path):  # torch's format, with a checksum for each part
+                try:
+                    broken = zipfile.ZipFile(path).testzip()
+                except (OSError, zipfile.BadZipFile) as error:
+                    broken = str(error)
+                if broken:
+                    return f"{name} is damaged ({broken})"
+        return None
+
 
 def tag_of(step: int) -> str:
     return f"step-{step:08d}"
@@ -73,24 +96,48 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
             info = json.loads(path.read_text(encoding="utf-8"))
             checkpoints.append(Checkpoint(path.parent, info["step"], info))
         except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: damaged: {error}") from error
+            raise CheckpointError(f"{path}: damaged: {error}; remove its folder") from error
     return checkpoints
 
 
-def finish_checkpoint(folder: Path, step: int, info: dict[str, Any], keep: int) -> None:
-    """Declare `step-N` finished; delete all but the `keep` newest, and what a crash has left.
+def finish_checkpoint(
+    folder: Path, step: int, info: dict[str, Any], keep: int, best_step: int | None = None
+) -> None:
+    """Declare `step-N` finished; delete what is neither best nor among the `keep` newest.
 
     For one rank only, when all have saved.
     """
-    for path in (folder / tag_of(step)).rglob("*"):
+    new = folder / tag_of(step)
+    files = [path for path in sorted(new.rglob("*")) if path.is_file()]
+    for path in new.rglob("*"):
         fsync(path)
-    write_json(folder / tag_of(step) / "checkpoint.json", {"step": step, **info})
+    sizes = {str(path.relative_to(new)): path.stat().st_size for path in files}
+    write_json(new / "checkpoint.json", {"step": step, **info, "bytes": sizes})
     write_atomically(folder / "latest", tag_of(step))
+    best = tag_of(best_step) if best_step is not None else None
+    if best and (folder / best / "checkpoint.json").exists():
+        write_atomically(folder / "best", best)
     for old in list_checkpoints(folder)[:-keep]:
-        (old.folder / "checkpoint.json").unlink()  # first: half-deleted is not finished
+        if old.tag != best:
+            (old.folder / "checkpoint.json").unlink()  # first: half-deleted is not finished
+    remove_unfinished(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what interrupted saves have left."""
     for path in folder.glob("step-*"):
         if not (path / "checkpoint.json").exists():
             shutil.rmtree(path)
+
+
+def set_aside_damaged(folder: Path, newest: Checkpoint | None) -> None:
+    """Rename the checkpoints after `newest`: they were found damaged, and would pass for newer."""
+    for checkpoint in list_checkpoints(folder):
+        if newest is None or checkpoint.step > newest.step:
+            aside = folder / f"damaged-{checkpoint.tag}"
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.folder.rename(aside)
+            log.warning("set aside as %s", aside)
 
 
 def training_identity(recipe: Recipe, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +153,7 @@ def training_identity(recipe: Recipe, manifest: dict[str, Any]) -> dict[str, Any
             training.max_tokens,
             training.micro_batch_tokens,
         ],
+        "frozen parameters": training.freeze,
     }
 
 
@@ -120,29 +168,58 @@ def refuse_foreign(where: object, info: dict[str, Any], identity: dict[str, Any]
 
 
 def checkpoint_to_resume(recipe: Recipe, manifest: dict[str, Any]) -> Checkpoint | None:
-    """The newest checkpoint of `run_dir`; None to start from step 0.
+    """The newest checkpoint of `run_dir` that is whole; None to start from step 0.
 
     :param manifest: of the shards.
     :raises CheckpointError: it does not fit the recipe, or may not be continued.
     """
     existing = list_checkpoints(recipe.run_dir / "checkpoints")
-    if not existing:
-        return None
-    newest = existing[-1]
-    refuse_foreign(newest.folder, newest.info, training_identity(recipe, manifest))
-    if recipe.training.resume == "never" and newest.step < recipe.training.max_steps:
+    for newest in reversed(existing):
+        if damage := newest.damage():
+            log.warning("%s: %s; going back to the one before", newest.folder, damage)
+            continue
+        refuse_foreign(newest.folder, newest.info, training_identity(recipe, manifest))
+        if recipe.training.resume == "never" and not is_finished(recipe.training, newest):
+            raise CheckpointError(
+                f"{newest.folder} exists and training.resume is `never`; choose another run_dir"
+            )
+        return newest
+    if existing:
         raise CheckpointError(
-            f"{newest.folder} exists and training.resume is `never`; choose another run_dir"
+            f"{existing[0].folder.parent}: no checkpoint is whole; remove that folder to train anew"
         )
-    return newest
+    return None
+
+
+def last_step(training: TrainingConfig, steps_per_epoch: int) -> int:
+    """The step that training ends with."""
+    if training.max_epochs is None:
+        return training.max_steps
+    return min(training.max_steps, math.ceil(training.max_epochs * steps_per_epoch))
+
+
+def is_finished(training: TrainingConfig, newest: Checkpoint) -> bool:
+    """Whether nothing is left to train."""
+    stale = newest.info["validation"]["stale"]
+    stopped_early = 0 < training.early_stopping <= stale
+    return stopped_early or newest.step >= last_step(training, newest.info["steps_per_epoch"])
+
+
+def changed_optimisation(training: TrainingConfig, checkpoint: Checkpoint) -> list[str]:
+    """Keys of the recipe's `training` with which the checkpoint was trained otherwise."""
+    then, now = checkpoint.info.get("training", {}), training.model_dump(mode="json")
+    return sorted(key for key in OPTIMISATION if then.get(key) != now[key])
 
 
 def finished_note(recipe: Recipe, newest: Checkpoint) -> str:
     """What to tell a user whose training has nothing left to do."""
-    note = f"finished: step {newest.step} of {recipe.training.max_steps} ({newest.folder})"
-    then, now = newest.info.get("training", {}), recipe.training.model_dump(mode="json")
-    changed = sorted(key for key in OPTIMISATION if then.get(key) != now[key])
-    if changed:
+    last = last_step(recipe.training, newest.info["steps_per_epoch"])
+    note = f"finished: step {newest.step} of {last} ({newest.folder})"
+    if newest.step < last:
+        note += (
+            f"; early stopping: no better model in {newest.info['validation']['stale']} validations"
+        )
+    if changed := changed_optimisation(recipe.training, newest):
         note += (
             f"; note: it was trained with other values of {', '.join(changed)}; for a new "
             "training, choose another run_dir"
@@ -208,10 +285,12 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
     What would stop training at once stops it here, before the launcher is started.
     """
+    logging.basicConfig(format="train: %(message)s")
     manifest = ShardReader(recipe.run_dir / "shards", "train").manifest
     deepspeed_config(recipe.training, accumulation_steps=1)
+    activation_checkpointing(recipe.training, recipe.model.num_levels)
     newest = checkpoint_to_resume(recipe, manifest)
-    if newest is None or newest.step < recipe.training.max_steps:
+    if newest is None or not is_finished(recipe.training, newest):
         sys.exit(STEPS_LEFT)
     print(f"train: {finished_note(recipe, newest)}", file=sys.stderr)
     send_left_over(recipe)

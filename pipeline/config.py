@@ -22,7 +22,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from data_prep.config import DataConfig
 from data_prep.section import Section
-from models.config import ModelConfig
+from models.config import ActivationCheckpointing, ModelConfig
 
 OUR_MODULES = {"data_prep", "models", "pipeline", "__main__"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,10 @@ class TrainingConfig(Section):
     """Seed of initial weights, batch order and dropout."""
 
     max_steps: PositiveInt = 100_000
-    """Optimizer steps to train for."""
+    """Optimizer steps to train for; the cosine schedule ends there."""
+
+    max_epochs: float | None = Limit(default=None, gt=0)
+    """End after so many passes over the data if max_steps does not end training before."""
 
     max_tokens: PositiveInt = 32768
     """Tokens in a global batch: sentences × longest side, padding included, summed over its
@@ -52,11 +55,16 @@ class TrainingConfig(Section):
     micro_batch_tokens: PositiveInt | None = None
     """Most tokens in one forward pass; a global batch of more is accumulated. null: max_tokens."""
 
-    learning_rate: float = Limit(default=7e-4, gt=0)
-    """Peak learning rate of AdamW."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """They differ in what weight_decay does. Torch's fused kernels; DeepSpeed's for an optimizer
+    that is offloaded to the CPU."""
 
-    schedule: Literal["cosine", "inverse_sqrt"] = "cosine"
-    """Decay after warm-up: cosine to zero at max_steps, or with the inverse square root."""
+    learning_rate: float = Limit(default=7e-4, gt=0)
+    """Peak learning rate; with the schedule `noam` the factor before its formula, about 1."""
+
+    schedule: Literal["cosine", "inverse_sqrt", "noam"] = "cosine"
+    """After warm-up: `cosine` to zero at max_steps; `inverse_sqrt` of the step; `noam` is the same
+    with the peak model_dim^-0.5 · warmup_steps^-0.5 (arXiv 1706.03762)."""
 
     warmup_steps: int = Limit(default=4000, ge=0)
     """Steps of linear warm-up."""
@@ -68,7 +76,7 @@ class TrainingConfig(Section):
     """Adam's epsilon."""
 
     weight_decay: float = Limit(default=0.0, ge=0)
-    """Decoupled weight decay."""
+    """Weight decay: decoupled with adamw, added to the gradient with adam."""
 
     clip_norm: float = Limit(default=1.0, ge=0)
     """Clip the global gradient norm to this; 0 does not clip."""
@@ -76,12 +84,19 @@ class TrainingConfig(Section):
     label_smoothing: float = Limit(default=0.0, ge=0, lt=1)
     """Label smoothing of the training loss."""
 
+    init_from: Path | None = None
+    """Warm start: take the initial weights from a folder written by `./run.sh export`."""
+
+    freeze: list[str] = Limit(default=[])
+    """Do not train parameters whose names begin so: `[encoder_frontend.embed]`."""
+
+    ema_decay: float = Limit(default=0.0, ge=0, lt=1)
+    """Keep an exponential moving average of the weights, for evaluation.use_ema; 0: none."""
+
     compile: bool = False
     """Compile the layers with torch.compile, which takes some minutes at the start."""
 
-    checkpoint_levels: int = Limit(default=0, ge=0)
-    """Activation checkpointing: recompute segments of that many ring levels in the backward pass;
-    0 keeps all activations."""
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
 
     deepspeed_config: Path = ROOT / "ds_configs" / "zero1.json"
     """DeepSpeed's own JSON: ZeRO stage, precision, offload. `--deepspeed_config` sets it too."""
@@ -90,13 +105,28 @@ class TrainingConfig(Section):
     """Steps between progress lines and logged metrics."""
 
     validate_every: PositiveInt = 1000
-    """Steps between validations."""
+    """Steps between validations; one that finds the best model so far also saves a checkpoint."""
+
+    bleu_every: int = Limit(default=0, ge=0)
+    """Steps between validations that also translate the validation set with evaluation's beam, a
+    multiple of validate_every. BLEU then says which model is best; 0: the validation loss does."""
+
+    early_stopping: int = Limit(default=0, ge=0)
+    """End after so many validations in a row that found no better model; 0 never."""
 
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints (there is always one at the end)."""
 
     keep_checkpoints: PositiveInt = 5
-    """Newest checkpoints kept on disk."""
+    """Newest checkpoints kept on disk; the best one is kept besides."""
+
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """When a gradient is not finite: end training, or leave out the step. RUN_DIR/nonfinite tells
+    what it worked on. (Steps that adjust the loss scale of fp16 are always left out.)"""
+
+    collective_timeout: PositiveInt = 1800
+    """Seconds without progress after which a rank no longer waits for the others: it says so, and
+    ends. Longer than a compilation and a save take."""
 
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues from the newest checkpoint of run_dir; `never` refuses to touch one."""
@@ -108,6 +138,13 @@ class TrainingConfig(Section):
                 f"max_tokens ({self.max_tokens}) must be a multiple of micro_batch_tokens "
                 f"({self.micro_batch_tokens})"
             )
+        if self.bleu_every % self.validate_every:
+            raise ValueError(
+                f"bleu_every ({self.bleu_every}) must be a multiple of validate_every "
+                f"({self.validate_every})"
+            )
+        if self.schedule == "noam" and not self.warmup_steps:
+            raise ValueError("schedule noam needs warmup_steps")
         return self
 
 
@@ -137,6 +174,9 @@ class EvaluationConfig(Section):
 
     average_checkpoints: PositiveInt = 1
     """Average the weights of that many newest checkpoints."""
+
+    use_ema: bool = False
+    """Take the moving average that training.ema_decay has kept instead of the weights."""
 
     untrained_baseline: bool = False
     """Also score the model as it is at step 0, to show what training was worth."""
@@ -187,9 +227,10 @@ class Recipe(Section):
                 "model.tied_embeddings must be false: data.vocabulary.joint is, and so each side "
                 "has its own vocabulary"
             )
-        if self.training.checkpoint_levels and self.model.architecture != "ringformer":
+        levels = self.training.activation_checkpointing.levels
+        if levels and self.model.architecture == "transformer":
             raise ValueError(
-                f"training.checkpoint_levels must be 0: model.architecture "
+                "training.activation_checkpointing.levels must be 0: model.architecture "
                 f"{self.model.architecture} has no activation checkpointing"
             )
         if self.evaluation.average_checkpoints > self.training.keep_checkpoints:

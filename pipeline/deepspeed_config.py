@@ -1,7 +1,8 @@
 """DeepSpeed's JSON and the recipe: each value has one owner.
 
 The JSON owns ZeRO, precision, offload and communication. The recipe owns batch sizes, optimizer,
-schedule, clipping and activation checkpointing; the JSON leaves those out or says "auto".
+schedule and clipping; the JSON leaves those out or says "auto". Activation checkpointing may be set
+in either.
 """
 
 from __future__ import annotations
@@ -10,32 +11,35 @@ import json
 from pathlib import Path
 from typing import Any
 
+from models.config import ActivationCheckpointing
 from pipeline.config import TrainingConfig, UsageError
+
+# Keys of the JSON's `activation_checkpointing` that have no meaning here, and why.
+REFUSED = {
+    "partition_activations": "there is no model parallelism to partition activations over",
+    "contiguous_memory_optimization": "torch's allocator places what is kept",
+    "synchronize_checkpoint_boundary": "nothing here needs the device to be idle",
+    "profile": "use torch.profiler",
+}
 
 
 def deepspeed_config(training: TrainingConfig, accumulation_steps: int) -> dict[str, Any]:
     """The JSON of `training.deepspeed_config` with the recipe's values filled in.
 
-    :raises UsageError: unreadable JSON, or a value that the recipe owns.
+    :raises UsageError: unreadable JSON, a value that the recipe owns, or a combination that cannot
+        work.
     """
     path = training.deepspeed_config
     config = _read(path)
-    zero = config.get("zero_optimization", {})
-    stage = zero.get("stage", 0)
-    offload = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    if config.get("bf16", {}).get("enabled") and stage == 0:
-        raise UsageError(
-            f"{path}: bf16 at ZeRO stage 0 takes DeepSpeed's other optimizer, whose first update "
-            "is off; use stage 1 or more"
-        )
+    _refuse_what_cannot_work(training, config)
+    offload = offloads(config, "optimizer")
     owned = {
         "train_micro_batch_size_per_gpu": ("training.micro_batch_tokens", 1),
         "gradient_accumulation_steps": ("training.max_tokens", accumulation_steps),
         "train_batch_size": ("training.max_tokens", "auto"),
         "gradient_clipping": ("training.clip_norm", training.clip_norm),
-        "optimizer": ("training.learning_rate and training.adam_*", _optimizer(training, offload)),
+        "optimizer": ("training.optimizer", _optimizer(training, offload)),
         "scheduler": ("training.schedule", "auto"),
-        "activation_checkpointing": ("training.checkpoint_levels", "auto"),
     }
     for key, (owner, value) in owned.items():
         if config.get(key, "auto") not in ("auto", value):
@@ -47,6 +51,80 @@ def deepspeed_config(training: TrainingConfig, accumulation_steps: int) -> dict[
         if value != "auto":
             config[key] = value
     return config
+
+
+def activation_checkpointing(training: TrainingConfig, num_levels: int) -> ActivationCheckpointing:
+    """What the recipe says, or else the JSON's `activation_checkpointing`.
+
+    :raises UsageError: they disagree, or the JSON asks for what cannot be.
+    """
+    path, ours = training.deepspeed_config, training.activation_checkpointing
+    block = _read(path).get("activation_checkpointing", {})
+    for key, value in block.items():
+        where = f"{path}: `activation_checkpointing.{key}`"
+        if key in REFUSED and value:
+            raise UsageError(f"{where} cannot be {json.dumps(value)}: {REFUSED[key]}")
+        if key not in (*REFUSED, "number_checkpoints", "cpu_checkpointing"):
+            raise UsageError(f"{where} is not a key that DeepSpeed has")
+    number, offload = block.get("number_checkpoints"), block.get("cpu_checkpointing", False)
+    theirs = ours
+    if number is not None:
+        if not isinstance(number, int) or not 1 <= number <= num_levels:
+            raise UsageError(
+                f"{path}: `activation_checkpointing.number_checkpoints` must be from 1 to the "
+                f"{num_levels} levels of the model, not {json.dumps(number)}"
+            )
+        theirs = ActivationCheckpointing(levels=-(-num_levels // number), cpu_offload=offload)
+    elif offload and not ours.levels:
+        raise UsageError(
+            f"{path}: `activation_checkpointing.cpu_checkpointing` has nothing to offload: set "
+            "number_checkpoints beside it, or training.activation_checkpointing.levels"
+        )
+    elif offload:
+        theirs = ours.model_copy(update={"cpu_offload": True})
+    if ours.levels and theirs.model_copy(update={"cpu_offload": ours.cpu_offload}) != ours:
+        raise UsageError(
+            f"{path}: `activation_checkpointing` and training.activation_checkpointing of the "
+            "recipe differ; set one of them"
+        )
+    return theirs
+
+
+def offloads(config: dict[str, Any], what: str) -> bool:
+    """:param what: `optimizer` or `param`."""
+    section = config.get("zero_optimization", {}).get(f"offload_{what}", {})
+    return bool(section.get("device", "none") != "none")
+
+
+def precision(config: dict[str, Any]) -> str:
+    """`bf16`, `fp16` or `fp32`."""
+    return next((key for key in ("bf16", "fp16") if config.get(key, {}).get("enabled")), "fp32")
+
+
+def _refuse_what_cannot_work(training: TrainingConfig, config: dict[str, Any]) -> None:
+    path = training.deepspeed_config
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    reason = None
+    if stage not in (0, 1, 2, 3):
+        reason = f"`zero_optimization.stage` is {json.dumps(stage)}; there are 0, 1, 2 and 3"
+    elif all(config.get(key, {}).get("enabled") for key in ("bf16", "fp16")):
+        reason = "`bf16` and `fp16` are both enabled; choose one"
+    elif precision(config) != "fp32" and stage == 0:
+        reason = (
+            f"{precision(config)} at ZeRO stage 0 takes DeepSpeed's other optimizer, whose first "
+            "update is off; use stage 1 or more"
+        )
+    elif offloads(config, "optimizer") and stage == 0:
+        reason = "`offload_optimizer` needs ZeRO stage 1 or more"
+    elif offloads(config, "param") and stage < 3:
+        reason = "`offload_param` needs ZeRO stage 3"
+    elif training.ema_decay and stage == 3:
+        reason = (
+            "training.ema_decay needs the whole weights on every rank, which ZeRO stage 3 has not; "
+            "use stage 2, or evaluation.average_checkpoints"
+        )
+    if reason:
+        raise UsageError(f"{path}: {reason}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -62,14 +140,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _optimizer(training: TrainingConfig, offload: bool) -> dict[str, Any]:
-    """DeepSpeed's optimizer block; torch's AdamW, or DeepSpeed's CPU Adam when offloaded."""
+    """DeepSpeed's optimizer block: torch's Adam, or DeepSpeed's CPU Adam when offloaded."""
+    adamw = training.optimizer == "adamw"
     return {
-        "type": "AdamW",
+        "type": "AdamW" if adamw else "Adam",
         "params": {
             "lr": training.learning_rate,
             "betas": list(training.adam_betas),
             "eps": training.adam_eps,
             "weight_decay": training.weight_decay,
-            "torch_adam": not offload,
+            "adam_w_mode": adamw,
+            **({} if offload else {"torch_adam": True, "fused": True}),
         },
     }

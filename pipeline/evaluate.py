@@ -16,6 +16,7 @@ from data_prep.stage import digest_of, read_manifest, write_atomically, write_js
 from data_prep.vocabulary import load_vocabularies
 from pipeline.checkpoint import Checkpoint, checkpoints_to_average
 from pipeline.config import DEFAULT_RECIPE, Recipe, load_recipe, run_command
+from pipeline.metrics import score
 from pipeline.tracking import Tracker, run_id_of, send_left_over
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     scores: dict[str, Any] = {
         "test_set": recipe.data.test.name,
         "sentences": len(sources),
-        **_score(recipe, hypotheses, references),
+        **score(hypotheses, references, recipe.data.target_lang),
         "checkpoints": tags,
         "step": checkpoints[-1].step,
         "beam_size": recipe.evaluation.beam_size,
@@ -65,7 +66,7 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
         vocabularies = load_vocabularies(recipe.run_dir / "shards")
         baseline = Translator(untrained_model(recipe), vocabularies, recipe.evaluation)
         untrained = _translate(baseline, sources, "translating with an untrained model")
-        scores["untrained_bleu"] = _score(recipe, untrained, references)["bleu"]
+        scores["untrained_bleu"] = score(untrained, references, recipe.data.target_lang)["bleu"]
     scores["fingerprint"] = fingerprint
 
     folder.mkdir(exist_ok=True)
@@ -123,20 +124,6 @@ def _translate(translator: Translator, sources: Sequence[str], what: str) -> lis
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=len(sources))
         return translator.translate(sources, lambda count: progress.advance(task, count))
-
-
-def _score(
-    recipe: Recipe, hypotheses: Sequence[str], references: Sequence[str]
-) -> dict[str, float | str]:
-    """BLEU and chrF of detokenised text against raw references, with signatures."""
-    from sacrebleu.metrics.bleu import BLEU
-    from sacrebleu.metrics.chrf import CHRF
-
-    scores: dict[str, float | str] = {}
-    for name, metric in (("bleu", BLEU(trg_lang=recipe.data.target_lang)), ("chrf", CHRF())):
-        scores[name] = round(metric.corpus_score(hypotheses, [references]).score, 2)
-        scores[f"{name}_signature"] = str(metric.get_signature())
-    return scores
 
 
 def summary(recipe: Recipe, scores: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from models.config import ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.config import Recipe, UsageError, run_command
-from pipeline.deepspeed_config import deepspeed_config
+from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
 
 GIB = 1 << 30
 SENTENCE = 32  # tokens a side of the sentences that activations are measured with
@@ -52,9 +52,13 @@ def activations_per_token(recipe: Recipe, dtype: torch.dtype) -> float:
     """Bytes kept for each token position of the longer side, both stacks together."""
     size = min(recipe.data.vocabulary.size, 1000)  # logits are never kept
     model = create_model(recipe.model, (size, size), PAD_IDX).to(dtype).train()
-    model.checkpoint_levels(recipe.training.checkpoint_levels)
+    policy = activation_checkpointing(recipe.training, recipe.model.num_levels)
+    model.checkpoint_activations(policy)
     few, many = (kept_activations(model, sentences, size) for sentences in (4, 12))
-    return (many - few) / (8 * SENTENCE)
+    per_token = (many - few) / (8 * SENTENCE)
+    if policy.keep_attention:  # outputs that autograd does not see: self, self and cross
+        per_token += 3 * recipe.model.num_levels * recipe.model.model_dim * dtype.itemsize
+    return per_token
 
 
 def parameters(config: ModelConfig, vocab_size: int) -> int:

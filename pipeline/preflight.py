@@ -1,4 +1,4 @@
-"""Does this environment fit together? One report, or one line that says what is wrong."""
+"""What is looked at before time is spent: the environment, and the room for checkpoints."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import platform
 import shutil
 import signal
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+
+from pipeline.config import Recipe
+
+GIB = 1 << 30
 
 
 class PreflightError(Exception):
@@ -81,6 +86,41 @@ def remove_dead_build_locks() -> list[Path]:
     for lock in dead:
         lock.unlink(missing_ok=True)
     return dead
+
+
+def check_space(recipe: Recipe, vocab_sizes: tuple[int, int]) -> tuple[float, float]:
+    """Is there room for the checkpoints that `recipe` will keep?
+
+    :returns: GiB free, and GiB that the checkpoints will take in all.
+    :raises PreflightError: the folder cannot be written, or there is not enough room.
+    """
+    import torch
+
+    from data_prep.vocabulary import PAD_IDX
+    from models.factory import create_model
+
+    with torch.device("meta"):
+        model = create_model(recipe.model, vocab_sizes, PAD_IDX)
+    # Weights; and for the optimizer a float32 copy of them and two moments.
+    each = 16 * sum(parameter.numel() for parameter in model.parameters())
+    folder = recipe.run_dir / "checkpoints"
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise PreflightError(f"{folder}: cannot be written: {error.strerror}") from error
+    # The best, and one more: a new one is written before an old one is deleted.
+    needed = each * (recipe.training.keep_checkpoints + 2)
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if free + there < needed:
+        raise PreflightError(
+            f"{folder}: {recipe.training.keep_checkpoints} checkpoints, the best and a new one "
+            f"take {needed / GIB:.2f} GiB, and {(free + there) / GIB:.2f} GiB are there; make "
+            "room, or lower training.keep_checkpoints"
+        )
+    return free / GIB, needed / GIB
 
 
 def _build_cpu_operator() -> None:

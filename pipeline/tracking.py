@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ class Tracker:
         _end_torn_line(self._journal)
         if not self._journal.exists():
             self._state["sent"] = 0
+        self._history = _last_steps(self._journal)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
         self._thread.start()
@@ -67,8 +69,16 @@ class Tracker:
         self._log("params", params={key: str(value)[:500] for key, value in params.items()})
         self._log("status", status="RUNNING")
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self._log("metrics", metrics=dict(metrics), step=step)
+    def log_metrics(self, metrics: Mapping[str, float], step: int, *, again: bool = True) -> None:
+        """:param again: whether to log what was logged of that step, or a later one, before."""
+        if not again:
+            metrics = {key: value for key, value in metrics.items() if step > self._logged(key)}
+        if metrics:
+            self._log("metrics", metrics=dict(metrics), step=step)
+
+    def _logged(self, key: str) -> int:
+        """The last step of which a metric was logged when this tracker was opened."""
+        return self._history.get(key, -1)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self._log("tags", tags=dict(tags))
@@ -245,6 +255,19 @@ def _end_torn_line(journal: Path) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
+
+
+def _last_steps(journal: Path) -> dict[str, int]:
+    """For each metric the last step in the journal."""
+    steps: dict[str, int] = {}
+    if journal.exists():
+        with journal.open("rb") as lines:
+            for line in lines:
+                with suppress(ValueError):  # a line that a crash has cut
+                    record = json.loads(line)
+                    if record["kind"] == "metrics":
+                        steps |= dict.fromkeys(record["metrics"], record["step"])
+    return steps
 
 
 def run_id_of(recipe: Recipe) -> str | None:

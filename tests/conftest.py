@@ -98,6 +98,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def launch(arguments: list[str], ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run a script with DeepSpeed's launcher."""
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    options = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
+    return run_process([launcher, *options, *arguments])
+
+
 def run_process(
     command: list[str], *, stdin: str | bytes = "", timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:

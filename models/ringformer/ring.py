@@ -14,6 +14,7 @@ The rivals that differ in what a level owns are this same code: `OWNED_BY_LEVELS
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,13 +22,14 @@ import torch
 from fairseq2.models.transformer import TransformerDecoder, TransformerEncoder
 from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
-from models.config import Architecture, ModelConfig
+from models.config import ActivationCheckpointing, Architecture, ModelConfig
 from models.positions import sinusoids
 from models.ringformer import level_signal
+from models.ringformer.activation_checkpointing import recompute, recompute_but_attention
 from models.ringformer.decoder_state import Cross, DecoderState
 from models.ringformer.level_signal import Signal
 
@@ -82,9 +84,6 @@ class Ring(nn.Module):
     level: Callable[..., Tensor]
     """One iteration: the layer."""
 
-    segment_length = 0
-    """Recompute activations in segments of that many levels in backward; 0 keeps them all."""
-
     fold_qkv = fold_ffn = True
     """Fold level signals into the weights, or apply them to the tokens. The result is the same;
     folding was faster at base size (docs/benchmarks.md)."""
@@ -116,7 +115,9 @@ class Ring(nn.Module):
         length = max(config.max_seq_len, self.num_levels)
         encodings = sinusoids(length, dim) if universal else None
         self.register_buffer("encodings", encodings, persistent=False)
-        self.compiled_level: Callable[..., Tensor] = self.level
+        self.checkpointing = ActivationCheckpointing()
+        self.compiler: str | None = None
+        self.prepared_level: Callable[..., Tensor] = self.level
         self._levels: list[Level] = []
         self._made_of: tuple[Any, ...] = ()
 
@@ -208,17 +209,34 @@ class Ring(nn.Module):
                 x = level(i, x)
             return x
 
-        if not (self.segment_length and self.training):
+        checkpointing = self.checkpointing
+        if not (checkpointing.levels and self.training):
             return segment(range(self.num_levels), x)
-        for first in range(0, self.num_levels, self.segment_length):
-            levels = range(first, min(first + self.segment_length, self.num_levels))
-            # Only torch's non-reentrant form works with every ZeRO stage when layers are shared.
-            x = checkpoint(segment, levels, x, use_reentrant=False)
+        offload = save_on_cpu(pin_memory=x.is_cuda) if checkpointing.cpu_offload else nullcontext()
+        with offload:
+            if checkpointing.keep_attention:  # `prepared_level` recomputes
+                return segment(range(self.num_levels), x)
+            for first in range(0, self.num_levels, checkpointing.levels):
+                levels = range(first, min(first + checkpointing.levels, self.num_levels))
+                x = recompute(segment, levels, x)
         return x
+
+    def checkpoint_activations(self, policy: ActivationCheckpointing) -> None:
+        self.checkpointing = policy
+        self._prepare_level()
 
     def compile_level(self, backend: str = "inductor") -> None:
         """Compile the layer; all levels and batch shapes use the same graphs."""
-        self.compiled_level = torch.compile(self.level, dynamic=True, backend=backend)
+        self.compiler = backend
+        self._prepare_level()
+
+    def _prepare_level(self) -> None:
+        level = self.level
+        if self.checkpointing.keep_attention:  # what is compiled includes the choice of operators
+            level = partial(recompute_but_attention, level)
+        if self.compiler:
+            level = torch.compile(level, dynamic=True, backend=self.compiler)
+        self.prepared_level = level
 
     # ── The equations ───────────────────────────────────────────────────────────────────────────
 
@@ -273,7 +291,7 @@ class RingEncoder(Ring, TransformerEncoder):
         """:param seqs: embedded source `[B, S, d]`. :returns: same shape."""
         levels, mask = self.levels(), padding_mask(seqs_layout)
         positions = range(seqs.size(1))
-        return self.run(seqs, lambda i, x: self.compiled_level(x, levels[i], mask), positions)
+        return self.run(seqs, lambda i, x: self.prepared_level(x, levels[i], mask), positions)
 
     def level(self, x: Tensor, level: Level, mask: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x, level)
@@ -314,7 +332,7 @@ class RingDecoder(Ring, TransformerDecoder):
             mask = padding_mask(encoder_output_layout)
             return self.run(
                 seqs,
-                lambda i, x: self.compiled_level(x, levels[i], cross[i], mask),
+                lambda i, x: self.prepared_level(x, levels[i], cross[i], mask),
                 range(seqs.size(1)),
             )
         state = state_bag.maybe_get_state(self, DecoderState)

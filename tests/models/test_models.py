@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,9 +10,10 @@ from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from models.config import Architecture, LevelSignals, ModelConfig
+from models.config import ActivationCheckpointing, Architecture, LevelSignals, ModelConfig
 from models.factory import create_model
 from models.ringformer import RingEncoder
+from models.ringformer.activation_checkpointing import ATTENTION
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel, core_parameters
 
@@ -155,10 +156,34 @@ def test_incremental_decoding_equals_a_full_pass(architecture: Architecture) -> 
     torch.testing.assert_close(torch.cat(steps, dim=1), expected, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("segment_length", [1, 2, 3])
-def test_checkpointing_changes_no_gradient_under_dropout(segment_length: int) -> None:
+POLICIES = {
+    "every level": ActivationCheckpointing(levels=1),
+    "every 2 levels": ActivationCheckpointing(levels=2),
+    "all levels at once": ActivationCheckpointing(levels=3),
+    "selective": ActivationCheckpointing(levels=1, keep_attention=True),
+    "offloaded": ActivationCheckpointing(levels=2, cpu_offload=True),
+    "selective, offloaded": ActivationCheckpointing(
+        levels=1, keep_attention=True, cpu_offload=True
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("policy", "compiled"),
+    [
+        *((policy, False) for policy in POLICIES.values()),
+        pytest.param(POLICIES["every 2 levels"], True, marks=pytest.mark.slow),
+        pytest.param(POLICIES["selective"], True, marks=pytest.mark.slow),
+    ],
+)
+def test_checkpointing_changes_no_gradient_under_dropout(
+    policy: ActivationCheckpointing, compiled: bool
+) -> None:
     model = tiny(dropout=0.2)
     source, target = sequences(7, 3), sequences(4, 6)
+    torch._dynamo.reset()
+    if compiled:
+        model.compile_layers(backend="aot_eager")
 
     def gradients() -> list[Tensor]:
         model.zero_grad()
@@ -167,14 +192,42 @@ def test_checkpointing_changes_no_gradient_under_dropout(segment_length: int) ->
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     kept = gradients()
-    model.checkpoint_levels(segment_length)
+    model.checkpoint_activations(policy)
     for ours, expected in zip(gradients(), kept, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
+def attentions(model: TranslationModel) -> int:
+    """How often a forward and backward pass computes attention."""
+    with torch.profiler.profile() as profile:
+        loss(model, sequences(7, 3), sequences(4, 6)).backward()  # type: ignore[no-untyped-call]
+    names = {f"aten::{operator.overloadpacket.__name__}" for operator in ATTENTION}
+    calls = [event for event in profile.events() or [] if event.name in names]
+    # A call that is answered with what was kept computes nothing in it.
+    return sum(any("empty" in part.name for part in call.cpu_children) for call in calls)
+
+
+def test_selective_checkpointing_recomputes_no_attention() -> None:
+    model = tiny(dropout=0.2, num_levels=3)
+    once = attentions(model)
+    assert once == 3 * 3  # encoder, decoder, and cross-attention at 3 levels
+    model.checkpoint_activations(POLICIES["every level"])
+    assert attentions(model) == 2 * once
+    model.checkpoint_activations(POLICIES["selective"])
+    assert attentions(model) == once
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"levels": 2, "keep_attention": True}, {"cpu_offload": True}]
+)
+def test_checkpointing_policies_that_cannot_be(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="needs levels"):
+        ActivationCheckpointing(**arguments)
+
+
 def test_checkpointing_is_refused_where_it_cannot_be() -> None:
-    with pytest.raises(ValueError, match="checkpoint_levels"):
-        tiny("transformer").checkpoint_levels(1)
+    with pytest.raises(ValueError, match=r"activation_checkpointing\.levels to 0"):
+        tiny("transformer").checkpoint_activations(ActivationCheckpointing(levels=1))
 
 
 @pytest.mark.parametrize("fold_qkv", [True, False])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, load_model
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from models.config import ModelConfig
+from models.config import ActivationCheckpointing, ModelConfig
 from models.factory import create_model
 from models.ringformer.reference import from_reference, reference_names
 from models.seq2seq import TranslationModel
@@ -50,7 +50,7 @@ def test_logits_and_loss(model: TranslationModel, golden: dict[str, Tensor]) -> 
 def test_gradients_of_every_parameter(
     model: TranslationModel, golden: dict[str, Tensor], segment_length: int
 ) -> None:
-    model.checkpoint_levels(segment_length)
+    model.checkpoint_activations(ActivationCheckpointing(levels=segment_length))
     target = golden["input.target"]
     logits = model.logits(golden["input.source"], target)
     cross_entropy(

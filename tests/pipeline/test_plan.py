@@ -34,7 +34,8 @@ def test_every_zero_stage_shards_more_and_sends_what_it_must() -> None:
 def test_checkpoints_keep_a_part_of_the_activations() -> None:
     none, every_level = (
         activations_per_token(
-            load_recipe(QUICKSTART, [("training.checkpoint_levels", levels)]), torch.float32
+            load_recipe(QUICKSTART, [("training.activation_checkpointing.levels", levels)]),
+            torch.float32,
         )
         for levels in ("0", "1")
     )

@@ -17,8 +17,8 @@ from data_prep.stage import only_command_in
 from pipeline.checkpoint import average_weights, list_checkpoints, load_weights
 from pipeline.config import ROOT, Recipe, TrainingConfig, UsageError
 from pipeline.deepspeed_config import deepspeed_config
-from pipeline.train import learning_rate_factor
-from tests.conftest import Command, free_port, run_process
+from pipeline.engine import learning_rate_factor
+from tests.conftest import Command, free_port, launch
 
 pytestmark = pytest.mark.slow
 
@@ -28,9 +28,8 @@ LAUNCHER = [str(Path(sys.executable).with_name("deepspeed"))]
 def train(
     recipe: Path, run_dir: Path, *arguments: str, ranks: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    launch = [*LAUNCHER, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
     script = [str(ROOT / "pipeline" / "train.py"), "--config", str(recipe), "--run_dir"]
-    return run_process([*launch, *script, str(run_dir), *arguments])
+    return launch([*script, str(run_dir), *arguments], ranks)
 
 
 def copy_of(prepared: Recipe, name: str) -> Path:
@@ -107,7 +106,7 @@ def test_ranks_accumulation_zero_and_checkpointing_change_nothing(
     run_dir = copy_of(prepared, f"two_ranks_zero{stage}")
     options = [
         "--deepspeed_config", str(tmp_path / "ds.json"),
-        "--training.checkpoint_levels", str(checkpoint_levels),
+        "--training.activation_checkpointing.levels", str(checkpoint_levels),
     ]  # fmt: skip
     done = train(tiny_recipe, run_dir, *NO_DROPOUT, *options, ranks=2)
     assert done.returncode == 0, done.stderr
@@ -275,10 +274,10 @@ def test_checkpoints_of_another_vocabulary_are_refused(
 
 def test_learning_rate_schedules() -> None:
     config = TrainingConfig(max_steps=110, warmup_steps=10)
-    factors = [learning_rate_factor(config, step) for step in range(111)]
+    factors = [learning_rate_factor(config, step, 512) for step in range(111)]
     assert factors[0] == 0.1
     assert max(factors) == factors[9] == factors[10] == 1
     assert factors[60] == pytest.approx(0.5)
     assert factors[110] == pytest.approx(0)
     rooted = config.model_copy(update={"schedule": "inverse_sqrt"})
-    assert learning_rate_factor(rooted, 39) == pytest.approx(0.5)
+    assert learning_rate_factor(rooted, 39, 512) == pytest.approx(0.5)

@@ -1,0 +1,55 @@
+"""An exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+EMA_FILE = "ema.pt"
+
+
+class MovingAverage:
+    """θ_ema ← decay · θ_ema + (1 - decay) · θ after each step, in float32.
+
+    In the n-th step the decay is at most (1 + n) / (10 + n), so that the weights of the beginning
+    are soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.model = model
+        self._averages = [p.detach().float().clone() for p in model.parameters()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        current = [parameter.detach().float() for parameter in self.model.parameters()]
+        torch._foreach_lerp_(self._averages, current, 1 - decay)
+
+    def save(self, folder: Path) -> None:
+        averages = dict(zip(self.model.parameters(), self._averages, strict=True))
+        names = self.model.named_parameters(remove_duplicate=False)  # tied ones under all names
+        weights = {name: averages[parameter] for name, parameter in names}
+        torch.save({"weights": weights, "updates": self.updates}, folder / EMA_FILE)
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint; from its weights if it has no average."""
+        if not (folder / EMA_FILE).exists():
+            self._averages = [p.detach().float().clone() for p in self.model.parameters()]
+            return
+        saved = torch.load(folder / EMA_FILE, map_location="cpu", weights_only=True)
+        self.updates = saved["updates"]
+        for (name, _), average in zip(self.model.named_parameters(), self._averages, strict=True):
+            average.copy_(saved["weights"][name])
+
+
+def load_average(folder: Path) -> dict[str, Tensor] | None:
+    """The averaged weights of a checkpoint under the model's own names, if it has any."""
+    if not (folder / EMA_FILE).exists():
+        return None
+    saved = torch.load(folder / EMA_FILE, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = saved["weights"]
+    return weights

@@ -1,0 +1,120 @@
+"""What training tells while it runs: a line in the log, a bar on a terminal, metrics for MLflow."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import psutil
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+log = logging.getLogger("train")
+
+GIB = 1 << 30
+
+
+@dataclass
+class Window:
+    """What happened since the last progress line; `loss`, `positions` and `waited` on this rank."""
+
+    loss: torch.Tensor
+    """Summed over target tokens."""
+
+    steps: int = 0
+    source_tokens: int = 0
+    target_tokens: int = 0
+    positions: int = 0
+    """Source and target positions, padding included."""
+
+    waited: float = 0.0
+    """Seconds without a batch to work on."""
+
+    since: float = field(default_factory=time.monotonic)
+
+    def metrics(self, total_loss: float, total_positions: float, waited: float) -> dict[str, float]:
+        """:param total_loss, total_positions: over all ranks. :param waited: mean of the ranks."""
+        seconds = time.monotonic() - self.since
+        tokens = self.source_tokens + self.target_tokens
+        loss = total_loss / self.target_tokens
+        return {
+            "train_loss": loss,
+            "train_ppl": perplexity(loss),
+            "tokens_per_second": tokens / seconds,
+            "target_tokens_per_second": self.target_tokens / seconds,
+            "steps_per_second": self.steps / seconds,
+            "padding_share": 1 - tokens / total_positions,
+            "data_wait_share": waited / seconds,
+            "memory_gib": memory() / GIB,
+        }
+
+
+def perplexity(loss: float) -> float:
+    return math.exp(min(loss, 50.0))
+
+
+def memory() -> int:
+    """Bytes: the GPU's peak so far, or what the process holds now."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return int(psutil.Process().memory_info().rss)
+
+
+def progress_line(metrics: dict[str, float], step: int, last_step: int, eta: float) -> str:
+    parts = [
+        f"step {step}/{last_step}",
+        f"epoch {metrics['epoch']:.2f}",
+        f"loss {metrics['train_loss']:.4f}",
+        f"ppl {metrics['train_ppl']:.2f}",
+        f"lr {metrics['learning_rate']:.2e}",
+        f"grad norm {metrics['grad_norm']:.2f}",
+        f"{metrics['tokens_per_second']:,.0f} tokens/s",
+        f"padding {metrics['padding_share']:.1%}",
+        f"data wait {metrics['data_wait_share']:.1%}",
+        f"{metrics['memory_gib']:.2f} GiB",
+        f"ETA {timedelta(seconds=round(eta))}",
+    ]
+    return " | ".join(parts)
+
+
+def start_logging(rank: int) -> Console | None:
+    """Log to stderr: rank 0 all, others their errors.
+
+    :returns: the terminal that rank 0 writes to, if it is one.
+    """
+    console = Console(stderr=True)
+    if rank == 0 and console.is_terminal:
+        handler = RichHandler(
+            console=console, show_time=False, show_level=False, show_path=False, highlighter=None
+        )
+        logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+        return console
+    name = "%(name)s" if rank == 0 else f"%(name)s: rank {rank}"
+    level = logging.INFO if rank == 0 else logging.ERROR
+    logging.basicConfig(level=level, format=f"{name}: %(message)s")
+    return None
+
+
+def progress_bar(console: Console | None) -> Progress:
+    """Over the steps, on a terminal; without one it shows nothing."""
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=console, transient=True, disable=console is None)

@@ -1,0 +1,139 @@
+"""A few steps with each combination of ZeRO stage, precision, checkpointing policy and embeddings.
+
+`deepspeed --num_accelerators N tests/pipeline/zero_matrix.py RECIPE RESULTS`, for
+`test_zero_matrix.py`: all in one process, whose start takes longer than they do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
+
+from data_prep.shards import ShardReader
+from data_prep.vocabulary import PAD_IDX
+from models.factory import create_model
+from pipeline.batches import BatchPlan, collate
+from pipeline.config import ROOT, Recipe, load_recipe
+from pipeline.engine import Training, learning_rate_factor, micro_batch_seed
+from pipeline.progress import Window
+
+STEPS = 2
+FLOAT32 = ["zero0", "zero1", "zero2", "zero3", "zero3_offload"]
+BFLOAT16 = ["zero1_bf16", "zero2_bf16", "zero3_bf16"]
+FLOAT16 = (
+    ["zero1_fp16", "zero2_fp16", "zero3_fp16"] if get_accelerator().is_fp16_supported() else []
+)
+POLICIES: dict[str, dict[str, object]] = {
+    "none": {},
+    "every level": {"levels": 1},
+    "every 2 levels": {"levels": 2},
+    "selective": {"levels": 1, "keep_attention": True},
+    "offloaded": {"levels": 1, "cpu_offload": True},
+}
+TIED = [True, False]
+
+
+def cases() -> list[tuple[str, str, bool]]:
+    """DeepSpeed configuration, policy, tied embeddings."""
+    few = ["none", "every level"]  # in 16 bits there is less to see
+    return [
+        *product(FLOAT32, POLICIES, TIED),
+        *product([*BFLOAT16, *FLOAT16], few, TIED),
+    ]
+
+
+def recipe_of(path: Path, stage: str, policy: str, tied: bool, folder: Path) -> Recipe:
+    """:param folder: for DeepSpeed's JSON."""
+    config = json.loads((ROOT / "ds_configs" / f"{stage}.json").read_text(encoding="utf-8"))
+    # Else DeepSpeed keeps all of so small a model whole.
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    json_path = folder / f"{stage}.json"
+    json_path.write_text(json.dumps(config), encoding="utf-8")
+    overrides = {
+        "model.dropout": 0.1,
+        "model.tied_embeddings": json.dumps(tied),
+        "training.deepspeed_config": json_path,
+        **{
+            f"training.activation_checkpointing.{k}": json.dumps(v)
+            for k, v in POLICIES[policy].items()
+        },
+    }
+    return load_recipe(path, [(key, str(value)) for key, value in overrides.items()])
+
+
+def train(recipe: Recipe) -> dict[str, Any]:
+    """:returns: loss and gradient norm of each step, and the weights after the last."""
+    training = Training(recipe)
+    losses, norms = [], []
+    for _ in range(STEPS):
+        window = Window(torch.zeros(()))
+        training.train_step(window)
+        (loss,) = training.mean_over_ranks(window.loss)
+        losses.append(loss * training.world_size / window.target_tokens)
+        norms.append(float(training.engine.get_global_grad_norm()))
+    weights = {name: tensor.float() for name, tensor in training.full_weights().items()}
+    training.engine.destroy()
+    return {"losses": losses, "norms": norms, "weights": weights}
+
+
+def reference(recipe: Recipe) -> dict[str, Any]:
+    """The same without DeepSpeed: torch, one process, float32."""
+    config = recipe.training
+    reader = ShardReader(recipe.run_dir / "shards", "train")
+    plan = BatchPlan(
+        *reader.lengths(),
+        max_tokens=config.max_tokens,
+        micro_batch_tokens=config.micro_batch_tokens,
+        seed=config.seed,
+    )
+    torch.manual_seed(config.seed)
+    model = create_model(recipe.model, reader.manifest["vocabulary"]["sizes"], PAD_IDX).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=config.adam_betas, eps=config.adam_eps, weight_decay=0
+    )
+    losses, norms = [], []
+    for step in range(STEPS):
+        batch, total = plan[step], 0.0
+        for number, indices in enumerate(batch.micro_batches):
+            torch.manual_seed(micro_batch_seed(config.seed, step, number))
+            micro = collate(reader, indices, torch.device("cpu"))
+            loss = model(
+                micro.source, micro.source_layout, micro.target_input, micro.target_layout,
+                micro.targets, label_smoothing=config.label_smoothing,
+            )  # fmt: skip
+            (loss / batch.target_tokens).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)))
+        for group in optimizer.param_groups:
+            factor = learning_rate_factor(config, step, recipe.model.model_dim)
+            group["lr"] = config.learning_rate * factor
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total / batch.target_tokens)
+    return {"losses": losses, "norms": norms, "weights": model.state_dict()}
+
+
+def main() -> None:
+    recipe_path, results = Path(sys.argv[-2]), Path(sys.argv[-1])
+    deepspeed.init_distributed(verbose=False)
+    found = {}
+    for case in cases():
+        folder = results.parent / f"rank-{dist.get_rank()}"
+        folder.mkdir(exist_ok=True)
+        found[case] = train(recipe_of(recipe_path, *case, folder))
+    if dist.get_rank() == 0:
+        torch.save(found, results)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
