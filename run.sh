@@ -14,7 +14,8 @@
 #          test           linters, type checker and tests; arguments go to pytest
 #
 # Every stage skips what is up to date. `./run.sh COMMAND --help` lists every recipe key.
-# Exit codes: 0 done, 2 bad usage or recipe, 1 anything else.
+# Exit codes: 0 done, 2 bad usage or recipe, 75 training was stopped by a signal and has saved a
+#             checkpoint (the same command continues), 1 anything else.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -97,7 +98,11 @@ train() {
   # `wait` ends at a signal; the ranks are then still saving. (Zombies do not count.)
   while pgrep -g "$group" -r D,R,S,T >/dev/null 2>&1; do sleep 0.2; done
   trap - INT TERM HUP
-  [[ -z $stopped ]] || fail 1 "training was stopped; run the same command again to continue"
+  if [[ -n $stopped ]]; then
+    status=0
+    wait "$group" || status=$?
+    [[ $status == 75 ]] || fail 1 "training was stopped; run the same command again to continue"
+  fi
   [[ $status == 0 ]] || exit "$status"
   # The launcher also exits with 0 when a signal has killed its ranks.
   python -m pipeline.checkpoint "$@" || fail 1 "training ended before its last step"
@@ -137,7 +142,7 @@ case $command in
 esac
 
 # A child's own codes (a signal, a tool's) are not ours.
-trap 'status=$?; [[ $status == 0 || $status == 2 ]] || exit 1' EXIT
+trap 'status=$?; [[ $status =~ ^(0|2|75)$ ]] || exit 1' EXIT
 
 setup >&2
 export PATH=$VENV/bin:$PATH

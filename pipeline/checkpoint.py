@@ -266,6 +266,10 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
                 state = get_fp32_state_dict_from_zero_checkpoint(
                     str(checkpoint.folder.parent), checkpoint.tag
                 )
+            if checkpoint.info["zero_stage"] < 3:  # DeepSpeed leaves out what is not trained
+                path = checkpoint.folder / "mp_rank_00_model_states.pt"
+                whole = torch.load(path, map_location="cpu", weights_only=False)["module"]
+                state = {**whole, **state}
     except Exception as error:
         raise CheckpointError(f"{checkpoint.folder}: cannot be read: {error}") from error
     return {name: tensor.float() for name, tensor in state.items()}

@@ -49,6 +49,7 @@ from pipeline.deepspeed_config import (
 from pipeline.ema import MovingAverage
 from pipeline.nonfinite import dump
 from pipeline.progress import Window
+from pipeline.relayout import carry_over
 
 log = logging.getLogger("train")
 
@@ -137,7 +138,7 @@ class Training:
         self.engine = self._create_engine()
         self.ema = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.device: torch.device = self.engine.device
-        self._feed: Iterator[StepBatches] | None = None
+        self._batches: Iterator[StepBatches] | None = None
 
     def _create_model(self) -> TranslationModel:
         torch.manual_seed(self.config.seed)
@@ -187,12 +188,9 @@ class Training:
         :raises TrainingError: a gradient is not finite, and the recipe says to stop then.
         """
         started = time.monotonic()
-        if self._feed is None:
-            self._feed = feed(
-                self.plan, self.reader, self.device,
-                rank=self.rank, world_size=self.world_size, first_step=self.step,
-            )  # fmt: skip
-        batches = next(self._feed)
+        if self._batches is None:
+            self._batches = self.batches()
+        batches = next(self._batches)
         window.waited += time.monotonic() - started
         window.loss += self.optimizer_step(batches)
         window.steps += 1
@@ -200,6 +198,13 @@ class Training:
         window.target_tokens += batches.target_tokens
         window.positions += batches.positions
         self.step += 1
+
+    def batches(self) -> Iterator[StepBatches]:
+        """What this rank works on, from the step at hand on."""
+        return feed(
+            self.plan, self.reader, self.device,
+            rank=self.rank, world_size=self.world_size, first_step=self.step,
+        )  # fmt: skip
 
     def optimizer_step(self, batches: StepBatches) -> torch.Tensor:
         """:returns: the loss summed over this rank's target tokens."""
@@ -340,6 +345,22 @@ class Training:
 
         :raises CheckpointError: it cannot be read.
         """
+        layout, written = self.layout(), checkpoint.info
+        cut_differently = any(written[key] != layout[key] for key in layout)
+        note = ""
+        if cut_differently and max(layout["zero_stage"], written["zero_stage"]) > 0:
+            carry_over(self.engine, checkpoint)
+            note = f" (written by {_in_words(written)}; now {_in_words(layout)})"
+        else:
+            self._load(checkpoint)
+        if self.ema:
+            self.ema.load(checkpoint.folder)
+        self._set_hyperparameters()
+        self.step = checkpoint.step
+        if self.rank == 0:
+            log.info("resumed from %s%s", checkpoint.folder, note)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
         try:
             path, _ = self.engine.load_checkpoint(str(self.checkpoints), tag=checkpoint.tag)
             if path is None:
@@ -349,12 +370,6 @@ class Training:
                 f"{checkpoint.folder} cannot be read ({type(error).__name__}: {error}); remove it "
                 "to go on from the one before"
             ) from error
-        if self.ema:
-            self.ema.load(checkpoint.folder)
-        self._set_hyperparameters()
-        self.step = checkpoint.step
-        if self.rank == 0:
-            log.info("resumed from %s", checkpoint.folder)
 
     def _set_hyperparameters(self) -> None:
         """The recipe's, which may have changed; the checkpoint has brought back its own."""
@@ -364,6 +379,12 @@ class Training:
             group["weight_decay"] = config.weight_decay
         if hasattr(optimizer, "clip_grad"):
             optimizer.clip_grad = config.clip_norm
+
+
+def _in_words(layout: dict[str, Any]) -> str:
+    ranks = "1 rank" if layout["world_size"] == 1 else f"{layout['world_size']} ranks"
+    words = [f"{ranks} at ZeRO stage {layout['zero_stage']}", layout["precision"]]
+    return ", ".join([*words, "offload"] if layout["offload"] else words)
 
 
 def rehearse(recipe: Recipe) -> str:

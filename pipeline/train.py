@@ -96,15 +96,19 @@ class Loop:
         with progress_bar(console) as bar:
             task = bar.add_task("", total=training.last_step, completed=training.step)
             while training.step < training.last_step and not self.validation.gave_up:
-                training.train_step(self.window)
+                self.step()
                 bar.update(task, completed=training.step)
-                self._after_step(stopped=any_rank(training, self._alive()))
         if self.validation.gave_up and training.rank == 0:
             log.info(
                 "early stopping at step %d: step %d was the best (%s %.4f)",
                 training.step,
                 *(self.validation.state[key] for key in ("best_step", "criterion", "best")),
             )
+
+    def step(self) -> None:
+        """One step, and what is due after it."""
+        self.training.train_step(self.window)
+        self._after_step(stopped=any_rank(self.training, self._alive()))
 
     def _alive(self) -> bool:
         """:returns: whether a signal has come to this rank."""
@@ -311,7 +315,11 @@ def _explained(error: RuntimeError, training: Training) -> Exception:
     )
 
 
+def program() -> str:
+    """What messages begin with."""
+    rank = os.environ.get("RANK", "0")
+    return "train" if rank == "0" else f"train: rank {rank}"
+
+
 if __name__ == "__main__":
-    rank_of_many = os.environ.get("RANK", "0")
-    program = "train" if rank_of_many == "0" else f"train: rank {rank_of_many}"
-    run_command(program, "Train a translation model with DeepSpeed.", main)
+    run_command(program(), "Train a translation model with DeepSpeed.", main)

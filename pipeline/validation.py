@@ -74,7 +74,7 @@ class Validation:
     @property
     def gave_up(self) -> bool:
         """Whether early stopping ends training."""
-        return 0 < self.training.config.early_stopping <= self.state["stale"]
+        return bool(0 < self.training.config.early_stopping <= self.state["stale"])
 
     def loss(self) -> float:
         """Cross-entropy per target token."""
@@ -92,8 +92,8 @@ class Validation:
             for indices in micro_batches[training.rank :: training.world_size]:
                 total += training.loss(collate(self.reader, indices, training.device))
                 self._agree_to_go_on()
-        mean: float = training.mean_over_ranks(total)[0]
-        return mean * training.world_size / int(lengths[1].sum())
+        (mean,) = training.mean_over_ranks(total)
+        return mean * float(training.world_size) / int(lengths[1].sum())
 
     def bleu(self) -> float:
         """BLEU of the validation set, which the ranks share among them."""

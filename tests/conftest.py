@@ -74,7 +74,7 @@ def prepared(tiny_recipe: Path) -> Recipe:
     return recipe
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def command() -> Command:
     """Run `python -m MODULE ARGUMENTS…` and collect what it said."""
 
@@ -100,9 +100,13 @@ def free_port() -> int:
 
 def launch(arguments: list[str], ranks: int = 1) -> subprocess.CompletedProcess[str]:
     """Run a script with DeepSpeed's launcher."""
-    launcher = str(Path(sys.executable).with_name("deepspeed"))
-    options = ["--num_accelerators", str(ranks), "--master_port", str(free_port())]
-    return run_process([launcher, *options, *arguments])
+    return run_process([*launcher(ranks), *arguments])
+
+
+def launcher(ranks: int) -> list[str]:
+    """The `deepspeed` command for so many ranks on this machine."""
+    command = [str(Path(sys.executable).with_name("deepspeed"))]
+    return [*command, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
 def run_process(

@@ -141,7 +141,7 @@ def test_a_stopped_run_goes_on_where_it_was(
             process.send_signal(signum)  # to run.sh alone, as a supervisor does
             break
     output += process.stderr.read()
-    assert process.wait() == 1
+    assert process.wait() == 75
     assert "stopped by a signal at step" in output
     assert "run the same command again to continue" in output
     assert "Traceback" not in output

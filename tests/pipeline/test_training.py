@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,11 +17,9 @@ from pipeline.checkpoint import average_weights, list_checkpoints, load_weights
 from pipeline.config import ROOT, Recipe, TrainingConfig, UsageError
 from pipeline.deepspeed_config import deepspeed_config
 from pipeline.engine import learning_rate_factor
-from tests.conftest import Command, free_port, launch
+from tests.conftest import Command, launch, launcher
 
 pytestmark = pytest.mark.slow
-
-LAUNCHER = [str(Path(sys.executable).with_name("deepspeed"))]
 
 
 def train(
@@ -145,34 +142,13 @@ def test_a_resumed_run_takes_the_recipes_learning_rate(
     assert losses(run_dir)[5] != losses(undisturbed)[5]
 
 
-def test_a_damaged_checkpoint_is_named(tiny_recipe: Path, undisturbed: Path) -> None:
-    run_dir = undisturbed.with_name("damaged")
-    shutil.copytree(undisturbed, run_dir)
-    newest = run_dir / "checkpoints" / "step-00000006"
-    states = newest / "mp_rank_00_model_states.pt"
-    states.write_bytes(states.read_bytes()[:1000])
-    done = train(tiny_recipe, run_dir, "--training.max_steps", "9")
-    assert done.returncode == 1
-    assert f"{newest} cannot be read" in done.stderr
-    assert "remove it to go on from the one before" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_sigterm_saves_and_says_how_to_go_on(prepared: Recipe, tiny_recipe: Path) -> None:
     """To the whole process group, as a terminal's Ctrl-C and most schedulers send it."""
     run_dir = copy_of(prepared, "stopped")
     script = [str(ROOT / "pipeline" / "train.py"), "--config", str(tiny_recipe)]
     options = ["--run_dir", str(run_dir), "--training.max_steps", "100000"]
     process = subprocess.Popen(
-        [
-            *LAUNCHER,
-            "--num_accelerators",
-            "2",
-            "--master_port",
-            str(free_port()),
-            *script,
-            *options,
-        ],
+        [*launcher(2), *script, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -188,7 +164,7 @@ def test_sigterm_saves_and_says_how_to_go_on(prepared: Recipe, tiny_recipe: Path
             break
     output += process.stdout.read()
     process.wait()
-    assert process.returncode != 0, output
+    assert process.returncode == 75, output
     (stopped,) = list_checkpoints(run_dir / "checkpoints")[-1:]
     assert f"stopped by a signal at step {stopped.step}; run the same command again" in output
     assert "Traceback" not in output
@@ -201,16 +177,6 @@ def test_one_training_at_a_time(prepared: Recipe, tiny_recipe: Path) -> None:
     assert done.returncode == 1
     assert "another command is at work here" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_loss_that_is_not_finite_ends_training(prepared: Recipe, tiny_recipe: Path) -> None:
-    run_dir = copy_of(prepared, "diverged")
-    arguments = ["--training.learning_rate", "1e30", "--training.clip_norm", "0"]
-    done = train(tiny_recipe, run_dir, *arguments)
-    assert done.returncode == 1
-    assert "lower training.learning_rate" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert list_checkpoints(run_dir / "checkpoints") == []
 
 
 def test_a_conflicting_deepspeed_config_exits_2(

@@ -1,0 +1,178 @@
+"""Continue a checkpoint on other ranks, or at another ZeRO stage, than it was written with.
+
+Rank 0 takes the checkpoint apart into DeepSpeed's universal format: a folder of a parameter's
+weights and Adam moments for every parameter. Then every rank reads its part of it. Nothing is
+rounded: weights and moments stay fp32, and Adam's step goes on.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import DeepSpeedEngine
+from deepspeed import comm as dist
+from deepspeed.utils.zero_to_fp32 import get_model_state_file
+
+from pipeline.checkpoint import Checkpoint, CheckpointError, load_weights
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def carry_over(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> None:
+    """Load `checkpoint` into an engine that cuts the optimizer state differently.
+
+    Every rank calls this. It needs about three times the checkpoint's space on disk beside it.
+
+    :raises CheckpointError: on every rank, the checkpoint cannot be taken apart.
+    """
+    # Without a checkpoint.json: what a crash leaves of it goes with the next save.
+    scratch = checkpoint.folder.with_name(f"{checkpoint.tag}-universal")
+    folder = scratch / "state"  # DeepSpeed's converter writes beside it, too
+    try:
+        _on_rank_0(partial(_take_apart, engine, checkpoint, folder), checkpoint)
+        _read_part(engine, folder)
+        dist.barrier()  # before rank 0 deletes what others read
+    finally:
+        if dist.get_rank() == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _on_rank_0(work: Callable[[], None], checkpoint: Checkpoint) -> None:
+    """Rank 0 works, the others wait.
+
+    :raises CheckpointError: on every rank, the work failed.
+    """
+    failure: list[str | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            work()
+        except Exception as error:
+            failure = [f"{type(error).__name__}: {error}"]
+    dist.broadcast_object_list(failure, src=0)
+    if failure[0] is not None:
+        raise CheckpointError(
+            f"{checkpoint.folder} cannot be changed to this run's ranks and ZeRO stage "
+            f"({failure[0]}); continue with those that wrote it, or remove it to go on from the "
+            "one before"
+        )
+
+
+# ── Rank 0 ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _take_apart(engine: DeepSpeedEngine, checkpoint: Checkpoint, folder: Path) -> None:
+    """Write `folder`: zero/PARAMETER/{fp32,exp_avg,exp_avg_sq}.pt, and common.pt for the rest."""
+    shutil.rmtree(folder, ignore_errors=True)
+    stage = checkpoint.info["zero_stage"]
+    states = _load(Path(get_model_state_file(str(checkpoint.folder), stage)))
+    if stage == 0:
+        names = [name for name, _ in engine.module.named_parameters()]
+        _split(states, names, folder / "zero")
+    else:
+        _convert(checkpoint.folder, folder)
+    common = {key: states[key] for key in ("global_steps", "skipped_steps")}
+    # DeepSpeed's module lacks what ZeRO-3 has cut; ours lacks parameters that are not trained.
+    common["module"] = {**states["module"], **load_weights(checkpoint)}
+    torch.save(common, folder / "common.pt")
+    # For DeepSpeed's loaders, which look here for hyperparameters; the engine keeps its own.
+    groups: list[dict[str, Any]] = [{} for _ in engine.basic_optimizer.param_groups]
+    optimizer = {"state": {0: {"step": _adam_step(common)}}, "param_groups": groups}
+    torch.save(
+        {
+            "ds_version": deepspeed.__version__,
+            "param_groups": groups,
+            "optimizer_state_dict": optimizer,
+        },
+        folder / "zero" / "optimizer_state.pt",
+    )
+
+
+def _split(states: dict[str, Any], names: list[str], folder: Path) -> None:
+    """Of stage 0, whose optimizer numbers the parameters."""
+    for index, moments in states["optimizer"]["state"].items():
+        name = names[index]
+        (folder / name).mkdir(parents=True)
+        torch.save({"param": states["module"][name]}, folder / name / "fp32.pt")
+        for key in MOMENTS:
+            torch.save({"param": moments[key]}, folder / name / f"{key}.pt")
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Of stages 1 to 3, with DeepSpeed's converter."""
+    arguments = Namespace(
+        input_folder=str(source),
+        output_folder=str(folder),
+        num_extract_workers=1,  # in this process: a fork of one that has a GPU may hang
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=False,
+    )
+    silence = io.StringIO()
+    with redirect_stdout(silence), redirect_stderr(silence):
+        from deepspeed.checkpoint import ds_to_universal
+
+        ds_to_universal.main(arguments)
+    for path in folder.glob("zero/*/*.pt"):
+        tensor = _load(path)
+        if path.stem != "step" and isinstance(tensor, torch.Tensor):  # ZeRO-3's have no wrapping
+            torch.save({"param": tensor}, path)
+
+
+# ── Every rank ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _read_part(engine: DeepSpeedEngine, folder: Path) -> None:
+    """Load what `_take_apart` has written, as far as this rank holds it."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    common = _load(folder / "common.pt")
+    if stage == 3:
+        optimizer.checkpoint_event_prologue()
+    engine.load_module_state_dict(common, fetch_z3_params=stage == 3)
+    if stage == 0:
+        optimizer.load_state_dict(_whole(engine, folder))
+    else:
+        optimizer.load_state_dict(None, checkpoint_folder=str(folder))
+    if stage in (1, 2):
+        optimizer.update_lp_params()
+    elif stage == 3:
+        optimizer.checkpoint_event_epilogue()
+    torch_adam = isinstance(engine.basic_optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    step = _adam_step(common)
+    for state in engine.basic_optimizer.state.values():
+        state["step"] = torch.tensor(float(step)) if torch_adam else step
+    engine.global_steps, engine.skipped_steps = common["global_steps"], common["skipped_steps"]
+
+
+def _whole(engine: DeepSpeedEngine, folder: Path) -> dict[str, Any]:
+    """The state of stage 0's optimizer, which is torch's."""
+    state = {
+        index: {
+            "step": 0,  # the caller sets it
+            **{
+                key: _load(folder / "zero" / name / f"{key}.pt")["param"].view_as(parameter)
+                for key in MOMENTS
+            },
+        }
+        for index, (name, parameter) in enumerate(engine.module.named_parameters())
+        if parameter.requires_grad
+    }
+    return {"state": state, "param_groups": engine.optimizer.state_dict()["param_groups"]}
+
+
+def _adam_step(common: dict[str, Any]) -> int:
+    """DeepSpeed counts a step whose gradient overflowed, Adam does not."""
+    return int(common["global_steps"] - common["skipped_steps"])
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=False)

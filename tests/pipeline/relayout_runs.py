@@ -1,0 +1,83 @@
+"""Several short trainings in one process per rank: `deepspeed … relayout_runs.py JOBS.json`.
+
+A job trains a run_dir to step 6, from a checkpoint if it has one or names one, and saves at steps 3
+and 6. Its result.pt holds the losses and the optimizer's state as DeepSpeed's own accessors read
+it. A refused checkpoint becomes refused-RANK.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed import comm as dist
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from torch import Tensor
+
+from data_prep.shards import ShardReader
+from pipeline.checkpoint import CheckpointError, checkpoint_to_resume
+from pipeline.config import Recipe, load_recipe
+from pipeline.engine import Training
+from pipeline.progress import Window
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """Train to the end. :returns: what to compare."""
+    newest = checkpoint_to_resume(recipe, ShardReader(recipe.run_dir / "shards", "train").manifest)
+    training = Training(recipe)
+    if newest:
+        training.resume(newest)
+    losses: dict[int, float] = {}
+    states = {"start": optimizer_state(training)} if newest else {}
+    while training.step < recipe.training.max_steps:
+        window = Window(torch.zeros(()))
+        training.train_step(window)
+        (loss,) = training.mean_over_ranks(window.loss)
+        losses[training.step] = loss * training.world_size / window.target_tokens
+        if training.step % recipe.training.checkpoint_every == 0:
+            training.save(None, {"best_step": None, "stale": 0})
+            states[f"step {training.step}"] = optimizer_state(training)
+    training.engine.destroy()
+    return {"losses": losses, **states}
+
+
+def optimizer_state(training: Training) -> dict[str, Tensor]:
+    """Weights in fp32 under their names, moments under NAME/MOMENT, steps under /COUNTER."""
+    engine = training.engine
+    moments = engine.basic_optimizer.state
+    (step,) = {float(state["step"]) for state in moments.values()}
+    whole = {"/step": torch.tensor(step)}
+    for name, parameter in engine.module.named_parameters():
+        cut = engine.zero_optimization_stage() > 0
+        whole[name] = safe_get_full_fp32_param(parameter) if cut else parameter
+        for key in ("exp_avg", "exp_avg_sq"):
+            whole[f"{name}/{key}"] = (
+                safe_get_full_optimizer_state(parameter, key) if cut else moments[parameter][key]
+            )
+    return {name: tensor.detach().clone() for name, tensor in whole.items()}
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.init_distributed(verbose=False)
+    for job in json.loads(Path(sys.argv[-1]).read_text()):
+        recipe = load_recipe(Path(job["recipe"]), job["options"])
+        if dist.get_rank() == 0 and job["checkpoint"]:
+            source = Path(job["checkpoint"])
+            shutil.copytree(source, recipe.run_dir / "checkpoints" / source.name)
+        dist.barrier()
+        try:
+            result = run(recipe)
+        except CheckpointError as error:
+            (recipe.run_dir / f"refused-{dist.get_rank()}").write_text(str(error))
+        else:
+            if dist.get_rank() == 0:
+                torch.save(result, recipe.run_dir / "result.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,277 @@
+"""Whatever happens to a training: it says so, loses nothing, and goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data_prep.shards import ShardReader
+from pipeline.checkpoint import list_checkpoints, load_weights
+from pipeline.config import ROOT, Recipe
+from tests.conftest import Command, run_process
+from tests.pipeline.ranks import finish, start
+
+pytestmark = pytest.mark.slow
+
+STEPS = 40
+
+
+def run_dir_of(prepared: Recipe, name: str) -> Path:
+    """A new run_dir in a folder of its own, with the shards and a tracking store."""
+    run_dir = prepared.run_dir.parent / "faults" / name / "run"
+    shutil.copytree(prepared.run_dir / "shards", run_dir / "shards")
+    return run_dir
+
+
+def arguments(recipe: Path, run_dir: Path, **training: object) -> list[str]:
+    settings: dict[str, object] = {
+        "max_steps": STEPS, "log_every": 1, "checkpoint_every": 2, "validate_every": 7,
+        "keep_checkpoints": 2, "collective_timeout": 60,
+    }  # fmt: skip
+    settings |= training
+    pairs = [(f"--training.{key}", str(value)) for key, value in settings.items()]
+    return ["--config", str(recipe), "--run_dir", str(run_dir), *sum(pairs, ())]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_weights(list_checkpoints(run_dir / "checkpoints")[-1])
+
+
+def history(run_dir: Path, key: str) -> list[tuple[int, float]]:
+    """What MLflow has of a metric: (step, value) in order."""
+    with sqlite3.connect(run_dir.parent / "mlflow.db") as store:
+        rows = store.execute("SELECT step, value FROM metrics WHERE key = ? ORDER BY step", [key])
+        return list(rows)
+
+
+def wait_for(log: Path, text: str, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while text not in log.read_text():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Recipe, tiny_recipe: Path) -> Path:
+    run_dir = run_dir_of(prepared, "undisturbed")
+    log = run_dir / "log"
+    assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
+    return run_dir
+
+
+def test_killed_at_twenty_random_moments(
+    prepared: Recipe, tiny_recipe: Path, undisturbed: Path
+) -> None:
+    """One rank or both; the result is the same bits, and every step is in MLflow once."""
+    run_dir = run_dir_of(prepared, "killed")
+    draw, log, kills = random.Random(5), run_dir / "log", Counter[str]()
+    while sum(kills.values()) < 20:
+        log.write_text("")
+        ranks = start(arguments(tiny_recipe, run_dir), log)
+        # Half of them at any moment of the start, half while it steps and saves.
+        if draw.random() < 0.5:
+            time.sleep(draw.uniform(0, 3))
+        else:
+            wait_for(log, "step ")
+            time.sleep(draw.uniform(0, 0.5))
+        victims = draw.choice([ranks, ranks[:1], ranks[1:]])
+        alive = [rank for rank in victims if rank.is_alive()]
+        for rank in alive:
+            rank.kill()
+        codes = finish(ranks)
+        if codes == [0, 0]:
+            break
+        assert 0 not in codes, log.read_text()
+        kills["both" if len(victims) == 2 else "one"] += 1
+    log.write_text("")
+    assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
+    expected = weights(undisturbed)
+    for name, tensor in weights(run_dir).items():
+        assert torch.equal(tensor, expected[name]), name
+    for key in ("train_loss", "valid_loss", "grad_norm"):
+        assert history(run_dir, key) == history(undisturbed, key)
+    assert [step for step, _ in history(run_dir, "train_loss")] == list(range(1, STEPS + 1))
+    assert kills["one"]
+    assert kills["both"]
+
+
+def test_sigterm_saves_on_all_ranks_and_exits_75(
+    prepared: Recipe, tiny_recipe: Path, undisturbed: Path
+) -> None:
+    """To one rank only: the others agree."""
+    run_dir = run_dir_of(prepared, "preempted")
+    log = run_dir / "log"
+    ranks = start(arguments(tiny_recipe, run_dir, checkpoint_every=1000), log)
+    wait_for(log, "step 5/")
+    os.kill(ranks[1].pid or 0, signal.SIGTERM)
+    assert finish(ranks) == [75, 75], log.read_text()
+    (saved,) = list_checkpoints(run_dir / "checkpoints")[-1:]
+    assert (
+        f"stopped by a signal at step {saved.step}; run the same command again" in log.read_text()
+    )
+    assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
+    assert f"resumed from {saved.folder}" in log.read_text()
+    assert history(run_dir, "train_loss") == history(undisturbed, "train_loss")
+    expected = weights(undisturbed)
+    for name, tensor in weights(run_dir).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_truncated_checkpoint_is_set_aside(
+    prepared: Recipe, tiny_recipe: Path, undisturbed: Path
+) -> None:
+    """Cut, or with other bytes in the middle: the one before is taken."""
+    run_dir = undisturbed.parent.parent / "truncated" / "run"
+    shutil.copytree(undisturbed.parent, run_dir.parent)
+    log = run_dir / "log"
+    for damage in ("cut", "flipped"):
+        before, newest = list_checkpoints(run_dir / "checkpoints")[-2:]
+        states = newest.folder / "mp_rank_00_model_states.pt"
+        content = bytearray(states.read_bytes())
+        if damage == "cut":
+            content = content[:1000]
+        else:
+            content[len(content) // 2] ^= 0xFF
+        states.write_bytes(content)
+        log.write_text("")
+        assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
+        said = log.read_text()
+        assert f"{newest.folder}: {states.name} " in said
+        assert "going back to the one before" in said
+        assert f"resumed from {before.folder}" in said
+        assert (run_dir / "checkpoints" / f"damaged-{newest.tag}").is_dir()
+        expected = weights(undisturbed)
+        for name, tensor in weights(run_dir).items():
+            assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_hung_rank_is_not_waited_for_in_silence(prepared: Recipe, tiny_recipe: Path) -> None:
+    run_dir = run_dir_of(prepared, "hung")
+    log = run_dir / "log"
+    ranks = start(arguments(tiny_recipe, run_dir, max_steps=10**6, collective_timeout=10), log)
+    wait_for(log, "step 3/")
+    os.kill(ranks[1].pid or 0, signal.SIGSTOP)
+    ranks[0].join(60)
+    ranks[1].kill()
+    assert finish(ranks) == [1, -signal.SIGKILL]
+    said = log.read_text()
+    assert "train: error: rank 0 on" in said
+    assert "no progress for 10 s after step" in said
+    assert "Traceback" not in said
+    assert "train_step" in (run_dir / "hangs" / "rank-0.txt").read_text()
+
+
+@pytest.mark.parametrize("policy", ["skip", "stop"])
+@pytest.mark.parametrize("stage", ["zero0", "zero2", "zero3"])
+def test_gradients_that_are_not_finite(
+    prepared: Recipe, tiny_recipe: Path, poisoned: Path, policy: str, stage: str
+) -> None:
+    """The embedding of one token is infinite: sentences with it have no gradient."""
+    run_dir = run_dir_of(prepared, f"nonfinite-{policy}-{stage}")
+    log = run_dir / "log"
+    options = arguments(
+        tiny_recipe, run_dir, max_steps=6, on_nonfinite=policy, init_from=poisoned,
+        deepspeed_config=ROOT / "ds_configs" / f"{stage}.json",
+    )  # fmt: skip
+    ranks = start([*options, "--model.tied_embeddings", "false"], log)
+    codes = finish(ranks)
+    said = log.read_text()
+    dumps = sorted((run_dir / "nonfinite").iterdir())
+    assert f"see {dumps[0]}" in said
+    content = json.loads(dumps[0].read_text())
+    assert content["weights"]["encoder_frontend.embed.weight"]["not finite"] == 32
+    assert "nan" in [micro_batch["loss"] for micro_batch in content["micro_batches"]]
+    if policy == "stop":
+        assert codes == [1, 1]
+        assert "training.on_nonfinite skip" in said
+        assert "Traceback" not in said
+    else:
+        assert codes == [0, 0], said
+        skipped = history(run_dir, "skipped_steps")[-1][1]
+        assert 0 < skipped < 6
+        assert len(dumps) == 2 * skipped
+        assert all(
+            tensor.isfinite().all()
+            for name, tensor in weights(run_dir).items()
+            if "embed" not in name
+        )
+
+
+@pytest.fixture(scope="module")
+def poisoned(prepared: Recipe, tiny_recipe: Path, command: Command) -> Path:
+    """An exported model in which one rare token's source embedding is infinite."""
+    run_dir = run_dir_of(prepared, "poisoned")
+    untied = ["--model.tied_embeddings", "false"]
+    log = run_dir / "log"
+    options = [*arguments(tiny_recipe, run_dir, max_steps=1), *untied]
+    assert finish(start(options, log, ranks=1)) == [0], log.read_text()
+    folder = run_dir / "export"
+    done = command("pipeline.export", *options, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    tensors = load_file(folder / "model.safetensors")
+    tensors["encoder_frontend.embed.weight"][rare_token(prepared)] = torch.inf
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def rare_token(prepared: Recipe) -> int:
+    """A source token of about one in a hundred sentences."""
+
+    reader = ShardReader(prepared.run_dir / "shards", "train")
+    counts = Counter(
+        token
+        for pair in map(reader.__getitem__, range(len(reader)))
+        for token in set(pair[0].tolist())
+    )
+    rare: int = min(counts, key=lambda token: abs(counts[token] - len(reader) / 100))
+    return rare
+
+
+def test_a_full_disk_while_saving(prepared: Recipe, tiny_recipe: Path, tmp_path: Path) -> None:
+    """In a small file system, made and lost with a mount namespace."""
+    small = tmp_path / "small"
+    small.mkdir()
+    shards = prepared.run_dir / "shards"
+    options = arguments(tiny_recipe, small / "run", max_steps="$STEPS", checkpoint_every=50)
+    train = f"deepspeed --num_accelerators 2 pipeline/train.py {' '.join(options)}"
+    script = f"""
+        mount -t tmpfs -o size=16m none {small} || exit 77
+        mkdir {small}/run && cp -a {shards} {small}/run
+        (until [ -e {small}/run/checkpoints/latest ]; do sleep 0.1; done
+         dd if=/dev/zero of={small}/filler bs=4k 2>/dev/null) &
+        STEPS=100000; {train}
+        echo "exit $?" >&2
+        cat {small}/run/checkpoints/latest >&2
+        rm {small}/filler
+        STEPS=$(($(sed s/step-0*// {small}/run/checkpoints/latest) + 5)); {train}
+    """
+    done = run_process(["unshare", "--mount", "sh", "-c", script])
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("needs the right to mount a file system")
+    assert done.returncode == 0, done.stderr
+    assert "exit 1" in done.stderr
+    assert "cannot be written" in done.stderr
+    assert "The checkpoints before are whole" in done.stderr
+    assert "resumed from" in done.stderr.split("exit 1")[1]
+
+
+def test_no_room_for_checkpoints_is_seen_before(
+    prepared: Recipe, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = run_dir_of(prepared, "no-room")
+    log = run_dir / "log"
+    options = arguments(tiny_recipe, run_dir, keep_checkpoints=10**7)
+    assert finish(start(options, log)) == [1, 1]
+    assert "make room, or lower training.keep_checkpoints" in log.read_text()
+    assert "Traceback" not in log.read_text()
