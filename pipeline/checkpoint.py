@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch and deepspeed take seconds to import
 log = logging.getLogger("checkpoint")
 
 BATCH_PLAN_VERSION = 3  # raise it when the same shards and seed would give other batches
+EMA_FILE = "ema.pt"
 STEPS_LEFT = 3  # exit code of `python -m pipeline.checkpoint`
 
 # Keys of the recipe's `training` that change what is learnt but not what a step is.
@@ -275,11 +276,32 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in state.items()}
 
 
-def average_weights(checkpoints: Sequence[Checkpoint]) -> dict[str, Tensor]:
+def load_average(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The moving average of the weights, under the model's own names.
+
+    :raises CheckpointError: it has none.
+    """
+    import torch
+
+    path = checkpoint.folder / EMA_FILE
+    if not path.exists():
+        raise CheckpointError(
+            f"evaluation.use_ema: {checkpoint.folder} has no moving average; it is kept when "
+            "training.ema_decay is set"
+        )
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    weights: dict[str, Tensor] = saved["weights"]
+    return weights
+
+
+def average_weights(
+    checkpoints: Sequence[Checkpoint], *, use_ema: bool = False
+) -> dict[str, Tensor]:
     """The mean of the weights of several checkpoints, summed in float64."""
-    total = {name: tensor.double() for name, tensor in load_weights(checkpoints[0]).items()}
+    load = load_average if use_ema else load_weights
+    total = {name: tensor.double() for name, tensor in load(checkpoints[0]).items()}
     for checkpoint in checkpoints[1:]:
-        for name, tensor in load_weights(checkpoint).items():
+        for name, tensor in load(checkpoint).items():
             total[name] += tensor
     return {name: (tensor / len(checkpoints)).float() for name, tensor in total.items()}
 

@@ -233,6 +233,8 @@ class Recipe(Section):
                 "training.activation_checkpointing.levels must be 0: model.architecture "
                 f"{self.model.architecture} has no activation checkpointing"
             )
+        if self.evaluation.use_ema and not self.training.ema_decay:
+            raise ValueError("evaluation.use_ema needs training.ema_decay")
         if self.evaluation.average_checkpoints > self.training.keep_checkpoints:
             raise ValueError(
                 f"evaluation.average_checkpoints ({self.evaluation.average_checkpoints}) exceeds "

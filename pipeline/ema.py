@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-EMA_FILE = "ema.pt"
+from pipeline.checkpoint import EMA_FILE
 
 
 class MovingAverage:
@@ -44,12 +44,3 @@ class MovingAverage:
         self.updates = saved["updates"]
         for (name, _), average in zip(self.model.named_parameters(), self._averages, strict=True):
             average.copy_(saved["weights"][name])
-
-
-def load_average(folder: Path) -> dict[str, Tensor] | None:
-    """The averaged weights of a checkpoint under the model's own names, if it has any."""
-    if not (folder / EMA_FILE).exists():
-        return None
-    saved = torch.load(folder / EMA_FILE, map_location="cpu", weights_only=True)
-    weights: dict[str, Tensor] = saved["weights"]
-    return weights

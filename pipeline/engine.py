@@ -256,7 +256,7 @@ class Training:
         path = self.recipe.run_dir / "nonfinite" / f"step-{self.step:08d}-rank-{self.rank}.json"
         share = self.plan[self.step].share(self.rank, self.world_size)
         dump(
-            path, self.model,
+            path, self.full_weights(),
             step=self.step, learning_rate=self.learning_rate, micro_batches=share, losses=losses,
         )  # fmt: skip
         what = f"the gradient of step {self.step + 1} is not finite (loss {loss:.4g}); see {path}"

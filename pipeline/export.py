@@ -40,7 +40,8 @@ def export(recipe: Recipe, folder: Path) -> None:
 
     def build(partial: Path) -> dict[str, int]:
         model = untrained_model(recipe)
-        model.load_state_dict(average_weights(checkpoints))
+        use_ema = recipe.evaluation.use_ema
+        model.load_state_dict(average_weights(checkpoints, use_ema=use_ema))
         save_model(model, str(partial / "model.safetensors"))
         for path in vocabulary_files(recipe.run_dir / "shards"):
             shutil.copyfile(path, partial / path.name)

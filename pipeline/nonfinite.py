@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from data_prep.stage import write_json
 from pipeline.batches import Indices
@@ -13,14 +13,14 @@ from pipeline.batches import Indices
 
 def dump(
     path: Path,
-    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
     *,
     step: int,
     learning_rate: float,
     micro_batches: list[Indices],
     losses: list[torch.Tensor],
 ) -> None:
-    """Write one rank's view of a step: its sentences, their losses, and the state of the weights.
+    """Write one rank's view of a step: its sentences, their losses, and the state of `weights`.
 
     :param micro_batches: sentence numbers in the training shards.
     :param losses: of each micro-batch, summed over its target tokens.
@@ -30,17 +30,17 @@ def dump(
         {"loss": str(float(loss)), "sentences": indices.tolist()}
         for indices, loss in zip(micro_batches, losses, strict=True)
     ]
-    weights = {
+    state = {
         name: {
-            "norm": str(float(parameter.detach().float().norm())),
-            "not finite": int((~parameter.detach().isfinite()).sum()),
+            "norm": str(float(weight.float().norm())),
+            "not finite": int((~weight.isfinite()).sum()),
         }
-        for name, parameter in model.named_parameters()
+        for name, weight in weights.items()
     }
     content = {
         "step": step,
         "learning_rate": learning_rate,
         "micro_batches": work,
-        "weights": weights,
+        "weights": state,
     }
     write_json(path, content)

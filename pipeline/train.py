@@ -206,7 +206,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
             "no launcher: call ./run.sh train, deepspeed pipeline/train.py, or torchrun"
         )
     # Until the loop listens for it itself: an end with `finally`, which removes build locks.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     rank = int(os.environ["RANK"])
     console = start_logging(rank)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -220,21 +220,16 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         # Longer than the watchdog's, whose message is for people.
         timeout = timedelta(seconds=recipe.training.collective_timeout + 60)
         deepspeed.init_distributed(timeout=timeout, verbose=False)
-        held.callback(dist.destroy_process_group)
         newest = from_rank_0(lambda: _look_before(recipe, held))
         if newest is not None and is_finished(recipe.training, newest):
             log.info("%s", finished_note(recipe, newest))
             return
-        fits = rehearse(recipe)
-        if rank == 0:
-            log.info("preflight: %s", fits)
-        training = Training(recipe)
-        if newest is not None:
-            training.resume(newest)
-        elif recipe.training.init_from:
-            log.info("initial weights: %s", recipe.training.init_from)
-        stopped = _train(training, newest, console)
+        try:
+            stopped = _train(recipe, newest, console)
+        except RuntimeError as error:
+            raise _explained(error) from error
         dist.barrier()  # the launcher kills all when one ends; rank 0 may still be sending
+        dist.destroy_process_group()  # after an error it could wait for what never comes
     if stopped:
         if rank == 0:
             print(
@@ -270,16 +265,21 @@ def _look_before(recipe: Recipe, held: ExitStack) -> Checkpoint | None:
     return newest
 
 
-def _train(
-    training: Training, newest: Checkpoint | None, console: Console | None
-) -> Stopped | None:
+def _train(recipe: Recipe, newest: Checkpoint | None, console: Console | None) -> Stopped | None:
     """:returns: None at the end, or why it has not come."""
+    fits = rehearse(recipe)
+    training = Training(recipe)
+    if newest is not None:
+        training.resume(newest)
     tracker = None
     if training.rank == 0:
+        log.info("preflight: %s", fits)
+        if newest is None and recipe.training.init_from:
+            log.info("initial weights: %s", recipe.training.init_from)
         log.info(
             "%s, %s core parameters; %s; %d rank(s) × %d micro-batch(es) a step, ZeRO stage %d; "
             "padding %.1f%%",
-            training.recipe.model.architecture,
+            recipe.model.architecture,
             f"{training.core_parameters:,}",
             training.device,
             training.world_size,
@@ -287,7 +287,7 @@ def _train(
             training.engine.zero_optimization_stage(),
             100 * training.plan.padding_share(),
         )
-        tracker = Tracker(training.recipe, newest.info["tracker_run_id"] if newest else None)
+        tracker = Tracker(recipe, newest.info["tracker_run_id"] if newest else None)
         tracker.start_training(training.deepspeed_config, training.reader.manifest)
     status = "FAILED"
     try:
@@ -296,22 +296,20 @@ def _train(
     except Stopped as stopped:
         status = "KILLED"
         return stopped
-    except RuntimeError as error:
-        raise _explained(error, training) from error
     finally:
         if tracker:
             tracker.close(status)
     return None
 
 
-def _explained(error: RuntimeError, training: Training) -> Exception:
+def _explained(error: RuntimeError) -> Exception:
     """What a failed collective means."""
     text = str(error).strip().splitlines()[0]
     if not any(sign in text for sign in ("Connection", "Timed out", "timeout", "NCCL", "gloo")):
         return error
     return TrainingError(
-        f"lost contact with another rank after step {training.step} ({text}); run the same command "
-        "again to continue from the newest checkpoint"
+        f"lost contact with another rank ({text}); run the same command again to continue from the "
+        "newest checkpoint"
     )
 
 

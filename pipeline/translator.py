@@ -43,7 +43,8 @@ class Translator:
     def of_run(cls, recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Translator:
         """The average of checkpoints of `run_dir`."""
         model = untrained_model(recipe)
-        model.load_state_dict(average_weights(checkpoints))
+        use_ema = recipe.evaluation.use_ema
+        model.load_state_dict(average_weights(checkpoints, use_ema=use_ema))
         return cls(model, load_vocabularies(recipe.run_dir / "shards"), recipe.evaluation)
 
     @classmethod

@@ -5,11 +5,13 @@ They are forked from a server that has the imports behind it: a start takes one 
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import free_port
 
@@ -47,6 +49,27 @@ def _train(environment: dict[str, object], arguments: list[str], log: str) -> No
 
     torch.set_num_threads(1)
     run_command(program(), "", main)
+
+
+def train(
+    recipe: Path, run_dir: Path, *arguments: object, ranks: Any = 1, **training: object
+) -> tuple[list[int | None], str]:
+    """Train to the end. :returns: the exit codes of the ranks, and what they said."""
+    log = run_dir / "log"
+    log.unlink(missing_ok=True)
+    pairs = [(f"--training.{key}", str(value)) for key, value in training.items()]
+    options = [*map(str, arguments), *(word for pair in pairs for word in pair)]
+    codes = finish(
+        start(["--config", str(recipe), "--run_dir", str(run_dir), *options], log, ranks)
+    )
+    return codes, log.read_text()
+
+
+def tracked(run_dir: Path, key: str) -> dict[int, float]:
+    """A metric by step, from what was logged."""
+    lines = (run_dir / "tracking" / "journal.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if record["kind"] == "metrics"]
+    return {r["step"]: r["metrics"][key] for r in records if key in r["metrics"]}
 
 
 def finish(processes: list[ForkServerProcess], seconds: float = 120) -> list[int | None]:

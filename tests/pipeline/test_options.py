@@ -1,0 +1,178 @@
+"""What a recipe can ask of training: validation, stopping, averages, frozen and warm starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.checkpoint import list_checkpoints, load_average, load_weights
+from pipeline.config import ROOT, Recipe
+from tests.conftest import Command
+from tests.pipeline.ranks import tracked, train
+
+pytestmark = pytest.mark.slow
+
+
+def run_dir_of(prepared: Recipe, name: str) -> Path:
+    """A new run_dir with what is prepared."""
+    run_dir = prepared.run_dir.parent / "options" / name
+    shutil.copytree(prepared.run_dir, run_dir)
+    return run_dir
+
+
+def steps(run_dir: Path) -> list[int]:
+    return [checkpoint.step for checkpoint in list_checkpoints(run_dir / "checkpoints")]
+
+
+@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+def test_validation_bleu_on_two_ranks_is_that_of_evaluation(
+    prepared: Recipe, tiny_recipe: Path, command: Command, stage: str
+) -> None:
+    """The validation set is the test set here."""
+    run_dir = run_dir_of(prepared, f"bleu-{stage}")
+    for language in ("de", "en"):
+        shutil.copy(run_dir / "clean" / f"valid.{language}", run_dir / "clean" / f"test.{language}")
+    settings = {"bleu_every": 40, "validate_every": 20, "max_steps": 80, "keep_checkpoints": 1}
+    config = ROOT / "ds_configs" / f"{stage}.json"
+    codes, said = train(
+        tiny_recipe, run_dir, "--deepspeed_config", config,
+        ranks=2, learning_rate=2e-2, checkpoint_every=1000, **settings,
+    )  # fmt: skip
+    assert codes == [0, 0], said
+    found = tracked(run_dir, "valid_bleu")
+    assert list(found) == [40, 80]
+    assert sorted(tracked(run_dir, "valid_loss")) == [20, 40, 60, 80]
+    best = max(found, key=lambda step: found[step])
+    assert (run_dir / "checkpoints" / "best").read_text() == f"step-{best:08d}"
+    assert steps(run_dir) == sorted({best, 80})
+    options = ["--config", tiny_recipe, "--run_dir", run_dir, "--training.max_steps", 80]
+    done = command("pipeline.evaluate", *options, "--evaluation.untrained_baseline", "false")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run_dir / "evaluation" / "scores.json").read_text())["bleu"] == found[80]
+
+
+def test_early_stopping_keeps_the_best(
+    prepared: Recipe, tiny_recipe: Path, command: Command
+) -> None:
+    """With a learning rate that only makes it worse after the first steps."""
+    run_dir = run_dir_of(prepared, "early")
+    settings = {
+        "learning_rate": 0.5, "warmup_steps": 0, "schedule": "inverse_sqrt", "early_stopping": 2,
+        "validate_every": 1, "checkpoint_every": 1000, "keep_checkpoints": 1, "max_steps": 1000,
+    }  # fmt: skip
+    codes, said = train(tiny_recipe, run_dir, **settings)
+    assert codes == [0], said
+    losses = tracked(run_dir, "valid_loss")
+    best = min(losses, key=lambda step: losses[step])
+    last = max(losses)
+    assert last == best + 2 < 1000
+    assert f"early stopping at step {last}: step {best} was the best" in said
+    assert steps(run_dir) == [best, last]
+    assert (run_dir / "checkpoints" / "best").read_text() == f"step-{best:08d}"
+    codes, said = train(tiny_recipe, run_dir, **settings)  # nothing left to do
+    assert codes == [0]
+    assert "early stopping: no better model in 2 validations" in said
+    codes, said = train(tiny_recipe, run_dir, **{**settings, "early_stopping": 3})
+    assert codes == [0], said
+    assert f"resumed from {run_dir}/checkpoints/step-{last:08d}" in said
+
+
+def test_epochs_end_training(prepared: Recipe, tiny_recipe: Path) -> None:
+    run_dir = run_dir_of(prepared, "epochs")
+    codes, said = train(tiny_recipe, run_dir, max_epochs=1.5, max_steps=1000, log_every=1)
+    assert codes == [0], said
+    epochs = tracked(run_dir, "epoch")
+    assert epochs[max(epochs)] >= 1.5 > epochs[max(epochs) - 1]
+    codes, said = train(tiny_recipe, run_dir, max_epochs=1.5, max_steps=1000)
+    assert codes == [0]
+    assert "finished" in said
+
+
+def test_frozen_parameters_stay(prepared: Recipe, tiny_recipe: Path) -> None:
+    """Through a checkpoint and another ZeRO stage too."""
+    run_dir = run_dir_of(prepared, "frozen")
+    for number, stage in enumerate(["zero1", "zero2", "zero3"], start=1):
+        config = ROOT / "ds_configs" / f"{stage}.json"
+        codes, said = train(
+            tiny_recipe, run_dir, "--deepspeed_config", config, "--model.tied_embeddings", "false",
+            freeze="[encoder_frontend, encoder.ffn]", max_steps=2 * number, checkpoint_every=1,
+        )  # fmt: skip
+        assert codes == [0], said
+    first, last = (load_weights(list_checkpoints(run_dir / "checkpoints")[i]) for i in (0, -1))
+    for name, tensor in last.items():
+        frozen = name.startswith(("encoder_frontend", "encoder.ffn"))
+        assert torch.equal(tensor, first[name]) == frozen, name
+
+
+def test_a_parameter_to_freeze_that_is_not_there(prepared: Recipe, tiny_recipe: Path) -> None:
+    run_dir = run_dir_of(prepared, "not-there")
+    codes, said = train(tiny_recipe, run_dir, freeze="[encodr]")
+    assert codes == [2]
+    assert "no parameter's name begins with 'encodr'; they are encoder_frontend.embed" in said
+
+
+def test_a_warm_start_and_a_moving_average(
+    prepared: Recipe, tiny_recipe: Path, command: Command
+) -> None:
+    """Of two steps: the average is what the formula gives; an export of it begins another run."""
+    run_dir = run_dir_of(prepared, "ema")
+    settings = {"ema_decay": 0.9, "checkpoint_every": 1, "max_steps": 3, "keep_checkpoints": 9}
+    codes, said = train(tiny_recipe, run_dir, **settings)
+    assert codes == [0], said
+    _, two, three = list_checkpoints(run_dir / "checkpoints")
+    for name, average in load_average(three).items():
+        before, weight = load_average(two)[name], load_weights(three)[name]
+        expected = before + (1 - 4 / 13) * (weight - before)  # (1 + n) / (10 + n), n = 3
+        torch.testing.assert_close(average, expected)
+    shutil.rmtree(three.folder)
+    codes, said = train(tiny_recipe, run_dir, **settings)
+    assert codes == [0], said
+    again = load_average(list_checkpoints(run_dir / "checkpoints")[-1])
+    assert all(torch.equal(again[name], tensor) for name, tensor in again.items())
+
+    options = ["--config", tiny_recipe, "--run_dir", run_dir, "--training.ema_decay", 0.9]
+    options += ["--evaluation.use_ema", "true"]
+    exported = run_dir / "export"
+    done = command("pipeline.export", *options, "--output", exported)
+    assert done.returncode == 0, done.stderr
+    warm = run_dir_of(prepared, "warm")
+    codes, said = train(
+        tiny_recipe, warm, init_from=exported, learning_rate=1e-12, max_steps=1, checkpoint_every=1
+    )
+    assert codes == [0], said
+    for name, tensor in load_weights(list_checkpoints(warm / "checkpoints")[0]).items():
+        torch.testing.assert_close(tensor, again[name], rtol=0, atol=1e-6)
+
+
+def test_a_warm_start_of_another_shape(prepared: Recipe, tiny_recipe: Path, tmp_path: Path) -> None:
+    run_dir = run_dir_of(prepared, "misfit")
+    codes, said = train(tiny_recipe, run_dir, init_from=tmp_path)
+    assert codes == [1]
+    assert f"training.init_from: {tmp_path} " in said
+    assert "Traceback" not in said
+
+
+def test_adam_decays_through_the_gradient(prepared: Recipe, tiny_recipe: Path) -> None:
+    """In its first step Adam moves every weight by the learning rate, decay or not; AdamW more."""
+    moved = {}
+    for optimizer in ("adam", "adamw"):
+        for decay in (0.0, 0.1):
+            run_dir = run_dir_of(prepared, f"{optimizer}-{decay}")
+            settings = {
+                "optimizer": optimizer, "weight_decay": decay, "learning_rate": 0.1,
+                "max_steps": 1, "warmup_steps": 0, "schedule": "inverse_sqrt",
+            }  # fmt: skip
+            codes, said = train(tiny_recipe, run_dir, **settings)
+            assert codes == [0], said
+            weights = load_weights(list_checkpoints(run_dir / "checkpoints")[0])
+            moved[optimizer, decay] = weights["decoder.self_attn_layer_norm"][:, 0]
+    same = {kind: torch.equal(moved[kind, 0.0], moved[kind, 0.1]) for kind in ("adam", "adamw")}
+    assert moved["adam", 0.0].equal(moved["adamw", 0.0])
+    decayed = moved["adamw", 0.1] - moved["adamw", 0.0]
+    torch.testing.assert_close(decayed, torch.full_like(decayed, -0.1 * 0.1))
+    assert not same["adamw"]
+    assert (moved["adam", 0.1] - moved["adam", 0.0]).abs().max() > 0.01
