@@ -290,8 +290,7 @@ def load_average(checkpoint: Checkpoint) -> dict[str, Tensor]:
             "training.ema_decay is set"
         )
     saved = torch.load(path, map_location="cpu", weights_only=True)
-    weights: dict[str, Tensor] = saved["weights"]
-    return weights
+    return {**load_weights(checkpoint), **saved["weights"]}  # which has buffers too
 
 
 def average_weights(

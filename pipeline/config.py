@@ -255,14 +255,14 @@ def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator
     """Every dotted key that holds a value, with its pydantic field."""
     for name, field in section.model_fields.items():
         nested = [t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)]
-        if nested and not _is_tuple(field.annotation):
+        if nested and not _is_sequence(field.annotation):
             yield from recipe_keys(nested[0], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 
 
-def _is_tuple(annotation: object) -> bool:
-    return get_origin(annotation) is tuple
+def _is_sequence(annotation: object) -> bool:
+    return get_origin(annotation) in (tuple, list)
 
 
 def _is_section(annotation: object) -> bool:
@@ -289,7 +289,11 @@ def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe
     fields = dict(recipe_keys())
     for key, text in overrides:
         annotation = fields[key].annotation
-        raw = {str, Path} & {annotation, *get_args(annotation)} if not _is_tuple(annotation) else ()
+        raw = (
+            {str, Path} & {annotation, *get_args(annotation)}
+            if not _is_sequence(annotation)
+            else ()
+        )
         *parents, last = key.split(".")
         section = content
         for parent in parents:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -219,7 +220,13 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     with ExitStack() as held:
         # Longer than the watchdog's, whose message is for people.
         timeout = timedelta(seconds=recipe.training.collective_timeout + 60)
-        deepspeed.init_distributed(timeout=timeout, verbose=False)
+        try:
+            deepspeed.init_distributed(timeout=timeout, verbose=False)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"cannot reach the other ranks ({_first_line(error)}); name the network card in "
+                "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME on every node: docs/multi_node.md"
+            ) from error
         newest = from_rank_0(lambda: _look_before(recipe, held))
         if newest is not None and is_finished(recipe.training, newest):
             log.info("%s", finished_note(recipe, newest))
@@ -304,13 +311,18 @@ def _train(recipe: Recipe, newest: Checkpoint | None, console: Console | None) -
 
 def _explained(error: RuntimeError) -> Exception:
     """What a failed collective means."""
-    text = str(error).strip().splitlines()[0]
+    text = _first_line(error)
     if not any(sign in text for sign in ("Connection", "Timed out", "timeout", "NCCL", "gloo")):
         return error
     return TrainingError(
         f"lost contact with another rank ({text}); run the same command again to continue from the "
         "newest checkpoint"
     )
+
+
+def _first_line(error: RuntimeError) -> str:
+    """Without the C++ file that gloo begins with."""
+    return re.sub(r"^\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])
 
 
 def program() -> str:

@@ -16,7 +16,18 @@ from typing import Any
 from tests.conftest import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["pipeline.train", "mlflow", "tests.pipeline.ranks"])
+SERVER.set_forkserver_preload(
+    [
+        "pipeline.train",
+        "tests.pipeline.ranks",
+        # What these import when they are first used takes most of a short training's time.
+        "mlflow",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "deepspeed.runtime.zero.stage3",
+        "torch.utils.hipify.hipify_python",
+    ]
+)
 
 
 def start(arguments: list[str], log: Path, ranks: int = 2) -> list[ForkServerProcess]:
