@@ -115,13 +115,24 @@ def finish_checkpoint(
     sizes = {str(path.relative_to(new)): path.stat().st_size for path in files}
     write_json(new / "checkpoint.json", {"step": step, **info, "bytes": sizes})
     write_atomically(folder / "latest", tag_of(step))
-    best = tag_of(best_step) if best_step is not None else None
-    if best and (folder / best / "checkpoint.json").exists():
-        write_atomically(folder / "best", best)
+    _point_to_best(folder, best_step)
     for old in list_checkpoints(folder)[:-keep]:
-        if old.tag != best:
+        if old.step != best_step:
             (old.folder / "checkpoint.json").unlink()  # first: half-deleted is not finished
     remove_unfinished(folder)
+
+
+def record_validation(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write what a validation has found into a checkpoint that was saved before it."""
+    path = folder / tag_of(step) / "checkpoint.json"
+    info = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**info, "validation": state})
+    _point_to_best(folder, state["best_step"])
+
+
+def _point_to_best(folder: Path, step: int | None) -> None:
+    if step is not None and (folder / tag_of(step) / "checkpoint.json").exists():
+        write_atomically(folder / "best", tag_of(step))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -201,9 +212,10 @@ def last_step(training: TrainingConfig, steps_per_epoch: int) -> int:
 
 def is_finished(training: TrainingConfig, newest: Checkpoint) -> bool:
     """Whether nothing is left to train."""
-    stale = newest.info["validation"]["stale"]
-    stopped_early = 0 < training.early_stopping <= stale
-    return stopped_early or newest.step >= last_step(training, newest.info["steps_per_epoch"])
+    validation = newest.info["validation"]
+    stopped_early = 0 < training.early_stopping <= validation["stale"]
+    over = newest.step >= last_step(training, newest.info["steps_per_epoch"])
+    return (stopped_early or over) and not validation["due"]
 
 
 def changed_optimisation(training: TrainingConfig, checkpoint: Checkpoint) -> list[str]:

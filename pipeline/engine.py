@@ -192,11 +192,18 @@ class Training:
             self._batches = self.batches()
         batches = next(self._batches)
         window.waited += time.monotonic() - started
-        window.loss += self.optimizer_step(batches)
+        skipped = self.engine.skipped_steps
+        losses = self.optimizer_step(batches)
         window.steps += 1
-        window.source_tokens += batches.source_tokens
-        window.target_tokens += batches.target_tokens
-        window.positions += batches.positions
+        if self.engine.skipped_steps > skipped:
+            self._skipped(losses)
+        else:
+            window.loss += torch.stack(losses).sum()
+            window.source_tokens += batches.source_tokens
+            window.target_tokens += batches.target_tokens
+            window.positions += batches.positions
+            if self.ema:
+                self.ema.update()
         self.step += 1
 
     def batches(self) -> Iterator[StepBatches]:
@@ -206,15 +213,15 @@ class Training:
             rank=self.rank, world_size=self.world_size, first_step=self.step,
         )  # fmt: skip
 
-    def optimizer_step(self, batches: StepBatches) -> torch.Tensor:
-        """:returns: the loss summed over this rank's target tokens."""
+    def optimizer_step(self, batches: StepBatches) -> list[torch.Tensor]:
+        """:returns: the loss of each of this rank's micro-batches, summed over target tokens."""
         self.engine.train()
         learning_rate = self.learning_rate
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         # DeepSpeed divides by ranks and accumulation steps; we want the sum over the global batch.
         scale = self.world_size * self.accumulation_steps / batches.target_tokens
-        skipped, losses = self.engine.skipped_steps, []
+        losses = []
         for number, batch in enumerate(batches.micro_batches):
             # Dropout depends on the place of a micro-batch in training alone: whoever works on it,
             # and however often training was resumed.
@@ -224,11 +231,7 @@ class Training:
             self.engine.backward(loss * scale)
             self.engine.step()
             losses.append(loss.detach())
-        if self.engine.skipped_steps > skipped:
-            self._skipped(losses)
-        elif self.ema:
-            self.ema.update()
-        return torch.stack(losses).sum()
+        return losses
 
     @property
     def learning_rate(self) -> float:

@@ -124,7 +124,7 @@ def plan(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     table = Table("ZeRO", title="GiB per GPU, by ZeRO stage")
     for column in ("weights", "gradients", "Adam", "all*", "sent†", "Transformer†"):
         table.add_column(column, justify="right")
-    for stage in range(1 if bf16 else 0, 4):  # which training refuses at stage 0
+    for stage in range(1 if half else 0, 4):  # which training refuses at stage 0
         state = state_bytes(count, stage, gpus, half)
         sent, rival_sent = (
             sent_bytes(number, stage, gpus, half, accumulation) for number in (count, rival)

@@ -48,21 +48,21 @@ class Window:
         """:param total_loss, total_positions: over all ranks. :param waited: mean of the ranks."""
         seconds = time.monotonic() - self.since
         tokens = self.source_tokens + self.target_tokens
-        loss = total_loss / self.target_tokens
+        loss = total_loss / self.target_tokens if tokens else math.nan  # all steps were skipped
         return {
             "train_loss": loss,
             "train_ppl": perplexity(loss),
             "tokens_per_second": tokens / seconds,
             "target_tokens_per_second": self.target_tokens / seconds,
             "steps_per_second": self.steps / seconds,
-            "padding_share": 1 - tokens / total_positions,
+            "padding_share": 1 - tokens / max(1.0, total_positions),
             "data_wait_share": waited / seconds,
             "memory_gib": memory() / GIB,
         }
 
 
 def perplexity(loss: float) -> float:
-    return math.exp(min(loss, 50.0))
+    return math.exp(min(loss, 50.0)) if loss == loss else loss
 
 
 def memory() -> int:

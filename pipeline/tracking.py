@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import groupby, islice
+from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ class Tracker:
         _end_torn_line(self._journal)
         if not self._journal.exists():
             self._state["sent"] = 0
-        self._history = _last_steps(self._journal)
+        self._history = _losses(self._journal)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
         self._thread.start()
@@ -69,16 +70,13 @@ class Tracker:
         self._log("params", params={key: str(value)[:500] for key, value in params.items()})
         self._log("status", status="RUNNING")
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int, *, again: bool = True) -> None:
-        """:param again: whether to log what was logged of that step, or a later one, before."""
-        if not again:
-            metrics = {key: value for key, value in metrics.items() if step > self._logged(key)}
-        if metrics:
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, *, once: str | None = None
+    ) -> None:
+        """:param once: the metric by which to see that a resumed run repeats what was logged."""
+        before = self._history.get((once, step)) if once else None
+        if once is None or before is None or not isclose(before, metrics[once], rel_tol=1e-4):
             self._log("metrics", metrics=dict(metrics), step=step)
-
-    def _logged(self, key: str) -> int:
-        """The last step of which a metric was logged when this tracker was opened."""
-        return self._history.get(key, -1)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self._log("tags", tags=dict(tags))
@@ -257,17 +255,18 @@ def _end_torn_line(journal: Path) -> None:
                 file.write(b"\n")
 
 
-def _last_steps(journal: Path) -> dict[str, int]:
-    """For each metric the last step in the journal."""
-    steps: dict[str, int] = {}
+def _losses(journal: Path) -> dict[tuple[str, int], float]:
+    """What the journal has of each loss, by step."""
+    losses: dict[tuple[str, int], float] = {}
     if journal.exists():
         with journal.open("rb") as lines:
             for line in lines:
                 with suppress(ValueError):  # a line that a crash has cut
                     record = json.loads(line)
-                    if record["kind"] == "metrics":
-                        steps |= dict.fromkeys(record["metrics"], record["step"])
-    return steps
+                    for key, value in record.get("metrics", {}).items():
+                        if key.endswith("_loss"):
+                            losses[key, record["step"]] = value
+    return losses
 
 
 def run_id_of(recipe: Recipe) -> str | None:

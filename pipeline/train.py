@@ -30,10 +30,10 @@ from data_prep.shards import ShardReader
 from data_prep.stage import only_command_in
 from pipeline.checkpoint import (
     Checkpoint,
-    changed_optimisation,
     checkpoint_to_resume,
     finished_note,
     is_finished,
+    record_validation,
     remove_unfinished,
     set_aside_damaged,
 )
@@ -81,11 +81,8 @@ class Loop:
             training.recipe.run_dir / "hangs" / f"rank-{training.rank}.txt",
         )
         self.validation = Validation(training, self._alive)
-        # Steps that were already logged are not logged again, unless they now come out otherwise.
-        self.log_again = False
         if newest is not None:
             self.validation.resume(newest.info["validation"])
-            self.log_again = bool(changed_optimisation(self.config, newest))
         self.first_step, self.started = training.step, time.monotonic()
         self.window = self._new_window()
 
@@ -96,6 +93,8 @@ class Loop:
         training = self.training
         with progress_bar(console) as bar:
             task = bar.add_task("", total=training.last_step, completed=training.step)
+            if self.validation.state["due"]:
+                self._catch_up()
             while training.step < training.last_step and not self.validation.gave_up:
                 self.step()
                 bar.update(task, completed=training.step)
@@ -122,11 +121,13 @@ class Loop:
     def _after_step(self, stopped: bool) -> None:
         training, config = self.training, self.config
         step, last = training.step, training.step == training.last_step
-        validating = (step % config.validate_every == 0 or last) and not stopped
+        due = step % config.validate_every == 0 or last
+        validating = due and not stopped
         saving = step % config.checkpoint_every == 0 or last or stopped
         if step % config.log_every == 0 or validating or saving:
             self._report()
         pause = time.monotonic()
+        self.validation.state["due"] = due
         if validating:
             try:
                 self._validate()
@@ -138,8 +139,15 @@ class Loop:
             training.save(self.tracker.run_id if self.tracker else None, self.validation.state)
             self.watchdog.seen()
         self.window.since += time.monotonic() - pause
-        if stopped and not last:
+        if stopped and not (last and not self.validation.state["due"]):
             raise Stopped(f"stopped by a signal at step {step}")
+
+    def _catch_up(self) -> None:
+        """The validation that a signal has kept the run before from."""
+        self._validate()
+        if self.training.rank == 0:
+            state, folder = self.validation.state, self.training.checkpoints
+            record_validation(folder, self.training.step, state)
 
     def _validate(self) -> None:
         metrics = self.validation.run()
@@ -150,7 +158,8 @@ class Loop:
         }
         text = " | ".join(words[key] % value for key, value in metrics.items())
         best = " | best so far" if self.validation.improved else ""
-        self._tell(f"step {self.training.step} | {text}{best}", metrics)
+        self.validation.state["due"] = False
+        self._tell(f"step {self.training.step} | {text}{best}", metrics, once="valid_loss")
 
     def _report(self) -> None:
         """One progress line, and the same numbers to the tracker."""
@@ -169,13 +178,17 @@ class Loop:
         }
         elapsed, steps = time.monotonic() - self.started, training.step - self.first_step
         eta = (training.last_step - training.step) * elapsed / steps
-        self._tell(progress_line(metrics, training.step, training.last_step, eta), metrics)
+        self._tell(
+            progress_line(metrics, training.step, training.last_step, eta),
+            metrics,
+            once="train_loss",
+        )
         self.window = self._new_window()
 
-    def _tell(self, line: str, metrics: dict[str, float]) -> None:
+    def _tell(self, line: str, metrics: dict[str, float], once: str) -> None:
         if self.tracker:
             log.info("%s", line)
-            self.tracker.log_metrics(metrics, self.training.step, again=self.log_again)
+            self.tracker.log_metrics(metrics, self.training.step, once=once)
 
 
 # ── From start to end ───────────────────────────────────────────────────────────────────────────

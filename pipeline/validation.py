@@ -36,12 +36,16 @@ class Validation:
             "best": None,
             "best_step": None,
             "stale": 0,
+            "due": False,
         }
-        """What a resumed run goes on with. `stale`: validations since the best one."""
+        """What a resumed run goes on with. `stale`: validations since the best one; `due`: one at
+        this step has not been done."""
 
     def resume(self, state: dict[str, Any]) -> None:
-        if state["criterion"] == self.state["criterion"]:  # else begin anew
+        if state["criterion"] == self.state["criterion"]:
             self.state = dict(state)
+        else:  # the best so far is begun anew
+            self.state["due"] = state["due"]
 
     def run(self) -> dict[str, float]:
         """:returns: metrics, the same on every rank.

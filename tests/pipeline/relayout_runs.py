@@ -41,7 +41,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
         (loss,) = training.mean_over_ranks(window.loss)
         losses[training.step] = loss * training.world_size / window.target_tokens
         if training.step % recipe.training.checkpoint_every == 0:
-            training.save(None, {"best_step": None, "stale": 0})
+            training.save(None, {"best_step": None, "stale": 0, "due": False})
             states[f"step {training.step}"] = optimizer_state(training)
     training.engine.destroy()
     return {"losses": losses, **states}

@@ -113,7 +113,7 @@ def test_sigterm_saves_on_all_ranks_and_exits_75(
     run_dir = run_dir_of(prepared, "preempted")
     log = run_dir / "log"
     ranks = start(arguments(tiny_recipe, run_dir, checkpoint_every=1000), log)
-    wait_for(log, "step 5/")
+    wait_for(log, "step 6/")  # so that the validation after step 7 has to be done later
     os.kill(ranks[1].pid or 0, signal.SIGTERM)
     assert finish(ranks) == [75, 75], log.read_text()
     (saved,) = list_checkpoints(run_dir / "checkpoints")[-1:]
@@ -122,7 +122,8 @@ def test_sigterm_saves_on_all_ranks_and_exits_75(
     )
     assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
     assert f"resumed from {saved.folder}" in log.read_text()
-    assert history(run_dir, "train_loss") == history(undisturbed, "train_loss")
+    for key in ("train_loss", "valid_loss"):
+        assert history(run_dir, key) == history(undisturbed, key)
     expected = weights(undisturbed)
     for name, tensor in weights(run_dir).items():
         assert torch.equal(tensor, expected[name]), name
