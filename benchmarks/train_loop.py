@@ -2,6 +2,7 @@
 
     ./run.sh prepare --config recipes/multi30k_de_en.yaml
     python -m benchmarks.train_loop --config recipes/multi30k_de_en.yaml [--rounds 5] [--steps 20]
+        [--SECTION.KEY VALUE]...
 
 Bare is `engine(...)`, `backward`, `step` over batches collated before; the loop adds feeding,
 learning rate, seeds, agreement on signals, progress lines and MLflow. A rank has one thread.
@@ -75,8 +76,10 @@ def worker(arguments: argparse.Namespace, scratch: Path) -> None:
     """What a rank does."""
     torch.set_num_threads(1)
     deepspeed.init_distributed(verbose=False)
-    training = [("max_steps", 10**6), ("validate_every", 10**6), ("checkpoint_every", 10**6)]
-    overrides = [(f"training.{key}", str(value)) for key, value in training]
+    keys, values = arguments.overrides[::2], arguments.overrides[1::2]
+    overrides = [(key.removeprefix("--"), value) for key, value in zip(keys, values, strict=True)]
+    for key in ("max_steps", "validate_every", "checkpoint_every"):
+        overrides.append((f"training.{key}", "1000000"))
     recipe = load_recipe(arguments.config, overrides)
     link = scratch / "run" / "shards"
     if dist.get_rank() == 0:
@@ -108,7 +111,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments, overrides = parser.parse_known_args()
+    arguments.overrides = overrides
     if arguments.worker:
         worker(arguments, arguments.worker)
         return
