@@ -19,13 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed import comm as dist
 
 from benchmarks.rounds import describe, spread
 from pipeline.config import Recipe, load_recipe
-from pipeline.engine import Training
+from pipeline.engine import Training, init_distributed
 from pipeline.tracking import Tracker
 from pipeline.train import Loop
 
@@ -75,7 +74,7 @@ def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, Any]:
 def worker(arguments: argparse.Namespace, scratch: Path) -> None:
     """What a rank does."""
     torch.set_num_threads(1)
-    deepspeed.init_distributed(verbose=False)
+    init_distributed()
     keys, values = arguments.overrides[::2], arguments.overrides[1::2]
     overrides = [(key.removeprefix("--"), value) for key, value in zip(keys, values, strict=True)]
     for key in ("max_steps", "validate_every", "checkpoint_every"):

@@ -19,7 +19,6 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar
 
-import deepspeed
 import torch
 import torch.distributed
 from deepspeed import comm as dist
@@ -38,7 +37,7 @@ from pipeline.checkpoint import (
     set_aside_damaged,
 )
 from pipeline.config import Recipe, UsageError, run_command
-from pipeline.engine import Training, TrainingError, rehearse
+from pipeline.engine import Training, TrainingError, init_distributed, rehearse
 from pipeline.preflight import check_space, remove_dead_build_locks
 from pipeline.progress import Window, progress_bar, progress_line, start_logging
 from pipeline.tracking import Tracker
@@ -234,7 +233,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         # Longer than the watchdog's, whose message is for people.
         timeout = timedelta(seconds=recipe.training.collective_timeout + 60)
         try:
-            deepspeed.init_distributed(timeout=timeout, verbose=False)
+            init_distributed(timeout)
         except RuntimeError as error:
             raise TrainingError(
                 f"cannot reach the other ranks ({_first_line(error)}); name the network card in "

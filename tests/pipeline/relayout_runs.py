@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed import comm as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -23,7 +22,7 @@ from torch import Tensor
 from data_prep.shards import ShardReader
 from pipeline.checkpoint import CheckpointError, checkpoint_to_resume
 from pipeline.config import Recipe, load_recipe
-from pipeline.engine import Training
+from pipeline.engine import Training, init_distributed
 from pipeline.progress import Window
 
 
@@ -66,7 +65,7 @@ def optimizer_state(training: Training) -> dict[str, Tensor]:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.init_distributed(verbose=False)
+    init_distributed()
     for job in json.loads(Path(sys.argv[-1]).read_text()):
         recipe = load_recipe(Path(job["recipe"]), job["options"])
         if dist.get_rank() == 0 and job["checkpoint"]:

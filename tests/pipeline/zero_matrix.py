@@ -12,7 +12,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
@@ -22,7 +21,12 @@ from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
 from pipeline.batches import BatchPlan, collate
 from pipeline.config import ROOT, Recipe, load_recipe
-from pipeline.engine import Training, learning_rate_factor, micro_batch_seed
+from pipeline.engine import (
+    Training,
+    init_distributed,
+    learning_rate_factor,
+    micro_batch_seed,
+)
 from pipeline.progress import Window
 
 STEPS = 2
@@ -125,7 +129,7 @@ def reference(recipe: Recipe) -> dict[str, Any]:
 
 def main() -> None:
     recipe_path, results = Path(sys.argv[-2]), Path(sys.argv[-1])
-    deepspeed.init_distributed(verbose=False)
+    init_distributed()
     found = {}
     for case in cases(dist.get_world_size()):
         folder = results.parent / f"rank-{dist.get_rank()}"
