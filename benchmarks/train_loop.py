@@ -24,9 +24,12 @@ from deepspeed import comm as dist
 
 from benchmarks.rounds import describe, spread
 from pipeline.config import Recipe, load_recipe
-from pipeline.engine import Training, init_distributed
+from pipeline.engine import Training
+from pipeline.ranks import init_distributed
 from pipeline.tracking import Tracker
 from pipeline.train import Loop
+
+NOT_VALIDATED = {"criterion": "valid_loss", "best_step": None, "stale": 0, "due": False}
 
 
 def bare(training: Training, batches: list[Any]) -> None:
@@ -64,7 +67,7 @@ def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, Any]:
             found["tokens"].append(sum(s.source_tokens + s.target_tokens for s in batches))
     for _ in range(3):
         started = time.perf_counter()
-        training.save(None, {"best_step": None, "stale": 0, "due": False})
+        training.save(None, NOT_VALIDATED)
         found["save"].append(time.perf_counter() - started)
     if tracker:
         tracker.close()

@@ -253,6 +253,10 @@ class StepBatches:
     """One rank's share of a global batch, collated."""
 
     micro_batches: list[Batch]
+
+    sentences: list[Indices]
+    """Sentence indices of each of them."""
+
     source_tokens: int
     """Of the whole global batch, as `target_tokens`."""
 
@@ -277,8 +281,9 @@ def feed(
 
     def prepare(step: int) -> StepBatches:
         batch = plan[step]
-        share = [collate(reader, ids, device) for ids in batch.share(rank, world_size)]
-        return StepBatches(share, batch.source_tokens, batch.target_tokens)
+        sentences = batch.share(rank, world_size)
+        collated = [collate(reader, indices, device) for indices in sentences]
+        return StepBatches(collated, sentences, batch.source_tokens, batch.target_tokens)
 
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
         ahead = thread.submit(prepare, first_step)

@@ -35,6 +35,7 @@ log = logging.getLogger("checkpoint")
 
 BATCH_PLAN_VERSION = 3  # raise it when the same shards and seed would give other batches
 EMA_FILE = "ema.pt"
+FORMAT = 2  # of checkpoint.json
 STEPS_LEFT = 3  # exit code of `python -m pipeline.checkpoint`
 
 # Keys of the recipe's `training` that change what is learnt but not what a step is.
@@ -62,7 +63,8 @@ class Checkpoint:
     folder: Path
     step: int
     info: dict[str, Any]
-    """Contents of checkpoint.json: step, world_size, zero_stage, model, vocabulary, …"""
+    """Contents of checkpoint.json: step, world_size, zero_stage, model, vocabulary, …; empty if it
+    cannot be read."""
 
     @property
     def tag(self) -> str:
@@ -70,15 +72,18 @@ class Checkpoint:
 
     def damage(self) -> str | None:
         """What is wrong with its files; None if they are as they were written."""
-        for name, size in self.info.get("bytes", {}).items():
+        if not self.info:
+            return "checkpoint.json is damaged"
+        for name, size in self.info["bytes"].items():
             path = self.folder / name
             found = path.stat().st_size if path.exists() else 0
             if found != size:
                 return f"{name} has {found:,} of {size:,} bytes"
-            if zipfile.is_zipfile(path):  # torch's format, with a checksum for each part
+            if path.suffix == ".pt":  # a zip file, with a checksum for each part
                 try:
-                    broken = zipfile.ZipFile(path).testzip()
-                except (OSError, zipfile.BadZipFile) as error:
+                    with zipfile.ZipFile(path) as parts:
+                        broken = parts.testzip()
+                except Exception as error:  # whatever a flipped bit makes of it
                     broken = str(error)
                 if broken:
                     return f"{name} is damaged ({broken})"
@@ -95,14 +100,15 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     for path in sorted(folder.glob("step-*/checkpoint.json")):
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
-            checkpoints.append(Checkpoint(path.parent, info["step"], info))
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: damaged: {error}; remove its folder") from error
+        except ValueError:
+            info = {}
+        step = int(path.parent.name.removeprefix("step-"))
+        checkpoints.append(Checkpoint(path.parent, step, info))
     return checkpoints
 
 
 def finish_checkpoint(
-    folder: Path, step: int, info: dict[str, Any], keep: int, best_step: int | None = None
+    folder: Path, step: int, info: dict[str, Any], keep: int, best_step: int | None
 ) -> None:
     """Declare `step-N` finished; delete what is neither best nor among the `keep` newest.
 
@@ -113,7 +119,7 @@ def finish_checkpoint(
     for path in new.rglob("*"):
         fsync(path)
     sizes = {str(path.relative_to(new)): path.stat().st_size for path in files}
-    write_json(new / "checkpoint.json", {"step": step, **info, "bytes": sizes})
+    write_json(new / "checkpoint.json", {"format": FORMAT, "step": step, **info, "bytes": sizes})
     write_atomically(folder / "latest", tag_of(step))
     _point_to_best(folder, best_step)
     for old in list_checkpoints(folder)[:-keep]:
@@ -133,6 +139,8 @@ def record_validation(folder: Path, step: int, state: dict[str, Any]) -> None:
 def _point_to_best(folder: Path, step: int | None) -> None:
     if step is not None and (folder / tag_of(step) / "checkpoint.json").exists():
         write_atomically(folder / "best", tag_of(step))
+    else:
+        (folder / "best").unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -142,10 +150,10 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def set_aside_damaged(folder: Path, newest: Checkpoint | None) -> None:
+def set_aside_damaged(folder: Path, newest: Checkpoint) -> None:
     """Rename the checkpoints after `newest`: they were found damaged, and would pass for newer."""
     for checkpoint in list_checkpoints(folder):
-        if newest is None or checkpoint.step > newest.step:
+        if checkpoint.step > newest.step:
             aside = folder / f"damaged-{checkpoint.tag}"
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.folder.rename(aside)
@@ -171,6 +179,11 @@ def training_identity(recipe: Recipe, manifest: dict[str, Any]) -> dict[str, Any
 
 def refuse_foreign(where: object, info: dict[str, Any], identity: dict[str, Any]) -> None:
     """:raises CheckpointError: the checkpoint belongs to another model, vocabulary, data …"""
+    if info.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{where} was written by another version of this program; choose another run_dir, or "
+            "remove that folder"
+        )
     for key, value in identity.items():
         if info.get(key) != value:
             raise CheckpointError(
@@ -210,10 +223,16 @@ def last_step(training: TrainingConfig, steps_per_epoch: int) -> int:
     return min(training.max_steps, math.ceil(training.max_epochs * steps_per_epoch))
 
 
+def criterion(training: TrainingConfig) -> str:
+    """The metric that says which step was the best."""
+    return "valid_bleu" if training.bleu_every else "valid_loss"
+
+
 def is_finished(training: TrainingConfig, newest: Checkpoint) -> bool:
     """Whether nothing is left to train."""
     validation = newest.info["validation"]
-    stopped_early = 0 < training.early_stopping <= validation["stale"]
+    judged = validation["criterion"] == criterion(training)
+    stopped_early = judged and 0 < training.early_stopping <= validation["stale"]
     over = newest.step >= last_step(training, newest.info["steps_per_epoch"])
     return (stopped_early or over) and not validation["due"]
 
@@ -254,6 +273,10 @@ def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
     }
     chosen = checkpoints[-recipe.evaluation.average_checkpoints :]
     for checkpoint in chosen:
+        if damage := checkpoint.damage():
+            raise CheckpointError(
+                f"{checkpoint.folder}: {damage}; `./run.sh train` goes back to the one before"
+            )
         refuse_foreign(checkpoint.folder, checkpoint.info, identity)
     return chosen
 
@@ -325,7 +348,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     logging.basicConfig(format="train: %(message)s")
     manifest = ShardReader(recipe.run_dir / "shards", "train").manifest
     deepspeed_config(recipe.training, accumulation_steps=1)
-    activation_checkpointing(recipe.training, recipe.model.num_levels)
+    activation_checkpointing(recipe.training, recipe.model)
     newest = checkpoint_to_resume(recipe, manifest)
     if newest is None or not is_finished(recipe.training, newest):
         sys.exit(STEPS_LEFT)

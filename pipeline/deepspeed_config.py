@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from models.config import ActivationCheckpointing
+from models.config import ActivationCheckpointing, ModelConfig
 from pipeline.config import TrainingConfig, UsageError
 
 # Keys of the JSON's `activation_checkpointing` that have no meaning here, and why.
@@ -53,12 +53,15 @@ def deepspeed_config(training: TrainingConfig, accumulation_steps: int) -> dict[
     return config
 
 
-def activation_checkpointing(training: TrainingConfig, num_levels: int) -> ActivationCheckpointing:
+def activation_checkpointing(
+    training: TrainingConfig, model: ModelConfig
+) -> ActivationCheckpointing:
     """What the recipe says, or else the JSON's `activation_checkpointing`.
 
     :raises UsageError: they disagree, or the JSON asks for what cannot be.
     """
     path, ours = training.deepspeed_config, training.activation_checkpointing
+    num_levels = model.num_levels
     block = _read(path).get("activation_checkpointing", {})
     for key, value in block.items():
         where = f"{path}: `activation_checkpointing.{key}`"
@@ -68,8 +71,13 @@ def activation_checkpointing(training: TrainingConfig, num_levels: int) -> Activ
             raise UsageError(f"{where} is not a key that DeepSpeed has")
     number, offload = block.get("number_checkpoints"), block.get("cpu_checkpointing", False)
     theirs = ours
+    if number is not None and model.architecture == "transformer":
+        raise UsageError(
+            f"{path}: `activation_checkpointing.number_checkpoints`: model.architecture "
+            "transformer has no activation checkpointing"
+        )
     if number is not None:
-        if not isinstance(number, int) or not 1 <= number <= num_levels:
+        if type(number) is not int or not 1 <= number <= num_levels:
             raise UsageError(
                 f"{path}: `activation_checkpointing.number_checkpoints` must be from 1 to the "
                 f"{num_levels} levels of the model, not {json.dumps(number)}"
@@ -114,6 +122,10 @@ def _refuse_what_cannot_work(training: TrainingConfig, config: dict[str, Any]) -
             f"{precision(config)} at ZeRO stage 0 takes DeepSpeed's other optimizer, whose first "
             "update is off; use stage 1 or more"
         )
+    elif not config.get("bf16", {}).get("check_grad_overflow", True):
+        reason = "`bf16.check_grad_overflow` must be true: training.on_nonfinite needs it"
+    elif not config.get("zero_optimization", {}).get("compute_grad_norm", True):
+        reason = "`compute_grad_norm` must be true: clipping and training.on_nonfinite need it"
     elif offloads(config, "optimizer") and stage == 0:
         reason = "`offload_optimizer` needs ZeRO stage 1 or more"
     elif offloads(config, "param") and stage < 3:

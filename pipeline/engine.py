@@ -11,11 +11,9 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +49,7 @@ from pipeline.deepspeed_config import (
 from pipeline.ema import MovingAverage
 from pipeline.nonfinite import dump
 from pipeline.progress import Window
+from pipeline.ranks import first_line, lost_contact
 from pipeline.relayout import carry_over
 
 log = logging.getLogger("train")
@@ -58,19 +57,6 @@ log = logging.getLogger("train")
 
 class TrainingError(Exception):
     """Training cannot go on."""
-
-
-def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Meet the other ranks.
-
-    On CPU DeepSpeed leaves 66 MiB of shared memory behind for every rank, which nobody frees. Once
-    all ranks have it open, it needs no name, and goes with the processes.
-    """
-    deepspeed.init_distributed(timeout=timeout, verbose=False)
-    dist.barrier()
-    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{dist.get_rank()}"
-    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def learning_rate_factor(training: TrainingConfig, step: int, model_dim: int) -> float:
@@ -102,9 +88,8 @@ def load_initial_weights(model: TranslationModel, folder: Path, shards: Path) ->
         if same:
             load_model(model, folder / "model.safetensors")
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"training.init_from: {folder} does not fit the recipe's model: {reason}"
+            f"training.init_from: {folder} does not fit the recipe's model: {first_line(error)}"
         ) from error
     if not same:
         raise CheckpointError(
@@ -162,8 +147,7 @@ class Training:
         if self.config.init_from:
             load_initial_weights(model, self.config.init_from, self.recipe.run_dir / "shards")
         freeze(model, self.config.freeze)
-        num_levels = self.recipe.model.num_levels
-        model.checkpoint_activations(activation_checkpointing(self.config, num_levels))
+        model.checkpoint_activations(activation_checkpointing(self.config, self.recipe.model))
         if self.config.compile:
             model.compile_layers()
         return model
@@ -211,7 +195,7 @@ class Training:
         losses = self.optimizer_step(batches)
         window.steps += 1
         if self.engine.skipped_steps > skipped:
-            self._skipped(losses)
+            self._skipped(batches, losses)
         else:
             window.loss += torch.stack(losses).sum()
             window.source_tokens += batches.source_tokens
@@ -266,16 +250,16 @@ class Training:
         )
         return loss
 
-    def _skipped(self, losses: list[torch.Tensor]) -> None:
+    def _skipped(self, batches: StepBatches, losses: list[torch.Tensor]) -> None:
         """DeepSpeed has left out a step, on all ranks."""
         loss = self.mean_over_ranks(torch.stack(losses).sum())[0]
         if math.isfinite(loss) and precision(self.deepspeed_config) == "fp16":
             return  # the loss scale was too large, and is halved now
         path = self.recipe.run_dir / "nonfinite" / f"step-{self.step:08d}-rank-{self.rank}.json"
-        share = self.plan[self.step].share(self.rank, self.world_size)
         dump(
             path, self.full_weights(),
-            step=self.step, learning_rate=self.learning_rate, micro_batches=share, losses=losses,
+            step=self.step, learning_rate=self.learning_rate,
+            sentences=batches.sentences, losses=losses,
         )  # fmt: skip
         what = f"the gradient of step {self.step + 1} is not finite (loss {loss:.4g}); see {path}"
         if self.config.on_nonfinite == "stop":
@@ -342,10 +326,11 @@ class Training:
                 finish_checkpoint(self.checkpoints, self.step, info, keep, best)
                 log.info("checkpoint %s", folder)
         except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+            if lost_contact(error):
+                raise
             raise CheckpointError(
-                f"{folder}: cannot be written: {reason}. The checkpoints before are whole: make "
-                "room, and run the same command again to continue from the newest"
+                f"{folder}: cannot be written: {first_line(error)}. The checkpoints before are "
+                "whole: make room, and run the same command again to continue from the newest"
             ) from error
         dist.barrier()
 
@@ -395,6 +380,8 @@ class Training:
         for group in optimizer.param_groups:
             group["betas"], group["eps"] = config.adam_betas, config.adam_eps
             group["weight_decay"] = config.weight_decay
+            if "decoupled_weight_decay" in group:  # torch's way from Adam to AdamW
+                group["decoupled_weight_decay"] = config.optimizer == "adamw"
         if hasattr(optimizer, "clip_grad"):
             optimizer.clip_grad = config.clip_norm
 
@@ -413,14 +400,15 @@ def rehearse(recipe: Recipe) -> str:
     """
     training = Training(recipe)
     largest = training.plan.largest_micro_batch()
-    pieces = max(1, training.accumulation_steps * training.world_size)
-    pieces //= training.plan.micro_batches_per_step
+    micro_batches = training.accumulation_steps * training.world_size
+    pieces = micro_batches // training.plan.micro_batches_per_step
     batch = collate(training.reader, largest[::pieces], training.device)
     size = f"{batch.source.size(0)} × {batch.source.size(1)} + {batch.targets.size(1)} tokens"
     started = time.monotonic()
     try:
         tokens = int(batch.targets.numel())
-        training.optimizer_step(StepBatches([batch] * training.accumulation_steps, tokens, tokens))
+        step = StepBatches([batch] * training.accumulation_steps, [], tokens, tokens)
+        training.optimizer_step(step)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"rank {training.rank}: the largest micro-batch ({size}) does not fit into the GPU's "

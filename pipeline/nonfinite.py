@@ -17,18 +17,18 @@ def dump(
     *,
     step: int,
     learning_rate: float,
-    micro_batches: list[Indices],
+    sentences: list[Indices],
     losses: list[torch.Tensor],
 ) -> None:
     """Write one rank's view of a step: its sentences, their losses, and the state of `weights`.
 
-    :param micro_batches: sentence numbers in the training shards.
+    :param sentences: of each micro-batch, their numbers in the training shards.
     :param losses: of each micro-batch, summed over its target tokens.
     """
     path.parent.mkdir(exist_ok=True)
     work = [
         {"loss": str(float(loss)), "sentences": indices.tolist()}
-        for indices, loss in zip(micro_batches, losses, strict=True)
+        for indices, loss in zip(sentences, losses, strict=True)
     ]
     state = {
         name: {

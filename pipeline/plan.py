@@ -52,7 +52,7 @@ def activations_per_token(recipe: Recipe, dtype: torch.dtype) -> float:
     """Bytes kept for each token position of the longer side, both stacks together."""
     size = min(recipe.data.vocabulary.size, 1000)  # logits are never kept
     model = create_model(recipe.model, (size, size), PAD_IDX).to(dtype).train()
-    policy = activation_checkpointing(recipe.training, recipe.model.num_levels)
+    policy = activation_checkpointing(recipe.training, recipe.model)
     model.checkpoint_activations(policy)
     few, many = (kept_activations(model, sentences, size) for sentences in (4, 12))
     per_token = (many - few) / (8 * SENTENCE)

@@ -101,8 +101,10 @@ def check_space(recipe: Recipe, vocab_sizes: tuple[int, int]) -> tuple[float, fl
 
     with torch.device("meta"):
         model = create_model(recipe.model, vocab_sizes, PAD_IDX)
-    # Weights; and for the optimizer a float32 copy of them and two moments.
-    each = 16 * sum(parameter.numel() for parameter in model.parameters())
+    # Weights; for the optimizer a float32 copy of them and two moments; the moving average.
+    each = (20 if recipe.training.ema_decay else 16) * sum(
+        parameter.numel() for parameter in model.parameters()
+    )
     folder = recipe.run_dir / "checkpoints"
     try:
         folder.mkdir(exist_ok=True)
@@ -112,7 +114,7 @@ def check_space(recipe: Recipe, vocab_sizes: tuple[int, int]) -> tuple[float, fl
         raise PreflightError(f"{folder}: cannot be written: {error.strerror}") from error
     # The best, and one more: a new one is written before an old one is deleted.
     needed = each * (recipe.training.keep_checkpoints + 2)
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    there = sum(path.stat().st_size for path in folder.glob("step-*/*") if path.is_file())
     free = shutil.disk_usage(folder).free
     if free + there < needed:
         raise PreflightError(

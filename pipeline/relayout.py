@@ -10,9 +10,7 @@ from __future__ import annotations
 import io
 import shutil
 from argparse import Namespace
-from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from deepspeed import comm as dist
 from deepspeed.utils.zero_to_fp32 import get_model_state_file
 
 from pipeline.checkpoint import Checkpoint, CheckpointError, load_weights
+from pipeline.ranks import from_rank_0
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -32,13 +31,13 @@ def carry_over(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> None:
 
     Every rank calls this. It needs about three times the checkpoint's space on disk beside it.
 
-    :raises CheckpointError: on every rank, the checkpoint cannot be taken apart.
+    :raises CheckpointError: the checkpoint cannot be taken apart; on other ranks RankZeroFailed.
     """
     # Without a checkpoint.json: what a crash leaves of it goes with the next save.
     scratch = checkpoint.folder.with_name(f"{checkpoint.tag}-universal")
     folder = scratch / "state"  # DeepSpeed's converter writes beside it, too
     try:
-        _on_rank_0(partial(_take_apart, engine, checkpoint, folder), checkpoint)
+        from_rank_0(lambda: _take_apart(engine, checkpoint, folder))
         _read_part(engine, folder)
         dist.barrier()  # before rank 0 deletes what others read
     finally:
@@ -46,37 +45,28 @@ def carry_over(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _on_rank_0(work: Callable[[], None], checkpoint: Checkpoint) -> None:
-    """Rank 0 works, the others wait.
-
-    :raises CheckpointError: on every rank, the work failed.
-    """
-    failure: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            work()
-        except Exception as error:
-            failure = [f"{type(error).__name__}: {error}"]
-    dist.broadcast_object_list(failure, src=0)
-    if failure[0] is not None:
-        raise CheckpointError(
-            f"{checkpoint.folder} cannot be changed to this run's ranks and ZeRO stage "
-            f"({failure[0]}); continue with those that wrote it, or remove it to go on from the "
-            "one before"
-        )
-
-
 # ── Rank 0 ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _take_apart(engine: DeepSpeedEngine, checkpoint: Checkpoint, folder: Path) -> None:
+    """:raises CheckpointError: it cannot be read, or not written."""
+    try:
+        _write_universal(engine, checkpoint, folder)
+    except Exception as error:
+        raise CheckpointError(
+            f"{checkpoint.folder} cannot be changed to this run's ranks and ZeRO stage "
+            f"({type(error).__name__}: {error}); continue with those that wrote it, or remove it "
+            "to go on from the one before"
+        ) from error
+
+
+def _write_universal(engine: DeepSpeedEngine, checkpoint: Checkpoint, folder: Path) -> None:
     """Write `folder`: zero/PARAMETER/{fp32,exp_avg,exp_avg_sq}.pt, and common.pt for the rest."""
     shutil.rmtree(folder, ignore_errors=True)
     stage = checkpoint.info["zero_stage"]
     states = _load(Path(get_model_state_file(str(checkpoint.folder), stage)))
     if stage == 0:
-        names = [name for name, _ in engine.module.named_parameters()]
-        _split(states, names, folder / "zero")
+        _split(states, [name for name, _ in _trained(engine)], folder / "zero")
     else:
         _convert(checkpoint.folder, folder)
     common = {key: states[key] for key in ("global_steps", "skipped_steps")}
@@ -149,7 +139,8 @@ def _read_part(engine: DeepSpeedEngine, folder: Path) -> None:
     torch_adam = isinstance(engine.basic_optimizer, (torch.optim.Adam, torch.optim.AdamW))
     step = _adam_step(common)
     for state in engine.basic_optimizer.state.values():
-        state["step"] = torch.tensor(float(step)) if torch_adam else step
+        device = state["exp_avg"].device
+        state["step"] = torch.tensor(float(step), device=device) if torch_adam else step
     engine.global_steps, engine.skipped_steps = common["global_steps"], common["skipped_steps"]
 
 
@@ -163,10 +154,14 @@ def _whole(engine: DeepSpeedEngine, folder: Path) -> dict[str, Any]:
                 for key in MOMENTS
             },
         }
-        for index, (name, parameter) in enumerate(engine.module.named_parameters())
-        if parameter.requires_grad
+        for index, (name, parameter) in enumerate(_trained(engine))
     }
     return {"state": state, "param_groups": engine.optimizer.state_dict()["param_groups"]}
+
+
+def _trained(engine: DeepSpeedEngine) -> list[tuple[str, torch.nn.Parameter]]:
+    """The parameters in the order in which torch's optimizer numbers them."""
+    return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
 
 
 def _adam_step(common: dict[str, Any]) -> int:

@@ -7,6 +7,7 @@ same run_dir. What is sent twice counts once: MLflow keeps a (key, step, time, v
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -115,11 +116,15 @@ class Tracker:
     def _log(self, kind: str, **content: Any) -> None:
         record = {"kind": kind, "time_ms": int(time.time() * 1000), **content}
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-        descriptor = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                if os.write(descriptor, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(descriptor)
+        except OSError as error:  # training goes on; saving a checkpoint will say more
+            log.warning("%s: not logged: %s", self._journal, error.strerror)
         self._wake.set()
 
     # ── The sending thread ──────────────────────────────────────────────────────────────────────

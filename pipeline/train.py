@@ -9,15 +9,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from types import FrameType
-from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -37,19 +34,25 @@ from pipeline.checkpoint import (
     set_aside_damaged,
 )
 from pipeline.config import Recipe, UsageError, run_command
-from pipeline.engine import Training, TrainingError, init_distributed, rehearse
+from pipeline.engine import Training, TrainingError, rehearse
 from pipeline.preflight import check_space, remove_dead_build_locks
 from pipeline.progress import Window, progress_bar, progress_line, start_logging
+from pipeline.ranks import (
+    RankZeroFailed,
+    first_line,
+    from_rank_0,
+    init_distributed,
+    lost_contact,
+)
 from pipeline.tracking import Tracker
 from pipeline.validation import Stopped, Validation, any_rank
 from pipeline.watchdog import Watchdog
 
 log = logging.getLogger("train")
 
-STOPPED = 75  # exit code after a signal and a checkpoint: EX_TEMPFAIL, "try again"
+STOPPED = 75  # exit code after a signal: EX_TEMPFAIL, "try again"
+AGAIN = "run the same command again to continue"
 LINGER_SECONDS = 3
-
-Result = TypeVar("Result")
 
 
 class StopSignal:
@@ -90,13 +93,16 @@ class Loop:
         :raises TrainingError: a gradient is not finite.
         """
         training = self.training
-        with progress_bar(console) as bar:
-            task = bar.add_task("", total=training.last_step, completed=training.step)
-            if self.validation.state["due"]:
-                self._catch_up()
-            while training.step < training.last_step and not self.validation.gave_up:
-                self.step()
-                bar.update(task, completed=training.step)
+        try:
+            with progress_bar(console) as bar:
+                task = bar.add_task("", total=training.last_step, completed=training.step)
+                if self.validation.state["due"]:
+                    self._catch_up()
+                while training.step < training.last_step and not self.validation.gave_up:
+                    self.step()
+                    bar.update(task, completed=training.step)
+        finally:
+            self.watchdog.stop()  # rank 0 may take its time to tell MLflow
         if self.validation.gave_up and training.rank == 0:
             log.info(
                 "early stopping at step %d: step %d was the best (%s %.4f)",
@@ -138,7 +144,7 @@ class Loop:
             training.save(self.tracker.run_id if self.tracker else None, self.validation.state)
             self.watchdog.seen()
         self.window.since += time.monotonic() - pause
-        if stopped and not (last and not self.validation.state["due"]):
+        if stopped and (not last or self.validation.state["due"]):
             raise Stopped(f"stopped by a signal at step {step}")
 
     def _catch_up(self) -> None:
@@ -157,7 +163,6 @@ class Loop:
         }
         text = " | ".join(words[key] % value for key, value in metrics.items())
         best = " | best so far" if self.validation.improved else ""
-        self.validation.state["due"] = False
         self._tell(f"step {self.training.step} | {text}{best}", metrics, once="valid_loss")
 
     def _report(self) -> None:
@@ -193,33 +198,12 @@ class Loop:
 # ── From start to end ───────────────────────────────────────────────────────────────────────────
 
 
-def from_rank_0(function: Callable[[], Result]) -> Result:
-    """Call it on rank 0. :returns: the result, on every rank; when it fails, all end."""
-    outcome: list[Any] = [None, None]
-    error: BaseException | None = None
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = function()
-        except Exception as caught:
-            error, outcome[1] = caught, str(caught)
-    if dist.get_world_size() > 1:
-        torch.distributed.broadcast_object_list(outcome)
-    if error is not None:
-        raise error
-    if outcome[1] is not None:
-        time.sleep(LINGER_SECONDS)  # the launcher kills all when one ends; rank 0 tells why
-        sys.exit(1)
-    result: Result = outcome[0]
-    return result
-
-
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if "RANK" not in os.environ:
         raise UsageError(
             "no launcher: call ./run.sh train, deepspeed pipeline/train.py, or torchrun"
         )
-    # Until the loop listens for it itself: an end with `finally`, which removes build locks.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    signal.signal(signal.SIGTERM, _stop_early)
     rank = int(os.environ["RANK"])
     console = start_logging(rank)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -229,34 +213,45 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     for lock in remove_dead_build_locks():
         log.warning("%s: removed; a build that was killed left it", lock)
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # Longer than the watchdog's, whose message is for people.
+    timeout = timedelta(seconds=recipe.training.collective_timeout + 60)
+    try:
+        init_distributed(timeout)
+    except RuntimeError as error:
+        raise TrainingError(
+            f"cannot reach the other ranks ({first_line(error)}); name the network card in "
+            "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME on every node: docs/multi_node.md"
+        ) from error
     with ExitStack() as held:
-        # Longer than the watchdog's, whose message is for people.
-        timeout = timedelta(seconds=recipe.training.collective_timeout + 60)
         try:
-            init_distributed(timeout)
+            newest = from_rank_0(lambda: _look_before(recipe, held))
+            if newest is not None and is_finished(recipe.training, newest):
+                log.info("%s", finished_note(recipe, newest))
+            else:
+                _train(recipe, newest, console)
+            dist.barrier()  # the launcher kills all when one ends; rank 0 may still be sending
+        except RankZeroFailed:
+            time.sleep(LINGER_SECONDS)  # the launcher kills all when one ends; rank 0 tells why
+            sys.exit(1)
+        except Stopped as stopped:
+            dist.barrier()
+            if rank == 0:
+                print(f"train: {stopped}; {AGAIN}", file=sys.stderr, flush=True)
+            sys.exit(STOPPED)
         except RuntimeError as error:
+            if not lost_contact(error):
+                raise
             raise TrainingError(
-                f"cannot reach the other ranks ({_first_line(error)}); name the network card in "
-                "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME on every node: docs/multi_node.md"
+                f"lost contact with another rank ({first_line(error)}); {AGAIN} from the newest "
+                "checkpoint"
             ) from error
-        newest = from_rank_0(lambda: _look_before(recipe, held))
-        if newest is not None and is_finished(recipe.training, newest):
-            log.info("%s", finished_note(recipe, newest))
-            return
-        try:
-            stopped = _train(recipe, newest, console)
-        except RuntimeError as error:
-            raise _explained(error) from error
-        dist.barrier()  # the launcher kills all when one ends; rank 0 may still be sending
-        dist.destroy_process_group()  # after an error it could wait for what never comes
-    if stopped:
-        if rank == 0:
-            print(
-                f"train: {stopped}; run the same command again to continue",
-                file=sys.stderr,
-                flush=True,
-            )
-        sys.exit(STOPPED)
+    dist.destroy_process_group()  # after an error it could wait for what never comes
+
+
+def _stop_early(signum: int, frame: FrameType | None) -> None:
+    """Until the loop listens itself: nothing to save yet. It ends with `finally`."""
+    print(f"train: stopped by a signal before the first step; {AGAIN}", file=sys.stderr, flush=True)
+    sys.exit(STOPPED)
 
 
 def _look_before(recipe: Recipe, held: ExitStack) -> Checkpoint | None:
@@ -269,9 +264,15 @@ def _look_before(recipe: Recipe, held: ExitStack) -> Checkpoint | None:
     train = ShardReader(recipe.run_dir / "shards", "train", verify=True)
     ShardReader(recipe.run_dir / "shards", "valid", verify=True)
     newest = checkpoint_to_resume(recipe, train.manifest)
+    if newest is not None and is_finished(recipe.training, newest):
+        return newest
     checkpoints = recipe.run_dir / "checkpoints"
-    set_aside_damaged(checkpoints, newest)
+    if newest is not None:
+        set_aside_damaged(checkpoints, newest)
     remove_unfinished(checkpoints)
+    clean = recipe.run_dir / "clean"
+    if recipe.training.bleu_every and not (clean / f"valid.{recipe.data.source_lang}").exists():
+        raise TrainingError(f"training.bleu_every needs the text in {clean}: run ./run.sh prepare")
     sizes = train.manifest["vocabulary"]["sizes"]
     free, needed = check_space(recipe, sizes)
     log.info(
@@ -284,8 +285,8 @@ def _look_before(recipe: Recipe, held: ExitStack) -> Checkpoint | None:
     return newest
 
 
-def _train(recipe: Recipe, newest: Checkpoint | None, console: Console | None) -> Stopped | None:
-    """:returns: None at the end, or why it has not come."""
+def _train(recipe: Recipe, newest: Checkpoint | None, console: Console | None) -> None:
+    """:raises Stopped: by a signal, after saving."""
     fits = rehearse(recipe)
     training = Training(recipe)
     if newest is not None:
@@ -312,29 +313,12 @@ def _train(recipe: Recipe, newest: Checkpoint | None, console: Console | None) -
     try:
         Loop(training, newest, tracker).run(console)
         status = "FINISHED"
-    except Stopped as stopped:
+    except Stopped:
         status = "KILLED"
-        return stopped
+        raise
     finally:
         if tracker:
             tracker.close(status)
-    return None
-
-
-def _explained(error: RuntimeError) -> Exception:
-    """What a failed collective means."""
-    text = _first_line(error)
-    if not any(sign in text for sign in ("Connection", "Timed out", "timeout", "NCCL", "gloo")):
-        return error
-    return TrainingError(
-        f"lost contact with another rank ({text}); run the same command again to continue from the "
-        "newest checkpoint"
-    )
-
-
-def _first_line(error: RuntimeError) -> str:
-    """Without the C++ file that gloo begins with."""
-    return re.sub(r"^\[\S+:\d+\] ", "", str(error).strip().splitlines()[0])
 
 
 def program() -> str:

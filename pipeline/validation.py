@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,9 @@ from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX, load_vocabularies
 from models.factory import create_model
 from pipeline.batches import BatchPlan, collate
+from pipeline.checkpoint import criterion
 from pipeline.engine import Training
-from pipeline.metrics import score
+from pipeline.metrics import bleu
 from pipeline.progress import perplexity
 from pipeline.translator import Translator
 
@@ -32,7 +34,7 @@ class Validation:
         self.training, self.check = training, check
         self.reader = ShardReader(training.recipe.run_dir / "shards", "valid")
         self.state: dict[str, Any] = {
-            "criterion": "valid_bleu" if training.config.bleu_every else "valid_loss",
+            "criterion": criterion(training.config),
             "best": None,
             "best_step": None,
             "stale": 0,
@@ -60,12 +62,13 @@ class Validation:
             metrics["valid_bleu"] = self.bleu()
         if (value := metrics.get(self.state["criterion"])) is not None:
             self._compare(value)
+        self.state["due"] = False
         return metrics
 
     def _compare(self, value: float) -> None:
         sign = 1 if self.state["criterion"] == "valid_bleu" else -1
         best = self.state["best"]
-        if best is None or sign * value > sign * best:
+        if math.isfinite(value) and (best is None or sign * value > sign * best):
             self.state |= {"best": value, "best_step": self.training.step, "stale": 0}
         else:
             self.state["stale"] += 1
@@ -125,7 +128,7 @@ class Validation:
         hypotheses = [""] * len(sources)
         for rank, lines in enumerate(shares):
             hypotheses[rank :: training.world_size] = lines
-        return float(score(hypotheses, references, recipe.data.target_lang)["bleu"])
+        return round(bleu(hypotheses, references, recipe.data.target_lang).score, 2)
 
     def _go_on_alone(self, count: int) -> None:
         if self.check():
@@ -133,7 +136,7 @@ class Validation:
 
     def _agree_to_go_on(self) -> None:
         if any_rank(self.training, self.check()):
-            raise Stopped
+            raise Stopped(f"stopped by a signal at step {self.training.step}")
 
 
 def any_rank(training: Training, flag: bool) -> bool:

@@ -22,8 +22,11 @@ from torch import Tensor
 from data_prep.shards import ShardReader
 from pipeline.checkpoint import CheckpointError, checkpoint_to_resume
 from pipeline.config import Recipe, load_recipe
-from pipeline.engine import Training, init_distributed
+from pipeline.engine import Training
 from pipeline.progress import Window
+from pipeline.ranks import RankZeroFailed, init_distributed
+
+NOT_VALIDATED = {"criterion": "valid_loss", "best_step": None, "stale": 0, "due": False}
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
         (loss,) = training.mean_over_ranks(window.loss)
         losses[training.step] = loss * training.world_size / window.target_tokens
         if training.step % recipe.training.checkpoint_every == 0:
-            training.save(None, {"best_step": None, "stale": 0, "due": False})
+            training.save(None, NOT_VALIDATED)
             states[f"step {training.step}"] = optimizer_state(training)
     training.engine.destroy()
     return {"losses": losses, **states}
@@ -74,7 +77,7 @@ if __name__ == "__main__":
         dist.barrier()
         try:
             result = run(recipe)
-        except CheckpointError as error:
+        except (CheckpointError, RankZeroFailed) as error:
             (recipe.run_dir / f"refused-{dist.get_rank()}").write_text(str(error))
         else:
             if dist.get_rank() == 0:

@@ -24,7 +24,7 @@ from tests.pipeline.ranks import finish, start
 
 pytestmark = pytest.mark.slow
 
-STEPS = 40
+STEPS = 60
 
 
 def run_dir_of(prepared: Recipe, name: str) -> Path:
@@ -90,9 +90,8 @@ def test_killed_at_twenty_random_moments(
         for rank in alive:
             rank.kill()
         codes = finish(ranks)
-        if codes == [0, 0]:
+        if 0 in codes:  # at its end
             break
-        assert 0 not in codes, log.read_text()
         kills["both" if len(victims) == 2 else "one"] += 1
     log.write_text("")
     assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
@@ -102,49 +101,51 @@ def test_killed_at_twenty_random_moments(
     for key in ("train_loss", "valid_loss", "grad_norm"):
         assert history(run_dir, key) == history(undisturbed, key)
     assert [step for step, _ in history(run_dir, "train_loss")] == list(range(1, STEPS + 1))
-    assert kills["one"]
-    assert kills["both"]
+    assert min(kills["one"], kills["both"]) >= 3, kills
 
 
-def test_sigterm_saves_on_all_ranks_and_exits_75(
-    prepared: Recipe, tiny_recipe: Path, undisturbed: Path
-) -> None:
-    """To one rank only: the others agree."""
+def test_sigterm_saves_on_all_ranks_and_exits_75(prepared: Recipe, tiny_recipe: Path) -> None:
+    """To one rank only: the others agree. The validation that was due is done by the next run."""
     run_dir = run_dir_of(prepared, "preempted")
     log = run_dir / "log"
-    ranks = start(arguments(tiny_recipe, run_dir, checkpoint_every=1000), log)
-    wait_for(log, "step 6/")  # so that the validation after step 7 has to be done later
+    settings = {"checkpoint_every": 1000, "validate_every": 1, "max_steps": 16}
+    ranks = start(arguments(tiny_recipe, run_dir, **settings), log)
+    wait_for(log, "step 6/")
     os.kill(ranks[1].pid or 0, signal.SIGTERM)
     assert finish(ranks) == [75, 75], log.read_text()
     (saved,) = list_checkpoints(run_dir / "checkpoints")[-1:]
     assert (
         f"stopped by a signal at step {saved.step}; run the same command again" in log.read_text()
     )
-    assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
+    assert saved.info["validation"]["due"]
+    ranks = start(arguments(tiny_recipe, run_dir, **settings), log)
+    assert finish(ranks) == [0, 0], log.read_text()
     assert f"resumed from {saved.folder}" in log.read_text()
     for key in ("train_loss", "valid_loss"):
-        assert history(run_dir, key) == history(undisturbed, key)
-    expected = weights(undisturbed)
-    for name, tensor in weights(run_dir).items():
-        assert torch.equal(tensor, expected[name]), name
+        assert [step for step, _ in history(run_dir, key)] == list(range(1, 17))
 
 
 def test_a_truncated_checkpoint_is_set_aside(
     prepared: Recipe, tiny_recipe: Path, undisturbed: Path
 ) -> None:
-    """Cut, or with other bytes in the middle: the one before is taken."""
+    """Cut, zeros, with another byte, or described by half a JSON: the one before is taken."""
     run_dir = undisturbed.parent.parent / "truncated" / "run"
     shutil.copytree(undisturbed.parent, run_dir.parent)
     log = run_dir / "log"
-    for damage in ("cut", "flipped"):
+    for damage in ("cut", "flipped", "zeros", "checkpoint.json"):
         before, newest = list_checkpoints(run_dir / "checkpoints")[-2:]
         states = newest.folder / "mp_rank_00_model_states.pt"
         content = bytearray(states.read_bytes())
         if damage == "cut":
-            content = content[:1000]
-        else:
+            states.write_bytes(content[:1000])
+        elif damage == "flipped":
             content[len(content) // 2] ^= 0xFF
-        states.write_bytes(content)
+            states.write_bytes(content)
+        elif damage == "zeros":
+            states.write_bytes(bytes(len(content)))
+        else:
+            states = newest.folder / damage
+            states.write_text(states.read_text()[:100])
         log.write_text("")
         assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
         said = log.read_text()
@@ -160,21 +161,21 @@ def test_a_truncated_checkpoint_is_set_aside(
 def test_a_hung_rank_is_not_waited_for_in_silence(prepared: Recipe, tiny_recipe: Path) -> None:
     run_dir = run_dir_of(prepared, "hung")
     log = run_dir / "log"
-    ranks = start(arguments(tiny_recipe, run_dir, max_steps=10**6, collective_timeout=10), log)
+    ranks = start(arguments(tiny_recipe, run_dir, max_steps=10**6, collective_timeout=20), log)
     wait_for(log, "step 3/")
     os.kill(ranks[1].pid or 0, signal.SIGSTOP)
-    ranks[0].join(60)
+    ranks[0].join(90)
     ranks[1].kill()
     assert finish(ranks) == [1, -signal.SIGKILL]
     said = log.read_text()
     assert "train: error: rank 0 on" in said
-    assert "no progress for 10 s after step" in said
+    assert "no progress for 20 s after step" in said
     assert "Traceback" not in said
     assert "train_step" in (run_dir / "hangs" / "rank-0.txt").read_text()
 
 
 @pytest.mark.parametrize("policy", ["skip", "stop"])
-@pytest.mark.parametrize("stage", ["zero0", "zero2", "zero3"])
+@pytest.mark.parametrize("stage", ["zero0", "zero1_bf16", "zero2", "zero3"])
 def test_gradients_that_are_not_finite(
     prepared: Recipe, tiny_recipe: Path, poisoned: Path, policy: str, stage: str
 ) -> None:

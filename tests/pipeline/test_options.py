@@ -97,7 +97,7 @@ def test_epochs_end_training(prepared: Recipe, tiny_recipe: Path) -> None:
 def test_frozen_parameters_stay(prepared: Recipe, tiny_recipe: Path) -> None:
     """Through a checkpoint and another ZeRO stage too."""
     run_dir = run_dir_of(prepared, "frozen")
-    for number, stage in enumerate(["zero1", "zero2", "zero3"], start=1):
+    for number, stage in enumerate(["zero0", "zero1", "zero3", "zero0"], start=1):
         config = ROOT / "ds_configs" / f"{stage}.json"
         codes, said = train(
             tiny_recipe, run_dir, "--deepspeed_config", config, "--model.tied_embeddings", "false",
@@ -166,7 +166,8 @@ def test_a_warm_start_of_another_shape(prepared: Recipe, tiny_recipe: Path, tmp_
 
 
 def test_adam_decays_through_the_gradient(prepared: Recipe, tiny_recipe: Path) -> None:
-    """In its first step Adam moves every weight by the learning rate, decay or not; AdamW more."""
+    """In its first step Adam moves every weight by the learning rate, decay or not; AdamW more.
+    A resumed run takes the optimizer that the recipe now names."""
     moved = {}
     for optimizer in ("adam", "adamw"):
         for decay in (0.0, 0.1):
@@ -185,3 +186,16 @@ def test_adam_decays_through_the_gradient(prepared: Recipe, tiny_recipe: Path) -
     torch.testing.assert_close(decayed, torch.full_like(decayed, -0.1 * 0.1))
     assert not same["adamw"]
     assert (moved["adam", 0.1] - moved["adam", 0.0]).abs().max() > 0.01
+    losses = []
+    for optimizer in ("adam", "adamw"):  # both go on from AdamW
+        run_dir = run_dir_of(prepared, f"adamw-then-{optimizer}")
+        shutil.copytree(
+            prepared.run_dir.parent / "options" / "adamw-0.1" / "checkpoints",
+            run_dir / "checkpoints",
+        )
+        codes, said = train(
+            tiny_recipe, run_dir, **{**settings, "optimizer": optimizer, "max_steps": 3}
+        )
+        assert codes == [0], said
+        losses.append(tracked(run_dir, "valid_loss")[3])
+    assert losses[0] != losses[1]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from data_prep.stage import only_command_in
-from models.config import ActivationCheckpointing
+from models.config import ActivationCheckpointing, ModelConfig
 from pipeline.checkpoint import average_weights, list_checkpoints, load_weights
 from pipeline.config import ROOT, Recipe, TrainingConfig, UsageError
 from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
@@ -213,10 +213,10 @@ def test_deepspeeds_activation_checkpointing_is_honoured_or_refused(
     )
     if isinstance(expected, str):
         with pytest.raises(UsageError, match=expected) as caught:
-            activation_checkpointing(config, num_levels=6)
+            activation_checkpointing(config, ModelConfig(num_levels=6))
         assert str(path) in str(caught.value)
     else:
-        assert activation_checkpointing(config, num_levels=6) == expected
+        assert activation_checkpointing(config, ModelConfig(num_levels=6)) == expected
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda p: p.stem)

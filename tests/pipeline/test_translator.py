@@ -118,7 +118,7 @@ def test_an_export_keeps_the_vocabulary_of_each_side(
         "model": recipe.model.model_dump(mode="json"),
         "vocabulary": vocabulary_digest(shards),
     }
-    finish_checkpoint(checkpoints, 1, info, keep=1)
+    finish_checkpoint(checkpoints, 1, info, keep=1, best_step=None)
 
     export(recipe, tmp_path / "export")
     exported = Translator.of_export(tmp_path / "export")

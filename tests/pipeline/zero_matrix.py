@@ -23,11 +23,11 @@ from pipeline.batches import BatchPlan, collate
 from pipeline.config import ROOT, Recipe, load_recipe
 from pipeline.engine import (
     Training,
-    init_distributed,
     learning_rate_factor,
     micro_batch_seed,
 )
 from pipeline.progress import Window
+from pipeline.ranks import init_distributed
 
 STEPS = 2
 FLOAT32 = ["zero0", "zero1", "zero2", "zero3", "zero3_offload"]
