@@ -112,7 +112,8 @@ class TrainingConfig(Section):
     multiple of validate_every. BLEU then says which model is best; 0: the validation loss does."""
 
     early_stopping: int = Limit(default=0, ge=0)
-    """End after so many validations in a row that found no better model; 0 never."""
+    """End after so many validations in a row that found no better model (those with BLEU, when
+    bleu_every is set); 0 never."""
 
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints (there is always one at the end)."""
