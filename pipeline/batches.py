@@ -135,11 +135,16 @@ class BatchPlan:
             try:
                 return open_shard(path).column("pairs")
             except (OSError, pa.ArrowInvalid):  # not there, or damaged
-                partial = path.with_suffix(".partial")
-            write_shard(partial, pa.record_batch([self._shuffled(epoch)], names=["pairs"]))
-            fsync(partial)
-            partial.replace(path)
-            fsync(self._cache)
+                shuffled = self._shuffled(epoch)
+            partial = path.with_suffix(".partial")
+            try:
+                write_shard(partial, pa.record_batch([shuffled], names=["pairs"]))
+                fsync(partial)
+                partial.replace(path)
+                fsync(self._cache)
+            except OSError:  # the disk is full: a cache is not worth an end
+                partial.unlink(missing_ok=True)
+                return shuffled
             # The epoch before stays: a slower rank may be reading it.
             for file in self._cache.glob("epoch-*"):
                 if file.name not in names:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby, islice
-from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ class Tracker:
         _end_torn_line(self._journal)
         if not self._journal.exists():
             self._state["sent"] = 0
-        self._history = _losses(self._journal)
+        self._history = _history(self._journal)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
         self._thread.start()
@@ -72,11 +72,12 @@ class Tracker:
         self._log("status", status="RUNNING")
 
     def log_metrics(
-        self, metrics: Mapping[str, float], step: int, *, once: str | None = None
+        self, metrics: Mapping[str, float], step: int, *, once: Sequence[str] = ()
     ) -> None:
-        """:param once: the metric by which to see that a resumed run repeats what was logged."""
-        before = self._history.get((once, step)) if once else None
-        if once is None or before is None or not isclose(before, metrics[once], rel_tol=1e-4):
+        """:param once: not if a run that was interrupted has logged the same values of these."""
+        before = {key: self._history.get((key, step), math.nan) for key in once}
+        same = [math.isclose(value, metrics[key], rel_tol=1e-4) for key, value in before.items()]
+        if not (same and all(same)):
             self._log("metrics", metrics=dict(metrics), step=step)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
@@ -260,18 +261,18 @@ def _end_torn_line(journal: Path) -> None:
                 file.write(b"\n")
 
 
-def _losses(journal: Path) -> dict[tuple[str, int], float]:
-    """What the journal has of each loss, by step."""
-    losses: dict[tuple[str, int], float] = {}
+def _history(journal: Path) -> dict[tuple[str, int], float]:
+    """What the journal has of losses and learning rate, by step."""
+    history: dict[tuple[str, int], float] = {}
     if journal.exists():
         with journal.open("rb") as lines:
             for line in lines:
                 with suppress(ValueError):  # a line that a crash has cut
                     record = json.loads(line)
                     for key, value in record.get("metrics", {}).items():
-                        if key.endswith("_loss"):
-                            losses[key, record["step"]] = value
-    return losses
+                        if key.endswith(("_loss", "learning_rate")):
+                            history[key, record["step"]] = value
+    return history
 
 
 def run_id_of(recipe: Recipe) -> str | None:

@@ -163,7 +163,7 @@ class Loop:
         }
         text = " | ".join(words[key] % value for key, value in metrics.items())
         best = " | best so far" if self.validation.improved else ""
-        self._tell(f"step {self.training.step} | {text}{best}", metrics, once="valid_loss")
+        self._tell(f"step {self.training.step} | {text}{best}", metrics, once=["valid_loss"])
 
     def _report(self) -> None:
         """One progress line, and the same numbers to the tracker."""
@@ -185,11 +185,11 @@ class Loop:
         self._tell(
             progress_line(metrics, training.step, training.last_step, eta),
             metrics,
-            once="train_loss",
+            once=["train_loss", "learning_rate"],
         )
         self.window = self._new_window()
 
-    def _tell(self, line: str, metrics: dict[str, float], once: str) -> None:
+    def _tell(self, line: str, metrics: dict[str, float], once: list[str]) -> None:
         if self.tracker:
             log.info("%s", line)
             self.tracker.log_metrics(metrics, self.training.step, once=once)

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 def run_dir_of(prepared: Recipe, name: str) -> Path:
     """A new run_dir with what is prepared."""
     run_dir = prepared.run_dir.parent / "options" / name
-    shutil.copytree(prepared.run_dir, run_dir)
+    for folder in ("clean", "shards"):
+        shutil.copytree(prepared.run_dir / folder, run_dir / folder)
     return run_dir
 
 

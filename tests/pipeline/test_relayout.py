@@ -91,7 +91,11 @@ def runs(prepared: Recipe, tiny_recipe: Path) -> Path:
     launch(1, [*begin(1), *go_on({1}, 1)], folder)
     damaged = folder / "damaged" / "checkpoints" / "step-00000003"
     shutil.copytree(folder / "zero1x1" / "checkpoints" / "step-00000003", damaged)
-    (damaged / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"damaged")
+    states = damaged / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({}, states)  # a whole file without what is needed
+    info = json.loads((damaged / "checkpoint.json").read_text())
+    info["bytes"][states.name] = states.stat().st_size
+    (damaged / "checkpoint.json").write_text(json.dumps(info))
     refused = job(Layout("zero1", 2), "refused", "damaged")
     launch(2, [*begin(2), *go_on({1, 2}, 2), refused], folder)
     launch(1, go_on({2}, 1), folder)
