@@ -235,7 +235,10 @@ class Ring(nn.Module):
         if self.checkpointing.keep_attention:  # what is compiled includes the choice of operators
             level = partial(recompute_but_attention, level)
         if self.compiler:
-            level = torch.compile(level, dynamic=True, backend=self.compiler)
+            # Inductor's own random numbers and selective checkpointing do not go together.
+            selective = self.checkpointing.keep_attention and self.compiler == "inductor"
+            options: Any = {"fallback_random": True} if selective else None
+            level = torch.compile(level, dynamic=True, backend=self.compiler, options=options)
         self.prepared_level = level
 
     # ── The equations ───────────────────────────────────────────────────────────────────────────

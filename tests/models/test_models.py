@@ -169,21 +169,21 @@ POLICIES = {
 
 
 @pytest.mark.parametrize(
-    ("policy", "compiled"),
+    ("policy", "compiler"),
     [
-        *((policy, False) for policy in POLICIES.values()),
-        pytest.param(POLICIES["every 2 levels"], True, marks=pytest.mark.slow),
-        pytest.param(POLICIES["selective"], True, marks=pytest.mark.slow),
+        *((policy, None) for policy in POLICIES.values()),
+        pytest.param(POLICIES["every 2 levels"], "aot_eager", marks=pytest.mark.slow),
+        pytest.param(POLICIES["selective"], "inductor", marks=pytest.mark.slow),
     ],
 )
 def test_checkpointing_changes_no_gradient_under_dropout(
-    policy: ActivationCheckpointing, compiled: bool
+    policy: ActivationCheckpointing, compiler: str | None
 ) -> None:
     model = tiny(dropout=0.2)
     source, target = sequences(7, 3), sequences(4, 6)
     torch._dynamo.reset()
-    if compiled:
-        model.compile_layers(backend="aot_eager")
+    if compiler == "aot_eager":
+        model.compile_layers(compiler)
 
     def gradients() -> list[Tensor]:
         model.zero_grad()
@@ -191,10 +191,15 @@ def test_checkpointing_changes_no_gradient_under_dropout(
         loss(model, source, target).backward()  # type: ignore[no-untyped-call]
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
+    if compiler == "inductor":  # which fails with float64 attention
+        model.float()
     kept = gradients()
     model.checkpoint_activations(policy)
+    if compiler == "inductor":  # which has random numbers of its own without the policy
+        model.compile_layers(compiler)
     for ours, expected in zip(gradients(), kept, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+        tolerance = 1e-12 if ours.dtype == torch.float64 else 1e-4
+        torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)
 
 
 def attentions(model: TranslationModel) -> int:
