@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from pipeline.checkpoint import average_weights, list_checkpoints, load_weights
 from pipeline.config import ROOT, Recipe, TrainingConfig, UsageError
 from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
 from pipeline.engine import learning_rate_factor
-from tests.conftest import Command, launch, launcher, run_process
+from tests.conftest import Command, free_port, launcher, run_process
 from tests.pipeline.ranks import tracked, train
 
 pytestmark = pytest.mark.slow
@@ -71,9 +72,12 @@ def test_what_a_log_tells(undisturbed: Path) -> None:
 def test_a_bar_on_a_terminal(prepared: Recipe, tiny_recipe: Path) -> None:
     run_dir = copy_of(prepared, "terminal")
     script = [str(ROOT / "pipeline" / "train.py"), "--config", str(tiny_recipe)]
-    command = [*launcher(1), *script, "--run_dir", str(run_dir)]
+    command = shlex.join([sys.executable, *script, "--run_dir", str(run_dir)])
+    one_rank = ["RANK=0", "LOCAL_RANK=0", "WORLD_SIZE=1", "LOCAL_SIZE=1"]
+    meeting = ["MASTER_ADDR=127.0.0.1", f"MASTER_PORT={free_port()}"]
     # `script` gives it a terminal, and exits with its code.
-    done = run_process(["script", "-qec", shlex.join(command), "/dev/null"], TERM="xterm")
+    terminal = ["script", "-qec", command, "/dev/null"]
+    done = run_process(["env", "TERM=xterm", *one_rank, *meeting, *terminal])
     assert done.returncode == 0, done.stdout
     assert "━" in done.stdout
     assert "6/6" in done.stdout
@@ -136,13 +140,11 @@ def test_a_conflicting_deepspeed_config_exits_2(
 ) -> None:
     (tmp_path / "ds.json").write_text('{"gradient_clipping": 3.0}')
     run_dir = copy_of(prepared, "conflict")
-    script = [str(ROOT / "pipeline" / "train.py"), "--config", str(tiny_recipe)]
-    options = ["--run_dir", str(run_dir), "--deepspeed_config", str(tmp_path / "ds.json")]
-    done = launch([*script, *options])
-    assert done.returncode == 2, done.stderr
-    assert "ds.json: `gradient_clipping` is set there" in done.stderr
-    assert "training.clip_norm" in done.stderr
-    assert "Traceback" not in done.stderr
+    codes, said = train(tiny_recipe, run_dir, "--deepspeed_config", tmp_path / "ds.json")
+    assert codes == [2]
+    assert "ds.json: `gradient_clipping` is set there" in said
+    assert "training.clip_norm" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,12 @@ def cases(ranks: int) -> list[tuple[str, str, bool]]:
     ]
 
 
-def recipe_of(path: Path, stage: str, policy: str, tied: bool, folder: Path) -> Recipe:
-    """:param folder: for DeepSpeed's JSON."""
+def recipe_of(
+    path: Path, stage: str, policy: str, tied: bool, folder: Path, micro_batches: int
+) -> Recipe:
+    """:param folder: for DeepSpeed's JSON.
+    :param micro_batches: in a step.
+    """
     config = json.loads((ROOT / "ds_configs" / f"{stage}.json").read_text(encoding="utf-8"))
     # Else DeepSpeed keeps all of so small a model whole.
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
@@ -67,6 +71,7 @@ def recipe_of(path: Path, stage: str, policy: str, tied: bool, folder: Path) -> 
         "model.dropout": 0.1,
         "model.tied_embeddings": json.dumps(tied),
         "training.deepspeed_config": json_path,
+        "training.max_tokens": 512 * micro_batches,
         **{
             f"training.activation_checkpointing.{k}": json.dumps(v)
             for k, v in POLICIES[policy].items()
@@ -134,7 +139,7 @@ def main() -> None:
     for case in cases(dist.get_world_size()):
         folder = results.parent / f"rank-{dist.get_rank()}"
         folder.mkdir(exist_ok=True)
-        found[case] = train(recipe_of(recipe_path, *case, folder))
+        found[case] = train(recipe_of(recipe_path, *case, folder, max(2, dist.get_world_size())))
     if dist.get_rank() == 0:
         torch.save(found, results)
     dist.barrier()
