@@ -28,8 +28,7 @@ from pipeline.engine import Training
 from pipeline.ranks import init_distributed
 from pipeline.tracking import Tracker
 from pipeline.train import Loop
-
-NOT_VALIDATED = {"criterion": "valid_loss", "best_step": None, "stale": 0, "due": False}
+from pipeline.validation import not_validated
 
 
 def bare(training: Training, batches: list[Any]) -> None:
@@ -67,7 +66,7 @@ def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, Any]:
             found["tokens"].append(sum(s.source_tokens + s.target_tokens for s in batches))
     for _ in range(3):
         started = time.perf_counter()
-        training.save(None, NOT_VALIDATED)
+        training.save(None, not_validated(recipe.training))
         found["save"].append(time.perf_counter() - started)
     if tracker:
         tracker.close()

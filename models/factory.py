@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from models.config import ModelConfig
 from models.ringformer import RingDecoder, RingEncoder
 from models.seq2seq import TranslationModel
@@ -19,3 +21,10 @@ def create_model(
         encoder, decoder = transformer_encoder(config), transformer_decoder(config)
         return TranslationModel(config, vocab_sizes, pad_idx, encoder, decoder)
     return TranslationModel(config, vocab_sizes, pad_idx, RingEncoder(config), RingDecoder(config))
+
+
+def parameter_count(config: ModelConfig, vocab_sizes: tuple[int, int]) -> int:
+    """Of the whole model, which is not made for it."""
+    with torch.device("meta"):
+        model = create_model(config, vocab_sizes, pad_idx=0)
+    return sum(parameter.numel() for parameter in model.parameters())

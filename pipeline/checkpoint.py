@@ -115,10 +115,11 @@ def finish_checkpoint(
     For one rank only, when all have saved.
     """
     new = folder / tag_of(step)
-    files = [path for path in sorted(new.rglob("*")) if path.is_file()]
-    for path in new.rglob("*"):
+    sizes = {}
+    for path in sorted(new.rglob("*")):
         fsync(path)
-    sizes = {str(path.relative_to(new)): path.stat().st_size for path in files}
+        if path.is_file():
+            sizes[str(path.relative_to(new))] = path.stat().st_size
     write_json(new / "checkpoint.json", {"format": FORMAT, "step": step, **info, "bytes": sizes})
     write_atomically(folder / "latest", tag_of(step))
     _point_to_best(folder, best_step)
@@ -324,8 +325,8 @@ def load_average(checkpoint: Checkpoint) -> dict[str, Tensor]:
             f"evaluation.use_ema: {checkpoint.folder} has no moving average; it is kept when "
             "training.ema_decay is set"
         )
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    return {**load_weights(checkpoint), **saved["weights"]}  # which has buffers too
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["weights"]
+    return weights
 
 
 def average_weights(

@@ -104,6 +104,10 @@ def offloads(config: dict[str, Any], what: str) -> bool:
     return bool(section.get("device", "none") != "none")
 
 
+def zero_stage(config: dict[str, Any]) -> Any:
+    return config.get("zero_optimization", {}).get("stage", 0)
+
+
 def precision(config: dict[str, Any]) -> str:
     """`bf16`, `fp16` or `fp32`."""
     return next((key for key in ("bf16", "fp16") if config.get(key, {}).get("enabled")), "fp32")
@@ -111,7 +115,7 @@ def precision(config: dict[str, Any]) -> str:
 
 def _refuse_what_cannot_work(training: TrainingConfig, config: dict[str, Any]) -> None:
     path = training.deepspeed_config
-    stage = config.get("zero_optimization", {}).get("stage", 0)
+    stage = zero_stage(config)
     reason = None
     if stage not in (0, 1, 2, 3):
         reason = f"`zero_optimization.stage` is {json.dumps(stage)}; there are 0, 1, 2 and 3"

@@ -31,8 +31,9 @@ class MovingAverage:
 
     def save(self, folder: Path) -> None:
         averages = dict(zip(self.model.parameters(), self._averages, strict=True))
-        names = self.model.named_parameters(remove_duplicate=False)  # tied ones under all names
-        weights = {name: averages[parameter] for name, parameter in names}
+        # Tied parameters under all their names, and buffers as they are.
+        state = self.model.state_dict(keep_vars=True)
+        weights = {name: averages.get(tensor, tensor) for name, tensor in state.items()}
         torch.save({"weights": weights, "updates": self.updates}, folder / EMA_FILE)
 
     def load(self, folder: Path) -> None:

@@ -45,6 +45,7 @@ from pipeline.deepspeed_config import (
     deepspeed_config,
     offloads,
     precision,
+    zero_stage,
 )
 from pipeline.ema import MovingAverage
 from pipeline.nonfinite import dump
@@ -154,7 +155,7 @@ class Training:
 
     def _create_engine(self) -> deepspeed.DeepSpeedEngine:
         settings = dict(self.deepspeed_config)
-        stage = settings.get("zero_optimization", {}).get("stage", 0)
+        stage = zero_stage(settings)
         if stage == 0:
             settings["gradient_clipping"] = 0.0  # `_clip` does it
         trainable = [p for p in self.model.parameters() if p.requires_grad]

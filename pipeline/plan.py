@@ -15,13 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.vocabulary import PAD_IDX
-from models.config import ModelConfig
-from models.factory import create_model
+from models.factory import create_model, parameter_count
 from models.seq2seq import TranslationModel
 from pipeline.config import Recipe, UsageError, run_command
 from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
+from pipeline.preflight import GIB
 
-GIB = 1 << 30
 SENTENCE = 32  # tokens a side of the sentences that activations are measured with
 ADAM = 8  # bytes a parameter: two moments in float32
 
@@ -59,12 +58,6 @@ def activations_per_token(recipe: Recipe, dtype: torch.dtype) -> float:
     if policy.keep_attention:  # outputs that autograd does not see: self, self and cross
         per_token += 3 * recipe.model.num_levels * recipe.model.model_dim * dtype.itemsize
     return per_token
-
-
-def parameters(config: ModelConfig, vocab_size: int) -> int:
-    with torch.device("meta"):
-        model = create_model(config, (vocab_size, vocab_size), PAD_IDX)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def state_bytes(count: int, stage: int, gpus: int, half: bool) -> tuple[float, float, float]:
@@ -109,10 +102,10 @@ def plan(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     tokens = micro_tokens / pieces
     per_token = activations_per_token(recipe, torch.bfloat16 if half else torch.float32)
     vocab_size = recipe.data.vocabulary.size
-    count = parameters(recipe.model, vocab_size)
-    rival = parameters(
+    count = parameter_count(recipe.model, (vocab_size, vocab_size))
+    rival = parameter_count(
         recipe.model.model_copy(update={"architecture": "transformer", "level_signals": "all"}),
-        vocab_size,
+        (vocab_size, vocab_size),
     )
     console = Console()
     console.print(

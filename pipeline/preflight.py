@@ -94,17 +94,11 @@ def check_space(recipe: Recipe, vocab_sizes: tuple[int, int]) -> tuple[float, fl
     :returns: GiB free, and GiB that the checkpoints will take in all.
     :raises PreflightError: the folder cannot be written, or there is not enough room.
     """
-    import torch
+    from models.factory import parameter_count
 
-    from data_prep.vocabulary import PAD_IDX
-    from models.factory import create_model
-
-    with torch.device("meta"):
-        model = create_model(recipe.model, vocab_sizes, PAD_IDX)
     # Weights; for the optimizer a float32 copy of them and two moments; the moving average.
-    each = (20 if recipe.training.ema_decay else 16) * sum(
-        parameter.numel() for parameter in model.parameters()
-    )
+    each = 20 if recipe.training.ema_decay else 16
+    each *= parameter_count(recipe.model, vocab_sizes)
     folder = recipe.run_dir / "checkpoints"
     try:
         folder.mkdir(exist_ok=True)

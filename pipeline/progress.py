@@ -21,9 +21,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-log = logging.getLogger("train")
+from pipeline.preflight import GIB
 
-GIB = 1 << 30
+log = logging.getLogger("train")
 
 
 @dataclass

@@ -16,6 +16,7 @@ from data_prep.vocabulary import PAD_IDX, load_vocabularies
 from models.factory import create_model
 from pipeline.batches import BatchPlan, collate
 from pipeline.checkpoint import criterion
+from pipeline.config import TrainingConfig
 from pipeline.engine import Training
 from pipeline.metrics import bleu
 from pipeline.progress import perplexity
@@ -26,6 +27,17 @@ class Stopped(Exception):
     """A signal has come."""
 
 
+def not_validated(training: TrainingConfig) -> dict[str, Any]:
+    """The state of a validation that has not been."""
+    return {
+        "criterion": criterion(training),
+        "best": None,
+        "best_step": None,
+        "stale": 0,
+        "due": False,
+    }
+
+
 class Validation:
     """Every rank has one, and they agree in everything."""
 
@@ -33,13 +45,7 @@ class Validation:
         """:param check: called often; whether a signal has come to this rank."""
         self.training, self.check = training, check
         self.reader = ShardReader(training.recipe.run_dir / "shards", "valid")
-        self.state: dict[str, Any] = {
-            "criterion": criterion(training.config),
-            "best": None,
-            "best_step": None,
-            "stale": 0,
-            "due": False,
-        }
+        self.state = not_validated(training.config)
         """What a resumed run goes on with. `stale`: validations since the best one; `due`: one at
         this step has not been done."""
 

@@ -13,6 +13,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from pipeline.checkpoint import list_checkpoints, load_weights
 from tests.conftest import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -68,12 +71,19 @@ def train(
     """Train to the end. :returns: the exit codes of the ranks, and what they said."""
     log = run_dir / "log"
     log.unlink(missing_ok=True)
+    command = [*options(recipe, run_dir, **training), *map(str, arguments)]
+    return finish(start(command, log, ranks)), log.read_text()
+
+
+def options(recipe: Path, run_dir: Path, **training: object) -> list[str]:
+    """What `train.py` is called with."""
     pairs = [(f"--training.{key}", str(value)) for key, value in training.items()]
-    options = [*map(str, arguments), *(word for pair in pairs for word in pair)]
-    codes = finish(
-        start(["--config", str(recipe), "--run_dir", str(run_dir), *options], log, ranks)
-    )
-    return codes, log.read_text()
+    return ["--config", str(recipe), "--run_dir", str(run_dir), *sum(pairs, ())]
+
+
+def weights(run_dir: Path) -> dict[str, Tensor]:
+    """Of the newest checkpoint."""
+    return load_weights(list_checkpoints(run_dir / "checkpoints")[-1])
 
 
 def tracked(run_dir: Path, key: str) -> dict[int, float]:

@@ -25,8 +25,7 @@ from pipeline.config import Recipe, load_recipe
 from pipeline.engine import Training
 from pipeline.progress import Window
 from pipeline.ranks import RankZeroFailed, init_distributed
-
-NOT_VALIDATED = {"criterion": "valid_loss", "best_step": None, "stale": 0, "due": False}
+from pipeline.validation import not_validated
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
         (loss,) = training.mean_over_ranks(window.loss)
         losses[training.step] = loss * training.world_size / window.target_tokens
         if training.step % recipe.training.checkpoint_every == 0:
-            training.save(None, NOT_VALIDATED)
+            training.save(None, not_validated(recipe.training))
             states[f"step {training.step}"] = optimizer_state(training)
     training.engine.destroy()
     return {"losses": losses, **states}

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_prep.shards import ShardReader
-from pipeline.checkpoint import list_checkpoints, load_weights
+from pipeline.checkpoint import list_checkpoints
 from pipeline.config import ROOT, Recipe
 from tests.conftest import Command, run_process
-from tests.pipeline.ranks import finish, start
+from tests.pipeline.ranks import finish, options, start, weights
 
 pytestmark = pytest.mark.slow
 
@@ -39,13 +39,7 @@ def arguments(recipe: Path, run_dir: Path, **training: object) -> list[str]:
         "max_steps": STEPS, "log_every": 1, "checkpoint_every": 2, "validate_every": 7,
         "keep_checkpoints": 2, "collective_timeout": 60,
     }  # fmt: skip
-    settings |= training
-    pairs = [(f"--training.{key}", str(value)) for key, value in settings.items()]
-    return ["--config", str(recipe), "--run_dir", str(run_dir), *sum(pairs, ())]
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_weights(list_checkpoints(run_dir / "checkpoints")[-1])
+    return options(recipe, run_dir, **{**settings, **training})
 
 
 def history(run_dir: Path, key: str) -> list[tuple[int, float]]:

@@ -18,8 +18,8 @@ import torch
 from pipeline.checkpoint import list_checkpoints
 from pipeline.config import ROOT, Recipe
 from tests.conftest import free_port, run_process
-from tests.pipeline.ranks import tracked
-from tests.pipeline.test_training import copy_of, weights
+from tests.pipeline.ranks import tracked, weights
+from tests.pipeline.test_training import copy_of
 
 pytestmark = pytest.mark.slow
 

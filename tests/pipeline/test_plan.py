@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from data_prep.vocabulary import PAD_IDX
-from models.factory import create_model
+from models.factory import create_model, parameter_count
 from pipeline.config import load_recipe
-from pipeline.plan import activations_per_token, parameters, sent_bytes, state_bytes
+from pipeline.plan import activations_per_token, sent_bytes, state_bytes
 from tests.conftest import Command
 
 QUICKSTART = Path("recipes/quickstart.yaml")
@@ -18,7 +18,7 @@ QUICKSTART = Path("recipes/quickstart.yaml")
 def test_parameters_are_counted_without_making_them() -> None:
     config = load_recipe(QUICKSTART).model
     model = create_model(config, (1000, 1000), PAD_IDX)
-    assert parameters(config, 1000) == sum(p.numel() for p in model.parameters())
+    assert parameter_count(config, (1000, 1000)) == sum(p.numel() for p in model.parameters())
 
 
 def test_every_zero_stage_shards_more_and_sends_what_it_must() -> None:

@@ -34,10 +34,6 @@ def copy_of(prepared: Recipe, name: str) -> Path:
     return run_dir
 
 
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_weights(list_checkpoints(run_dir / "checkpoints")[-1])
-
-
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Recipe, tiny_recipe: Path) -> Path:
     """The run_dir of six steps with dropout, one rank, ZeRO stage 1."""
