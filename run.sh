@@ -88,8 +88,9 @@ train() {
   esac
   # In a process group of its own: the launcher does not pass signals on to its ranks.
   set -m
-  # shellcheck disable=SC2086  # several arguments in one variable
-  deepspeed --log_level warning ${DEEPSPEED_ARGS:-} "$ROOT/pipeline/train.py" "$@" </dev/null &
+  # shellcheck disable=SC2046,SC2086  # several arguments in one variable
+  deepspeed --log_level warning $(rendezvous) ${DEEPSPEED_ARGS:-} "$ROOT/pipeline/train.py" "$@" \
+    </dev/null &
   local group=$! stopped=''
   set +m
   trap stop_training INT TERM HUP
@@ -117,6 +118,16 @@ stop_training() {
     kill -TERM -- "-$group" 2>/dev/null || true
   fi
   stopped=yes
+}
+
+# On one machine any free port: two trainings must not meet at the launcher's fixed one.
+rendezvous() {
+  [[ -e /job/hostfile || ${DEEPSPEED_ARGS:-} =~ --(hostfile|master_|node_rank|no_ssh|launcher) ]] ||
+    python -c '
+import socket
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    print("--master_port", probe.getsockname()[1])'
 }
 
 tests() {

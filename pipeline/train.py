@@ -218,9 +218,14 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     try:
         init_distributed(timeout)
     except RuntimeError as error:
+        advice = (
+            "another program has the port; give the launcher another one by --master_port"
+            if "EADDRINUSE" in str(error)
+            else "name the network card in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME on every node: "
+            "docs/multi_node.md"
+        )
         raise TrainingError(
-            f"cannot reach the other ranks ({first_line(error)}); name the network card in "
-            "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME on every node: docs/multi_node.md"
+            f"cannot reach the other ranks ({first_line(error)}); {advice}"
         ) from error
     with ExitStack() as held:
         try:
