@@ -23,8 +23,13 @@ def create_model(
     return TranslationModel(config, vocab_sizes, pad_idx, RingEncoder(config), RingDecoder(config))
 
 
-def parameter_count(config: ModelConfig, vocab_sizes: tuple[int, int]) -> int:
-    """Of the whole model, which is not made for it."""
+def abstract_model(config: ModelConfig, vocab_sizes: tuple[int, int]) -> TranslationModel:
+    """Its shapes, without memory for its numbers."""
     with torch.device("meta"):
-        model = create_model(config, vocab_sizes, pad_idx=0)
+        return create_model(config, vocab_sizes, pad_idx=0)
+
+
+def parameter_count(config: ModelConfig, vocab_sizes: tuple[int, int]) -> int:
+    """Of the whole model."""
+    model = abstract_model(config, vocab_sizes)
     return sum(parameter.numel() for parameter in model.parameters())

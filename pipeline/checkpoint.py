@@ -261,18 +261,29 @@ def finished_note(recipe: Recipe, newest: Checkpoint) -> str:
 
 
 def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
-    """The newest checkpoints of `run_dir`.
+    """Those of `run_dir` that `evaluation.checkpoint` names, oldest first.
 
     :raises CheckpointError: there is none, or one belongs to another vocabulary or model.
     """
-    checkpoints = list_checkpoints(recipe.run_dir / "checkpoints")
+    folder, wanted = recipe.run_dir / "checkpoints", recipe.evaluation.checkpoint
+    checkpoints = list_checkpoints(folder)
     if not checkpoints:
         raise CheckpointError(f"{recipe.run_dir}: no finished checkpoint; run `./run.sh train`")
     identity = {
         "model": recipe.model.model_dump(mode="json"),
         "vocabulary": vocabulary_digest(recipe.run_dir / "shards"),
     }
-    chosen = checkpoints[-recipe.evaluation.average_checkpoints :]
+    if wanted == "newest":
+        chosen = checkpoints[-recipe.evaluation.average_checkpoints :]
+    else:
+        best = (folder / "best").read_text("utf-8") if (folder / "best").exists() else "none yet"
+        tag = best if wanted == "best" else tag_of(wanted)
+        chosen = [checkpoint for checkpoint in checkpoints if checkpoint.tag == tag]
+    if not chosen:
+        steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
+        raise CheckpointError(
+            f"{folder}: evaluation.checkpoint {wanted} is not there; there are the steps {steps}"
+        )
     for checkpoint in chosen:
         if damage := checkpoint.damage():
             raise CheckpointError(

@@ -15,7 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from pydantic import BaseModel, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic import Field as Limit
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -149,6 +156,21 @@ class TrainingConfig(Section):
         return self
 
 
+class TestSetFiles(Section):
+    """A test set in line-aligned files below `data.root`: plain text, `.gz` or `.sgm`."""
+
+    name: str
+    source: str
+    references: tuple[str, ...] = Limit(min_length=1)
+    """One file for each translator."""
+
+
+TestSet = Annotated[
+    Annotated[str, Tag("name")] | Annotated[TestSetFiles, Tag("files")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "files"),
+]
+
+
 class EvaluationConfig(Section):
     """Beam search and scoring."""
 
@@ -173,11 +195,19 @@ class EvaluationConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the model while it translates; bfloat16 is faster where the processor has it."""
 
+    checkpoint: Literal["newest", "best"] | PositiveInt = "newest"
+    """`newest`: the average of average_checkpoints; `best`: the one that validation found best; or
+    the step of one that is kept."""
+
     average_checkpoints: PositiveInt = 1
     """Average the weights of that many newest checkpoints."""
 
     use_ema: bool = False
     """Take the moving average that training.ema_decay has kept instead of the weights."""
+
+    test_sets: tuple[TestSet, ...] = ()
+    """Test sets besides data.test: names that sacreBLEU knows (`wmt14/full`, fetched or from its
+    cache), or `{name: NAME, source: FILE, references: [FILE, …]}` with files below data.root."""
 
     untrained_baseline: bool = False
     """Also score the model as it is at step 0, to show what training was worth."""
@@ -191,6 +221,9 @@ class TrackingConfig(Section):
 
     experiment: str = "ringformer"
     """MLflow experiment."""
+
+    registered_model: str | None = None
+    """Name in MLflow's model registry; null: EXPERIMENT-SOURCE_LANG-TARGET_LANG."""
 
 
 class Recipe(Section):
@@ -209,6 +242,11 @@ class Recipe(Section):
     def tracking_uri(self) -> str:
         neighbourhood = self.run_dir.absolute().parent
         return self.tracking.uri or f"sqlite:///{neighbourhood / 'mlflow.db'}"
+
+    @property
+    def registered_model(self) -> str:
+        languages = f"{self.data.source_lang}-{self.data.target_lang}"
+        return self.tracking.registered_model or f"{self.tracking.experiment}-{languages}"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

@@ -1,138 +1,265 @@
-"""`./run.sh evaluate`: translate the test set, score it with sacreBLEU, log to MLflow."""
+"""`./run.sh evaluate`: translate test sets, score them with sacreBLEU, log to MLflow, and register
+the model. `deepspeed pipeline/evaluate.py` shares the sentences among ranks.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import os
 import shlex
+import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.corpora import read_lines
-from data_prep.stage import digest_of, read_manifest, write_atomically, write_json
+from data_prep.stage import digest_of, read_manifest
 from data_prep.vocabulary import load_vocabularies
-from pipeline.checkpoint import Checkpoint, checkpoints_to_average
+from pipeline.checkpoint import Checkpoint, CheckpointError, checkpoints_to_average
+from pipeline.comparison import compare_with_run
 from pipeline.config import DEFAULT_RECIPE, Recipe, load_recipe, run_command
-from pipeline.metrics import score
-from pipeline.tracking import Tracker, run_id_of, send_left_over
+from pipeline.metrics import bleu
+from pipeline.provenance import log_data
+from pipeline.registry import register
+from pipeline.results import Result, weights_digest
+from pipeline.test_sets import Sentences, load_test_sets
+from pipeline.tracking import Tracker, run_id_of
 
 if TYPE_CHECKING:
     from pipeline.translator import Translator
 
 log = logging.getLogger("evaluate")
 
-SAMPLES = 50  # translations in the table that MLflow shows
+VERSION = 1  # raise it when the same model would get other scores
+PATIENCE = timedelta(hours=2)  # of the other ranks while rank 0 scores and registers
+NOT_SCORES = {"test_sets", "checkpoint", "average_checkpoints", "untrained_baseline"}
 
 
-def evaluate(recipe: Recipe) -> dict[str, Any]:
-    """Bring `RUN_DIR/evaluation/{scores.json, hypotheses.txt}` up to date.
-
-    :returns: the contents of scores.json.
-    :raises CheckpointError: nothing to evaluate, or it belongs to other data.
-    """
-    folder = recipe.run_dir / "evaluation"
-    checkpoints = checkpoints_to_average(recipe)
-    fingerprint = _fingerprint(recipe, checkpoints)
-    known = _read_scores(folder)
-    if known.get("fingerprint") == fingerprint and (folder / "hypotheses.txt").exists():
-        log.info("up to date, reused (%s)", folder)
-        send_left_over(recipe)
-        return known
-
-    # Seconds of imports, only when there is work.
-    from pipeline.translator import Translator, untrained_model
-
-    tags = [checkpoint.tag for checkpoint in checkpoints]
-    log.info("test set %s, checkpoints %s", recipe.data.test.name, ", ".join(tags))
-    sources = _lines(recipe, recipe.data.source_lang)
-    references = _lines(recipe, recipe.data.target_lang)
-    started = time.monotonic()
-    hypotheses = _translate(Translator.of_run(recipe, checkpoints), sources, "translating")
-    seconds = time.monotonic() - started
-    scores: dict[str, Any] = {
-        "test_set": recipe.data.test.name,
-        "sentences": len(sources),
-        **score(hypotheses, references, recipe.data.target_lang),
-        "checkpoints": tags,
-        "step": checkpoints[-1].step,
-        "beam_size": recipe.evaluation.beam_size,
-        "length_penalty": recipe.evaluation.length_penalty,
-        "sentences_per_second": round(len(sources) / seconds, 2),
-    }
-    if recipe.evaluation.untrained_baseline:
-        vocabularies = load_vocabularies(recipe.run_dir / "shards")
-        baseline = Translator(untrained_model(recipe), vocabularies, recipe.evaluation)
-        untrained = _translate(baseline, sources, "translating with an untrained model")
-        scores["untrained_bleu"] = score(untrained, references, recipe.data.target_lang)["bleu"]
-    scores["fingerprint"] = fingerprint
-
-    folder.mkdir(exist_ok=True)
-    write_atomically(folder / "hypotheses.txt", "".join(f"{line}\n" for line in hypotheses))
-    columns = {"source": sources, "translation": hypotheses, "reference": references}
-    tracker = Tracker(recipe)
-    _log(tracker, folder, scores, {name: lines[:SAMPLES] for name, lines in columns.items()})
-    # Last: once it is there, the tracker's journal has everything too.
-    write_json(folder / "scores.json", scores)
-    tracker.close(status=None)  # whether the run is finished is training's to say
-    return scores
-
-
-def _log(
-    tracker: Tracker, folder: Path, scores: dict[str, Any], samples: dict[str, list[str]]
-) -> None:
-    names = ("bleu", "chrf", "sentences_per_second", "untrained_bleu")
-    metrics = {f"test_{name}": scores[name] for name in names if name in scores}
-    tracker.log_metrics(metrics, scores["step"])
-    tracker.log_tags({"bleu_signature": scores["bleu_signature"], "test_set": scores["test_set"]})
-    name = f"{scores['checkpoints'][-1]}-{scores['fingerprint'][:8]}"
-    tracker.log_table(f"translations/{name}.json", samples)
-    tracker.log_json("evaluation/scores.json", scores)
-    tracker.log_artifact(folder / "hypotheses.txt", "evaluation")
-
-
-def _fingerprint(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
-    return digest_of(
-        {
-            "evaluation": recipe.evaluation.model_dump(),
-            "seed": recipe.training.seed,  # of the untrained baseline
-            "checkpoints": [checkpoint.info for checkpoint in checkpoints],
-            "test": read_manifest(recipe.run_dir / "clean"),
-        }
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, help="folder written by `export`; default: the run's checkpoints"
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="RUN_ID",
+        help="MLflow run to compare with by paired bootstrap, on each test set that it has too",
     )
 
 
-def _read_scores(folder: Path) -> dict[str, Any]:
-    try:
-        scores: dict[str, Any] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return scores
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: checkpoints of the run, or an exported model."""
+
+    recipe: Recipe
+    checkpoints: Sequence[Checkpoint]
+    export: Path | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, export: Path | None) -> Subject:
+        """:raises CheckpointError: nothing to evaluate, or it belongs to other data."""
+        if export is None:
+            return cls(recipe, checkpoints_to_average(recipe), None)
+        if read_manifest(export) is None:
+            raise CheckpointError(f"{export}: not an exported model")
+        return cls(recipe, [], export)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        if self.export:
+            return {"model": str(self.export)}
+        tags = [checkpoint.tag for checkpoint in self.checkpoints]
+        return {
+            "checkpoints": tags,
+            "step": self.checkpoints[-1].step,
+            "weights_sha256": weights_digest(self.checkpoints),
+        }
+
+    def result(self, test_set: Sentences) -> Result:
+        """Where the scores on `test_set` belong, and whether they are there."""
+        variant = f"--{self.export.resolve().name}" if self.export else ""
+        own = test_set.name == self.recipe.data.test.name
+        of = {
+            "version": VERSION,
+            "evaluation": self.recipe.evaluation.model_dump(mode="json", exclude=NOT_SCORES),
+            "weights": weights_digest(self.checkpoints),
+            "export": read_manifest(self.export) if self.export else None,
+            "untrained": self.recipe.training.seed if self.has_baseline(test_set) else None,
+            "test set": test_set.sha256,
+        }
+        name = f"{test_set.slug}{variant}"
+        folder = self.recipe.run_dir / "evaluation" / name
+        return Result(
+            test_set, folder, f"{'test' if own else test_set.slug}{variant}_", digest_of(of)
+        )
+
+    def has_baseline(self, test_set: Sentences) -> bool:
+        """Whether an untrained model is scored too."""
+        own = test_set.name == self.recipe.data.test.name
+        return self.recipe.evaluation.untrained_baseline and own and not self.export
+
+    def translator(self) -> Translator:
+        from pipeline.translator import Translator
+
+        if self.export:
+            return Translator.of_export(self.export)
+        return Translator.of_run(self.recipe, self.checkpoints)
 
 
-def _lines(recipe: Recipe, language: str) -> list[str]:
-    return list(read_lines(recipe.run_dir / "clean" / f"test.{language}"))
+def evaluate(recipe: Recipe, export: Path | None = None) -> list[Result]:
+    """Bring `RUN_DIR/evaluation/TEST_SET/` up to date for each test set.
+
+    Every rank calls it; rank 0 decides, scores and writes.
+
+    :param export: a folder written by `./run.sh export`, to evaluate instead of the checkpoints.
+    :returns: of every test set, that of the recipe first.
+    :raises CheckpointError: nothing to evaluate, or it belongs to other data.
+    :raises DataError: a test set cannot be had.
+    """
+    if world_size() > 1:
+        from pipeline.ranks import from_rank_0
+
+        subject, results, missing = from_rank_0(lambda: _look(recipe, export))
+    else:
+        subject, results, missing = _look(recipe, export)
+    if missing:
+        translator = subject.translator()
+        for result in missing:
+            _evaluate(subject, translator, result)
+    return results
+
+
+def _look(recipe: Recipe, export: Path | None) -> tuple[Subject, list[Result], list[Result]]:
+    """What there is to evaluate, all results, and those that are missing."""
+    subject = Subject.of(recipe, export)
+    results = [subject.result(test_set) for test_set in load_test_sets(recipe)]
+    for result in results:
+        if result.up_to_date:
+            log.info("%s: up to date, reused (%s)", result.test_set.name, result.folder)
+    return subject, results, [result for result in results if not result.up_to_date]
+
+
+def _evaluate(subject: Subject, translator: Translator, result: Result) -> None:
+    recipe, test_set = subject.recipe, result.test_set
+    what = subject.description.get("model") or ", ".join(subject.description["checkpoints"])
+    log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), what)
+    started = time.monotonic()
+    hypotheses = _translate(translator, test_set.sources, "translating")
+    seconds = time.monotonic() - started
+    more = {
+        **subject.description,
+        "beam_size": translator.search.beam_size,
+        "length_penalty": translator.search.length_penalty,
+        "sentences_per_second": round(len(test_set.sources) / seconds, 2),
+        "ranks": world_size(),
+    }
+    if subject.has_baseline(test_set):
+        from pipeline.translator import Translator, untrained_model
+
+        vocabularies = load_vocabularies(recipe.run_dir / "shards")
+        untrained = Translator(untrained_model(recipe), vocabularies, recipe.evaluation)
+        lines = _translate(untrained, test_set.sources, "translating with an untrained model")
+        found = bleu(lines, test_set.references, recipe.data.target_lang)
+        more["untrained_bleu"] = round(found.score, 2)
+    if rank() == 0:
+        lengths = [len(ids) for ids in translator.source_vocabulary.encode(test_set.sources)]
+        result.write(hypotheses, lengths, recipe.data.target_lang, more)
 
 
 def _translate(translator: Translator, sources: Sequence[str], what: str) -> list[str]:
+    """Each rank translates its share. :returns: all translations, on every rank."""
     from rich.console import Console
     from rich.progress import Progress
 
+    own = slice(0, len(sources))
+    if world_size() > 1:
+        from pipeline.ranks import gather_shares, share_of
+
+        own = share_of(sources, rank(), world_size())
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=len(sources))
-        return translator.translate(sources, lambda count: progress.advance(task, count))
+    shown = console.is_terminal and rank() == 0
+    with Progress(console=console, transient=True, disable=not shown) as progress:
+        task = progress.add_task(what, total=own.stop - own.start)
+        lines = translator.translate(
+            sources[own], lambda count: progress.advance(task, count), first_line=own.start + 1
+        )
+    return gather_shares(lines) if world_size() > 1 else lines
 
 
-def summary(recipe: Recipe, scores: dict[str, Any]) -> str:
-    """The last line of a run."""
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+# ── From start to end ───────────────────────────────────────────────────────────────────────────
+
+
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    logging.basicConfig(
+        level=logging.INFO if rank() == 0 else logging.ERROR, format="%(name)s: %(message)s"
+    )
+    for chatty in ("sacrebleu", "prepare"):  # the latter tells of the export that is registered
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    if world_size() > 1:
+        _main_of_ranks(recipe, arguments)
+    else:
+        _publish(recipe, arguments, evaluate(recipe, arguments.model))
+
+
+def _main_of_ranks(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    import torch.distributed
+
+    from pipeline.ranks import LINGER_SECONDS, RankZeroFailed, meet
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    meet(PATIENCE)
+    try:
+        results = evaluate(recipe, arguments.model)
+    except RankZeroFailed:
+        time.sleep(LINGER_SECONDS)
+        sys.exit(1)
+    if rank() == 0:
+        _publish(recipe, arguments, results)
+    torch.distributed.barrier()  # the launcher ends all when one ends
+    torch.distributed.destroy_process_group()
+
+
+def _publish(recipe: Recipe, arguments: argparse.Namespace, results: Sequence[Result]) -> None:
+    """Tell MLflow and the user."""
+    tracker = Tracker(recipe)
+    log_data(tracker, recipe)
+    for result in results:
+        result.log(tracker)
+    compared = compare_with_run(recipe, results, arguments.baseline) if arguments.baseline else []
+    for result, comparison in compared:
+        tracker.log_json(f"{result.artifact_folder}/{comparison.file_name}", comparison.content)
+        tracker.log_tags({f"compared.{result.folder.name}": str(comparison)})
+    tracker.close(status=None)  # whether the run is finished is training's to say
+    if not arguments.model:
+        register(recipe, results[0])
+    lines = [f"{result.test_set.name}: {comparison}" for result, comparison in compared]
+    print("\n".join([*lines, summary(recipe, results)]))
+
+
+def summary(recipe: Recipe, results: Sequence[Result]) -> str:
+    """The last lines of a run."""
+    own, *others = results
+    run = run_id_of(recipe) or "not sent yet"
+    last = f"{_line(own.scores)} | MLflow run {run} | dashboard: {_dashboard(recipe)}"
+    return "\n".join([*(_line(other.scores) for other in others), last])
+
+
+def _line(scores: dict[str, Any]) -> str:
     untrained = scores.get("untrained_bleu")
     beside = f" (untrained model: {untrained})" if untrained is not None else ""
     return (
-        f"BLEU {scores['bleu']}{beside} on {scores['test_set']}, chrF {scores['chrf']} | "
-        f"MLflow run {run_id_of(recipe) or 'not sent yet'} | dashboard: {_dashboard(recipe)}"
+        f"BLEU {scores['bleu']} ± {scores['bleu_ci']}{beside} on {scores['test_set']}, "
+        f"chrF2 {scores['chrf']}, TER {scores['ter']}"
     )
 
 
@@ -145,10 +272,5 @@ def _dashboard(recipe: Recipe) -> str:
     return f"./run.sh dashboard{option}, then open http://127.0.0.1:5000"
 
 
-def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    print(summary(recipe, evaluate(recipe)))
-
-
 if __name__ == "__main__":
-    run_command("evaluate", "Translate the test set and score it.", main)
+    run_command("evaluate", "Translate test sets and score them.", main, add_arguments)

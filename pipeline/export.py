@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="folder to write; default: RUN_DIR/export")
 
 
-def export(recipe: Recipe, folder: Path) -> None:
+def export(recipe: Recipe, folder: Path, format: str = "safetensors") -> None:
     """Write model.safetensors (averaged fp32 weights, tied tensors once), vocabulary, config.json.
 
     :raises CheckpointError: the run has no checkpoint.

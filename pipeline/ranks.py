@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import deepspeed
+import numpy as np
+import torch
 import torch.distributed
 from deepspeed import comm as dist
+from deepspeed.accelerator import get_accelerator
+
+LINGER_SECONDS = 3  # the launcher kills all when one ends, and rank 0 may be telling why
 
 Result = TypeVar("Result")
 
 
 class RankZeroFailed(Exception):
     """On the other ranks, when rank 0 could not do what all depend on; it tells why itself."""
+
+
+class RanksError(Exception):
+    """The ranks cannot meet."""
+
+
+def meet(timeout: timedelta) -> None:
+    """Take this rank's device and its share of the cores, and meet the other ranks.
+
+    :raises RanksError: they cannot be reached.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(ranks_here)))
+    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        init_distributed(timeout)
+    except RuntimeError as error:
+        advice = (
+            "another program has the port; give the launcher another one by --master_port"
+            if "EADDRINUSE" in str(error)
+            else "name the network card in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME on every node: "
+            "docs/multi_node.md"
+        )
+        raise RanksError(f"cannot reach the other ranks ({first_line(error)}); {advice}") from error
 
 
 def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -52,6 +82,23 @@ def from_rank_0(function: Callable[[], Result]) -> Result:
         raise RankZeroFailed(outcome[1])
     result: Result = outcome[0]
     return result
+
+
+def share_of(lines: Sequence[str], rank: int, world_size: int) -> slice:
+    """A rank's lines: consecutive ones, about equally many characters for each rank."""
+    ends = np.cumsum([len(line) + 1 for line in lines])
+    total = int(ends[-1]) if lines else 0
+    cuts = [int(np.searchsorted(ends, total * r / world_size)) for r in range(1, world_size)]
+    bounds = [0, *cuts, len(lines)]
+    return slice(bounds[rank], bounds[rank + 1])
+
+
+def gather_shares(share: Sequence[str]) -> list[str]:
+    """:returns: the lines of all ranks, one rank's after the other's, on every rank."""
+    shares: list[Sequence[str]] = [share] * dist.get_world_size()
+    if len(shares) > 1:
+        torch.distributed.all_gather_object(shares, share)
+    return [line for part in shares for line in part]
 
 
 def lost_contact(error: Exception) -> bool:

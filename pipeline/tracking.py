@@ -1,8 +1,9 @@
 """MLflow tracking that never stops or slows training, and loses nothing.
 
 Everything is first appended to a journal in the run folder; a thread sends it on to the MLflow
-server. What could not be sent (server down, process killed) is sent by the next command on the
-same run_dir. What is sent twice counts once: MLflow keeps a (key, step, time, value) once.
+server (`pipeline/mlflow_records.py` says how). What could not be sent (server down, process killed)
+is sent by the next command on the same run_dir. What is sent twice counts once: MLflow keeps a
+(key, step, time, value) once, and what the journal has already is not logged again.
 """
 
 from __future__ import annotations
@@ -20,16 +21,15 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.stage import write_json
+from data_prep.stage import digest_of, sha256_of, write_json
 from pipeline.config import Recipe
+from pipeline.mlflow_records import METRICS_RECORDS, client_of, send, short
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, and only the sending thread needs it
     from mlflow import MlflowClient
 
 log = logging.getLogger("tracking")
 
-MAX_PARAMS = 100  # MLflow's limit for one request; that of metrics is 1,000
-METRICS_RECORDS = 50  # journal records of metrics sent together
 RETRY_SECONDS = (1, 2, 5, 10, 30)
 CLOSE_SECONDS = 60
 
@@ -47,7 +47,7 @@ class Tracker:
         _end_torn_line(self._journal)
         if not self._journal.exists():
             self._state["sent"] = 0
-        self._history = _history(self._journal)
+        self.history, self._logged = _read_journal(self._journal)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
         self._thread.start()
@@ -58,42 +58,53 @@ class Tracker:
         run_id: str | None = self._state["run_id"]
         return run_id
 
+    @property
+    def has_records(self) -> bool:
+        return self._journal.exists()
+
     # ── What can be logged ──────────────────────────────────────────────────────────────────────
 
-    def start_training(self, deepspeed_config: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Log the recipe, DeepSpeed's configuration and what the data is."""
-        recipe = self._recipe.model_dump(mode="json")
-        for name, content in (("recipe", recipe), ("deepspeed", deepspeed_config), ("data", data)):
-            self.log_json(f"{name}.json", content)
-        sections = {key: value for key, value in recipe.items() if key != "data"}
-        params = {**_flat(sections), **_flat(deepspeed_config, "deepspeed.")}
-        params |= _flat({key: data[key] for key in ("totals", "vocabulary")}, "data.")
-        self._log("params", params={key: str(value)[:500] for key, value in params.items()})
-        self._log("status", status="RUNNING")
+    def log_status(self, status: str) -> None:
+        """:param status: MLflow's RunStatus."""
+        self._log("status", status=status)
+
+    def log_params(self, **sections: Any) -> None:
+        """Mappings, flattened to `section.key`. What MLflow has of a key already stays as it is."""
+        params = {key: str(value)[:500] for key, value in _flat(sections).items()}
+        self._log_once("params", params=params)
+
+    def log_input(self, name: str, digest: str, context: str, profile: Mapping[str, Any]) -> None:
+        """A data set that the run reads.
+
+        :param context: `training`, `validation` or `evaluation`.
+        """
+        self._log_once("input", name=name, digest=digest, context=context, profile=profile)
 
     def log_metrics(
         self, metrics: Mapping[str, float], step: int, *, once: Sequence[str] = ()
     ) -> None:
         """:param once: not if a run that was interrupted has logged the same values of these."""
-        before = {key: self._history.get((key, step), math.nan) for key in once}
+        before = {key: self.history.get(key, {}).get(step, math.nan) for key in once}
         same = [math.isclose(value, metrics[key], rel_tol=1e-4) for key, value in before.items()]
         if not (same and all(same)):
             self._log("metrics", metrics=dict(metrics), step=step)
+            _remember(self.history, metrics, step)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        self._log("tags", tags=dict(tags))
+        self._log_once("tags", tags=dict(tags))
 
     def log_json(self, name: str, content: Mapping[str, Any]) -> None:
         """A small artifact; what it holds now is logged, whatever becomes of it."""
-        self._log("json", name=name, content=content)
+        self._log_once("json", name=name, content=content)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """:param path: a file that stays where it is until it has been sent."""
-        self._log("artifact", path=str(path.absolute()), folder=folder)
+        digest = sha256_of(path)
+        self._log_once("artifact", path=str(path.absolute()), folder=folder, sha256=digest)
 
-    def log_table(self, name: str, columns: Mapping[str, list[str]]) -> None:
+    def log_table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
         """A table that MLflow's UI shows."""
-        self._log("table", name=name, columns=dict(columns))
+        self._log_once("table", name=name, columns=dict(columns))
 
     def close(self, status: str | None = "FINISHED") -> None:
         """Send what is left; after a while, leave the rest to the next command.
@@ -101,11 +112,11 @@ class Tracker:
         :param status: MLflow's RunStatus: FINISHED, FAILED or KILLED; None leaves it as it is.
         """
         if status:
-            self._log("status", status=status)
+            self.log_status(status)
         self._closing.set()
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
-        if unsent := self._journal.stat().st_size - self._state["sent"]:
+        if unsent := self._unsent_bytes():
             log.warning(
                 "%d bytes of records could not be sent to %s; they are kept in %s and sent by the "
                 "next command on this run_dir",
@@ -113,6 +124,13 @@ class Tracker:
                 self._recipe.tracking_uri,
                 self._journal,
             )
+
+    def _log_once(self, kind: str, **content: Any) -> None:
+        """Unless the last such record, which it would replace, says the same."""
+        subject, digest = _subject(kind, content), digest_of(content)
+        if self._logged.get(subject) != digest:
+            self._logged[subject] = digest
+            self._log(kind, **content)
 
     def _log(self, kind: str, **content: Any) -> None:
         record = {"kind": kind, "time_ms": int(time.time() * 1000), **content}
@@ -141,12 +159,13 @@ class Tracker:
             self._wake.clear()
             closing = self._closing.is_set()
             try:
-                self._send_journal()
+                if self._unsent_bytes():
+                    self._send_journal()
                 failures = 0
             except Exception as error:  # whatever the server or the network does, training goes on
                 if failures == 0:
                     log.warning(
-                        "MLflow at %s: %s; will retry", self._recipe.tracking_uri, _short(error)
+                        "MLflow at %s: %s; will retry", self._recipe.tracking_uri, short(error)
                     )
                 pause = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
                 failures += 1
@@ -159,14 +178,18 @@ class Tracker:
                 return
 
     def _send_journal(self) -> None:
-        client = self._client()
+        client = client_of(self._recipe.tracking_uri)
         if not self._run_exists:
             self._find_or_create_run(client)
         for kind, records in groupby(self._unsent(), key=lambda record: record[0]["kind"]):
             while batch := list(islice(records, METRICS_RECORDS if kind == "metrics" else 1)):
-                _send(client, self._state["run_id"], kind, [record for record, _ in batch])
+                send(client, self._state["run_id"], kind, [record for record, _ in batch])
                 self._state["sent"] = batch[-1][1]
                 self._save_state()
+
+    def _unsent_bytes(self) -> int:
+        size = self._journal.stat().st_size if self._journal.exists() else 0
+        return size - int(self._state["sent"])
 
     def _unsent(self) -> Iterator[tuple[dict[str, Any], int]]:
         """Journal records not sent yet, each with the position after it."""
@@ -183,17 +206,6 @@ class Tracker:
                     log.warning("%s: skipped a line that a crash has cut", self._journal)
                     continue
                 yield record, journal.tell()
-
-    def _client(self) -> MlflowClient:
-        # This thread retries by itself; MLflow's own patience would hold up the end of a run.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
-        from mlflow import MlflowClient
-
-        for noisy in ("mlflow", "alembic", "urllib3"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        return MlflowClient(tracking_uri=self._recipe.tracking_uri)
 
     def _find_or_create_run(self, client: MlflowClient) -> None:
         """Have a run in this tracking store; a new one gets the whole journal."""
@@ -261,67 +273,42 @@ def _end_torn_line(journal: Path) -> None:
                 file.write(b"\n")
 
 
-def _history(journal: Path) -> dict[tuple[str, int], float]:
-    """What the journal has of losses and learning rate, by step."""
-    history: dict[tuple[str, int], float] = {}
+def _read_journal(journal: Path) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
+    """Its losses, BLEU and learning rates by step; and a digest of what else, by subject."""
+    history: dict[str, dict[int, float]] = {}
+    logged: dict[str, str] = {}
     if journal.exists():
         with journal.open("rb") as lines:
             for line in lines:
                 with suppress(ValueError):  # a line that a crash has cut
                     record = json.loads(line)
-                    for key, value in record.get("metrics", {}).items():
-                        if key.endswith(("_loss", "learning_rate")):
-                            history[key, record["step"]] = value
-    return history
+                    kind = record.pop("kind")
+                    del record["time_ms"]
+                    if kind == "metrics":
+                        _remember(history, record["metrics"], record["step"])
+                    elif kind != "status":
+                        logged[_subject(kind, record)] = digest_of(record)
+    return history, logged
+
+
+def _remember(
+    history: dict[str, dict[int, float]], metrics: Mapping[str, float], step: int
+) -> None:
+    for key, value in metrics.items():
+        if key.endswith(("_loss", "_bleu", "learning_rate")):
+            history.setdefault(key, {})[step] = value
+
+
+def _subject(kind: str, content: Mapping[str, Any]) -> str:
+    """What a record is about: the next one about it says something new, or need not be said."""
+    names = content.get("name") or content.get("path") or sorted(content[kind])
+    return f"{kind} {names} {content.get('context', '')}"
 
 
 def run_id_of(recipe: Recipe) -> str | None:
     """The MLflow run that the commands on this run_dir log to; None if there is none yet."""
     state = _read_state(recipe)
     return state["run_id"] if state else None
-
-
-def _send(client: MlflowClient, run_id: str, kind: str, records: list[dict[str, Any]]) -> None:
-    """Send journal records of one kind."""
-    from mlflow.entities import Metric, Param, RunTag
-    from mlflow.exceptions import MlflowException
-
-    record = records[0]
-    try:
-        if kind == "metrics":
-            metrics = [
-                Metric(key, value, record["time_ms"], record["step"])
-                for record in records
-                for key, value in record["metrics"].items()
-            ]
-            client.log_batch(run_id, metrics=metrics)
-        elif kind == "params":
-            params = [Param(key, value) for key, value in record["params"].items()]
-            for begin in range(0, len(params), MAX_PARAMS):
-                client.log_batch(run_id, params=params[begin : begin + MAX_PARAMS])
-        elif kind == "tags":
-            client.log_batch(run_id, tags=[RunTag(*tag) for tag in record["tags"].items()])
-        elif kind == "json":
-            client.log_dict(run_id, record["content"], record["name"])
-        elif kind == "table":
-            folder = record["name"].rpartition("/")[0]
-            if record["name"] not in [
-                item.path for item in client.list_artifacts(run_id, folder or None)
-            ]:
-                client.log_table(run_id, record["columns"], record["name"])  # it would append
-        elif kind == "artifact":
-            client.log_artifact(run_id, record["path"], record["folder"])
-        elif kind == "status" and record["status"] == "RUNNING":
-            client.update_run(run_id, status="RUNNING")
-        elif kind == "status":
-            client.set_terminated(run_id, record["status"])
-    except MlflowException as error:
-        # Refused for good (a parameter that changed on resume, say): retrying cannot help.
-        if error.get_http_status_code() not in (400, 404):  # type: ignore[no-untyped-call]
-            raise
-        log.warning("MLflow did not take %s: %s", kind, _short(error))
-    except FileNotFoundError as error:
-        log.warning("artifact is gone, not logged: %s", _short(error))
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -332,8 +319,3 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = item
     return flat
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"

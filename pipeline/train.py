@@ -12,14 +12,13 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from types import FrameType
 
 import torch
 import torch.distributed
 from deepspeed import comm as dist
-from deepspeed.accelerator import get_accelerator
 from rich.console import Console
 
 from data_prep.shards import ShardReader
@@ -35,15 +34,19 @@ from pipeline.checkpoint import (
 )
 from pipeline.config import Recipe, UsageError, run_command
 from pipeline.engine import Training, TrainingError, rehearse
+from pipeline.pictures import draw_losses
 from pipeline.preflight import check_space, remove_dead_build_locks
 from pipeline.progress import Window, progress_bar, progress_line, start_logging
+from pipeline.provenance import log_data, log_training
 from pipeline.ranks import (
+    LINGER_SECONDS,
     RankZeroFailed,
     first_line,
     from_rank_0,
-    init_distributed,
     lost_contact,
+    meet,
 )
+from pipeline.system_metrics import SystemMetrics
 from pipeline.tracking import Tracker
 from pipeline.validation import Stopped, Validation, any_rank
 from pipeline.watchdog import Watchdog
@@ -52,7 +55,6 @@ log = logging.getLogger("train")
 
 STOPPED = 75  # exit code after a signal: EX_TEMPFAIL, "try again"
 AGAIN = "run the same command again to continue"
-LINGER_SECONDS = 3
 
 
 class StopSignal:
@@ -207,26 +209,10 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     rank = int(os.environ["RANK"])
     console = start_logging(rank)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    if "OMP_NUM_THREADS" not in os.environ:
-        ranks_here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(ranks_here)))
     for lock in remove_dead_build_locks():
         log.warning("%s: removed; a build that was killed left it", lock)
-    get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     # Longer than the watchdog's, whose message is for people.
-    timeout = timedelta(seconds=recipe.training.collective_timeout + 60)
-    try:
-        init_distributed(timeout)
-    except RuntimeError as error:
-        advice = (
-            "another program has the port; give the launcher another one by --master_port"
-            if "EADDRINUSE" in str(error)
-            else "name the network card in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME on every node: "
-            "docs/multi_node.md"
-        )
-        raise TrainingError(
-            f"cannot reach the other ranks ({first_line(error)}); {advice}"
-        ) from error
+    meet(timedelta(seconds=recipe.training.collective_timeout + 60))
     with ExitStack() as held:
         try:
             newest = from_rank_0(lambda: _look_before(recipe, held))
@@ -236,7 +222,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
                 _train(recipe, newest, console)
             dist.barrier()  # the launcher kills all when one ends; rank 0 may still be sending
         except RankZeroFailed:
-            time.sleep(LINGER_SECONDS)  # the launcher kills all when one ends; rank 0 tells why
+            time.sleep(LINGER_SECONDS)
             sys.exit(1)
         except Stopped as stopped:
             dist.barrier()
@@ -313,17 +299,30 @@ def _train(recipe: Recipe, newest: Checkpoint | None, console: Console | None) -
             100 * training.plan.padding_share(),
         )
         tracker = Tracker(recipe, newest.info["tracker_run_id"] if newest else None)
-        tracker.start_training(training.deepspeed_config, training.reader.manifest)
+        log_data(tracker, recipe)
+        log_training(tracker, recipe, training)
     status = "FAILED"
     try:
-        Loop(training, newest, tracker).run(console)
+        with SystemMetrics(tracker, training) if tracker else nullcontext():
+            Loop(training, newest, tracker).run(console)
         status = "FINISHED"
     except Stopped:
         status = "KILLED"
         raise
     finally:
         if tracker:
+            _log_losses(tracker, recipe)
             tracker.close(status)
+
+
+def _log_losses(tracker: Tracker, recipe: Recipe) -> None:
+    """The picture of the run, for those who have no dashboard at hand."""
+    picture = recipe.run_dir / "loss.png"
+    try:
+        draw_losses(tracker.history, picture)
+        tracker.log_artifact(picture)
+    except OSError as error:  # a full disk: training ends as it has, not with a traceback
+        log.warning("%s: not drawn: %s", picture, error.strerror)
 
 
 def program() -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 
 from data_prep.corpora import read_lines
 from data_prep.shards import ShardReader
@@ -20,6 +19,7 @@ from pipeline.config import TrainingConfig
 from pipeline.engine import Training
 from pipeline.metrics import bleu
 from pipeline.progress import perplexity
+from pipeline.ranks import gather_shares, share_of
 from pipeline.translator import Translator
 
 
@@ -122,19 +122,14 @@ class Validation:
         model = create_model(recipe.model, sizes, PAD_IDX)
         model.load_state_dict(training.full_weights())
         translator = Translator(model, vocabularies, recipe.evaluation)
-        share = slice(training.rank, None, training.world_size)
+        share = share_of(sources, training.rank, training.world_size)
         try:
             translations = translator.translate(sources[share], self._go_on_alone)
         except Stopped:
             translations = []
         self._agree_to_go_on()
-        shares: list[list[str]] = [translations] * training.world_size
-        if training.world_size > 1:
-            torch.distributed.all_gather_object(shares, translations)
-        hypotheses = [""] * len(sources)
-        for rank, lines in enumerate(shares):
-            hypotheses[rank :: training.world_size] = lines
-        return round(bleu(hypotheses, references, recipe.data.target_lang).score, 2)
+        hypotheses = gather_shares(translations)
+        return round(bleu(hypotheses, [references], recipe.data.target_lang).score, 2)
 
     def _go_on_alone(self, count: int) -> None:
         if self.check():

@@ -1,0 +1,167 @@
+"""The model card: what a model was made of, how well it does, and what it is not for.
+
+Markdown with the YAML head that model hubs read. A function of the run alone: the same run, the
+same card.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from data_prep.stage import read_manifest
+from models.factory import abstract_model
+from models.seq2seq import core_parameters
+from pipeline.checkpoint import Checkpoint
+from pipeline.config import Recipe
+from pipeline.results import Scores, scores_of
+
+
+def model_card(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
+    """
+    :param checkpoints: whose average the model is.
+    """
+    scores = scores_of(recipe, checkpoints)
+    languages = f"{recipe.data.source_lang} → {recipe.data.target_lang}"
+    parts = [
+        _head(recipe, scores),
+        f"# {recipe.run_dir.absolute().name}: {recipe.model.architecture}, {languages}",
+        _model(recipe),
+        _data(recipe),
+        _training(recipe, checkpoints),
+        _scores(scores),
+        _limits(recipe),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(recipe: Recipe, scores: Sequence[Scores]) -> str:
+    task = {"type": "translation", "name": "Translation"}
+    head: dict[str, Any] = {
+        "language": list(recipe.data.languages),
+        "tags": ["translation", recipe.model.architecture],
+        "metrics": ["bleu", "chrf", "ter"],
+    }
+    if scores:
+        found = [
+            {
+                "task": task,
+                "dataset": {"type": each["test_set"], "name": each["test_set"]},
+                "metrics": [{"type": key, "value": each[key]} for key in ("bleu", "chrf", "ter")],
+            }
+            for each in scores
+        ]
+        head["model-index"] = [{"name": recipe.run_dir.absolute().name, "results": found}]
+    text = io.StringIO()
+    YAML().dump(head, text)
+    return f"---\n{text.getvalue()}---"
+
+
+def _model(recipe: Recipe) -> str:
+    model = recipe.model
+    manifest = read_manifest(recipe.run_dir / "shards") or {}
+    sizes = manifest["vocabulary"]["sizes"]
+    shapes = abstract_model(model, (sizes[0], sizes[-1]))
+    rows = {
+        "architecture": model.architecture,
+        "width": model.model_dim,
+        "attention heads": model.num_heads,
+        "feed-forward width": model.ffn_inner_dim,
+        "levels in encoder and decoder": model.num_levels,
+        "parameters": f"{sum(p.numel() for p in shapes.parameters()):,}",
+        "of them without embeddings and output projection": f"{core_parameters(shapes):,}",
+        "vocabulary": f"SentencePiece {recipe.data.vocabulary.type}, "
+        f"{' + '.join(f'{size:,}' for size in dict.fromkeys(sizes))} pieces",
+        "longest input": f"{recipe.data.max_tokens_per_side} tokens; longer ones are split",
+    }
+    text = ""
+    if model.architecture == "ringformer":
+        text = (
+            "One encoder layer and one decoder layer, each run several times in a ring with "
+            "low-rank level signals (RingFormer, arXiv 2502.13181). A CTranslate2 export has the "
+            "signals folded into the weights of each level: more numbers, the same output.\n\n"
+        )
+    return f"## Model\n\n{text}{_table(rows)}"
+
+
+def _data(recipe: Recipe) -> str:
+    cleaned = read_manifest(recipe.run_dir / "clean") or {}
+    totals = (read_manifest(recipe.run_dir / "shards") or {})["totals"]
+    lines = ["| corpus | pairs read | kept | dropped by |", "|---|---|---|---|"]
+    for corpus in cleaned.get("corpora", []):
+        why = ", ".join(f"{name} {count:,}" for name, count in corpus["dropped"].items() if count)
+        lines.append(
+            f"| {corpus['corpus']} | {corpus['read']:,} | {corpus['kept']:,} | {why or 'none'} |"
+        )
+    train = totals["train"]
+    return (
+        "## Training data\n\n" + "\n".join(lines) + f"\n\n{train['pairs']:,} pairs, "
+        f"{train['source_tokens']:,} source and {train['target_tokens']:,} target tokens after "
+        f"cleaning; validated on {recipe.data.valid.name}."
+    )
+
+
+def _training(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
+    training, newest = recipe.training, checkpoints[-1]
+    weights = ", ".join(checkpoint.tag for checkpoint in checkpoints)
+    if len(checkpoints) > 1:
+        weights = f"average of {weights}"
+    if recipe.evaluation.use_ema:
+        weights = f"moving average of {weights}"
+    rows = {
+        "weights": weights,
+        "steps": f"{newest.step:,}",
+        "tokens in a batch": f"{training.max_tokens:,}, padding included",
+        "optimizer": f"{training.optimizer}, learning rate {training.learning_rate:g}, "
+        f"{training.schedule}, {training.warmup_steps:,} steps of warm-up",
+        "dropout, label smoothing": f"{recipe.model.dropout:g}, {training.label_smoothing:g}",
+        "seed": training.seed,
+    }
+    return f"## Training\n\n{_table(rows)}"
+
+
+def _scores(scores: Sequence[Scores]) -> str:
+    if not scores:
+        return "## Evaluation\n\nNot evaluated yet: `./run.sh evaluate` does, then export again."
+    lines = [
+        "| test set | sentences | BLEU | chrF2 | TER | length ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for s in scores:
+        three = " | ".join(f"{s[name]} ± {s[f'{name}_ci']}" for name in ("bleu", "chrf", "ter"))
+        lines.append(f"| {s['test_set']} | {s['sentences']:,} | {three} | {s['length_ratio']} |")
+    first = scores[0]
+    signatures = "\n".join(
+        f"- {label}: `{first[f'{name}_signature']}`"
+        for name, label in (("bleu", "BLEU"), ("chrf", "chrF2"), ("ter", "TER"))
+    )
+    return (
+        "## Evaluation\n\n"
+        + "\n".join(lines)
+        + "\n\n± is half of the 95% bootstrap interval; beam "
+        f"{first['beam_size']}, length penalty {first['length_penalty']:g}. By sacreBLEU, on "
+        f"detokenised text and raw references:\n\n{signatures}"
+    )
+
+
+def _limits(recipe: Recipe) -> str:
+    source, target = recipe.data.languages
+    return (
+        "## Limits\n\n"
+        f"- It translates {source} to {target} only, a sentence at a time: no context, no markup, "
+        "no glossary.\n"
+        "- It does well on text like its training data and worse on any other; scores on one test "
+        "set say little of another domain.\n"
+        "- Names, numbers and negation can come out wrong in fluent text. Have a person read what "
+        "matters.\n"
+        "- What the corpora hold of bias and error, it has learnt."
+    )
+
+
+def _table(rows: dict[str, Any]) -> str:
+    return "\n".join(
+        ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+    )

@@ -1,0 +1,85 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.stage import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+BLUE, ORANGE = "#2b6cb0", "#dd6b20"
+
+
+def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
+    """Training and validation loss, and validation BLEU where there is one, against the step.
+
+    :param history: metric → step → value. Without losses nothing is drawn.
+    """
+    from matplotlib.figure import Figure
+
+    curves = {
+        "train_loss": ("training", BLUE, "-"),
+        "valid_loss": ("validation", ORANGE, "o-"),
+    }
+    if not any(history.get(key) for key in curves):
+        return
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, (label, colour, style) in curves.items():
+        if points := sorted(history.get(key, {}).items()):
+            axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4)
+            axes.annotate(
+                f" {points[-1][1]:.3f}", points[-1], color=colour, fontsize=9, va="center"
+            )
+    _plain(axes)
+    axes.set_xlabel("step")
+    axes.set_ylabel("cross-entropy per target token (nats)")
+    axes.legend(frameon=False, loc="upper right")
+    if points := sorted(history.get("valid_bleu", {}).items()):
+        bleu = axes.twinx()
+        bleu.plot(*zip(*points, strict=True), "s--", color=MUTED, markersize=4)
+        bleu.set_ylabel("validation BLEU", color=MUTED)
+        bleu.spines[["top", "left"]].set_visible(False)
+    _save(figure, path)
+
+
+def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """
+    :param buckets: of `metrics.by_source_length`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    heights = [bucket["bleu"] for bucket in buckets]
+    intervals = [bucket["bleu_ci"] for bucket in buckets]
+    axes.bar(
+        range(len(buckets)), heights, yerr=intervals, color=BLUE, ecolor=INK, capsize=3, width=0.7
+    )
+    for place, bucket in enumerate(buckets):
+        axes.text(place, 0, f"{bucket['sentences']:,}", color="white", ha="center", va="bottom")
+    _plain(axes)
+    axes.set_xticks(range(len(buckets)), [bucket["source_tokens"] for bucket in buckets])
+    axes.set_xlabel("source tokens (number of sentences in the bar)")
+    axes.set_ylabel("BLEU, 95% confidence interval")
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    _save(figure, path)
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=GRID)
+    axes.set_axisbelow(True)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """The same bytes for the same picture."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,115 @@
+"""What MLflow knows of a run beside its metrics: its data, its code, its machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from data_prep.stage import digest_of, read_manifest
+from data_prep.vocabulary import vocabulary_files
+from pipeline.config import ROOT, Recipe
+from pipeline.tracking import Tracker
+
+if TYPE_CHECKING:  # which imports torch
+    from pipeline.engine import Training
+
+PACKAGES = ("torch", "deepspeed", "fairseq2", "ctranslate2", "sentencepiece", "sacrebleu", "mlflow")
+
+
+def log_data(tracker: Tracker, recipe: Recipe) -> None:
+    """Recipe, corpora, cleaning report, vocabulary and shards; and where they were made.
+
+    :raises OSError: a file of them cannot be read.
+    """
+    shards, clean = recipe.run_dir / "shards", recipe.run_dir / "clean"
+    manifest = read_manifest(shards) or {}
+    data = recipe.model_dump(mode="json", include={"data"})
+    if not tracker.has_records:
+        tracker.log_status("SCHEDULED")
+    tracker.log_params(**data, shards={key: manifest[key] for key in ("totals", "vocabulary")})
+    tracker.log_tags(_code() | _machine())
+    tracker.log_json("recipe.json", recipe.model_dump(mode="json"))
+    tracker.log_json("data/manifest.json", manifest)
+    for path in (clean / "report.json", clean / "report.png", *vocabulary_files(shards)):
+        if path.exists():  # shards can come without the text that they were made of
+            tracker.log_artifact(path, "data")
+    names = {
+        "training": ("train", "+".join(corpus.name for corpus in recipe.data.train)),
+        "validation": ("valid", recipe.data.valid.name),
+    }
+    for context, (split, name) in names.items():
+        files = {s["name"]: s["sha256"] for s in manifest["shards"] if s["split"] == split}
+        tracker.log_input(
+            name[:500],
+            digest_of(files)[:16],
+            context,
+            {"folder": str(shards.absolute()), **manifest["totals"][split], "sha256": files},
+        )
+
+
+def log_training(tracker: Tracker, recipe: Recipe, training: Training) -> None:
+    """Model, training, search, and DeepSpeed's configuration; and where it runs."""
+    sections = recipe.model_dump(mode="json", include={"model", "training", "evaluation"})
+    tracker.log_params(**sections, deepspeed=training.deepspeed_config)
+    tracker.log_tags(
+        {
+            **_code(),
+            **_machine(),
+            "ranks": str(training.world_size),
+            "device": str(training.device),
+            "core_parameters": str(training.core_parameters),
+        }
+    )
+    tracker.log_json("recipe.json", recipe.model_dump(mode="json"))
+    tracker.log_json("deepspeed.json", training.deepspeed_config)
+    tracker.log_status("RUNNING")
+
+
+def _code() -> dict[str, str]:
+    """The commit of the checkout, and what is installed."""
+    tags = {"version.python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            tags[f"version.{package}"] = version(package)
+        except PackageNotFoundError:
+            continue
+    if (commit := _git("rev-parse", "HEAD")) is not None:
+        tags["mlflow.source.git.commit"] = commit
+        tags["git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+    return tags
+
+
+def _git(*arguments: str) -> str | None:
+    """None where there is no checkout, or no git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _machine() -> dict[str, str]:
+    gpus = _gpus()
+    return {
+        "host": socket.gethostname(),
+        "cpus": str(len(os.sched_getaffinity(0))),
+        "gpus": ", ".join(f"{gpus.count(name)} × {name}" for name in sorted(set(gpus))) or "none",
+    }
+
+
+def _gpus() -> list[str]:
+    """Names of this machine's NVIDIA GPUs."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+    except pynvml.NVMLError:  # no driver
+        return []

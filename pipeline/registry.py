@@ -1,0 +1,152 @@
+"""The evaluated model in MLflow's registry; `champion` is the best by paired bootstrap."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import tempfile
+from contextlib import redirect_stderr
+from importlib.metadata import version
+from pathlib import Path
+from shutil import copyfile
+from typing import TYPE_CHECKING
+
+from data_prep.stage import write_json
+from pipeline.comparison import compare
+from pipeline.config import ROOT, Recipe, UsageError
+from pipeline.export import export
+from pipeline.mlflow_records import client_of, short
+from pipeline.results import Result
+from pipeline.tracking import run_id_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+log = logging.getLogger("evaluate")
+
+CHAMPION = "champion"
+NEEDED = ("mlflow", "ctranslate2", "sentencepiece")  # to serve it; nothing else of ours
+
+
+def register(recipe: Recipe, result: Result) -> None:
+    """Log the model that `result` is of as a new version of the registered model, and move the
+    alias `champion` to it if it is better. Done once for an evaluation.
+
+    A server that cannot be reached is told of; the next `./run.sh evaluate` tries again.
+    """
+    run_id, done = run_id_of(recipe), recipe.run_dir / "tracking" / "registered.json"
+    known = _read(done)
+    if known.get(recipe.tracking_uri) == result.fingerprint:
+        return
+    try:
+        if run_id is None:
+            raise ConnectionError("the run is not there yet")
+        client = client_of(recipe.tracking_uri)
+        found = _register(client, recipe, result, run_id)
+    except UsageError as error:  # the architecture is no standard Transformer
+        log.warning("not registered: %s", error)
+        return
+    except Exception as error:  # whatever the server or the network does, the scores are there
+        log.warning(
+            "not registered in %s: %s; `./run.sh evaluate` tries again",
+            recipe.tracking_uri,
+            short(error),
+        )
+        return
+    write_json(done, {**known, recipe.tracking_uri: result.fingerprint})
+    log.info("%s", found)
+
+
+def _read(path: Path) -> dict[str, str]:
+    """For each tracking store: the fingerprint of the evaluation that was registered last."""
+    try:
+        known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known
+
+
+def _register(client: MlflowClient, recipe: Recipe, result: Result, run_id: str) -> str:
+    """:returns: what was done."""
+    name = recipe.registered_model
+    mine = f"name = '{name}' and tags.fingerprint = '{result.fingerprint}'"
+    versions = [v for v in client.search_model_versions(mine) if v.run_id == run_id]
+    new = versions[0] if versions else _log_model(client, recipe, result, run_id)
+    verdict = _crown(client, recipe, result, new)
+    return f"registered as {name} version {new.version}: {verdict}"
+
+
+def _log_model(client: MlflowClient, recipe: Recipe, result: Result, run_id: str) -> ModelVersion:
+    import mlflow
+    from mlflow.models import Model
+
+    folder = recipe.run_dir / "tracking" / "model"
+    export(recipe, folder, "ctranslate2")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    example = [line for line in result.test_set.sources if line.strip()][:2]
+    mlflow.set_tracking_uri(recipe.tracking_uri)
+    mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
+    with tempfile.TemporaryDirectory() as place, redirect_stderr(io.StringIO()):  # it is chatty
+        package = Path(place) / "pipeline"
+        package.mkdir()
+        for path in ("__init__.py", "serving.py"):
+            copyfile(ROOT / "pipeline" / path, package / path)
+        logged = Model.log(
+            None,
+            mlflow.pyfunc,
+            name=f"model-{result.fingerprint[:8]}",
+            run_id=run_id,
+            registered_model_name=recipe.registered_model,
+            step=result.scores["step"],
+            python_model=str(ROOT / "pipeline" / "mlflow_model.py"),
+            artifacts={"model": str(folder.absolute())},
+            code_paths=[str(package)],
+            input_example=example,
+            pip_requirements=[f"{package}=={version(package)}" for package in NEEDED],
+        )
+    new = client.get_model_version(recipe.registered_model, logged.registered_model_version)
+    tags = {
+        "test_set": result.test_set.name,
+        "evaluation": result.artifact_folder,
+        **{key: str(result.scores[key]) for key in ("bleu", "bleu_ci", "bleu_signature")},
+        "fingerprint": result.fingerprint,  # last: with it the version is complete
+    }
+    client.update_model_version(new.name, new.version, description=card)
+    for key, value in tags.items():
+        client.set_model_version_tag(new.name, new.version, key, value)
+    return new
+
+
+def _crown(client: MlflowClient, recipe: Recipe, result: Result, new: ModelVersion) -> str:
+    """Move the alias if `new` is better than the one that has it. :returns: what was found."""
+    champion = _champion(client, new.name)
+    if champion is None:
+        verdict = "the first, and so champion"
+    elif champion.version == new.version:
+        return "is champion"
+    else:
+        run_id, folder = str(champion.run_id), champion.tags.get("evaluation", "")
+        comparison = compare(client, result, run_id, folder, recipe)
+        if comparison is None:
+            return (
+                f"version {champion.version} stays champion: it was scored on other sentences "
+                f"({champion.tags.get('test_set')})"
+            )
+        if not comparison.better:
+            return f"version {champion.version} stays champion: {comparison}"
+        verdict = f"champion instead of version {champion.version}: {comparison}"
+    client.set_registered_model_alias(new.name, CHAMPION, new.version)
+    return verdict
+
+
+def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
