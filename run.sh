@@ -7,7 +7,8 @@
 #          setup          create .venv from requirements.lock
 #          prepare        fetch → clean → vocabulary → binarize
 #          train          deepspeed pipeline/train.py; DEEPSPEED_ARGS go to the launcher
-#          evaluate       beam search on the test set, sacreBLEU, MLflow
+#          evaluate       translate test sets, score them, log and register in MLflow; over ranks
+#                         where DEEPSPEED_ARGS is set
 #          translate      stdin (or --input FILE) → stdout
 #          export         the trained model as a folder of its own
 #          dashboard      MLflow's UI on 127.0.0.1:5000
@@ -76,7 +77,17 @@ print(next(iter(glob.glob(os.path.join(folder, "libsndfile*.so*"))), ""))')
 }
 
 prepare() { python -m data_prep.prepare "$@"; }
-evaluate() { python -m pipeline.evaluate "$@"; }
+
+# Over ranks where DEEPSPEED_ARGS says so, as in training.
+evaluate() {
+  if [[ -z ${DEEPSPEED_ARGS:-} ]]; then
+    python -m pipeline.evaluate "$@"
+  else
+    # shellcheck disable=SC2046,SC2086
+    deepspeed --log_level warning $(rendezvous) $DEEPSPEED_ARGS "$ROOT/pipeline/evaluate.py" "$@" \
+      </dev/null
+  fi
+}
 
 train() {
   local status=0

@@ -38,24 +38,30 @@ def recipe(tiny_recipe: Path) -> Path:
 @pytest.fixture(scope="module")
 def trained(recipe: Path) -> subprocess.CompletedProcess[str]:
     """`./run.sh` with that recipe, all stages."""
-    return run_process([RUN, "--config", str(recipe)])
+    return run_process(
+        [RUN, "--config", str(recipe)], MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="0.2"
+    )
 
 
 def test_one_command_ends_with_the_bleu_line(
     trained: subprocess.CompletedProcess[str], recipe: Path
 ) -> None:
     assert trained.returncode == 0, trained.stderr
-    run_dir = load_recipe(recipe).run_dir
-    scores = json.loads((run_dir / "evaluation" / "scores.json").read_text())
-    assert {"test_set", "sentences", "bleu", "bleu_signature", "chrf", "chrf_signature"} <= set(
-        scores
-    )
+    folder = load_recipe(recipe).run_dir / "evaluation" / "toy-test"
+    scores = json.loads((folder / "scores.json").read_text())
+    expected = {
+        f"{metric}{part}"
+        for metric in ("bleu", "chrf", "ter")
+        for part in ("", "_ci", "_signature")
+    }
+    assert expected | {"sentences", "copy_rate", "length_ratio", "empty", "overlong"} <= set(scores)
     assert scores["test_set"] == "toy-test"
-    hypotheses = (run_dir / "evaluation" / "hypotheses.txt").read_text().split("\n")
+    hypotheses = (folder / "hypotheses.txt").read_text().split("\n")
     assert len(hypotheses) == scores["sentences"] + 1 == 21
     last_line = trained.stdout.rstrip().splitlines()[-1]
     run_id = run_id_of(load_recipe(recipe))
-    assert f"BLEU {scores['bleu']} (untrained model: {scores['untrained_bleu']})" in last_line
+    bleu = f"BLEU {scores['bleu']} ± {scores['bleu_ci']}"
+    assert f"{bleu} (untrained model: {scores['untrained_bleu']}) on toy-test" in last_line
     assert f"MLflow run {run_id}" in last_line
     assert f"./run.sh dashboard --tracking.uri {load_recipe(recipe).tracking_uri}" in last_line
 
@@ -79,7 +85,9 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
     assert run.info.status == "FINISHED"
     assert run.data.params["model.architecture"] == "ringformer"
     assert run.data.params["deepspeed.zero_optimization.stage"] == "1"
-    assert {"test_bleu", "test_chrf", "valid_loss", "learning_rate"} <= run.data.metrics.keys()
+    logged = run.data.metrics.keys()
+    assert {"test_bleu", "test_chrf", "test_ter", "valid_loss", "learning_rate"} <= logged
+    assert any(name.startswith("system/") for name in logged)
     steps = [metric.step for metric in client.get_metric_history(run_id, "train_loss")]
     assert steps == [20, 40, 60, 80]
     rates = [
@@ -87,8 +95,24 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
     ]
     assert len(rates) == 4
     artifacts = {artifact.path for artifact in client.list_artifacts(run_id)}
-    assert {"recipe.json", "deepspeed.json", "data.json", "evaluation"} <= artifacts
-    assert len(client.list_artifacts(run_id, "translations")) == 1
+    assert {"recipe.json", "deepspeed.json", "data", "evaluation", "loss.png"} <= artifacts
+    data = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, "data")}
+    assert data == {"manifest.json", "report.json", "report.png", "spm.model"}
+    evaluation = run.data.tags["evaluation.toy-test"]
+    files = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, evaluation)}
+    assert files == {"scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png"}
+    assert len(client.list_artifacts(run_id, "translations/toy-test")) == 1
+    tags = run.data.tags
+    assert {"host", "cpus", "gpus", "version.torch", "version.fairseq2", "ranks"} <= tags.keys()
+    if (ROOT / ".git").exists():
+        assert re.fullmatch("[0-9a-f]{40}", tags["mlflow.source.git.commit"])
+        assert tags["git_dirty"] in ("true", "false")
+    assert run.inputs is not None
+    inputs = {given.tags[0].value: given.dataset for given in run.inputs.dataset_inputs}
+    assert {context: data.name for context, data in inputs.items()} == {
+        "training": "toy", "validation": "toy-valid", "evaluation": "toy-test",
+    }  # fmt: skip
+    assert all(len(data.digest) == 16 for data in inputs.values())
 
 
 def test_records_that_could_not_be_sent_go_with_a_run_that_reuses_everything(
@@ -180,7 +204,8 @@ def test_translate_and_export(
     config = ["--config", str(recipe)]
     direct = run_process([RUN, "translate", *config], stdin=text)
     assert direct.returncode == 0, direct.stderr
-    assert direct.stdout == "\n" + (run_dir / "evaluation" / "hypotheses.txt").read_text()
+    hypotheses = run_dir / "evaluation" / "toy-test" / "hypotheses.txt"
+    assert direct.stdout == "\n" + hypotheses.read_text()
     assert any(direct.stdout.split("\n"))
     exported = run_process([RUN, "export", *config, "--output", str(tmp_path / "export")])
     assert exported.returncode == 0, exported.stderr
@@ -240,9 +265,9 @@ def test_real_data_on_two_ranks_with_zero_2(shared: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 rank(s) × 1 micro-batch(es) a step, ZeRO stage 2" in done.stderr
-    scores = json.loads((tmp_path / "m30k" / "evaluation" / "scores.json").read_text())
-    assert scores["test_set"] == "test_2016_flickr"
-    assert scores["sentences"] == 1000
+    folder = tmp_path / "m30k" / "evaluation" / "test_2016_flickr"
+    scores = json.loads((folder / "scores.json").read_text())
+    assert (scores["sentences"], scores["ranks"]) == (1000, 2)
 
 
 @pytest.mark.parametrize(
