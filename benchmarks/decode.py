@@ -27,7 +27,8 @@ from models.config import Architecture, ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.config import EvaluationConfig
-from pipeline.search import batches, beam_search
+from pipeline.search import beam_search
+from pipeline.serving import batches
 
 VOCAB = 32000
 

@@ -213,6 +213,18 @@ class EvaluationConfig(Section):
     """Also score the model as it is at step 0, to show what training was worth."""
 
 
+SEARCH = {
+    "beam_size",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "max_length_ratio",
+    "max_length_offset",
+    "batch_tokens",
+    "dtype",
+}
+"""Keys of `evaluation` that say how a model translates."""
+
+
 class TrackingConfig(Section):
     """MLflow."""
 

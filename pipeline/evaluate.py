@@ -20,7 +20,7 @@ from data_prep.stage import digest_of, read_manifest
 from data_prep.vocabulary import load_vocabularies
 from pipeline.checkpoint import Checkpoint, CheckpointError, checkpoints_to_average
 from pipeline.comparison import compare_with_run
-from pipeline.config import DEFAULT_RECIPE, Recipe, load_recipe, run_command
+from pipeline.config import DEFAULT_RECIPE, SEARCH, Recipe, load_recipe, run_command
 from pipeline.metrics import bleu
 from pipeline.provenance import log_data
 from pipeline.registry import register
@@ -35,7 +35,6 @@ log = logging.getLogger("evaluate")
 
 VERSION = 1  # raise it when the same model would get other scores
 PATIENCE = timedelta(hours=2)  # of the other ranks while rank 0 scores and registers
-NOT_SCORES = {"test_sets", "checkpoint", "average_checkpoints", "untrained_baseline"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +73,7 @@ class Subject:
         return {
             "checkpoints": tags,
             "step": self.checkpoints[-1].step,
-            "weights_sha256": weights_digest(self.checkpoints),
+            "weights_sha256": weights_digest(self.recipe, self.checkpoints),
         }
 
     def result(self, test_set: Sentences) -> Result:
@@ -83,8 +82,8 @@ class Subject:
         own = test_set.name == self.recipe.data.test.name
         of = {
             "version": VERSION,
-            "evaluation": self.recipe.evaluation.model_dump(mode="json", exclude=NOT_SCORES),
-            "weights": weights_digest(self.checkpoints),
+            "evaluation": self.recipe.evaluation.model_dump(mode="json", include=SEARCH),
+            "weights": weights_digest(self.recipe, self.checkpoints),
             "export": read_manifest(self.export) if self.export else None,
             "untrained": self.recipe.training.seed if self.has_baseline(test_set) else None,
             "test set": test_set.sha256,

@@ -6,34 +6,64 @@ import argparse
 import logging
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.checkpoint import average_weights, checkpoints_to_average
-from pipeline.config import Recipe, run_command
+from pipeline.config import SEARCH, Recipe, UsageError, run_command
+from pipeline.serving import SETTINGS
+
+if TYPE_CHECKING:
+    from models.seq2seq import TranslationModel
 
 log = logging.getLogger("export")
+
+Format = Literal["safetensors", "ctranslate2"]
+Quantization = Literal["int8"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="folder to write; default: RUN_DIR/export")
+    parser.add_argument(
+        "--format",
+        choices=("safetensors", "ctranslate2"),
+        default="safetensors",
+        help="safetensors (default): our weights, for PyTorch and for training.init_from; "
+        "ctranslate2: a standard Transformer, for fast translation on CPUs",
+    )
+    parser.add_argument(
+        "--quantization",
+        choices=("int8",),
+        help="of a CTranslate2 model: a quarter of the size; default: float32",
+    )
 
 
-def export(recipe: Recipe, folder: Path, format: str = "safetensors") -> None:
-    """Write model.safetensors (averaged fp32 weights, tied tensors once), vocabulary, config.json.
+def export(
+    recipe: Recipe,
+    folder: Path,
+    format: Format = "safetensors",
+    quantization: Quantization | None = None,
+) -> None:
+    """Write the averaged weights in float32 (equal tensors once) or quantized, the vocabulary, and
+    export.json: architecture, search settings, languages.
 
     :raises CheckpointError: the run has no checkpoint.
+    :raises UsageError: the format cannot hold such a model.
     """
-    from safetensors.torch import save_model
-
-    from data_prep.stage import run_stage, write_json
+    from data_prep.stage import run_stage, write_atomically, write_json
     from data_prep.vocabulary import vocabulary_files
+    from pipeline.model_card import model_card
+    from pipeline.results import weights_digest
     from pipeline.translator import untrained_model
 
+    _check(recipe, format, quantization)
     checkpoints = checkpoints_to_average(recipe)
-
-    config = {
-        "format": 1,
+    card = model_card(recipe, checkpoints)
+    settings: dict[str, Any] = {
+        "format": format,
+        "quantization": quantization,
         "model": recipe.model.model_dump(mode="json"),
-        "evaluation": recipe.evaluation.model_dump(mode="json"),
+        "evaluation": recipe.evaluation.model_dump(mode="json", include=SEARCH),
+        "max_source_tokens": min(recipe.data.max_tokens_per_side, recipe.model.max_seq_len),
         "source_lang": recipe.data.source_lang,
         "target_lang": recipe.data.target_lang,
     }
@@ -42,19 +72,66 @@ def export(recipe: Recipe, folder: Path, format: str = "safetensors") -> None:
         model = untrained_model(recipe)
         use_ema = recipe.evaluation.use_ema
         model.load_state_dict(average_weights(checkpoints, use_ema=use_ema))
-        save_model(model, str(partial / "model.safetensors"))
         for path in vocabulary_files(recipe.run_dir / "shards"):
             shutil.copyfile(path, partial / path.name)
-        write_json(partial / "config.json", config)
+        if format == "ctranslate2":
+            _write_ctranslate2(model, partial, quantization)
+        else:
+            _write_safetensors(model, partial)
+        write_json(partial / SETTINGS, settings)
+        write_atomically(partial / "README.md", card)
         return {"parameters": sum(p.numel() for p in model.parameters())}
 
-    run_stage(folder, {**config, "checkpoints": [c.info for c in checkpoints]}, build)
+    inputs = {**settings, "weights": weights_digest(recipe, checkpoints), "card": card}
+    run_stage(folder, inputs, build)
+
+
+def _check(recipe: Recipe, format: Format, quantization: Quantization | None) -> None:
+    if format == "safetensors":
+        if quantization:
+            raise UsageError(f"--quantization {quantization} needs --format ctranslate2")
+        return
+    from models.ctranslate2_spec import EXPRESSIBLE
+
+    if recipe.model.architecture not in EXPRESSIBLE:
+        raise UsageError(
+            f"--format ctranslate2: model.architecture {recipe.model.architecture} is not a "
+            "standard Transformer; --format safetensors takes it"
+        )
+
+
+def _write_safetensors(model: TranslationModel, folder: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(model, str(folder / "model.safetensors"))
+
+
+def _write_ctranslate2(
+    model: TranslationModel, folder: Path, quantization: Quantization | None
+) -> None:
+    """model.bin, CTranslate2's own config.json, and its vocabularies.
+
+    :param folder: holds the SentencePiece models.
+    """
+    from data_prep.vocabulary import load_vocabularies
+    from models.ctranslate2_spec import ctranslate2_spec
+
+    spec = ctranslate2_spec(model)
+    source, target = (
+        [vocabulary.id_to_piece(index) for index in range(vocabulary.get_piece_size())]
+        for vocabulary in load_vocabularies(folder)
+    )
+    spec.register_source_vocabulary(source)
+    spec.register_target_vocabulary(target)
+    spec.validate()
+    spec.optimize(quantization)
+    spec.save(str(folder))
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     folder = arguments.output or recipe.run_dir / "export"
-    export(recipe, folder)
+    export(recipe, folder, arguments.format, arguments.quantization)
     log.info("exported to %s; try: ./run.sh translate --model %s", folder, folder)
 
 

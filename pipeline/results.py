@@ -34,14 +34,15 @@ WRONG = {
 Scores = dict[str, Any]  # contents of a scores.json
 
 
-def weights_digest(checkpoints: Sequence[Checkpoint]) -> str:
-    return digest_of([checkpoint.info for checkpoint in checkpoints])
+def weights_digest(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
+    """Of the weights that evaluation takes from them."""
+    return digest_of([recipe.evaluation.use_ema, *(c.info for c in checkpoints)])
 
 
 def scores_of(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]:
     """Those in RUN_DIR/evaluation that are of these checkpoints; of the recipe's test set first."""
     found = [_read(path) for path in sorted((recipe.run_dir / "evaluation").glob("*/scores.json"))]
-    wanted = weights_digest(checkpoints)
+    wanted = weights_digest(recipe, checkpoints)
     of_these = [scores for scores in found if scores.get("weights_sha256") == wanted]
     return sorted(of_these, key=lambda scores: scores["test_set"] != recipe.data.test.name)
 

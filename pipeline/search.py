@@ -9,8 +9,7 @@ not copied (`models/ringformer/decoder_state.py`), and sentences that are done l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.seq2seq import TranslationModel
 from pipeline.config import EvaluationConfig
+from pipeline.serving import Hypothesis, length_limit
 
 SHRINK_AT = 0.75  # sentences that are done leave when at most this share of the batch goes on
 
@@ -28,39 +28,12 @@ class SearchError(Exception):
     """The model gives no usable probabilities."""
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    """A translation of one sentence."""
-
-    tokens: list[int]
-    """With EOS, without BOS."""
-
-    score: float
-    """Log-probability ÷ tokens to the power of the length penalty."""
-
-
 class Candidates(NamedTuple):
     """The best 2 × beam_size continuations of each sentence, best first, `[B, C]`."""
 
     scores: Tensor  # summed log-probabilities
     parents: Tensor  # hypothesis that is continued
     tokens: Tensor
-
-
-def batches(lengths: Mapping[int, int], search: EvaluationConfig) -> Iterator[list[int]]:
-    """Keys of `lengths` (source tokens), the longest first, in batches of similar length.
-
-    As many go together as `batch_tokens` allows.
-    """
-    batch: list[int] = []
-    for index in sorted(lengths, key=lambda index: -lengths[index]):
-        longest = lengths[batch[0]] if batch else 0
-        if batch and (len(batch) + 1) * longest * search.beam_size > search.batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 @torch.inference_mode()
@@ -79,7 +52,7 @@ def beam_search(
         source[row, : len(ids)] = torch.tensor(ids)
     source = source.to(device)
     source_layout = BatchLayout.of(source, lengths)
-    limits = [max_target_length(length, model, search) for length in lengths]
+    limits = [length_limit(length, search, model.max_target_seq_len) for length in lengths]
     state = IncrementalStateBag(max(limits) + 1)
     finished: list[list[Hypothesis]] = [[] for _ in sources]
 
@@ -109,12 +82,6 @@ def beam_search(
         hypotheses, scores, parents = _go_on(hypotheses[kept], candidates, kept, beam_size)
         state.reorder((kept[:, None] * old_beam_size + parents).flatten())
     return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in finished]
-
-
-def max_target_length(source_length: int, model: TranslationModel, search: EvaluationConfig) -> int:
-    """Longest translation in tokens, EOS included; a function of its own source only."""
-    wanted = int(search.max_length_ratio * source_length + search.max_length_offset)
-    return max(1, min(wanted, model.max_target_seq_len))
 
 
 def _candidates(

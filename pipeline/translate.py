@@ -5,17 +5,26 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.stage import DataError
 from pipeline.config import Recipe, UsageError, run_command
 
+if TYPE_CHECKING:
+    from pipeline.serving import TextTranslator
+
 log = logging.getLogger("translate")
 
 READ_BYTES = 1 << 16
+MAX_LINES = 2048  # translated together, at most: sorted by length, they pad little
+MAX_BYTES = 1 << 20
+PATIENCE = 0.02  # seconds for a producer to go on; someone who types is not kept waiting
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,35 +34,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="print N translations of each sentence: its number from 0, the score (log-probability "
-        "by length), and the text, with tabs between; at most evaluation.beam_size",
+        "by length), and the text, with tabs between; at most evaluation.beam_size. A line that is "
+        "translated in parts has one",
     )
     parser.add_argument(
-        "--model", type=Path, help="folder written by `export`; default: the run's checkpoints"
+        "--model",
+        type=Path,
+        help="folder written by `export`, in either format; default: the run's checkpoints",
     )
 
 
 def batches_of_lines(descriptor: int, name: str) -> Iterator[list[str]]:
     """Whole lines as they arrive: a fast producer gives large batches, a slow one single lines.
 
-    :raises DataError: invalid UTF-8, with the line.
+    :raises DataError: invalid UTF-8, with the line; those before it have been given.
     """
-    number, rest = 0, b""
+    number, size = 0, 0
+    rest: list[bytes] = []  # blocks of a line that has not ended
+    lines: list[str] = []
     while True:
+        if lines and (size >= MAX_BYTES or not select.select([descriptor], [], [], PATIENCE)[0]):
+            yield lines
+            lines, size = [], 0
         block = os.read(descriptor, READ_BYTES)
-        *raw, rest = (rest + block).split(b"\n")
-        if not block and rest:
-            raw = [rest]
-        lines = []
+        size += len(block)
+        *raw, last = block.split(b"\n")
+        if raw or not block:
+            raw[:1] = [b"".join([*rest, *raw[:1]])]
+            rest = []
+        rest.append(last)
+        if not block and raw == [b""]:
+            raw = []
         for line in raw:
             number += 1
             try:
                 lines.append(line.decode("utf-8").rstrip("\r"))
             except UnicodeDecodeError as error:
+                if lines:
+                    yield lines
                 raise DataError(f"{name}:{number}: not valid UTF-8: {error.reason}") from error
-        if lines:
-            yield lines
+            if len(lines) == MAX_LINES:
+                yield lines
+                lines = []
         if not block:
+            if lines:
+                yield lines
             return
+
+
+def load(recipe: Recipe, arguments: argparse.Namespace) -> TextTranslator:
+    from pipeline.translator import Translator
+
+    if arguments.model:
+        given = {key.partition(".")[2] for key in vars(arguments) if key.startswith("evaluation.")}
+        search = {name: getattr(recipe.evaluation, name) for name in given}
+        return Translator.of_export(arguments.model, **search)
+    from pipeline.checkpoint import checkpoints_to_average
+
+    return Translator.of_run(recipe, checkpoints_to_average(recipe))
+
+
+@contextmanager
+def progress_bar(path: Path | None) -> Iterator[Callable[[int], None]]:
+    """Rate and time left on a terminal, where the number of lines can be known."""
+    if path is None or not path.is_file() or not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with path.open("rb") as file:
+        total = sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+    rate = TextColumn("{task.speed:.1f} a second, ETA")
+    columns = (TextColumn("translating"), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
@@ -65,32 +121,24 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if arguments.input:
         descriptor, name = os.open(arguments.input, os.O_RDONLY), str(arguments.input)
 
+    wanted = arguments.n_best or 1
     if arguments.n_best is not None and arguments.n_best < 1:
         raise UsageError("--n_best must be at least 1")
-
-    from pipeline.checkpoint import checkpoints_to_average
-    from pipeline.translator import Translator
-
-    if arguments.model:
-        given = {key.partition(".")[2] for key in vars(arguments) if key.startswith("evaluation.")}
-        search = {name: getattr(recipe.evaluation, name) for name in given}
-        translator = Translator.of_export(arguments.model, **search)
-    else:
-        translator = Translator.of_run(recipe, checkpoints_to_average(recipe))
-    if (arguments.n_best or 1) > translator.search.beam_size:
-        raise UsageError(
-            f"--n_best {arguments.n_best} exceeds evaluation.beam_size "
-            f"({translator.search.beam_size})"
-        )
-    log.info("model ready on %s", translator.device)
+    translator = load(recipe, arguments)
+    beam_size = translator.search.beam_size
+    if wanted > beam_size:
+        raise UsageError(f"--n_best {wanted} exceeds evaluation.beam_size ({beam_size})")
+    log.info("model ready: %s", translator.engine)
     started, count = time.monotonic(), 0
-    for lines in batches_of_lines(descriptor, name):
-        for number, best in enumerate(translator.n_best(lines), start=count):
-            for score, translation in best[: arguments.n_best or 1]:
-                prefix = f"{number}\t{score:.4f}\t" if arguments.n_best else ""
-                output.write(f"{prefix}{translation}\n")
-        output.flush()
-        count += len(lines)
+    with progress_bar(arguments.input) as progress:
+        for lines in batches_of_lines(descriptor, name):
+            found = translator.n_best(lines, progress, first_line=count + 1)
+            for number, best in enumerate(found, start=count):
+                for score, translation in best[:wanted]:
+                    prefix = f"{number}\t{score:.4f}\t" if arguments.n_best else ""
+                    output.write(f"{prefix}{translation}\n")
+            output.flush()
+            count += len(lines)
     seconds = time.monotonic() - started
     log.info("%d sentences in %.1f s (%.1f a second)", count, seconds, count / max(seconds, 1e-9))
 

@@ -166,8 +166,8 @@ def main() -> None:
                 path.open("rb").close()
         arguments.output.mkdir(parents=True)
         save_model(model, str(arguments.output / "model.safetensors"))
-        config = {"format": 1, "model": model.config.model_dump(mode="json")}
-        (arguments.output / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        settings = {"format": "safetensors", "model": model.config.model_dump(mode="json")}
+        (arguments.output / "export.json").write_text(json.dumps(settings, indent=2) + "\n")
         for path, name in zip(arguments.vocabulary, names[len(arguments.vocabulary)], strict=True):
             shutil.copyfile(path, arguments.output / name)
     except KeyError as error:

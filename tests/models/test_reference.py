@@ -80,7 +80,7 @@ def test_a_checkpoint_file_becomes_an_exported_model(
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ours" / "spm.source.model").read_text() == "de"
     assert (tmp_path / "ours" / "spm.target.model").read_text() == "en"
-    config = json.loads((tmp_path / "ours" / "config.json").read_text())["model"]
+    config = json.loads((tmp_path / "ours" / "export.json").read_text())["model"]
     sizes = weights["fc.weight"].size(0), weights["fc.weight"].size(0)
     ours = create_model(ModelConfig.model_validate(config), sizes, 0).double()
     load_model(ours, tmp_path / "ours" / "model.safetensors")
