@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,15 @@ import requests
 from mlflow import MlflowClient
 
 from pipeline.checkpoint import list_checkpoints
-from pipeline.config import ROOT, load_recipe
-from pipeline.tracking import run_id_of
+from pipeline.config import ROOT, Recipe, load_recipe
+from pipeline.tracking import run_id_of, send_left_over
 from tests.conftest import free_port, run_process
+from tests.mlflow_ui import MlflowUi, needs_chromium
 
 pytestmark = pytest.mark.slow
 
 RUN = str(ROOT / "run.sh")
+RIVAL_BLEU = 12.34
 
 
 @pytest.fixture(scope="module")
@@ -227,32 +230,113 @@ def test_translate_and_export(
     assert "stdin:2: not valid UTF-8" in broken.stderr
 
 
-def test_dashboard_serves_the_run(
-    trained: subprocess.CompletedProcess[str], recipe: Path, port: int
-) -> None:
-    process = subprocess.Popen(
-        [RUN, "dashboard", "--config", str(recipe), "--port", str(port)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+@pytest.fixture(scope="module")
+def rival(trained: subprocess.CompletedProcess[str], recipe: Path) -> Recipe:
+    """Another run in the same store: the first one's journal, with a BLEU of its own."""
+    first = load_recipe(recipe)
+    other = first.model_copy(update={"run_dir": first.run_dir.with_name("rival")})
+    records = []
+    for line in (first.run_dir / "tracking" / "journal.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if "test_bleu" in record.get("metrics", {}):
+            record["metrics"]["test_bleu"] = RIVAL_BLEU
+        records.append(json.dumps(record) + "\n")
+    (other.run_dir / "tracking").mkdir(parents=True)
+    (other.run_dir / "tracking" / "journal.jsonl").write_text("".join(records))
+    send_left_over(other)
+    return other
+
+
+@pytest.fixture(scope="module")
+def dashboard(
+    trained: subprocess.CompletedProcess[str],
+    recipe: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
+    """`./run.sh dashboard`: the address that it tells."""
+    port, output = free_port(), tmp_path_factory.mktemp("dashboard") / "output.txt"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [RUN, "dashboard", "--config", str(recipe), "--port", str(port)],
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+        )
     try:
-        address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 120
-        while True:
-            try:
-                assert requests.get(address, timeout=5).status_code == 200
-                break
-            except requests.ConnectionError:
-                assert time.monotonic() < deadline, "the dashboard did not start"
-                time.sleep(0.5)
-        found = requests.post(
-            f"{address}/api/2.0/mlflow/experiments/search", json={"max_results": 10}, timeout=30
-        ).json()
-        assert "ringformer" in [experiment["name"] for experiment in found["experiments"]]
+        while not _answers(f"http://127.0.0.1:{port}"):
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline, output.read_text()
+            time.sleep(0.2)
+        yield re.findall(r"^dashboard: (http\S+)", output.read_text(), re.MULTILINE)[0]
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _answers(address: str) -> bool:
+    try:
+        return requests.get(address, timeout=5).status_code == 200
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def ui(
+    dashboard: str, rival: Recipe, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowUi]:
+    """The dashboard in a browser."""
+    browser = MlflowUi(dashboard, tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+def test_dashboard_serves_the_run(dashboard: str, recipe: Path) -> None:
+    base, experiment_id = re.findall(r"(http\S+)/#/experiments/(\d+)/runs\?", dashboard)[0]
+    found = requests.post(
+        f"{base}/api/2.0/mlflow/runs/search", json={"experiment_ids": [experiment_id]}, timeout=30
+    ).json()
+    assert run_id_of(load_recipe(recipe)) in [run["info"]["run_id"] for run in found["runs"]]
+
+
+@needs_chromium
+def test_the_dashboard_shows_bleu_the_loss_curve_and_the_translations(
+    ui: MlflowUi, recipe: Path
+) -> None:
+    loaded = load_recipe(recipe)
+    run_id = str(run_id_of(loaded))
+    scores = json.loads((loaded.run_dir / "evaluation" / "scores.json").read_text())
+    assert float(ui.overview(run_id, "test_bleu")) == scores["bleu"]
+    ui.save("overview")
+    curve = ui.curve(run_id, "train_loss", charts="_loss|bleu")
+    ui.save("curves")
+    logged = MlflowClient(loaded.tracking_uri).get_metric_history(run_id, "train_loss")
+    assert [step for step, _ in curve] == [metric.step for metric in logged]
+    assert [loss for _, loss in curve] == pytest.approx([metric.value for metric in logged])
+    table = ui.table(run_id, "translations")
+    ui.save("translations")
+    assert {"source", "translation", "reference"} <= set(table[0])
+    first = dict(zip(table[0], table[1], strict=True))
+    texts = [loaded.run_dir / name for name in ("clean/test.de", "evaluation/hypotheses.txt")]
+    expected = [text.read_text().split("\n")[0] for text in texts]
+    assert [first["source"], first["translation"]] == expected
+    assert ui.errors() == []
+
+
+@needs_chromium
+def test_the_dashboard_shows_the_bleu_of_two_runs_side_by_side(
+    ui: MlflowUi, rival: Recipe, recipe: Path
+) -> None:
+    loaded = load_recipe(recipe)
+    run_ids = [str(run_id_of(loaded)), str(run_id_of(rival))]
+    scores = json.loads((loaded.run_dir / "evaluation" / "scores.json").read_text())
+    listed = ui.listed("test_bleu", runs=2)
+    ui.save("runs")
+    assert [float(listed[run_id]) for run_id in run_ids] == [scores["bleu"], RIVAL_BLEU]
+    compared = ui.compared(run_ids, "test_bleu")
+    ui.save("comparison")
+    assert [float(value) for value in compared] == [scores["bleu"], RIVAL_BLEU]
+    assert ui.errors() == []
 
 
 def test_real_data_on_two_ranks_with_zero_2(shared: Path, tmp_path: Path) -> None:
