@@ -29,7 +29,7 @@ from pipeline.test_sets import Sentences, load_test_sets
 from pipeline.tracking import Tracker, run_id_of
 
 if TYPE_CHECKING:
-    from pipeline.translator import Translator
+    from pipeline.serving import TextTranslator
 
 log = logging.getLogger("evaluate")
 
@@ -99,7 +99,7 @@ class Subject:
         own = test_set.name == self.recipe.data.test.name
         return self.recipe.evaluation.untrained_baseline and own and not self.export
 
-    def translator(self) -> Translator:
+    def translator(self) -> TextTranslator:
         from pipeline.translator import Translator
 
         if self.export:
@@ -140,7 +140,7 @@ def _look(recipe: Recipe, export: Path | None) -> tuple[Subject, list[Result], l
     return subject, results, [result for result in results if not result.up_to_date]
 
 
-def _evaluate(subject: Subject, translator: Translator, result: Result) -> None:
+def _evaluate(subject: Subject, translator: TextTranslator, result: Result) -> None:
     recipe, test_set = subject.recipe, result.test_set
     what = subject.description.get("model") or ", ".join(subject.description["checkpoints"])
     log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), what)
@@ -167,7 +167,7 @@ def _evaluate(subject: Subject, translator: Translator, result: Result) -> None:
         result.write(hypotheses, lengths, recipe.data.target_lang, more)
 
 
-def _translate(translator: Translator, sources: Sequence[str], what: str) -> list[str]:
+def _translate(translator: TextTranslator, sources: Sequence[str], what: str) -> list[str]:
     """Each rank translates its share. :returns: all translations, on every rank."""
     from rich.console import Console
     from rich.progress import Progress

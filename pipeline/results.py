@@ -161,8 +161,8 @@ class Result:
         tracker.log_tags(
             {f"evaluation.{name}": self.artifact_folder, f"bleu_signature.{name}": signature}
         )
-        table = self.artifact_folder.replace("evaluation/", "translations/", 1)
-        tracker.log_table(f"{table}.json", self._table())
+        table = self.artifact_folder.removeprefix("evaluation/").replace("/", "-")
+        tracker.log_table(f"translations/{table}.json", self._table())
         for file in ("scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png"):
             tracker.log_artifact(self.folder / file, self.artifact_folder)
         profile = {"folder": str(self.folder.absolute()), "sentences": scores["sentences"]}

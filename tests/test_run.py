@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 import requests
 from mlflow import MlflowClient
@@ -104,7 +107,7 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
     evaluation = run.data.tags["evaluation.toy-test"]
     files = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, evaluation)}
     assert files == {"scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png"}
-    assert len(client.list_artifacts(run_id, "translations/toy-test")) == 1
+    assert len(client.list_artifacts(run_id, "translations")) == 1
     tags = run.data.tags
     assert {"host", "cpus", "gpus", "version.torch", "version.fairseq2", "ranks"} <= tags.keys()
     if (ROOT / ".git").exists():
@@ -116,6 +119,101 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
         "training": "toy", "validation": "toy-valid", "evaluation": "toy-test",
     }  # fmt: skip
     assert all(len(data.digest) == 16 for data in inputs.values())
+
+
+def test_the_evaluated_model_is_registered_and_served_from_its_artifact_alone(
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+) -> None:
+    loaded = load_recipe(recipe)
+    client = MlflowClient(loaded.tracking_uri)
+    champion = client.get_model_version_by_alias("ringformer-de-en", "champion")
+    assert champion.run_id == run_id_of(loaded)
+    folder = loaded.run_dir / "evaluation" / "toy-test"
+    scores = json.loads((folder / "scores.json").read_text())
+    assert champion.tags["bleu"] == str(scores["bleu"])
+    assert f"| toy-test | 20 | {scores['bleu']} ± {scores['bleu_ci']}" in champion.description
+    model = mlflow.pyfunc.load_model(
+        client.get_model_version_download_uri("ringformer-de-en", champion.version)
+    )
+    assert model.metadata.get_input_schema().to_dict() == [{"type": "string", "required": True}]
+    assert model.input_example == (loaded.run_dir / "clean/test.de").read_text().split("\n")[:2]
+
+    port = free_port()
+    server = subprocess.Popen(
+        [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "--env-manager", "local",
+         "-m", "models:/ringformer-de-en@champion", "-p", str(port)],
+        env={**os.environ, "MLFLOW_TRACKING_URI": loaded.tracking_uri, "PYTHONPATH": "",
+             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(f"http://127.0.0.1:{port}/ping"):
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        sources = (loaded.run_dir / "clean" / "test.de").read_text().split("\n")[:-1]
+        found = requests.post(
+            f"http://127.0.0.1:{port}/invocations", json={"inputs": sources}, timeout=60
+        ).json()
+        assert found["predictions"] == (folder / "hypotheses.txt").read_text().split("\n")[:-1]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_another_model_is_champion_only_if_it_is_better(
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+) -> None:
+    loaded = load_recipe(recipe)
+    client = MlflowClient(loaded.tracking_uri)
+    before = client.get_model_version_by_alias("ringformer-de-en", "champion")
+    run_dir = tmp_path / "again"  # the same data and weights, as another run
+    for part in ("clean", "shards", "checkpoints"):
+        shutil.copytree(loaded.run_dir / part, run_dir / part)
+    config = ["--config", str(recipe), "--run_dir", str(run_dir), "--tracking.uri",
+              loaded.tracking_uri, "--evaluation.checkpoint", "40"]  # fmt: skip
+    done = run_process([RUN, "evaluate", *config, "--baseline", str(run_id_of(loaded))])
+    assert done.returncode == 0, done.stderr
+    assert f"version {before.version} stays champion: -" in done.stderr
+    assert re.search(
+        rf"toy-test: -[\d.]+ BLEU, p = 0.\d+; .* \(paired bootstrap against run {before.run_id}\)",
+        done.stdout,
+    )
+    assert client.get_model_version_by_alias("ringformer-de-en", "champion") == before
+    versions = client.search_model_versions("name = 'ringformer-de-en'")
+    assert len(versions) == 2
+    client.set_registered_model_alias("ringformer-de-en", "champion", versions[0].version)
+    (run_dir.with_name("again") / "tracking" / "registered.json").unlink()
+
+    best = run_process([RUN, "evaluate", "--config", str(recipe), "--training.seed", "1"])
+    assert "BLEU" in best.stdout
+    nobody = run_process([RUN, "evaluate", *config, "--baseline", "0" * 32])
+    assert nobody.returncode == 1
+    assert "--baseline 0000" in nobody.stderr
+
+
+def test_an_export_is_evaluated(
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = load_recipe(recipe).run_dir
+    config, exported = ["--config", str(recipe)], tmp_path / "served"
+    done = run_process(
+        [RUN, "export", *config, "--format", "ctranslate2", "--output", str(exported)]
+    )
+    assert done.returncode == 0, done.stderr
+    done = run_process([RUN, "evaluate", *config, "--model", str(exported)])
+    assert done.returncode == 0, done.stderr
+    own, other = (
+        json.loads((run_dir / "evaluation" / name / "scores.json").read_text())
+        for name in ("toy-test", "toy-test--served")
+    )
+    assert own["bleu"] == other["bleu"]
+    run = MlflowClient(load_recipe(recipe).tracking_uri).get_run(
+        str(run_id_of(load_recipe(recipe)))
+    )
+    assert run.data.metrics["test--served_bleu"] == other["bleu"]
+    assert "| toy-test | 20 |" in (exported / "README.md").read_text()
 
 
 def test_records_that_could_not_be_sent_go_with_a_run_that_reuses_everything(
@@ -305,7 +403,7 @@ def test_the_dashboard_shows_bleu_the_loss_curve_and_the_translations(
 ) -> None:
     loaded = load_recipe(recipe)
     run_id = str(run_id_of(loaded))
-    scores = json.loads((loaded.run_dir / "evaluation" / "scores.json").read_text())
+    scores = json.loads((loaded.run_dir / "evaluation" / "toy-test" / "scores.json").read_text())
     assert float(ui.overview(run_id, "test_bleu")) == scores["bleu"]
     ui.save("overview")
     curve = ui.curve(run_id, "train_loss", charts="_loss|bleu")
@@ -317,7 +415,9 @@ def test_the_dashboard_shows_bleu_the_loss_curve_and_the_translations(
     ui.save("translations")
     assert {"source", "translation", "reference"} <= set(table[0])
     first = dict(zip(table[0], table[1], strict=True))
-    texts = [loaded.run_dir / name for name in ("clean/test.de", "evaluation/hypotheses.txt")]
+    texts = [
+        loaded.run_dir / name for name in ("clean/test.de", "evaluation/toy-test/hypotheses.txt")
+    ]
     expected = [text.read_text().split("\n")[0] for text in texts]
     assert [first["source"], first["translation"]] == expected
     assert ui.errors() == []
@@ -329,7 +429,7 @@ def test_the_dashboard_shows_the_bleu_of_two_runs_side_by_side(
 ) -> None:
     loaded = load_recipe(recipe)
     run_ids = [str(run_id_of(loaded)), str(run_id_of(rival))]
-    scores = json.loads((loaded.run_dir / "evaluation" / "scores.json").read_text())
+    scores = json.loads((loaded.run_dir / "evaluation" / "toy-test" / "scores.json").read_text())
     listed = ui.listed("test_bleu", runs=2)
     ui.save("runs")
     assert [float(listed[run_id]) for run_id in run_ids] == [scores["bleu"], RIVAL_BLEU]
