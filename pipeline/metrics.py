@@ -30,15 +30,14 @@ def corpus_scores(
     """BLEU, chrF2 and TER, each with sacreBLEU's signature and half of its 95% confidence interval
     (`bleu`, `bleu_ci`, `bleu_signature`, …), and the `length_ratio` of translations to references.
     """
+    found, signatures = _bootstrap([hypotheses], references, _metrics(target_lang))
     scores: dict[str, Any] = {}
-    for name, metric in _metrics(target_lang).items():
-        found = metric.corpus_score(hypotheses, references, n_bootstrap=RESAMPLES)
-        scores[name] = round(found.score, 2)
-        scores[f"{name}_ci"] = round(float(found._ci), 2)
-        scores[f"{name}_signature"] = str(metric.get_signature())
-        if name == "bleu":
-            scores["length_ratio"] = round(found.ratio, 3)
-    return scores
+    for name, (result,) in found.items():
+        scores[name] = round(result.score, 2)
+        scores[f"{name}_ci"] = round(float(result.ci), 2)
+        scores[f"{name}_signature"] = signatures[name]
+    ratio = bleu(hypotheses, references, target_lang).ratio
+    return {**scores, "length_ratio": round(ratio, 3)}
 
 
 def paired_bootstrap(
@@ -52,20 +51,14 @@ def paired_bootstrap(
     :returns: for bleu, chrf and ter the `baseline`'s score, the `difference`, and the probability
         `p` of one as large if the systems were equally good.
     """
-    from sacrebleu.significance import PairedTest
-
-    metrics = _metrics(target_lang)
-    systems = [("baseline", baseline), ("system", hypotheses)]
-    test: Any = PairedTest(systems, metrics, references, "bs", RESAMPLES)
-    _, results = test()
-    del results["System"]  # their names; what is left is in the order of `metrics`
+    found, _ = _bootstrap([baseline, hypotheses], references, _metrics(target_lang))
     return {
         name: {
             "baseline": round(before.score, 2),
             "difference": round(after.score - before.score, 2),
             "p": round(after.p_value, 4),
         }
-        for name, (before, after) in zip(metrics, results.values(), strict=True)
+        for name, (before, after) in found.items()
     }
 
 
@@ -82,16 +75,16 @@ def by_source_length(
         rows = [row for row, length in enumerate(lengths) if above < length <= upto]
         if rows:
             part = [[reference[row] for row in rows] for reference in references]
-            found = _bleu(target_lang).corpus_score(
-                [hypotheses[row] for row in rows], part, n_bootstrap=RESAMPLES
-            )
+            some = [hypotheses[row] for row in rows]
+            found, _ = _bootstrap([some], part, {"bleu": _bleu(target_lang)})
+            (result,) = found["bleu"]
             name = f"{above + 1}–{upto}" if upto in LENGTH_BUCKETS else f"> {above}"
             buckets.append(
                 {
                     "source_tokens": name,
                     "sentences": len(rows),
-                    "bleu": round(found.score, 2),
-                    "bleu_ci": round(float(found._ci), 2) if len(rows) > 1 else 0.0,
+                    "bleu": round(result.score, 2),
+                    "bleu_ci": round(float(result.ci), 2),
                 }
             )
     return buckets
@@ -126,6 +119,23 @@ def suspicious(
         elif len(hypothesis) > 2 * max(map(len, right)) + OVERLONG_CHARACTERS:
             found["overlong"].append(row)
     return found
+
+
+def _bootstrap(
+    systems: Sequence[Sequence[str]], references: References, metrics: Metrics
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """By metric: sacreBLEU's results of each system (score, ci, and p against the first); and the
+    signature. (`corpus_score` can make intervals too, but not every TER's.)"""
+    from sacrebleu.significance import PairedTest
+
+    named = [(str(number), lines) for number, lines in enumerate(systems)]
+    test: Any = PairedTest(named, metrics, references, "bs", RESAMPLES)
+    signatures, results = test()
+    del results["System"]  # their names; what is left is in the order of `metrics`
+    return (
+        dict(zip(metrics, results.values(), strict=True)),
+        dict(zip(metrics, map(str, signatures.values()), strict=True)),
+    )
 
 
 def _metrics(target_lang: str) -> Metrics:

@@ -20,7 +20,10 @@ from mlflow import MlflowClient
 
 from pipeline.checkpoint import list_checkpoints
 from pipeline.config import ROOT, Recipe, load_recipe
-from pipeline.tracking import run_id_of, send_left_over
+from pipeline.registry import register
+from pipeline.results import Result
+from pipeline.test_sets import load_test_sets
+from pipeline.tracking import Tracker, run_id_of, send_left_over
 from tests.conftest import free_port, run_process
 from tests.mlflow_ui import MlflowUi, needs_chromium
 
@@ -104,7 +107,7 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
     assert {"recipe.json", "deepspeed.json", "data", "evaluation", "loss.png"} <= artifacts
     data = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, "data")}
     assert data == {"manifest.json", "report.json", "report.png", "spm.model"}
-    evaluation = run.data.tags["evaluation.toy-test"]
+    evaluation = str(run.data.tags["evaluation.toy-test"])
     files = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, evaluation)}
     assert files == {"scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png"}
     assert len(client.list_artifacts(run_id, "translations")) == 1
@@ -131,7 +134,7 @@ def test_the_evaluated_model_is_registered_and_served_from_its_artifact_alone(
     folder = loaded.run_dir / "evaluation" / "toy-test"
     scores = json.loads((folder / "scores.json").read_text())
     assert champion.tags["bleu"] == str(scores["bleu"])
-    assert f"| toy-test | 20 | {scores['bleu']} ± {scores['bleu_ci']}" in champion.description
+    assert f"| toy-test | 20 | {scores['bleu']} ± {scores['bleu_ci']}" in str(champion.description)
     model = mlflow.pyfunc.load_model(
         client.get_model_version_download_uri("ringformer-de-en", champion.version)
     )
@@ -165,32 +168,44 @@ def test_the_evaluated_model_is_registered_and_served_from_its_artifact_alone(
 def test_another_model_is_champion_only_if_it_is_better(
     trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
 ) -> None:
-    loaded = load_recipe(recipe)
-    client = MlflowClient(loaded.tracking_uri)
+    first = load_recipe(recipe)
+    client = MlflowClient(first.tracking_uri)
     before = client.get_model_version_by_alias("ringformer-de-en", "champion")
-    run_dir = tmp_path / "again"  # the same data and weights, as another run
     for part in ("clean", "shards", "checkpoints"):
-        shutil.copytree(loaded.run_dir / part, run_dir / part)
-    config = ["--config", str(recipe), "--run_dir", str(run_dir), "--tracking.uri",
-              loaded.tracking_uri, "--evaluation.checkpoint", "40"]  # fmt: skip
-    done = run_process([RUN, "evaluate", *config, "--baseline", str(run_id_of(loaded))])
-    assert done.returncode == 0, done.stderr
-    assert f"version {before.version} stays champion: -" in done.stderr
-    assert re.search(
-        rf"toy-test: -[\d.]+ BLEU, p = 0.\d+; .* \(paired bootstrap against run {before.run_id}\)",
-        done.stdout,
+        shutil.copytree(first.run_dir / part, tmp_path / "again" / part)
+    # An earlier checkpoint, compared with the run that it was copied from.
+    config = ["--run_dir", str(tmp_path / "again"), "--tracking.uri", first.tracking_uri]
+    evaluate = [RUN, "evaluate", "--config", str(recipe), *config]
+    done = run_process(
+        [*evaluate, "--evaluation.checkpoint", "40", "--baseline", str(run_id_of(first))]
     )
+    assert done.returncode == 0, done.stderr
+    assert f"version {before.version} stays champion: " in done.stderr
+    compared = rf"toy-test: [-+][\d.]+ BLEU, p = [\d.]+; .* against run {before.run_id}\)\n"
+    assert re.search(compared, done.stdout)
     assert client.get_model_version_by_alias("ringformer-de-en", "champion") == before
-    versions = client.search_model_versions("name = 'ringformer-de-en'")
-    assert len(versions) == 2
-    client.set_registered_model_alias("ringformer-de-en", "champion", versions[0].version)
-    (run_dir.with_name("again") / "tracking" / "registered.json").unlink()
+    nobody = run_process([*evaluate, "--baseline", "0" * 32])
+    assert (nobody.returncode, "Traceback" in nobody.stderr) == (1, False)
+    assert f"--baseline {'0' * 32}: " in nobody.stderr
 
-    best = run_process([RUN, "evaluate", "--config", str(recipe), "--training.seed", "1"])
-    assert "BLEU" in best.stdout
-    nobody = run_process([RUN, "evaluate", *config, "--baseline", "0" * 32])
-    assert nobody.returncode == 1
-    assert "--baseline 0000" in nobody.stderr
+    # Translations that are better beyond chance, and then worse ones: as if by other models.
+    second = load_recipe(recipe, list(zip(["run_dir", "tracking.uri"], config[1::2], strict=True)))
+    (test_set,) = load_test_sets(second)
+    facts = {"checkpoints": ["step-00000080"], "step": 80, "beam_size": 2, "length_penalty": 1.0}
+    champions = []
+    for name, kept in (("better", 8), ("worse", 4)):
+        hypotheses = [" ".join(line.split()[:kept]) for line in test_set.references[0]]
+        result = Result(test_set, tmp_path / "again" / "evaluation" / "toy-test", "test_", name)
+        result.write(hypotheses, [9] * 20, "en", facts)
+        tracker = Tracker(second)
+        result.log(tracker)
+        tracker.close(status=None)
+        register(second, result)
+        champion = client.get_model_version_by_alias("ringformer-de-en", "champion")
+        champions.append(champion.tags["fingerprint"])
+    assert champions == ["better", "better"]
+    # As it was, for the other tests.
+    client.set_registered_model_alias("ringformer-de-en", "champion", before.version)
 
 
 def test_an_export_is_evaluated(
