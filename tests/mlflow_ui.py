@@ -27,6 +27,7 @@ WAIT_SECONDS = 60
 FLAGS = (
     "--headless=new",
     "--no-sandbox",
+    "--disable-dev-shm-usage",  # containers have little of it
     "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
@@ -81,25 +82,34 @@ const rows = [...document.querySelectorAll('[role=row]')].map(
         cell => cell.textContent));
 return rows.length > 1 && rows;
 """
-# The table draws the rows in view only, its names and its values in two grids.
+# Names and values are two grids that draw the rows in view only; the names lag one event behind.
 COMPARED = """
 const links = [...document.querySelectorAll('[role=grid] a[href*="#/metric?"]')];
+const panel = links[0]?.closest('[class*=collapse-content-box]');
+if (!panel) return null;
+panel.scrollIntoView();
+const [names, values] = panel.querySelectorAll('[role=grid]');
+const atEnd = values.scrollTop + values.clientHeight > values.scrollHeight - 2;
+const middle = element => {
+    const box = element.getBoundingClientRect();
+    return box.top + box.height / 2;
+};
+const view = names.getBoundingClientRect();
 const link = links.find(link => link.textContent === arguments[0]);
-if (!link) {
-    const grids = [...document.querySelectorAll('[role=grid]')];
-    for (const grid of grids.filter(grid => grid.scrollHeight > grid.clientHeight))
-        grid.scrollTop = (grid.scrollTop + 200) % grid.scrollHeight;
+const name = link?.closest('[style*="top:"]');
+if (!name || middle(name) < view.top || middle(name) > view.bottom) {
+    values.scrollTop = atEnd ? 0 : values.scrollTop + 100;
     return null;
 }
-link.scrollIntoView({block: 'center'});
-const name = link.closest('[style*="top:"]');
-const panel = link.closest('[class*=collapse-content-box]');
-const values = [...panel.querySelectorAll('[style*="top:"]')].filter(
-    cell => cell !== name && cell.style.top === name.style.top);
-values.sort((a, b) => a.getBoundingClientRect().x - b.getBoundingClientRect().x);
-return values.length && values.map(cell => cell.textContent);
+if (Math.abs(names.scrollTop - values.scrollTop) > 2) {
+    values.scrollTop += atEnd ? -1 : 1;
+    return null;
+}
+const cells = [...values.querySelectorAll('[style*="top:"]')].filter(
+    cell => Math.abs(middle(cell) - middle(name)) < 3);
+cells.sort((a, b) => a.getBoundingClientRect().x - b.getBoundingClientRect().x);
+return cells.map(cell => cell.textContent);
 """
-
 
 needs_chromium = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")),
@@ -184,7 +194,12 @@ class MlflowUi:
         runs = "%5B" + ",".join(f"%22{run_id}%22" for run_id in run_ids) + "%5D"
         experiment = self._experiment.rpartition("/")[2]
         self._open("compare-runs", f"runs={runs}&experiments=%5B%22{experiment}%22%5D&")
-        return list(self._until(f"{metric} of both runs", COMPARED, metric))
+        what = f"{metric} of {len(run_ids)} runs"
+
+        def enough(values: list[str] | None) -> bool:
+            return len(values or ()) == len(run_ids)
+
+        return list(self._until(what, COMPARED, metric, enough=enough))
 
     def _open(self, path: str, query: str = "") -> None:
         self._browser.get("about:blank")  # another fragment alone would not load the page anew
