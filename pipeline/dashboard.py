@@ -9,7 +9,7 @@ import sys
 from pipeline.config import Recipe, run_command
 
 SERVER_SETTINGS = {  # unless the user has set them
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # a local dashboard tells nobody, and works offline
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # a dashboard of one's own tells nobody, and works offline
     # Seven processes of 0.2 GB that would wait for LLM jobs.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }

@@ -24,7 +24,7 @@ from pipeline.config import DEFAULT_RECIPE, SEARCH, Recipe, load_recipe, run_com
 from pipeline.metrics import bleu
 from pipeline.provenance import log_data
 from pipeline.registry import register
-from pipeline.results import Result, weights_digest
+from pipeline.results import Result, Scores, weights_digest
 from pipeline.test_sets import Sentences, load_test_sets
 from pipeline.tracking import Tracker, run_id_of
 
@@ -234,6 +234,7 @@ def _publish(recipe: Recipe, arguments: argparse.Namespace, results: Sequence[Re
     log_data(tracker, recipe)
     for result in results:
         result.log(tracker)
+    tracker.log_tags({"mlflow.note.content": "\n\n".join(_line(r.scores) for r in results)})
     compared = compare_with_run(recipe, results, arguments.baseline) if arguments.baseline else []
     for result, comparison in compared:
         tracker.log_json(f"{result.artifact_folder}/{comparison.file_name}", comparison.content)
@@ -253,7 +254,7 @@ def summary(recipe: Recipe, results: Sequence[Result]) -> str:
     return "\n".join([*(_line(other.scores) for other in others), last])
 
 
-def _line(scores: dict[str, Any]) -> str:
+def _line(scores: Scores) -> str:
     untrained = scores.get("untrained_bleu")
     beside = f" (untrained model: {untrained})" if untrained is not None else ""
     return (
@@ -267,8 +268,7 @@ def _dashboard(recipe: Recipe) -> str:
     if uri.startswith(("http://", "https://")):
         return uri
     found = uri == load_recipe(DEFAULT_RECIPE).tracking_uri
-    option = "" if found else f" --tracking.uri {shlex.quote(uri)}"
-    return f"./run.sh dashboard{option}, then open http://127.0.0.1:5000"
+    return "./run.sh dashboard" + ("" if found else f" --tracking.uri {shlex.quote(uri)}")
 
 
 if __name__ == "__main__":

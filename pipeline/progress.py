@@ -52,12 +52,12 @@ class Window:
         return {
             "train_loss": loss,
             "train_ppl": perplexity(loss),
-            "tokens_per_second": tokens / seconds,
-            "target_tokens_per_second": self.target_tokens / seconds,
-            "steps_per_second": self.steps / seconds,
-            "padding_share": 1 - tokens / max(1.0, total_positions),
-            "data_wait_share": waited / seconds,
-            "memory_gib": memory() / GIB,
+            "speed/tokens_per_second": tokens / seconds,
+            "speed/target_tokens_per_second": self.target_tokens / seconds,
+            "speed/steps_per_second": self.steps / seconds,
+            "speed/padding_share": 1 - tokens / max(1.0, total_positions),
+            "speed/data_wait_share": waited / seconds,
+            "speed/memory_gib": memory() / GIB,
         }
 
 
@@ -80,10 +80,10 @@ def progress_line(metrics: dict[str, float], step: int, last_step: int, eta: flo
         f"ppl {metrics['train_ppl']:.2f}",
         f"lr {metrics['learning_rate']:.2e}",
         f"grad norm {metrics['grad_norm']:.2f}",
-        f"{metrics['tokens_per_second']:,.0f} tokens/s",
-        f"padding {metrics['padding_share']:.1%}",
-        f"data wait {metrics['data_wait_share']:.1%}",
-        f"{metrics['memory_gib']:.2f} GiB",
+        f"{metrics['speed/tokens_per_second']:,.0f} tokens/s",
+        f"padding {metrics['speed/padding_share']:.1%}",
+        f"data wait {metrics['speed/data_wait_share']:.1%}",
+        f"{metrics['speed/memory_gib']:.2f} GiB",
         f"ETA {timedelta(seconds=round(eta))}",
     ]
     return " | ".join(parts)

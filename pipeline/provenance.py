@@ -71,7 +71,12 @@ def log_training(tracker: Tracker, recipe: Recipe, training: Training) -> None:
 
 def _code() -> dict[str, str]:
     """The commit of the checkout, and what is installed."""
-    tags = {"version.python": platform.python_version()}
+    tags = {
+        "version.python": platform.python_version(),
+        "mlflow.source.name": ROOT.name,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": os.environ.get("USER", "unknown"),
+    }
     for package in PACKAGES:
         try:
             tags[f"version.{package}"] = version(package)

@@ -100,7 +100,8 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
     steps = [metric.step for metric in client.get_metric_history(run_id, "train_loss")]
     assert steps == [20, 40, 60, 80]
     rates = [
-        metric.value for metric in client.get_metric_history(run_id, "target_tokens_per_second")
+        metric.value
+        for metric in client.get_metric_history(run_id, "speed/target_tokens_per_second")
     ]
     assert len(rates) == 4
     artifacts = {artifact.path for artifact in client.list_artifacts(run_id)}
