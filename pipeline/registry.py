@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from data_prep.stage import write_json
 from pipeline.comparison import compare
 from pipeline.config import ROOT, Recipe, UsageError
-from pipeline.export import export
 from pipeline.mlflow_records import client_of, short
 from pipeline.results import Result
 from pipeline.tracking import run_id_of
@@ -81,6 +80,8 @@ def _register(client: MlflowClient, recipe: Recipe, result: Result, run_id: str)
 def _log_model(client: MlflowClient, recipe: Recipe, result: Result, run_id: str) -> ModelVersion:
     import mlflow
     from mlflow.models import Model
+
+    from pipeline.export import export
 
     folder = recipe.run_dir / "tracking" / "model"
     export(recipe, folder, "ctranslate2")

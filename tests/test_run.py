@@ -24,7 +24,7 @@ from pipeline.registry import register
 from pipeline.results import Result
 from pipeline.test_sets import load_test_sets
 from pipeline.tracking import Tracker, run_id_of, send_left_over
-from tests.conftest import free_port, run_process
+from tests.conftest import free_port, mlflow_server, run_process
 from tests.mlflow_ui import MlflowUi, needs_chromium
 
 pytestmark = pytest.mark.slow
@@ -240,12 +240,19 @@ def test_records_that_could_not_be_sent_go_with_a_run_that_reuses_everything(
     assert away.returncode == 0, away.stderr
     assert "could not be sent" in away.stderr
     assert "MLflow run not sent yet" in away.stdout
-    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
-    again = run_process([RUN, "--config", str(recipe), "--tracking.uri", elsewhere])
-    assert again.returncode == 0, again.stderr
-    run_id = re.findall(r"MLflow run (\w{32})", again.stdout)[0]
-    run = MlflowClient(elsewhere).get_run(run_id)
-    assert run.data.metrics.keys() >= {"test_bleu", "train_loss"}
+    assert "not registered in" in away.stderr
+    port = free_port()
+    with mlflow_server(tmp_path, port):
+        elsewhere = f"http://127.0.0.1:{port}"
+        again = run_process([RUN, "--config", str(recipe), "--tracking.uri", elsewhere])
+        assert again.returncode == 0, again.stderr
+        run_id = re.findall(r"MLflow run (\w{32})", again.stdout)[0]
+        client = MlflowClient(elsewhere)
+        assert client.get_run(run_id).data.metrics.keys() >= {"test_bleu", "train_loss"}
+        champion = client.get_model_version_by_alias("ringformer-de-en", "champion")
+        assert (champion.version, champion.run_id) == ("1", run_id)
+    assert list((tmp_path / "artifacts").rglob("model.bin"))  # by the server, not by us
+    assert f"dashboard: {elsewhere}" in again.stdout
 
 
 def test_other_settings_after_training_are_pointed_out(

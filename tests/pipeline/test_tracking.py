@@ -4,45 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import requests
 from mlflow import MlflowClient
 
 from pipeline.config import Recipe, load_recipe
 from pipeline.tracking import Tracker, run_id_of, send_left_over
+from tests.conftest import mlflow_server
 
 pytestmark = pytest.mark.slow
-
-
-@contextmanager
-def server(folder: Path, port: int) -> Iterator[None]:
-    """A real MLflow tracking server, up inside the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-         "--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1",
-         "--artifacts-destination", str(folder / "artifacts")],
-        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                requests.get(f"http://127.0.0.1:{port}/health", timeout=5).raise_for_status()
-                break
-            except requests.RequestException:
-                assert time.monotonic() < deadline, "the MLflow server did not start"
-                time.sleep(0.5)
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 def recipe_of(tiny_recipe: Path, folder: Path, port: int) -> Recipe:
@@ -65,7 +36,7 @@ def test_nothing_is_lost_while_the_server_is_away(
     assert tracker.run_id is None
     assert "sent by the next command" in caplog.text
 
-    with server(tmp_path, port):
+    with mlflow_server(tmp_path, port):
         tracker = Tracker(recipe)  # the next command
         tracker.log_metrics({"train_loss": 0.0}, 101)
         tracker.log_table("translations.json", {"source": ["Hallo."], "translation": ["Hello."]})
@@ -136,7 +107,7 @@ def test_a_refused_record_does_not_hold_up_the_others(
 ) -> None:
     caplog.set_level(logging.WARNING)
     recipe = recipe_of(tiny_recipe, tmp_path, port)
-    with server(tmp_path, port):
+    with mlflow_server(tmp_path, port):
         for size in (1, 2):  # MLflow's parameters cannot change
             tracker = Tracker(recipe)
             tracker.log_params(deepspeed={"train_batch_size": size, "fp16": size > 1})
