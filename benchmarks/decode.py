@@ -1,29 +1,39 @@
-"""Decoding speed at base size with random weights, beside fairseq2's and Hugging Face's generate.
+"""Decoding speed at base size with random weights, beside fairseq2's and Hugging Face's generate,
+and CTranslate2's of the same RingFormer, exported.
 
-Sentences have lengths as in newswire (5 to 80 tokens, 25 on average). Every system translates each
-to exactly its source's length (EOS is impossible before and forced then), so only speed differs.
+Sentences have lengths as in newswire (5 to 80 tokens, 25 on average), or are those of a file. Every
+system translates each to exactly its source's length (EOS is impossible before and forced then), so
+only speed differs. CTranslate2 has one length for a batch: its batches are of equal lengths.
 
 python -m benchmarks.decode [--sentences 1 128] [--beams 1 4] [--rounds 5] [--bfloat16]
+    [--text FILE --vocabulary SPM_MODEL] [--only NAME...]
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import ctranslate2
 import numpy as np
 import torch
 from fairseq2.data.tokenizers import VocabularyInfo
 from fairseq2.generation.beam_search import BeamSearchSeq2SeqGenerator
 from fairseq2.nn import BatchLayout
+from sentencepiece import SentencePieceProcessor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList, MarianConfig, MarianMTModel
 
 from benchmarks.rounds import describe, device_of, measure, report
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, ModelConfig
+from models.ctranslate2_spec import ctranslate2_spec
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.config import EvaluationConfig
@@ -110,6 +120,41 @@ def fairseq2s(
         generator(source, model.layout(source), prompt, BatchLayout.of(prompt))
 
 
+def exported(model: TranslationModel, quantization: str | None, workers: int) -> Any:
+    """:returns: a CTranslate2 model whose tokens are the numbers of ours."""
+    spec = ctranslate2_spec(model)
+    tokens = ["<pad>", "<unk>", "<s>", "</s>", *map(str, range(4, VOCAB))]
+    spec.register_source_vocabulary(tokens)
+    spec.register_target_vocabulary(tokens)
+    spec.validate()
+    spec.optimize(quantization)
+    threads = torch.get_num_threads()
+    with TemporaryDirectory() as folder:
+        spec.save(folder)
+        return ctranslate2.Translator(
+            folder, inter_threads=workers, intra_threads=max(1, threads // workers)
+        )
+
+
+def ctranslate2s(peer: Any, sentences: list[list[int]], search: EvaluationConfig) -> None:
+    """All batches are under way at once; a worker takes the next when it is done with one."""
+    by_length = defaultdict(list)
+    for ids in sentences:
+        by_length[len(ids)].append([*map(str, ids[:-1])])  # and EOS, which it adds
+    futures = []
+    for length in sorted(by_length, reverse=True):
+        group = by_length[length]
+        size = max(1, search.batch_tokens // (length * search.beam_size))
+        for begin in range(0, len(group), size):
+            batch = group[begin : begin + size]
+            futures += peer.translate_batch(
+                batch, asynchronous=True, beam_size=search.beam_size, max_input_length=0,
+                min_decoding_length=length, max_decoding_length=length,
+            )  # fmt: skip
+    lengths = sorted(len(future.result().hypotheses[0]) for future in futures)
+    assert lengths == sorted(map(len, sentences))
+
+
 def naive(model: TranslationModel, sentences: list[list[int]]) -> None:
     """Argmax without a cache: every step computes the whole prefix again."""
     source = padded(sentences, next(model.parameters()).device)
@@ -134,6 +179,15 @@ def newswire(count: int) -> list[list[int]]:
     return [generator.integers(4, VOCAB, length).tolist() for length in lengths]
 
 
+def real(text: Path, vocabulary: Path, count: int) -> list[list[int]]:
+    """Sentences of 5, 15, 25, … tokens, spread evenly over a file: so few lengths that batches of
+    equal length are as full as the whole file would make them."""
+    encode = SentencePieceProcessor(model_file=str(vocabulary)).encode
+    ids = encode(text.read_text(encoding="utf-8").split("\n"), add_eos=True)
+    found: list[list[int]] = [tokens for tokens in ids if len(tokens) % 10 == 5]
+    return found[:: max(1, len(found) // count)][:count]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sentences", type=int, nargs="+", default=[1, 128])
@@ -141,6 +195,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", help="cpu or cuda [cuda if there is one]")
     parser.add_argument("--bfloat16", action="store_true", help="all systems in bfloat16")
+    parser.add_argument("--cpu_time", action="store_true", help="on a busy machine, 1 thread")
+    parser.add_argument("--text", type=Path, help="file to take the sentences from")
+    parser.add_argument("--vocabulary", type=Path, help="SentencePiece model for it, of 32,000")
+    parser.add_argument("--only", nargs="+", help="only systems whose names begin so")
     arguments = parser.parse_args()
     device = device_of(arguments.device)
     dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
@@ -148,8 +206,20 @@ def main() -> None:
     ring, plain = (model_of(name).to(device, dtype) for name in ("ringformer", "transformer"))
     peer = marian().to(device, dtype)
     print(f"## {describe(device)}")
+    threads = torch.get_num_threads()
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    peers = {
+        f"RingFormer, CTranslate2 {name or 'float32'}, {workers} worker(s)": exported(
+            ring, name, workers
+        )
+        for name in (None, "int8")
+        for workers in sorted({1, threads})
+        if device.type == "cpu" and not arguments.bfloat16
+    }
     for count in arguments.sentences:
         sentences = newswire(count)
+        if arguments.text:
+            sentences = real(arguments.text, arguments.vocabulary, count)
         by_length = sorted(sentences, key=len)
         for beam in arguments.beams:
             search = EvaluationConfig(
@@ -161,13 +231,22 @@ def main() -> None:
                 "RingFormer, fairseq2's generator": partial(fairseq2s, ring, sentences, search),
                 "Transformer, Hugging Face generate": partial(generate, peer, sentences, beam),
             }
+            for name, model in peers.items():
+                runs[name] = partial(ctranslate2s, model, sentences, search)
             if count > 1:
                 runs["Transformer, Hugging Face, sorted by length"] = partial(
                     generate, peer, by_length, beam
                 )
             if beam == 1:
                 runs["RingFormer, no cache (8 sentences)"] = partial(naive, ring, sentences[:8])
-            seconds = measure(runs, arguments.rounds, device)
+            if arguments.only:
+                begins = tuple(arguments.only)
+                runs = {
+                    name: run
+                    for name, run in runs.items()
+                    if name == "RingFormer" or name.startswith(begins)
+                }
+            seconds = measure(runs, arguments.rounds, device, clock)
             tokens = dict.fromkeys(runs, sum(map(len, sentences)))
             tokens["RingFormer, no cache (8 sentences)"] = sum(map(len, sentences[:8]))
             title = f"{count} sentence(s), {tokens['RingFormer']} tokens, beam {beam}, {dtype}"

@@ -140,4 +140,5 @@ def _set_norm(spec: Any, norm: Tensor) -> None:
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
-    return np.array(tensor.detach().float().cpu(), order="C")  # quantization works in place
+    array: NDArray[np.float32] = tensor.detach().float().cpu().numpy().copy()
+    return array  # a copy because quantization works in place

@@ -116,7 +116,8 @@ def _write_ctranslate2(
     from data_prep.vocabulary import load_vocabularies
     from models.ctranslate2_spec import ctranslate2_spec
 
-    spec = ctranslate2_spec(model)
+    # In float32 the order of additions, which is not ours to choose, would show in the bytes.
+    spec = ctranslate2_spec(model.double())
     source, target = (
         [vocabulary.id_to_piece(index) for index in range(vocabulary.get_piece_size())]
         for vocabulary in load_vocabularies(folder)
