@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("evaluate")
 
 VERSION = 1  # raise it when the same model would get other scores
+NO_OPTIONS: Mapping[str, object] = {}
 PATIENCE = timedelta(hours=2)  # of the other ranks while rank 0 scores and registers
 
 
@@ -55,15 +56,18 @@ class Subject:
     recipe: Recipe
     checkpoints: Sequence[Checkpoint]
     export: Path | None
+    search: Mapping[str, object]
+    """What is otherwise than the export says."""
 
     @classmethod
-    def of(cls, recipe: Recipe, export: Path | None) -> Subject:
+    def of(cls, recipe: Recipe, export: Path | None, search: Mapping[str, object]) -> Subject:
         """:raises CheckpointError: nothing to evaluate, or it belongs to other data."""
         if export is None:
-            return cls(recipe, checkpoints_to_average(recipe), None)
+            evaluation = recipe.evaluation.model_dump(mode="json", include=SEARCH)
+            return cls(recipe, checkpoints_to_average(recipe), None, evaluation)
         if read_manifest(export) is None:
             raise CheckpointError(f"{export}: not an exported model")
-        return cls(recipe, [], export)
+        return cls(recipe, [], export, search)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -82,7 +86,7 @@ class Subject:
         own = test_set.name == self.recipe.data.test.name
         of = {
             "version": VERSION,
-            "evaluation": self.recipe.evaluation.model_dump(mode="json", include=SEARCH),
+            "search": dict(self.search),
             "weights": weights_digest(self.recipe, self.checkpoints),
             "export": read_manifest(self.export) if self.export else None,
             "untrained": self.recipe.training.seed if self.has_baseline(test_set) else None,
@@ -103,16 +107,19 @@ class Subject:
         from pipeline.translator import Translator
 
         if self.export:
-            return Translator.of_export(self.export)
+            return Translator.of_export(self.export, **self.search)
         return Translator.of_run(self.recipe, self.checkpoints)
 
 
-def evaluate(recipe: Recipe, export: Path | None = None) -> list[Result]:
+def evaluate(
+    recipe: Recipe, export: Path | None = None, search: Mapping[str, object] = NO_OPTIONS
+) -> list[Result]:
     """Bring `RUN_DIR/evaluation/TEST_SET/` up to date for each test set.
 
     Every rank calls it; rank 0 decides, scores and writes.
 
     :param export: a folder written by `./run.sh export`, to evaluate instead of the checkpoints.
+    :param search: its `evaluation` keys that shall be otherwise than it was exported with.
     :returns: of every test set, that of the recipe first.
     :raises CheckpointError: nothing to evaluate, or it belongs to other data.
     :raises DataError: a test set cannot be had.
@@ -120,9 +127,9 @@ def evaluate(recipe: Recipe, export: Path | None = None) -> list[Result]:
     if world_size() > 1:
         from pipeline.ranks import from_rank_0
 
-        subject, results, missing = from_rank_0(lambda: _look(recipe, export))
+        subject, results, missing = from_rank_0(lambda: _look(recipe, export, search))
     else:
-        subject, results, missing = _look(recipe, export)
+        subject, results, missing = _look(recipe, export, search)
     if missing:
         translator = subject.translator()
         for result in missing:
@@ -130,9 +137,11 @@ def evaluate(recipe: Recipe, export: Path | None = None) -> list[Result]:
     return results
 
 
-def _look(recipe: Recipe, export: Path | None) -> tuple[Subject, list[Result], list[Result]]:
+def _look(
+    recipe: Recipe, export: Path | None, search: Mapping[str, object]
+) -> tuple[Subject, list[Result], list[Result]]:
     """What there is to evaluate, all results, and those that are missing."""
-    subject = Subject.of(recipe, export)
+    subject = Subject.of(recipe, export, search)
     results = [subject.result(test_set) for test_set in load_test_sets(recipe)]
     for result in results:
         if result.up_to_date:
@@ -207,7 +216,13 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if world_size() > 1:
         _main_of_ranks(recipe, arguments)
     else:
-        _publish(recipe, arguments, evaluate(recipe, arguments.model))
+        _publish(recipe, arguments, evaluate(recipe, arguments.model, _given(recipe, arguments)))
+
+
+def _given(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, object]:
+    """Search options on the command line."""
+    options = recipe.evaluation.model_dump(mode="json", include=SEARCH)
+    return {key: value for key, value in options.items() if f"evaluation.{key}" in vars(arguments)}
 
 
 def _main_of_ranks(recipe: Recipe, arguments: argparse.Namespace) -> None:
@@ -218,7 +233,7 @@ def _main_of_ranks(recipe: Recipe, arguments: argparse.Namespace) -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     meet(PATIENCE)
     try:
-        results = evaluate(recipe, arguments.model)
+        results = evaluate(recipe, arguments.model, _given(recipe, arguments))
     except RankZeroFailed:
         time.sleep(LINGER_SECONDS)
         sys.exit(1)

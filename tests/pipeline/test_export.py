@@ -51,6 +51,7 @@ def talkative(model: TranslationModel) -> TranslationModel:
             else:
                 parameter.mul_(2)
         if isinstance(stack, RingDecoder):
+            assert stack.ffn_layer_norm is not None
             last_bias = stack.ffn_layer_norm[-1, 1]
         else:
             last_bias = stack.layers[-1].ffn_layer_norm.bias
