@@ -13,6 +13,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from data_prep.stage import read_manifest
+from data_prep.vocabulary import load_vocabularies
 from models.factory import abstract_model
 from models.seq2seq import core_parameters
 from pipeline.checkpoint import Checkpoint
@@ -62,9 +63,10 @@ def _head(recipe: Recipe, scores: Sequence[Scores]) -> str:
 
 def _model(recipe: Recipe) -> str:
     model = recipe.model
-    manifest = read_manifest(recipe.run_dir / "shards") or {}
-    sizes = manifest["vocabulary"]["sizes"]
-    shapes = abstract_model(model, (sizes[0], sizes[-1]))
+    source, target = load_vocabularies(recipe.run_dir / "shards")
+    sizes = (source.get_piece_size(), target.get_piece_size())
+    shapes = abstract_model(model, sizes)
+    pieces = [f"{size:,}" for size in (sizes if source is not target else sizes[:1])]
     rows = {
         "architecture": model.architecture,
         "width": model.model_dim,
@@ -73,8 +75,7 @@ def _model(recipe: Recipe) -> str:
         "levels in encoder and decoder": model.num_levels,
         "parameters": f"{sum(p.numel() for p in shapes.parameters()):,}",
         "of them without embeddings and output projection": f"{core_parameters(shapes):,}",
-        "vocabulary": f"SentencePiece {recipe.data.vocabulary.type}, "
-        f"{' + '.join(f'{size:,}' for size in dict.fromkeys(sizes))} pieces",
+        "vocabulary": f"SentencePiece {recipe.data.vocabulary.type}, {' + '.join(pieces)} pieces",
         "longest input": f"{recipe.data.max_tokens_per_side} tokens; longer ones are split",
     }
     text = ""
@@ -88,15 +89,16 @@ def _model(recipe: Recipe) -> str:
 
 
 def _data(recipe: Recipe) -> str:
-    cleaned = read_manifest(recipe.run_dir / "clean") or {}
-    totals = (read_manifest(recipe.run_dir / "shards") or {})["totals"]
+    manifest = read_manifest(recipe.run_dir / "shards")
+    if manifest is None:
+        return "## Training data\n\nNot recorded in this run's folder."
     lines = ["| corpus | pairs read | kept | dropped by |", "|---|---|---|---|"]
-    for corpus in cleaned.get("corpora", []):
+    for corpus in manifest["corpora"]:
         why = ", ".join(f"{name} {count:,}" for name, count in corpus["dropped"].items() if count)
         lines.append(
             f"| {corpus['corpus']} | {corpus['read']:,} | {corpus['kept']:,} | {why or 'none'} |"
         )
-    train = totals["train"]
+    train = manifest["totals"]["train"]
     return (
         "## Training data\n\n" + "\n".join(lines) + f"\n\n{train['pairs']:,} pairs, "
         f"{train['source_tokens']:,} source and {train['target_tokens']:,} target tokens after "
