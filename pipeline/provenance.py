@@ -26,13 +26,14 @@ def log_data(tracker: Tracker, recipe: Recipe) -> None:
     :raises OSError: a file of them cannot be read.
     """
     shards, clean = recipe.run_dir / "shards", recipe.run_dir / "clean"
-    manifest = read_manifest(shards) or {}
-    data = recipe.model_dump(mode="json", include={"data"})
     if not tracker.has_records:
         tracker.log_status("SCHEDULED")
-    tracker.log_params(**data, shards={key: manifest[key] for key in ("totals", "vocabulary")})
-    tracker.log_tags(_code() | _machine())
+        tracker.log_tags(_code() | _machine())
     tracker.log_json("recipe.json", recipe.model_dump(mode="json"))
+    tracker.log_params(**recipe.model_dump(mode="json", include={"data"}))
+    if (manifest := read_manifest(shards)) is None:
+        return  # a model that was brought here without its data
+    tracker.log_params(shards={key: manifest[key] for key in ("totals", "vocabulary")})
     tracker.log_json("data/manifest.json", manifest)
     for path in (clean / "report.json", clean / "report.png", *vocabulary_files(shards)):
         if path.exists():  # shards can come without the text that they were made of
