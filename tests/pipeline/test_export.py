@@ -163,7 +163,6 @@ def test_a_thousand_real_sentences(run: Recipe, folder: Path, shared: Path) -> N
     assert len(pairs) == 1000
     others = [(found, ours) for found, ours in pairs if found.tokens != ours.tokens]
     assert len(others) <= 5  # random weights: nearly ties, which rounding decides
-    print(len(others), [(f.score, o.score) for f, o in others])
 
 
 def test_int8_is_a_quarter_and_close(run: Recipe, folder: Path, sentences: list[str]) -> None:
