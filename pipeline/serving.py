@@ -232,8 +232,8 @@ def threads() -> int:
 class CTranslate2Translator(TextTranslator):
     """Beam search by CTranslate2 on the CPU: a worker for each core, each with its own batch.
 
-    The search is that of `pipeline/search.py`, but for two things. What may not be produced does
-    not count in the probabilities of what may. And where more than beam_size hypotheses have
+    The search is that of `pipeline/search.py`, but for two things. What no_repeat_ngram_size forbids
+    does not count in the probabilities of the rest. And where more than beam_size hypotheses have
     finished at once, the best are kept and not the first: the lower ranks of an n-best list may
     differ, its first may not.
     """
@@ -264,6 +264,7 @@ class CTranslate2Translator(TextTranslator):
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         self.workers = workers
+        self._never = {self.target_vocabulary.pad_id(), self.target_vocabulary.bos_id()}
         self._pieces = _pieces(self.source_vocabulary)
         self._ids = {piece: i for i, piece in enumerate(_pieces(self.target_vocabulary))}
 
@@ -286,10 +287,12 @@ class CTranslate2Translator(TextTranslator):
     def _spell(self, source: list[int]) -> list[str]:
         return [self._pieces[token] for token in source[:-1]]  # CTranslate2 adds EOS
 
-    def _start(self, sources: list[list[int]], limit: int) -> list[Any]:
-        """:param limit: of the translations, EOS included, which is added in `_finish`."""
-        target = self.target_vocabulary
-        never = [[target.id_to_piece(index)] for index in (target.pad_id(), target.bos_id())]
+    def _start(self, sources: list[list[int]], limit: int, *, suppress: bool = False) -> list[Any]:
+        """
+        :param limit: of the translations, EOS included, which is added in `_finish`.
+        :param suppress: PAD and BOS, with which CTranslate2 computes other probabilities.
+        """
+        never = [[self.target_vocabulary.id_to_piece(index)] for index in self._never]
         futures: list[Any] = self.model.translate_batch(
             [self._spell(source) for source in sources],
             asynchronous=True,
@@ -298,7 +301,7 @@ class CTranslate2Translator(TextTranslator):
             # At 0 another rule would say when to stop.
             length_penalty=self.search.length_penalty or 1e-9,
             no_repeat_ngram_size=self.search.no_repeat_ngram_size,
-            suppress_sequences=never,
+            suppress_sequences=never if suppress else None,
             return_end_token=True,
             return_scores=True,
             max_input_length=0,
@@ -308,22 +311,25 @@ class CTranslate2Translator(TextTranslator):
         return futures
 
     def _finish(
-        self, sources: list[list[int]], limit: int, futures: list[Any]
+        self, sources: list[list[int]], limit: int, futures: list[Any], *, suppress: bool = False
     ) -> list[list[Hypothesis]]:
-        """CTranslate2 has one limit for a batch: what may have gone beyond its own begins again."""
+        """What may have gone beyond its own limit (CTranslate2 has one for a batch), or has PAD or
+        BOS in it (a trained model's has not), begins again."""
         found = [self._hypotheses(future.result()) for future in futures]
-        late = defaultdict(list)
+        again = defaultdict(list)
         for row, hypotheses in enumerate(found):
             own = self._limit(sources[row])
-            if own < limit and max(len(h.tokens) for h in hypotheses) >= own:
-                late[own].append(row)
+            late = own < limit and max(len(h.tokens) for h in hypotheses) >= own
+            wrong = any(not self._never.isdisjoint(h.tokens) for h in hypotheses)
+            if late or wrong:
+                again[own, suppress or wrong].append(row)
             else:
                 found[row] = self._end(sources[row], hypotheses)
-        for own, rows in late.items():
-            again = [sources[row] for row in rows]
-            for row, hypotheses in zip(
-                rows, self._finish(again, own, self._start(again, own)), strict=True
-            ):
+        for (own, never), rows in again.items():
+            some = [sources[row] for row in rows]
+            started = self._start(some, own, suppress=never)
+            better = self._finish(some, own, started, suppress=never)
+            for row, hypotheses in zip(rows, better, strict=True):
                 found[row] = hypotheses
         return found
 

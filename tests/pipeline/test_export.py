@@ -162,7 +162,7 @@ def test_a_thousand_real_sentences(run: Recipe, folder: Path, shared: Path) -> N
     pairs = list(zip(best(theirs, sources), best(ours, sources), strict=True))
     assert len(pairs) == 1000
     others = [(found, ours) for found, ours in pairs if found.tokens != ours.tokens]
-    assert len(others) <= 5  # random weights: nearly ties, which rounding decides
+    assert len(others) <= 2  # of random weights some are nearly ties, which rounding decides
 
 
 def test_int8_is_a_quarter_and_close(run: Recipe, folder: Path, sentences: list[str]) -> None:
