@@ -232,10 +232,10 @@ def threads() -> int:
 class CTranslate2Translator(TextTranslator):
     """Beam search by CTranslate2 on the CPU: a worker for each core, each with its own batch.
 
-    The search is that of `pipeline/search.py`, but for two things. What no_repeat_ngram_size forbids
-    does not count in the probabilities of the rest. And where more than beam_size hypotheses have
-    finished at once, the best are kept and not the first: the lower ranks of an n-best list may
-    differ, its first may not.
+    The search is that of `pipeline/search.py`, but for two things. What no_repeat_ngram_size
+    forbids does not count in the probabilities of the rest. And where more than beam_size
+    hypotheses have finished at once, the best are kept and not the first: the lower ranks of an
+    n-best list may differ, its first may not.
     """
 
     def __init__(self, folder: Path, **search: object) -> None:
