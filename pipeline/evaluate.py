@@ -249,7 +249,8 @@ def _publish(recipe: Recipe, arguments: argparse.Namespace, results: Sequence[Re
     log_data(tracker, recipe)
     for result in results:
         result.log(tracker)
-    tracker.log_tags({"mlflow.note.content": "\n\n".join(_line(r.scores) for r in results)})
+    if not arguments.model:
+        tracker.log_tags({"mlflow.note.content": "\n\n".join(_line(r.scores) for r in results)})
     compared = compare_with_run(recipe, results, arguments.baseline) if arguments.baseline else []
     for result, comparison in compared:
         tracker.log_json(f"{result.artifact_folder}/{comparison.file_name}", comparison.content)

@@ -274,7 +274,7 @@ def _end_torn_line(journal: Path) -> None:
 
 
 def _read_journal(journal: Path) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
-    """Its losses, BLEU and learning rates by step; and a digest of what else, by subject."""
+    """Its metrics (but the machine's) by step; and a digest of what else, by subject."""
     history: dict[str, dict[int, float]] = {}
     logged: dict[str, str] = {}
     if journal.exists():
@@ -295,7 +295,7 @@ def _remember(
     history: dict[str, dict[int, float]], metrics: Mapping[str, float], step: int
 ) -> None:
     for key, value in metrics.items():
-        if key.endswith(("_loss", "_bleu", "learning_rate")):
+        if not key.startswith("system/"):
             history.setdefault(key, {})[step] = value
 
 

@@ -94,6 +94,7 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
     assert run.info.status == "FINISHED"
     assert run.data.params["model.architecture"] == "ringformer"
     assert run.data.params["deepspeed.zero_optimization.stage"] == "1"
+    assert len(client.get_metric_history(run_id, "test_chrf")) == 1  # however often it is told
     logged = run.data.metrics.keys()
     assert {"test_bleu", "test_chrf", "test_ter", "valid_loss", "learning_rate"} <= logged
     assert any(name.startswith("system/") for name in logged)
