@@ -12,9 +12,9 @@ from data_prep.corpora import fetch
 from data_prep.engine import executor_of
 from data_prep.stage import Manifest, log, only_command_in
 from data_prep.vocabulary import train_vocabulary
+from pipeline.checkpoint import open_tracker
 from pipeline.config import Recipe, run_command
 from pipeline.provenance import log_data
-from pipeline.tracking import Tracker
 
 
 def prepare(recipe: Recipe) -> Manifest:
@@ -37,7 +37,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says that it makes a font cache
     started = time.monotonic()
     totals = prepare(recipe)["totals"]["train"]
-    tracker = Tracker(recipe)
+    tracker = open_tracker(recipe)
     log_data(tracker, recipe)
     log.info(
         "done in %.1f s: %d training pairs, %d target tokens in %s",

@@ -26,7 +26,7 @@ from data_prep.stage import digest_of, fsync, write_atomically, write_json
 from data_prep.vocabulary import vocabulary_digest
 from pipeline.config import Recipe, TrainingConfig, run_command
 from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
-from pipeline.tracking import send_left_over
+from pipeline.tracking import Tracker, send_left_over
 
 if TYPE_CHECKING:  # torch and deepspeed take seconds to import
     from torch import Tensor
@@ -277,7 +277,7 @@ def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
         chosen = checkpoints[-recipe.evaluation.average_checkpoints :]
     else:
         best = (folder / "best").read_text("utf-8") if (folder / "best").exists() else "none yet"
-        tag = best if wanted == "best" else tag_of(wanted)
+        tag = best if wanted == "best" else tag_of(int(wanted))
         chosen = [checkpoint for checkpoint in checkpoints if checkpoint.tag == tag]
     if not chosen:
         steps = ", ".join(str(checkpoint.step) for checkpoint in checkpoints)
@@ -291,6 +291,12 @@ def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
             )
         refuse_foreign(checkpoint.folder, checkpoint.info, identity)
     return chosen
+
+
+def open_tracker(recipe: Recipe) -> Tracker:
+    """The tracker of `run_dir`; of a checkpoint that was brought here it goes on with the run."""
+    checkpoints = list_checkpoints(recipe.run_dir / "checkpoints")
+    return Tracker(recipe, checkpoints[-1].info.get("tracker_run_id") if checkpoints else None)
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,22 @@ from pipeline.results import Result
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+log = logging.getLogger("evaluate")
+
 SIGNIFICANT = 0.05  # p below which a difference counts
 
 
 class ComparisonError(Exception):
     """There is nothing to compare with."""
+
+
+@dataclass(frozen=True)
+class Logged:
+    """An evaluation as MLflow has it."""
+
+    run_id: str
+    test_set_sha256: str
+    hypotheses: list[str]
 
 
 @dataclass(frozen=True)
@@ -57,44 +69,67 @@ class Comparison:
         return f"{'; '.join(parts)} (paired bootstrap against run {self.of})"
 
 
-def compare_with_run(
-    recipe: Recipe, results: Sequence[Result], run_id: str
-) -> list[tuple[Result, Comparison]]:
-    """Compare with the newest evaluations of an MLflow run, of each test set that it has too.
+def evaluations_of_run(recipe: Recipe, run_id: str) -> dict[str, Logged]:
+    """The newest evaluation of each test set in an MLflow run, by the name of its folder.
 
-    :raises ComparisonError: there is no such run, or it has none of the test sets.
+    :raises ComparisonError: there is no such run, or none can be had.
     """
     client = client_of(recipe.tracking_uri)
-    from mlflow.exceptions import MlflowException
-
     try:
         tags = client.get_run(run_id).data.tags
-    except MlflowException as error:
+    except Exception as error:  # whatever MLflow or the network says
         raise ComparisonError(f"--baseline {run_id}: {short(error)}") from error
+    found = {
+        name.removeprefix("evaluation."): logged(client, run_id, folder)
+        for name, folder in tags.items()
+        if name.startswith("evaluation.")
+    }
+    there = {name: evaluation for name, evaluation in found.items() if evaluation is not None}
+    if not there:
+        raise ComparisonError(
+            f"--baseline {run_id}: that run has no evaluation; `./run.sh evaluate` makes one"
+        )
+    return there
+
+
+def logged(client: MlflowClient, run_id: str, folder: str) -> Logged | None:
+    """:param folder: of artifacts. :returns: None if the files are not (all) there."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            paths = [
+                Path(client.download_artifacts(run_id, f"{folder}/{name}", place))
+                for name in ("scores.json", "hypotheses.txt")
+            ]
+            scores, hypotheses = (path.read_text(encoding="utf-8") for path in paths)
+            return Logged(
+                run_id, json.loads(scores)["test_set_sha256"], hypotheses.split("\n")[:-1]
+            )
+        except Exception as error:  # whatever MLflow or the network says
+            log.warning("%s of run %s: %s", folder, run_id, short(error))
+            return None
+
+
+def compare_all(
+    recipe: Recipe, results: Sequence[Result], baseline: Mapping[str, Logged]
+) -> list[tuple[Result, Comparison]]:
+    """Compare on each test set that both have."""
     compared = []
     for result in results:
-        folder = tags.get(f"evaluation.{result.test_set.slug}")
-        if folder and (comparison := compare(client, result, run_id, folder, recipe)):
+        other = baseline.get(result.test_set.slug)
+        if other is None:
+            log.warning("%s: not compared, the baseline has no such test set", result.test_set.name)
+        elif (comparison := compare(recipe, result, other)) is None:
+            text = "%s: not compared, the baseline was scored on other sentences"
+            log.warning(text, result.test_set.name)
+        else:
             compared.append((result, comparison))
-    if not compared:
-        names = ", ".join(result.test_set.name for result in results)
-        raise ComparisonError(
-            f"--baseline {run_id}: that run has no evaluation of the same sentences ({names}); "
-            "./run.sh evaluate makes one"
-        )
     return compared
 
 
-def compare(
-    client: MlflowClient, result: Result, run_id: str, folder: str, recipe: Recipe
-) -> Comparison | None:
-    """:param folder: artifacts of an evaluation of run `run_id`. :returns: None if it is of other
-    sentences."""
-    with tempfile.TemporaryDirectory() as place:
-        files = Path(client.download_artifacts(run_id, folder, place))
-        theirs = json.loads((files / "scores.json").read_text(encoding="utf-8"))
-        baseline = (files / "hypotheses.txt").read_text(encoding="utf-8").split("\n")[:-1]
-    if theirs["test_set_sha256"] != result.test_set.sha256:
+def compare(recipe: Recipe, result: Result, other: Logged) -> Comparison | None:
+    """:returns: None if the other evaluation is of other sentences."""
+    if other.test_set_sha256 != result.test_set.sha256:
         return None
     references, language = result.test_set.references, recipe.data.target_lang
-    return Comparison(run_id, paired_bootstrap(baseline, result.hypotheses, references, language))
+    scores = paired_bootstrap(other.hypotheses, result.hypotheses, references, language)
+    return Comparison(other.run_id, scores)

@@ -21,6 +21,7 @@ from pydantic import (
     PositiveInt,
     Tag,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic import Field as Limit
@@ -166,8 +167,8 @@ class TestSetFiles(Section):
 
 
 TestSet = Annotated[
-    Annotated[str, Tag("name")] | Annotated[TestSetFiles, Tag("files")],
-    Discriminator(lambda value: "name" if isinstance(value, str) else "files"),
+    Annotated[str, Tag("a name")] | Annotated[TestSetFiles, Tag("some files")],
+    Discriminator(lambda value: "a name" if isinstance(value, str) else "some files"),
 ]
 
 
@@ -195,7 +196,7 @@ class EvaluationConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the model while it translates; bfloat16 is faster where the processor has it."""
 
-    checkpoint: Literal["newest", "best"] | PositiveInt = "newest"
+    checkpoint: int | str = "newest"
     """`newest`: the average of average_checkpoints; `best`: the one that validation found best; or
     the step of one that is kept."""
 
@@ -211,6 +212,15 @@ class EvaluationConfig(Section):
 
     untrained_baseline: bool = False
     """Also score the model as it is at step 0, to show what training was worth."""
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _names_a_checkpoint(cls, value: object) -> object:
+        if value in ("newest", "best"):
+            return value
+        if not (text := str(value)).isdigit():
+            raise ValueError(f"expected newest, best, or a step, not {value!r}")
+        return int(text)
 
 
 SEARCH = {
@@ -370,7 +380,7 @@ def _value(key: str, text: str) -> Any:
 def _describe(error: ValidationError, path: Path, content: Any, overridden: set[str]) -> str:
     """One line for the first of the errors."""
     first = error.errors()[0]
-    location = [part for part in first["loc"] if not str(part).startswith("function-")]
+    location = [part for part in first["loc"] if not str(part).startswith(("function-", "some "))]
     key = ".".join(map(str, location))
     line = ""
     for part in location:
@@ -380,7 +390,8 @@ def _describe(error: ValidationError, path: Path, content: Any, overridden: set[
             content = content[part]
         except (AttributeError, KeyError, TypeError):
             break
-    where = "command line" if key in overridden else f"{path}{line}"
+    on_command_line = any(f"{key}.".startswith(f"{one}.") for one in overridden)
+    where = "command line" if on_command_line else f"{path}{line}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{where}: unknown key `{key}`{_suggestion(key)}{more}"
@@ -401,6 +412,15 @@ def _suggestion(key: str, prefix: str = "") -> str:
 
 
 # ── Command lines ───────────────────────────────────────────────────────────────────────────────
+
+
+def given_evaluation(recipe: Recipe, arguments: argparse.Namespace) -> list[tuple[str, object]]:
+    """Keys of `evaluation` that are on the command line, with their values."""
+    return [
+        (name, getattr(recipe.evaluation, name))
+        for section, _, name in (key.partition(".") for key in vars(arguments))
+        if section == "evaluation"
+    ]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -18,15 +18,27 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.stage import digest_of, read_manifest
 from data_prep.vocabulary import load_vocabularies
-from pipeline.checkpoint import Checkpoint, CheckpointError, checkpoints_to_average
-from pipeline.comparison import compare_with_run
-from pipeline.config import DEFAULT_RECIPE, SEARCH, Recipe, load_recipe, run_command
+from pipeline.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoints_to_average,
+    open_tracker,
+)
+from pipeline.comparison import Logged, compare_all, evaluations_of_run
+from pipeline.config import (
+    DEFAULT_RECIPE,
+    SEARCH,
+    Recipe,
+    given_evaluation,
+    load_recipe,
+    run_command,
+)
 from pipeline.metrics import bleu
 from pipeline.provenance import log_data
 from pipeline.registry import register
 from pipeline.results import Result, Scores, weights_digest
-from pipeline.test_sets import Sentences, load_test_sets
-from pipeline.tracking import Tracker, run_id_of
+from pipeline.test_sets import Sentences, load_test_sets, slug_of
+from pipeline.tracking import run_id_of
 
 if TYPE_CHECKING:
     from pipeline.serving import TextTranslator
@@ -82,7 +94,7 @@ class Subject:
 
     def result(self, test_set: Sentences) -> Result:
         """Where the scores on `test_set` belong, and whether they are there."""
-        variant = f"--{self.export.resolve().name}" if self.export else ""
+        variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
         own = test_set.name == self.recipe.data.test.name
         of = {
             "version": VERSION,
@@ -91,6 +103,8 @@ class Subject:
             "export": read_manifest(self.export) if self.export else None,
             "untrained": self.recipe.training.seed if self.has_baseline(test_set) else None,
             "test set": test_set.sha256,
+            "target_lang": self.recipe.data.target_lang,  # of BLEU's tokeniser
+            "longest line": None if self.export else self.recipe.data.max_tokens_per_side,
         }
         name = f"{test_set.slug}{variant}"
         folder = self.recipe.run_dir / "evaluation" / name
@@ -113,14 +127,14 @@ class Subject:
 
 def evaluate(
     recipe: Recipe, export: Path | None = None, search: Mapping[str, object] = NO_OPTIONS
-) -> list[Result]:
+) -> tuple[Subject, list[Result]]:
     """Bring `RUN_DIR/evaluation/TEST_SET/` up to date for each test set.
 
     Every rank calls it; rank 0 decides, scores and writes.
 
     :param export: a folder written by `./run.sh export`, to evaluate instead of the checkpoints.
     :param search: its `evaluation` keys that shall be otherwise than it was exported with.
-    :returns: of every test set, that of the recipe first.
+    :returns: what was evaluated, and the results of every test set, that of the recipe first.
     :raises CheckpointError: nothing to evaluate, or it belongs to other data.
     :raises DataError: a test set cannot be had.
     """
@@ -134,7 +148,7 @@ def evaluate(
         translator = subject.translator()
         for result in missing:
             _evaluate(subject, translator, result)
-    return results
+    return subject, results
 
 
 def _look(
@@ -215,49 +229,68 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if world_size() > 1:
         _main_of_ranks(recipe, arguments)
-    else:
-        _publish(recipe, arguments, evaluate(recipe, arguments.model, _given(recipe, arguments)))
+        return
+    baseline = _baseline(recipe, arguments)
+    _publish(recipe, *_evaluate_given(recipe, arguments), baseline)
 
 
-def _given(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, object]:
-    """Search options on the command line."""
-    options = recipe.evaluation.model_dump(mode="json", include=SEARCH)
-    return {key: value for key, value in options.items() if f"evaluation.{key}" in vars(arguments)}
+def _baseline(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Logged]:
+    """Before the work: a mistyped run id is told at once, and the run may be this one."""
+    return evaluations_of_run(recipe, arguments.baseline) if arguments.baseline else {}
+
+
+def _evaluate_given(recipe: Recipe, arguments: argparse.Namespace) -> tuple[Subject, list[Result]]:
+    search = {key: value for key, value in given_evaluation(recipe, arguments) if key in SEARCH}
+    return evaluate(recipe, arguments.model, search)
 
 
 def _main_of_ranks(recipe: Recipe, arguments: argparse.Namespace) -> None:
     import torch.distributed
 
-    from pipeline.ranks import LINGER_SECONDS, RankZeroFailed, meet
+    from pipeline.ranks import (
+        LINGER_SECONDS,
+        RanksError,
+        RankZeroFailed,
+        first_line,
+        from_rank_0,
+        lost_contact,
+        meet,
+    )
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     meet(PATIENCE)
     try:
-        results = evaluate(recipe, arguments.model, _given(recipe, arguments))
+        baseline = from_rank_0(lambda: _baseline(recipe, arguments))
+        subject, results = _evaluate_given(recipe, arguments)
+        from_rank_0(lambda: _publish(recipe, subject, results, baseline))
     except RankZeroFailed:
         time.sleep(LINGER_SECONDS)
         sys.exit(1)
-    if rank() == 0:
-        _publish(recipe, arguments, results)
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        raise RanksError(f"lost contact with another rank ({first_line(error)})") from error
     torch.distributed.barrier()  # the launcher ends all when one ends
     torch.distributed.destroy_process_group()
 
 
-def _publish(recipe: Recipe, arguments: argparse.Namespace, results: Sequence[Result]) -> None:
+def _publish(
+    recipe: Recipe, subject: Subject, results: Sequence[Result], baseline: Mapping[str, Logged]
+) -> None:
     """Tell MLflow and the user."""
-    tracker = Tracker(recipe)
+    tracker = open_tracker(recipe)
     log_data(tracker, recipe)
     for result in results:
         result.log(tracker)
-    if not arguments.model:
+    if not subject.export:
         tracker.log_tags({"mlflow.note.content": "\n\n".join(_line(r.scores) for r in results)})
-    compared = compare_with_run(recipe, results, arguments.baseline) if arguments.baseline else []
+    compared = compare_all(recipe, results, baseline) if baseline else []
     for result, comparison in compared:
         tracker.log_json(f"{result.artifact_folder}/{comparison.file_name}", comparison.content)
         tracker.log_tags({f"compared.{result.folder.name}": str(comparison)})
     tracker.close(status=None)  # whether the run is finished is training's to say
-    if not arguments.model:
-        register(recipe, results[0])
+    if not subject.export:
+        register(recipe, subject.checkpoints, results[0])
     lines = [f"{result.test_set.name}: {comparison}" for result, comparison in compared]
     print("\n".join([*lines, summary(recipe, results)]))
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.checkpoint import average_weights, checkpoints_to_average
+from pipeline.checkpoint import Checkpoint, average_weights, checkpoints_to_average
 from pipeline.config import SEARCH, Recipe, UsageError, run_command
 from pipeline.serving import SETTINGS
 
@@ -42,10 +43,12 @@ def export(
     folder: Path,
     format: Format = "safetensors",
     quantization: Quantization | None = None,
+    checkpoints: Sequence[Checkpoint] | None = None,
 ) -> None:
     """Write the averaged weights in float32 (equal tensors once) or quantized, the vocabulary, and
     export.json: architecture, search settings, languages.
 
+    :param checkpoints: to average; by default those that `evaluation` names.
     :raises CheckpointError: the run has no checkpoint.
     :raises UsageError: the format cannot hold such a model.
     """
@@ -56,7 +59,7 @@ def export(
     from pipeline.translator import untrained_model
 
     _check(recipe, format, quantization)
-    checkpoints = checkpoints_to_average(recipe)
+    checkpoints = checkpoints or checkpoints_to_average(recipe)
     card = model_card(recipe, checkpoints)
     settings: dict[str, Any] = {
         "format": format,

@@ -70,7 +70,7 @@ def by_source_length(
     :param lengths: of the sources, in tokens.
     """
     buckets = []
-    edges = [0, *LENGTH_BUCKETS, max([LENGTH_BUCKETS[-1], *lengths]) + 1]
+    edges = [-1, *LENGTH_BUCKETS, max([LENGTH_BUCKETS[-1], *lengths]) + 1]
     for above, upto in pairwise(edges):
         rows = [row for row, length in enumerate(lengths) if above < length <= upto]
         if rows:
@@ -78,7 +78,7 @@ def by_source_length(
             some = [hypotheses[row] for row in rows]
             found, _ = _bootstrap([some], part, {"bleu": _bleu(target_lang)})
             (result,) = found["bleu"]
-            name = f"{above + 1}–{upto}" if upto in LENGTH_BUCKETS else f"> {above}"
+            name = f"{max(above, 0) + 1}–{upto}" if upto in LENGTH_BUCKETS else f"> {above}"
             buckets.append(
                 {
                     "source_tokens": name,

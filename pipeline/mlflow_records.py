@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,9 +38,12 @@ def client_of(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def send(client: MlflowClient, run_id: str, kind: str, records: Sequence[Record]) -> None:
+def send(
+    client: MlflowClient, run_id: str, kind: str, records: Sequence[Record], folder: Path
+) -> None:
     """Send journal records of one kind; but for metrics, one.
 
+    :param folder: of the journal; kept files lie below it.
     :raises Exception: MLflow's or the network's, where trying again can help.
     """
     from mlflow.exceptions import MlflowException
@@ -47,6 +51,9 @@ def send(client: MlflowClient, run_id: str, kind: str, records: Sequence[Record]
     try:
         if kind == "metrics":
             _metrics(client, run_id, records)
+        elif kind == "artifact":
+            where = records[0]["name"].rpartition("/")[0]
+            client.log_artifact(run_id, str(folder / records[0]["kept"]), where or None)
         else:
             SENDERS[kind](client, run_id, records[0])
     except MlflowException as error:
@@ -120,10 +127,6 @@ def _table(client: MlflowClient, run_id: str, record: Record) -> None:
         client.log_table(run_id, record["columns"], name)  # it would append
 
 
-def _artifact(client: MlflowClient, run_id: str, record: Record) -> None:
-    client.log_artifact(run_id, record["path"], record["folder"])
-
-
 def _status(client: MlflowClient, run_id: str, record: Record) -> None:
     if record["status"] in ("SCHEDULED", "RUNNING"):
         client.update_run(run_id, status=record["status"])
@@ -137,6 +140,5 @@ SENDERS = {
     "input": _input,
     "json": _json,
     "table": _table,
-    "artifact": _artifact,
     "status": _status,
 }

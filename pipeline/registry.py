@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +14,8 @@ from shutil import copyfile
 from typing import TYPE_CHECKING
 
 from data_prep.stage import write_json
-from pipeline.comparison import compare
+from pipeline.checkpoint import Checkpoint
+from pipeline.comparison import compare, logged
 from pipeline.config import ROOT, Recipe, UsageError
 from pipeline.mlflow_records import client_of, short
 from pipeline.results import Result
@@ -29,21 +31,24 @@ CHAMPION = "champion"
 NEEDED = ("mlflow", "ctranslate2", "sentencepiece")  # to serve it; nothing else of ours
 
 
-def register(recipe: Recipe, result: Result) -> None:
-    """Log the model that `result` is of as a new version of the registered model, and move the
-    alias `champion` to it if it is better. Done once for an evaluation.
+def register(recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result) -> None:
+    """Log the average of `checkpoints` as a new version of the registered model, and move the alias
+    `champion` to it if it is better. Done once for an evaluation.
+
+    :param result: of these checkpoints.
 
     A server that cannot be reached is told of; the next `./run.sh evaluate` tries again.
     """
     run_id, done = run_id_of(recipe), recipe.run_dir / "tracking" / "registered.json"
     known = _read(done)
-    if known.get(recipe.tracking_uri) == result.fingerprint:
+    wanted = [run_id, recipe.registered_model, result.fingerprint]
+    if known.get(recipe.tracking_uri) == wanted:
         return
     try:
         if run_id is None:
             raise ConnectionError("the run is not there yet")
         client = client_of(recipe.tracking_uri)
-        found = _register(client, recipe, result, run_id)
+        found = _register(client, recipe, checkpoints, result, run_id)
     except UsageError as error:  # the architecture is no standard Transformer
         log.warning("not registered: %s", error)
         return
@@ -54,37 +59,49 @@ def register(recipe: Recipe, result: Result) -> None:
             short(error),
         )
         return
-    write_json(done, {**known, recipe.tracking_uri: result.fingerprint})
+    write_json(done, {**known, recipe.tracking_uri: wanted})
     log.info("%s", found)
 
 
-def _read(path: Path) -> dict[str, str]:
-    """For each tracking store: the fingerprint of the evaluation that was registered last."""
+def _read(path: Path) -> dict[str, list[str | None]]:
+    """For each tracking store: run, registered model and evaluation that were the last."""
     try:
-        known: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+        known: dict[str, list[str | None]] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
     return known
 
 
-def _register(client: MlflowClient, recipe: Recipe, result: Result, run_id: str) -> str:
+def _register(
+    client: MlflowClient,
+    recipe: Recipe,
+    checkpoints: Sequence[Checkpoint],
+    result: Result,
+    run_id: str,
+) -> str:
     """:returns: what was done."""
+    from pipeline.export import export
+
     name = recipe.registered_model
     mine = f"name = '{name}' and tags.fingerprint = '{result.fingerprint}'"
     versions = [v for v in client.search_model_versions(mine) if v.run_id == run_id]
-    new = versions[0] if versions else _log_model(client, recipe, result, run_id)
+    if versions:
+        new = versions[0]
+    else:
+        folder = recipe.run_dir / "tracking" / "model"
+        export(recipe, folder, "ctranslate2", checkpoints=checkpoints)
+        new = _log_model(client, recipe, folder, result, run_id)
     verdict = _crown(client, recipe, result, new)
     return f"registered as {name} version {new.version}: {verdict}"
 
 
-def _log_model(client: MlflowClient, recipe: Recipe, result: Result, run_id: str) -> ModelVersion:
+def _log_model(
+    client: MlflowClient, recipe: Recipe, folder: Path, result: Result, run_id: str
+) -> ModelVersion:
+    """:param folder: the exported model."""
     import mlflow
     from mlflow.models import Model
 
-    from pipeline.export import export
-
-    folder = recipe.run_dir / "tracking" / "model"
-    export(recipe, folder, "ctranslate2")
     card = (folder / "README.md").read_text(encoding="utf-8")
     example = [line for line in result.test_set.sources if line.strip()][:2]
     mlflow.set_tracking_uri(recipe.tracking_uri)
@@ -129,8 +146,10 @@ def _crown(client: MlflowClient, recipe: Recipe, result: Result, new: ModelVersi
         return "is champion"
     else:
         run_id, folder = str(champion.run_id), champion.tags.get("evaluation", "")
-        comparison = compare(client, result, run_id, folder, recipe)
-        if comparison is None:
+        other = logged(client, run_id, folder) if folder else None
+        if other is None:
+            return f"version {champion.version} stays champion: its evaluation cannot be had"
+        if (comparison := compare(recipe, result, other)) is None:
             return (
                 f"version {champion.version} stays champion: it was scored on other sentences "
                 f"({champion.tags.get('test_set')})"

@@ -20,6 +20,7 @@ from pipeline.tracking import Tracker
 
 log = logging.getLogger("evaluate")
 
+FILES = ("scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png")
 LOGGED = ("bleu", "chrf", "ter", "length_ratio", "sentences_per_second", "untrained_bleu")
 TABLE = {"first": 50, "worst": 20, "best": 20}  # sentences in the table that MLflow shows
 COLUMNS = ("line", "chrf", "source", "translation", "reference")
@@ -70,7 +71,8 @@ class Result:
 
     @property
     def up_to_date(self) -> bool:
-        return self.scores.get("fingerprint") == self.fingerprint
+        there = all((self.folder / name).is_file() for name in FILES)
+        return there and self.scores.get("fingerprint") == self.fingerprint
 
     @property
     def scores(self) -> Scores:
@@ -157,17 +159,18 @@ class Result:
         scores, name = self.scores, self.folder.name
         metrics = {f"{self.metric_prefix}{key}": scores[key] for key in LOGGED if key in scores}
         tracker.log_metrics(metrics, scores.get("step", 0), once=list(metrics))
-        signature = scores["bleu_signature"]
-        tracker.log_tags(
-            {f"evaluation.{name}": self.artifact_folder, f"bleu_signature.{name}": signature}
-        )
+        for file in FILES:
+            tracker.log_artifact(self.folder / file, self.artifact_folder)
         table = self.artifact_folder.removeprefix("evaluation/").replace("/", "-")
         tracker.log_table(f"translations/{table}.json", self._table())
-        for file in ("scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png"):
-            tracker.log_artifact(self.folder / file, self.artifact_folder)
         profile = {"folder": str(self.folder.absolute()), "sentences": scores["sentences"]}
         digest = scores["test_set_sha256"][:16]
         tracker.log_input(scores["test_set"], digest, "evaluation", profile)
+        signature = scores["bleu_signature"]
+        # Last: with it the evaluation is complete for those who compare with it.
+        tracker.log_tags(
+            {f"bleu_signature.{name}": signature, f"evaluation.{name}": self.artifact_folder}
+        )
 
     def _table(self) -> dict[str, list[Any]]:
         with (self.folder / "sentences.tsv").open(encoding="utf-8", newline="") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,16 @@ class Sentences:
     @property
     def slug(self) -> str:
         """The name as files and metrics have it."""
-        return self.name.replace("/", "-").replace(" ", "-")
+        return slug_of(self.name)
 
     @property
     def sha256(self) -> str:
         return digest_of([self.sources, self.references])
+
+
+def slug_of(name: str) -> str:
+    """With the characters only that MLflow takes, and file systems."""
+    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
 def load_test_sets(recipe: Recipe) -> Iterator[Sentences]:
@@ -48,6 +54,8 @@ def load_test_sets(recipe: Recipe) -> Iterator[Sentences]:
             raise DataError(f"{test_set.name}: no sentences")
         if test_set.slug in slugs:
             raise DataError(f"evaluation.test_sets: two test sets are called {test_set.slug}")
+        if slugs and test_set.slug == "test":
+            raise DataError("evaluation.test_sets: `test` is the recipe's own in MLflow; rename it")
         slugs.add(test_set.slug)
         yield test_set
 

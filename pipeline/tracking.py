@@ -21,7 +21,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.stage import digest_of, sha256_of, write_json
+from data_prep.stage import digest_of, sha256_of, write_atomically, write_json
 from pipeline.config import Recipe
 from pipeline.mlflow_records import METRICS_RECORDS, client_of, send, short
 
@@ -98,9 +98,17 @@ class Tracker:
         self._log_once("json", name=name, content=content)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """:param path: a file that stays where it is until it has been sent."""
-        digest = sha256_of(path)
-        self._log_once("artifact", path=str(path.absolute()), folder=folder, sha256=digest)
+        """A file, of which a copy is kept: what is sent late is what was logged."""
+        kept = Path("files", sha256_of(path)[:16], path.name)
+        copy = self._journal.parent / kept
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if not copy.exists():
+                write_atomically(copy, path.read_bytes())
+        except OSError as error:
+            log.warning("%s: not logged: %s", path, error.strerror)
+            return
+        self._log_once("artifact", name=f"{folder or ''}/{path.name}", kept=str(kept))
 
     def log_table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
         """A table that MLflow's UI shows."""
@@ -181,9 +189,10 @@ class Tracker:
         client = client_of(self._recipe.tracking_uri)
         if not self._run_exists:
             self._find_or_create_run(client)
-        for kind, records in groupby(self._unsent(), key=lambda record: record[0]["kind"]):
-            while batch := list(islice(records, METRICS_RECORDS if kind == "metrics" else 1)):
-                send(client, self._state["run_id"], kind, [record for record, _ in batch])
+        for kind, group in groupby(self._unsent(), key=lambda record: record[0]["kind"]):
+            while batch := list(islice(group, METRICS_RECORDS if kind == "metrics" else 1)):
+                records = [record for record, _ in batch]
+                send(client, self._state["run_id"], kind, records, self._journal.parent)
                 self._state["sent"] = batch[-1][1]
                 self._save_state()
 
@@ -301,7 +310,7 @@ def _remember(
 
 def _subject(kind: str, content: Mapping[str, Any]) -> str:
     """What a record is about: the next one about it says something new, or need not be said."""
-    names = content.get("name") or content.get("path") or sorted(content[kind])
+    names = content.get("name") or sorted(content[kind])
     return f"{kind} {names} {content.get('context', '')}"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.stage import DataError
-from pipeline.config import Recipe, UsageError, run_command
+from pipeline.config import SEARCH, Recipe, UsageError, given_evaluation, run_command
 
 if TYPE_CHECKING:
     from pipeline.serving import TextTranslator
@@ -86,8 +86,9 @@ def load(recipe: Recipe, arguments: argparse.Namespace) -> TextTranslator:
     from pipeline.translator import Translator
 
     if arguments.model:
-        given = {key.partition(".")[2] for key in vars(arguments) if key.startswith("evaluation.")}
-        search = {name: getattr(recipe.evaluation, name) for name in given}
+        search = dict(given_evaluation(recipe, arguments))
+        if other := sorted(search.keys() - SEARCH):
+            raise UsageError(f"evaluation.{other[0]} does not apply to an exported model")
         return Translator.of_export(arguments.model, **search)
     from pipeline.checkpoint import checkpoints_to_average
 

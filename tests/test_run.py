@@ -175,6 +175,8 @@ def test_another_model_is_champion_only_if_it_is_better(
     before = client.get_model_version_by_alias("ringformer-de-en", "champion")
     for part in ("clean", "shards", "checkpoints"):
         shutil.copytree(first.run_dir / part, tmp_path / "again" / part)
+    for path in (tmp_path / "again").glob("checkpoints/*/checkpoint.json"):  # of no MLflow run
+        path.write_text(json.dumps({**json.loads(path.read_text()), "tracker_run_id": None}))
     # An earlier checkpoint, compared with the run that it was copied from.
     config = ["--run_dir", str(tmp_path / "again"), "--tracking.uri", first.tracking_uri]
     evaluate = [RUN, "evaluate", "--config", str(recipe), *config]
@@ -202,7 +204,7 @@ def test_another_model_is_champion_only_if_it_is_better(
         tracker = Tracker(second)
         result.log(tracker)
         tracker.close(status=None)
-        register(second, result)
+        register(second, list_checkpoints(second.run_dir / "checkpoints")[-1:], result)
         champion = client.get_model_version_by_alias("ringformer-de-en", "champion")
         champions.append(champion.tags["fingerprint"])
     assert champions == ["better", "better"]
@@ -464,18 +466,24 @@ def test_the_dashboard_shows_the_bleu_of_two_runs_side_by_side(
 
 
 def test_real_data_on_two_ranks_with_zero_2(shared: Path, tmp_path: Path) -> None:
-    done = run_process(
-        [RUN, "--config", "recipes/multi30k_de_en.yaml", "--data.root", str(shared / "data"),
-         "--run_dir", str(tmp_path / "m30k"), "--deepspeed_config", "ds_configs/zero2.json",
-         "--training.max_steps", "2", "--model.model_dim", "32", "--model.ffn_inner_dim", "64",
-         "--model.num_heads", "2", "--model.num_levels", "2", "--evaluation.beam_size", "1"],
-        DEEPSPEED_ARGS="--num_accelerators 2",
-    )  # fmt: skip
+    arguments = [
+        "--config", "recipes/multi30k_de_en.yaml", "--data.root", str(shared / "data"),
+        "--run_dir", str(tmp_path / "m30k"), "--deepspeed_config", "ds_configs/zero2.json",
+        "--training.max_steps", "2", "--model.model_dim", "32", "--model.ffn_inner_dim", "64",
+        "--model.num_heads", "2", "--model.num_levels", "2", "--evaluation.beam_size", "1",
+        "--evaluation.max_length_ratio", "0.3",
+    ]  # fmt: skip
+    done = run_process([RUN, *arguments], DEEPSPEED_ARGS="--num_accelerators 2")
     assert done.returncode == 0, done.stderr
     assert "2 rank(s) × 1 micro-batch(es) a step, ZeRO stage 2" in done.stderr
     folder = tmp_path / "m30k" / "evaluation" / "test_2016_flickr"
     scores = json.loads((folder / "scores.json").read_text())
     assert (scores["sentences"], scores["ranks"]) == (1000, 2)
+    both = (folder / "hypotheses.txt").read_text()
+    shutil.rmtree(folder)
+    alone = run_process([RUN, "evaluate", *arguments])
+    assert alone.returncode == 0, alone.stderr
+    assert (folder / "hypotheses.txt").read_text() == both
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from data_prep.stage import DataError
 from pipeline.config import Recipe, UsageError, load_recipe
 from pipeline.metrics import by_source_length, corpus_scores, paired_bootstrap, suspicious
 from pipeline.pictures import draw_bleu_by_length, draw_losses
+from pipeline.ranks import share_of
 from pipeline.test_sets import load_test_sets
 from tests.conftest import Command, run_process
 
@@ -88,7 +89,7 @@ def test_buckets_hold_every_sentence_and_are_drawn(
 ) -> None:
     _, lines = systems
     lengths = [len(line.split()) for line in lines["ref0"]]
-    buckets = by_source_length([*lengths[:-1], 200], lines["better"], [lines["ref0"]], "en")
+    buckets = by_source_length([0, *lengths[1:-1], 200], lines["better"], [lines["ref0"]], "en")
     assert [bucket["source_tokens"] for bucket in buckets] == ["1–10", "11–20", "21–30", "> 60"]
     assert sum(bucket["sentences"] for bucket in buckets) == 120
     assert buckets[-1] == {"source_tokens": "> 60", "sentences": 1, "bleu": buckets[-1]["bleu"],
@@ -101,6 +102,15 @@ def test_buckets_hold_every_sentence_and_are_drawn(
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     draw_losses({}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+def test_every_rank_has_its_lines_and_all_are_shared_out() -> None:
+    for lines in ([], ["a"], ["long " * 20, "b", "c", "d"], [str(n) * n for n in range(40)]):
+        for world_size in (1, 2, 3, 8):
+            shares = [lines[share_of(lines, rank, world_size)] for rank in range(world_size)]
+            assert [line for share in shares for line in share] == lines
+    sizes = [len("".join(part)) for part in (lines[share_of(lines, rank, 2)] for rank in (0, 1))]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
 
 
 def test_suspicious_translations() -> None:
@@ -135,7 +145,7 @@ def test_test_sets_from_files(prepared: Recipe, tmp_path: Path) -> None:
     for text, message in wrong.items():
         with pytest.raises(DataError, match=message):
             list(load_test_sets(with_test_sets(prepared, tmp_path, text)))
-    with pytest.raises(UsageError, match=r"test_sets\.0\.files\.source` is required"):
+    with pytest.raises(UsageError, match=r"command line: .*test_sets\.0\.source` is required"):
         with_test_sets(prepared, tmp_path, "[{name: x, references: [a.en]}]")
 
 
