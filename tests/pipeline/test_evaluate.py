@@ -110,7 +110,7 @@ def test_every_rank_has_its_lines_and_all_are_shared_out() -> None:
             shares = [lines[share_of(lines, rank, world_size)] for rank in range(world_size)]
             assert [line for share in shares for line in share] == lines
     sizes = [len("".join(part)) for part in (lines[share_of(lines, rank, 2)] for rank in (0, 1))]
-    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.2)
 
 
 def test_suspicious_translations() -> None:

@@ -32,7 +32,9 @@ def test_nothing_is_lost_while_the_server_is_away(
     tracker.log_params(deepspeed={"zero_optimization": {"stage": 1}}, data=data)
     for step in range(1, 101):
         tracker.log_metrics({"train_loss": 1 / step}, step)
+    tracker.log_artifact(tmp_path / "hypotheses.txt", "evaluation")
     tracker.close()
+    (tmp_path / "hypotheses.txt").write_text("Bye.\n")  # what was logged is still sent
     assert tracker.run_id is None
     assert "sent by the next command" in caplog.text
 
@@ -40,7 +42,6 @@ def test_nothing_is_lost_while_the_server_is_away(
         tracker = Tracker(recipe)  # the next command
         tracker.log_metrics({"train_loss": 0.0}, 101)
         tracker.log_table("translations.json", {"source": ["Hallo."], "translation": ["Hello."]})
-        tracker.log_artifact(tmp_path / "hypotheses.txt", "evaluation")
         tracker.close()
         run_id = tracker.run_id
         assert run_id is not None
@@ -54,6 +55,8 @@ def test_nothing_is_lost_while_the_server_is_away(
         assert run.data.params["deepspeed.zero_optimization.stage"] == "1"
         artifacts = [item.path for item in client.list_artifacts(run_id, "evaluation")]
         assert artifacts == ["evaluation/hypotheses.txt"]
+        copy = client.download_artifacts(run_id, "evaluation/hypotheses.txt", str(tmp_path))
+        assert Path(copy).read_text() == "Hello.\n"
 
         # Sent again (a process killed before it noted what it had sent): still once in MLflow.
         # The kill has also cut the last record short.
