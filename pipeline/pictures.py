@@ -33,10 +33,8 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
     axes = figure.subplots()
     for key, (label, colour, style) in curves.items():
         if points := sorted(history.get(key, {}).items()):
+            label = f"{label}, {points[-1][1]:.3f} at the end"
             axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4)
-            axes.annotate(
-                f" {points[-1][1]:.3f}", points[-1], color=colour, fontsize=9, va="center"
-            )
     _plain(axes)
     axes.set_xlabel("step")
     axes.set_ylabel("cross-entropy per target token (nats)")
@@ -66,7 +64,7 @@ def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: 
         axes.text(place, 0, f"{bucket['sentences']:,}", color="white", ha="center", va="bottom")
     _plain(axes)
     axes.set_xticks(range(len(buckets)), [bucket["source_tokens"] for bucket in buckets])
-    axes.set_xlabel("source tokens (number of sentences in the bar)")
+    axes.set_xlabel("source tokens (in the bar: sentences)")
     axes.set_ylabel("BLEU, 95% confidence interval")
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     _save(figure, path)
