@@ -38,7 +38,7 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
     _plain(axes)
     axes.set_xlabel("step")
     axes.set_ylabel("cross-entropy per target token (nats)")
-    axes.legend(frameon=False, loc="upper right")
+    figure.legend(frameon=False, loc="outside upper left", ncols=2)
     if points := sorted(history.get("valid_bleu", {}).items()):
         bleu = axes.twinx()
         bleu.plot(*zip(*points, strict=True), "s--", color=MUTED, markersize=4)
