@@ -62,8 +62,11 @@ def command(recipe: Path, run_dir: Path, *options: str) -> list[str]:
 
 def files_of(run_dir: Path) -> dict[str, str]:
     """The checksum of every file that a run left, hidden ones too."""
-    files = (path for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(run_dir)): sha256_of(path) for path in files}
+    files = {str(path.relative_to(run_dir)): path for path in run_dir.rglob("*") if path.is_file()}
+    made = {
+        name: path for name, path in files.items() if not name.startswith((".lock", "tracking"))
+    }
+    return {name: sha256_of(path) for name, path in made.items()}
 
 
 @pytest.fixture(scope="module")

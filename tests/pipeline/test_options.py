@@ -55,7 +55,10 @@ def test_validation_bleu_on_two_ranks_is_that_of_evaluation(
     options = ["--config", tiny_recipe, "--run_dir", run_dir, "--training.max_steps", 80]
     done = command("pipeline.evaluate", *options, "--evaluation.untrained_baseline", "false")
     assert done.returncode == 0, done.stderr
-    assert json.loads((run_dir / "evaluation" / "scores.json").read_text())["bleu"] == found[80]
+    assert (
+        json.loads((run_dir / "evaluation" / "toy-test" / "scores.json").read_text())["bleu"]
+        == found[80]
+    )
 
 
 def test_early_stopping_keeps_the_best(
