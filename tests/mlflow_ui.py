@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from selenium.common.exceptions import (
     ElementClickInterceptedException,
+    ElementNotInteractableException,
     StaleElementReferenceException,
     TimeoutException,
 )
@@ -156,11 +157,7 @@ class MlflowUi:
         self._open(f"{self._experiment}/runs", "compareRunsMode=TABLE&")
         self._click("the menu of columns", "[data-testid='column-selection-dropdown']")
         self._type("Search columns", metric)
-        self._click(
-            f"the column {metric}",
-            f"//*[contains(@class, 'treenode')][normalize-space()='{metric}']"
-            "//*[contains(@class, 'tree-checkbox')]",
-        )
+        self._wait(f"the column {metric}", lambda browser: self._choose(metric))
         self._browser.switch_to.active_element.send_keys(Keys.ESCAPE)
         what = f"{metric} of {runs} runs"
         shown = self._until(what, CELLS_OF_COLUMN, metric, enough=lambda cells: len(cells) >= runs)
@@ -216,6 +213,20 @@ class MlflowUi:
 
         self._wait(what, clicked)
 
+    def _choose(self, column: str) -> bool:
+        """Tick a column of the menu, whose group may be closed, or close while it is searched."""
+        box = (
+            f"//*[contains(@class, 'treenode')][normalize-space()='{column}']"
+            "//*[contains(@class, 'tree-checkbox')]"
+        )
+        if boxes := self._browser.find_elements(By.XPATH, box):
+            boxes[0].click()
+        elif closed := self._browser.find_elements(
+            By.CSS_SELECTOR, "[class*='tree-switcher_close']"
+        ):
+            closed[0].click()
+        return bool(boxes)
+
     def _type(self, placeholder: str, text: str) -> None:
         selector = f"input[placeholder='{placeholder}']"
         self._click(placeholder, selector)
@@ -233,7 +244,11 @@ class MlflowUi:
         return self._wait(what, found)
 
     def _wait(self, what: str, condition: Any) -> Any:
-        busy = (StaleElementReferenceException, ElementClickInterceptedException)
+        busy = (
+            StaleElementReferenceException,
+            ElementClickInterceptedException,
+            ElementNotInteractableException,
+        )
         try:
             wait = WebDriverWait(self._browser, WAIT_SECONDS, 0.2, ignored_exceptions=busy)
             return wait.until(condition)
