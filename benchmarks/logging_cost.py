@@ -26,7 +26,7 @@ import torch
 from deepspeed import comm as dist
 
 from benchmarks.rounds import describe, spread
-from pipeline.config import load_recipe
+from benchmarks.train_loop import endless
 from pipeline.engine import Training
 from pipeline.ranks import init_distributed
 from pipeline.system_metrics import SystemMetrics
@@ -63,10 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     arguments, rest = parser.parse_known_args()
-    overrides = [(k.removeprefix("--"), v) for k, v in zip(rest[::2], rest[1::2], strict=True)]
-    for key in ("max_steps", "validate_every", "checkpoint_every"):
-        overrides.append((f"training.{key}", "1000000"))
-    recipe = load_recipe(arguments.config, overrides)
+    recipe = endless(arguments.config, rest)
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29777"}
     init_distributed()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,23 @@ def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, Any]:
     return found
 
 
+def endless(config: Path, arguments: Sequence[str]) -> Recipe:
+    """A recipe whose training does nothing but steps.
+
+    :param arguments: `--SECTION.KEY VALUE`, one after the other.
+    """
+    pairs = zip(arguments[::2], arguments[1::2], strict=True)
+    overrides = [(key.removeprefix("--"), value) for key, value in pairs]
+    for key in ("max_steps", "validate_every", "checkpoint_every"):
+        overrides.append((f"training.{key}", "1000000"))
+    return load_recipe(config, overrides)
+
+
 def worker(arguments: argparse.Namespace, scratch: Path) -> None:
     """What a rank does."""
     torch.set_num_threads(1)
     init_distributed()
-    keys, values = arguments.overrides[::2], arguments.overrides[1::2]
-    overrides = [(key.removeprefix("--"), value) for key, value in zip(keys, values, strict=True)]
-    for key in ("max_steps", "validate_every", "checkpoint_every"):
-        overrides.append((f"training.{key}", "1000000"))
-    recipe = load_recipe(arguments.config, overrides)
+    recipe = endless(arguments.config, arguments.overrides)
     link = scratch / "run" / "shards"
     if dist.get_rank() == 0:
         link.parent.mkdir()

@@ -66,6 +66,15 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     path.write_bytes(buffer.getbuffer())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; empty if there is no such file, or it holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -141,12 +150,8 @@ def _working_folder(folder: Path, inputs: Any, reason: str) -> Path:
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a finished stage; None if there is none (an unreadable one counts so)."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    known = isinstance(manifest, dict) and {"inputs", "bytes"} <= manifest.keys()
-    return manifest if known else None
+    manifest = read_json(folder / "manifest.json")
+    return manifest if {"inputs", "bytes"} <= manifest.keys() else None
 
 
 def _sizes(folder: Path) -> dict[str, int]:

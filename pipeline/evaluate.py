@@ -8,7 +8,6 @@ import argparse
 import logging
 import os
 import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +94,6 @@ class Subject:
     def result(self, test_set: Sentences) -> Result:
         """Where the scores on `test_set` belong, and whether they are there."""
         variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
-        own = test_set.name == self.recipe.data.test.name
         of = {
             "version": VERSION,
             "search": dict(self.search),
@@ -108,14 +106,16 @@ class Subject:
         }
         name = f"{test_set.slug}{variant}"
         folder = self.recipe.run_dir / "evaluation" / name
-        return Result(
-            test_set, folder, f"{'test' if own else test_set.slug}{variant}_", digest_of(of)
-        )
+        prefix = "test" if self._is_own(test_set) else test_set.slug
+        return Result(test_set, folder, f"{prefix}{variant}_", digest_of(of))
+
+    def _is_own(self, test_set: Sentences) -> bool:
+        return test_set.name == self.recipe.data.test.name
 
     def has_baseline(self, test_set: Sentences) -> bool:
         """Whether an untrained model is scored too."""
-        own = test_set.name == self.recipe.data.test.name
-        return self.recipe.evaluation.untrained_baseline and own and not self.export
+        wanted = self.recipe.evaluation.untrained_baseline
+        return wanted and self._is_own(test_set) and not self.export
 
     def translator(self) -> TextTranslator:
         from pipeline.translator import Translator
@@ -247,29 +247,14 @@ def _evaluate_given(recipe: Recipe, arguments: argparse.Namespace) -> tuple[Subj
 def _main_of_ranks(recipe: Recipe, arguments: argparse.Namespace) -> None:
     import torch.distributed
 
-    from pipeline.ranks import (
-        LINGER_SECONDS,
-        RanksError,
-        RankZeroFailed,
-        first_line,
-        from_rank_0,
-        lost_contact,
-        meet,
-    )
+    from pipeline.ranks import failing_together, from_rank_0, meet
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     meet(PATIENCE)
-    try:
+    with failing_together():
         baseline = from_rank_0(lambda: _baseline(recipe, arguments))
         subject, results = _evaluate_given(recipe, arguments)
         from_rank_0(lambda: _publish(recipe, subject, results, baseline))
-    except RankZeroFailed:
-        time.sleep(LINGER_SECONDS)
-        sys.exit(1)
-    except RuntimeError as error:
-        if not lost_contact(error):
-            raise
-        raise RanksError(f"lost contact with another rank ({first_line(error)})") from error
     torch.distributed.barrier()  # the launcher ends all when one ends
     torch.distributed.destroy_process_group()
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +28,7 @@ class RankZeroFailed(Exception):
 
 
 class RanksError(Exception):
-    """The ranks cannot meet."""
+    """The ranks cannot meet, or one is gone."""
 
 
 def meet(timeout: timedelta) -> None:
@@ -91,6 +94,24 @@ def share_of(lines: Sequence[str], rank: int, world_size: int) -> slice:
     cuts = [int(np.searchsorted(ends, total * r / world_size)) for r in range(1, world_size)]
     bounds = [0, *cuts, len(lines)]
     return slice(bounds[rank], bounds[rank + 1])
+
+
+@contextmanager
+def failing_together(advice: str = "") -> Iterator[None]:
+    """What a rank does when another fails: leave the word to it, or tell that it is gone.
+
+    :param advice: behind the message of `RanksError`.
+    """
+    try:
+        yield
+    except RankZeroFailed:
+        time.sleep(LINGER_SECONDS)
+        sys.exit(1)
+    except RuntimeError as error:
+        if not lost_contact(error):
+            raise
+        message = f"lost contact with another rank ({first_line(error)}){advice}"
+        raise RanksError(message) from error
 
 
 def gather_shares(share: Sequence[str]) -> list[str]:

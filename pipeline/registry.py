@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING
 
-from data_prep.stage import write_json
+from data_prep.stage import read_json, write_json
 from pipeline.checkpoint import Checkpoint
 from pipeline.comparison import compare, logged
 from pipeline.config import ROOT, Recipe, UsageError
@@ -40,7 +39,7 @@ def register(recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result) 
     A server that cannot be reached is told of; the next `./run.sh evaluate` tries again.
     """
     run_id, done = run_id_of(recipe), recipe.run_dir / "tracking" / "registered.json"
-    known = _read(done)
+    known = read_json(done)  # for each tracking store: what was registered last
     wanted = [run_id, recipe.registered_model, result.fingerprint]
     if known.get(recipe.tracking_uri) == wanted:
         return
@@ -61,15 +60,6 @@ def register(recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result) 
         return
     write_json(done, {**known, recipe.tracking_uri: wanted})
     log.info("%s", found)
-
-
-def _read(path: Path) -> dict[str, list[str | None]]:
-    """For each tracking store: run, registered model and evaluation that were the last."""
-    try:
-        known: dict[str, list[str | None]] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return known
 
 
 def _register(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.stage import digest_of, write_atomically, write_json
+from data_prep.stage import digest_of, read_json, write_atomically, write_json
 from pipeline.checkpoint import Checkpoint
 from pipeline.config import Recipe
 from pipeline.metrics import by_source_length, corpus_scores, sentence_scores, suspicious
@@ -42,19 +41,11 @@ def weights_digest(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
 
 def scores_of(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]:
     """Those in RUN_DIR/evaluation that are of these checkpoints; of the recipe's test set first."""
-    found = [_read(path) for path in sorted((recipe.run_dir / "evaluation").glob("*/scores.json"))]
+    paths = sorted((recipe.run_dir / "evaluation").glob("*/scores.json"))
+    found = [read_json(path) for path in paths]
     wanted = weights_digest(recipe, checkpoints)
     of_these = [scores for scores in found if scores.get("weights_sha256") == wanted]
     return sorted(of_these, key=lambda scores: scores["test_set"] != recipe.data.test.name)
-
-
-def _read(path: Path) -> Scores:
-    """Empty if there are none."""
-    try:
-        scores: Scores = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return scores
 
 
 @dataclass
@@ -69,14 +60,16 @@ class Result:
     fingerprint: str
     """Of everything that the scores depend on."""
 
+    scores: Scores = field(init=False)
+    """Empty if there are none."""
+
+    def __post_init__(self) -> None:
+        self.scores = read_json(self.folder / "scores.json")
+
     @property
     def up_to_date(self) -> bool:
         there = all((self.folder / name).is_file() for name in FILES)
         return there and self.scores.get("fingerprint") == self.fingerprint
-
-    @property
-    def scores(self) -> Scores:
-        return _read(self.folder / "scores.json")
 
     @property
     def hypotheses(self) -> list[str]:
@@ -118,6 +111,7 @@ class Result:
         title = f"BLEU {scores['bleu']} ± {scores['bleu_ci']} on {self.test_set.name}"
         draw_bleu_by_length(title, buckets, self.folder / "by_length.png")
         write_json(self.folder / "scores.json", scores)
+        self.scores = scores
 
     def _warn(self, length_ratio: float, wrong: Mapping[str, Sequence[int]]) -> None:
         name = self.test_set.name

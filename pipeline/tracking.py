@@ -21,7 +21,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.stage import digest_of, sha256_of, write_atomically, write_json
+from data_prep.stage import digest_of, read_json, sha256_of, write_atomically, write_json
 from pipeline.config import Recipe
 from pipeline.mlflow_records import METRICS_RECORDS, client_of, send, short
 
@@ -262,11 +262,7 @@ def _files(recipe: Recipe) -> tuple[Path, Path]:
 
 def _read_states(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """For each tracking store: the run id there, and how many bytes of the journal it has."""
-    try:
-        states = json.loads(_files(recipe)[1].read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return states if isinstance(states, dict) else {}
+    return read_json(_files(recipe)[1])
 
 
 def _read_state(recipe: Recipe) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from pipeline.checkpoint import (
     checkpoint_to_resume,
     finished_note,
     is_finished,
+    open_tracker,
     record_validation,
     remove_unfinished,
     set_aside_damaged,
@@ -38,14 +39,7 @@ from pipeline.pictures import draw_losses
 from pipeline.preflight import check_space, remove_dead_build_locks
 from pipeline.progress import Window, progress_bar, progress_line, start_logging
 from pipeline.provenance import log_data, log_training
-from pipeline.ranks import (
-    LINGER_SECONDS,
-    RankZeroFailed,
-    first_line,
-    from_rank_0,
-    lost_contact,
-    meet,
-)
+from pipeline.ranks import failing_together, from_rank_0, meet
 from pipeline.system_metrics import SystemMetrics
 from pipeline.tracking import Tracker
 from pipeline.validation import Stopped, Validation, any_rank
@@ -215,27 +209,18 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     meet(timedelta(seconds=recipe.training.collective_timeout + 60))
     with ExitStack() as held:
         try:
-            newest = from_rank_0(lambda: _look_before(recipe, held))
-            if newest is not None and is_finished(recipe.training, newest):
-                log.info("%s", finished_note(recipe, newest))
-            else:
-                _train(recipe, newest, console)
-            dist.barrier()  # the launcher kills all when one ends; rank 0 may still be sending
-        except RankZeroFailed:
-            time.sleep(LINGER_SECONDS)
-            sys.exit(1)
+            with failing_together(f"; {AGAIN} from the newest checkpoint"):
+                newest = from_rank_0(lambda: _look_before(recipe, held))
+                if newest is not None and is_finished(recipe.training, newest):
+                    log.info("%s", finished_note(recipe, newest))
+                else:
+                    _train(recipe, newest, console)
+                dist.barrier()  # the launcher kills all when one ends; rank 0 may still be sending
         except Stopped as stopped:
             dist.barrier()
             if rank == 0:
                 print(f"train: {stopped}; {AGAIN}", file=sys.stderr, flush=True)
             sys.exit(STOPPED)
-        except RuntimeError as error:
-            if not lost_contact(error):
-                raise
-            raise TrainingError(
-                f"lost contact with another rank ({first_line(error)}); {AGAIN} from the newest "
-                "checkpoint"
-            ) from error
     dist.destroy_process_group()  # after an error it could wait for what never comes
 
 
@@ -298,7 +283,7 @@ def _train(recipe: Recipe, newest: Checkpoint | None, console: Console | None) -
             training.engine.zero_optimization_stage(),
             100 * training.plan.padding_share(),
         )
-        tracker = Tracker(recipe, newest.info["tracker_run_id"] if newest else None)
+        tracker = open_tracker(recipe)
         log_data(tracker, recipe)
         log_training(tracker, recipe, training)
     status = "FAILED"

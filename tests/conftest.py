@@ -133,6 +133,25 @@ def run_process(
     )
 
 
+def wait_for_answer(
+    address: str, server: subprocess.Popen[bytes], output: Path | None = None
+) -> None:
+    """Until a server that was started answers with success.
+
+    :param output: what it says, for the message when it does not.
+    """
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            requests.get(address, timeout=5).raise_for_status()
+            return
+        except requests.RequestException:
+            said = output.read_text() if output else f"{address} does not answer"
+            assert server.poll() is None, said
+            assert time.monotonic() < deadline, said
+            time.sleep(0.2)
+
+
 @contextmanager
 def mlflow_server(folder: Path, port: int) -> Iterator[None]:
     """A real MLflow tracking server, up inside the block."""
@@ -144,14 +163,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
         env={**os.environ, **SERVER_SETTINGS},
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                requests.get(f"http://127.0.0.1:{port}/health", timeout=5).raise_for_status()
-                break
-            except requests.RequestException:
-                assert time.monotonic() < deadline, "the MLflow server did not start"
-                time.sleep(0.5)
+        wait_for_answer(f"http://127.0.0.1:{port}/health", process)
         yield
     finally:
         process.terminate()

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import mlflow
 import pytest
 import requests
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 
 from pipeline.checkpoint import list_checkpoints
 from pipeline.config import ROOT, Recipe, load_recipe
@@ -24,13 +24,17 @@ from pipeline.registry import register
 from pipeline.results import Result
 from pipeline.test_sets import load_test_sets
 from pipeline.tracking import Tracker, run_id_of, send_left_over
-from tests.conftest import free_port, mlflow_server, run_process
+from tests.conftest import free_port, mlflow_server, run_process, wait_for_answer
 from tests.mlflow_ui import MlflowUi, needs_chromium
 
 pytestmark = pytest.mark.slow
 
 RUN = str(ROOT / "run.sh")
 RIVAL_BLEU = 12.34
+
+
+def champion_of(client: MlflowClient) -> ModelVersion:
+    return client.get_model_version_by_alias("ringformer-de-en", "champion")
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +135,7 @@ def test_the_evaluated_model_is_registered_and_served_from_its_artifact_alone(
 ) -> None:
     loaded = load_recipe(recipe)
     client = MlflowClient(loaded.tracking_uri)
-    champion = client.get_model_version_by_alias("ringformer-de-en", "champion")
+    champion = champion_of(client)
     assert champion.run_id == run_id_of(loaded)
     folder = loaded.run_dir / "evaluation" / "toy-test"
     scores = json.loads((folder / "scores.json").read_text())
@@ -152,11 +156,7 @@ def test_the_evaluated_model_is_registered_and_served_from_its_artifact_alone(
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while not _answers(f"http://127.0.0.1:{port}/ping"):
-            assert server.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_for_answer(f"http://127.0.0.1:{port}/ping", server)
         sources = (loaded.run_dir / "clean" / "test.de").read_text().split("\n")[:-1]
         found = requests.post(
             f"http://127.0.0.1:{port}/invocations", json={"inputs": sources}, timeout=60
@@ -172,7 +172,7 @@ def test_another_model_is_champion_only_if_it_is_better(
 ) -> None:
     first = load_recipe(recipe)
     client = MlflowClient(first.tracking_uri)
-    before = client.get_model_version_by_alias("ringformer-de-en", "champion")
+    before = champion_of(client)
     for part in ("clean", "shards", "checkpoints"):
         shutil.copytree(first.run_dir / part, tmp_path / "again" / part)
     for path in (tmp_path / "again").glob("checkpoints/*/checkpoint.json"):  # of no MLflow run
@@ -187,7 +187,7 @@ def test_another_model_is_champion_only_if_it_is_better(
     assert f"version {before.version} stays champion: " in done.stderr
     compared = rf"toy-test: [-+][\d.]+ BLEU, p = [\d.]+; .* against run {before.run_id}\)\n"
     assert re.search(compared, done.stdout)
-    assert client.get_model_version_by_alias("ringformer-de-en", "champion") == before
+    assert champion_of(client) == before
     nobody = run_process([*evaluate, "--baseline", "0" * 32])
     assert (nobody.returncode, "Traceback" in nobody.stderr) == (1, False)
     assert f"--baseline {'0' * 32}: " in nobody.stderr
@@ -205,7 +205,7 @@ def test_another_model_is_champion_only_if_it_is_better(
         result.log(tracker)
         tracker.close(status=None)
         register(second, list_checkpoints(second.run_dir / "checkpoints")[-1:], result)
-        champion = client.get_model_version_by_alias("ringformer-de-en", "champion")
+        champion = champion_of(client)
         champions.append(champion.tags["fingerprint"])
     assert champions == ["better", "better"]
     # As it was, for the other tests.
@@ -252,7 +252,7 @@ def test_records_that_could_not_be_sent_go_with_a_run_that_reuses_everything(
         run_id = re.findall(r"MLflow run (\w{32})", again.stdout)[0]
         client = MlflowClient(elsewhere)
         assert client.get_run(run_id).data.metrics.keys() >= {"test_bleu", "train_loss"}
-        champion = client.get_model_version_by_alias("ringformer-de-en", "champion")
+        champion = champion_of(client)
         assert (champion.version, champion.run_id) == ("1", run_id)
     assert list((tmp_path / "artifacts").rglob("model.bin"))  # by the server, not by us
     assert f"dashboard: {elsewhere}" in again.stdout
@@ -387,22 +387,11 @@ def dashboard(
             stderr=file,
         )
     try:
-        deadline = time.monotonic() + 120
-        while not _answers(f"http://127.0.0.1:{port}"):
-            assert process.poll() is None, output.read_text()
-            assert time.monotonic() < deadline, output.read_text()
-            time.sleep(0.2)
+        wait_for_answer(f"http://127.0.0.1:{port}", process, output)
         yield re.findall(r"^dashboard: (http\S+)", output.read_text(), re.MULTILINE)[0]
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _answers(address: str) -> bool:
-    try:
-        return requests.get(address, timeout=5).status_code == 200
-    except requests.ConnectionError:
-        return False
 
 
 @pytest.fixture(scope="module")
