@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.checkpoint import Checkpoint, average_weights, checkpoints_to_average
 from pipeline.config import SEARCH, Recipe, UsageError, run_command
-from pipeline.serving import SETTINGS
+from pipeline.serving import SETTINGS, pieces_of
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
@@ -121,10 +121,7 @@ def _write_ctranslate2(
 
     # In float32 the order of additions, which is not ours to choose, would show in the bytes.
     spec = ctranslate2_spec(model.double())
-    source, target = (
-        [vocabulary.id_to_piece(index) for index in range(vocabulary.get_piece_size())]
-        for vocabulary in load_vocabularies(folder)
-    )
+    source, target = map(pieces_of, load_vocabularies(folder))
     spec.register_source_vocabulary(source)
     spec.register_target_vocabulary(target)
     spec.validate()

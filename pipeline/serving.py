@@ -265,8 +265,8 @@ class CTranslate2Translator(TextTranslator):
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         self.workers = workers
         self._never = {self.target_vocabulary.pad_id(), self.target_vocabulary.bos_id()}
-        self._pieces = _pieces(self.source_vocabulary)
-        self._ids = {piece: i for i, piece in enumerate(_pieces(self.target_vocabulary))}
+        self._pieces = pieces_of(self.source_vocabulary)
+        self._ids = {piece: i for i, piece in enumerate(pieces_of(self.target_vocabulary))}
 
     def search_batches(
         self, batches: Iterable[list[list[int]]]
@@ -358,6 +358,6 @@ class CTranslate2Translator(TextTranslator):
         return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
 
 
-def _pieces(vocabulary: SentencePieceProcessor) -> list[str]:
+def pieces_of(vocabulary: SentencePieceProcessor) -> list[str]:
     pieces: list[str] = vocabulary.id_to_piece(list(range(vocabulary.get_piece_size())))
     return pieces
