@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from data_prep.config import DataConfig
 from data_prep.corpora import read_text
@@ -28,7 +29,7 @@ from data_prep.vocabulary import EOS_IDX, load_vocabularies, vocabulary_files
 TokenIdsOf = Callable[[Sequence[Sequence[str]]], pa.RecordBatch]
 
 LINES_AT_ONCE = 10_000
-VERSION = 4  # raise it when the same inputs would give other bytes
+VERSION = 5  # raise it when the same inputs would give other bytes
 
 
 def binarize(
@@ -47,23 +48,28 @@ def binarize(
 
     :param text: folder of the cleaning stage.
     :param models: folder of the vocabulary stage.
-    :returns: manifest with `shards` (pairs, tokens and sha256 of each), `vocabulary`, `totals`.
+    :returns: manifest with `shards` (pairs, tokens and sha256 of each), `vocabulary`, `totals`,
+        and of each of `corpora` its cleaning, weight, and pairs and tokens in the shards.
     """
+    pieces = cleaned["inputs"]["pieces"]
+    weights = [config.train[piece["corpus"]].weight for piece in pieces]
     inputs = {
         "cleaned": digest_of(cleaned),
+        "weights": [corpus.weight for corpus in config.train],
         "vocabulary": vocabulary["sha256"],
         "max_tokens_per_side": config.max_tokens_per_side,
         "pairs_per_shard": config.pairs_per_shard,
         "seed": config.seed,
         "version": VERSION,
     }
-    shards_of_train = max(1, round(cleaned["pairs"]["train"] / config.pairs_per_shard))
+    pairs = sum(weight * kept for weight, kept in zip(weights, cleaned["kept"], strict=True))
+    shards_of_train = max(1, round(pairs / config.pairs_per_shard))
 
     def build(partial: Path) -> dict[str, Any]:
         token_ids = bind(_token_ids, models, vocabulary["sizes"])
         encode = bind(_encode, config, text / "train", token_ids, shards_of_train)
         encoded = map_pieces(
-            executor, encode, list(range(len(cleaned["kept"]))), partial / "scratch-encoded"
+            executor, encode, list(enumerate(weights)), partial / "scratch-encoded"
         )
         gather = bind(_gather, config, partial / "scratch-encoded", len(encoded))
         gathered = map_pieces(
@@ -84,22 +90,31 @@ def binarize(
         for path in vocabulary_files(models):
             shutil.copyfile(path, partial / path.name)
         totals = {split: _total(shards, split) for split in ("train", "valid", "test")}
-        too_long = sum(piece["too_long"] for piece in encoded)
+        corpora = [
+            {**corpus, "weight": trained.weight, **_in_an_epoch(number, pieces, encoded)}
+            for number, (corpus, trained) in enumerate(
+                zip(cleaned["corpora"], config.train, strict=True)
+            )
+        ]
+        too_long = sum(corpus["too_long"] for corpus in corpora)
         if not totals["train"]["pairs"]:
             raise DataError(
-                f"All {too_long} training pairs are longer than data.max_tokens_per_side "
+                "No training pair is left: check the weights of data.train; "
+                f"{too_long} are longer than data.max_tokens_per_side "
                 f"({config.max_tokens_per_side})"
             )
         log.info("shards: %s", ", ".join(f"{n} {t['pairs']} pairs" for n, t in totals.items()))
+        if any(corpus["weight"] != 1 for corpus in corpora):
+            mix = (f"{c['pairs']} of {c['corpus']} (× {c['weight']:g})" for c in corpora)
+            log.info("shards: training pairs by weight: %s", ", ".join(mix))
         if too_long:
             log.info("shards: dropped %d training pairs over the token limit", too_long)
         return {
             "languages": config.languages,
             "vocabulary": {key: vocabulary[key] for key in ("sizes", "sha256")},
             "totals": totals,
-            "corpora": cleaned["corpora"],
+            "corpora": corpora,
             "files": cleaned["inputs"]["files"],
-            "dropped_too_long": too_long,
             "seed": config.seed,
             "versions": {"pyarrow": pa.__version__, **vocabulary["versions"]},
             "shards": shards,
@@ -109,20 +124,47 @@ def binarize(
 
 
 def _encode(
-    config: DataConfig, text: Path, token_ids: TokenIdsOf, shards: int, piece: int, folder: Path
+    config: DataConfig,
+    text: Path,
+    token_ids: TokenIdsOf,
+    shards: int,
+    numbered: tuple[int, float],
+    folder: Path,
 ) -> dict[str, Any]:
-    """One piece as `pairs.arrow`, a record batch for each of the shards that its pairs go to."""
+    """One piece as `pairs.arrow`, a record batch for each of the shards that its pairs go to.
+
+    :param numbered: the piece, and how often each of its pairs is wanted.
+    """
+    piece, weight = numbered
     lines = [read_text(text / f"{piece:05d}" / f"text.{lang}") for lang in config.languages]
     pairs = token_ids(lines)
     longest = pc.max_element_wise(*(pc.list_value_length(side) for side in pairs.columns))
-    kept = pairs.filter(pc.less_equal(longest, config.max_tokens_per_side))
+    short = pairs.filter(pc.less_equal(longest, config.max_tokens_per_side))
+    kept = short.take(pa.array(_drawn(len(short), weight, [config.seed, 4, piece])))
     shard = np.random.default_rng([config.seed, 2, piece]).integers(shards, size=len(kept))
     in_order = kept.take(pa.array(np.argsort(shard, kind="stable")))
     counts = np.bincount(shard, minlength=shards)
     begins = np.cumsum(counts) - counts
     batches = (in_order.slice(*span) for span in zip(begins, counts, strict=True))
     write_shard(folder / "pairs.arrow", *batches)
-    return {"too_long": len(pairs) - len(kept)}
+    tokens = {f"{side}_tokens": len(kept.column(side).flatten()) for side in ("source", "target")}
+    return {"too_long": len(pairs) - len(short), "pairs": len(kept), **tokens}
+
+
+def _drawn(pairs: int, weight: float, seed: Sequence[int]) -> NDArray[np.integer[Any]]:
+    """Which pairs a weight takes: all as often as it is whole, then a share drawn at random."""
+    whole, share = divmod(weight, 1)
+    once_more = np.random.default_rng(seed).permutation(pairs) < round(share * pairs)
+    return np.repeat(np.arange(pairs), int(whole) + once_more)
+
+
+def _in_an_epoch(
+    corpus: int, pieces: Sequence[dict[str, Any]], encoded: Sequence[dict[str, Any]]
+) -> dict[str, int]:
+    """Pairs over the token limit, and the pairs and tokens of a corpus in the shards."""
+    own = [made for piece, made in zip(pieces, encoded, strict=True) if piece["corpus"] == corpus]
+    keys = ("too_long", "pairs", "source_tokens", "target_tokens")
+    return {key: sum(piece[key] for piece in own) for key in keys}
 
 
 def _gather(

@@ -25,6 +25,14 @@ class Corpus(Section):
     """Target side, likewise."""
 
 
+class TrainingCorpus(Corpus):
+    """A pair of line-aligned files to train on."""
+
+    weight: float = Limit(default=1, gt=0, allow_inf_nan=False)
+    """How often an epoch has each of its pairs: 3 is three times, 0.5 a half of them, drawn at
+    random in data preparation."""
+
+
 class Download(Section):
     """Where to get files that are not below `data.root` yet."""
 
@@ -121,7 +129,7 @@ class DataConfig(Section):
     target_lang: str = "en"
     """Target language code."""
 
-    train: tuple[Corpus, ...] = Limit(min_length=1)
+    train: tuple[TrainingCorpus, ...] = Limit(min_length=1)
     """Training corpora."""
 
     valid: Corpus

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,9 @@ def inspect(folder: Path, samples: int, seed: int) -> None:
         *train.lengths(), max_tokens=MICRO_BATCH_TOKENS, micro_batch_tokens=None, seed=seed
     )
     megabytes = sum(manifest["bytes"][shard["name"]] for shard in manifest["shards"]) / 1e6
+    too_long = sum(corpus["too_long"] for corpus in manifest["corpora"])
     for line in (
-        f"dropped for data.max_tokens_per_side: {manifest['dropped_too_long']:,} training pairs",
+        f"dropped for data.max_tokens_per_side: {too_long:,} training pairs",
         f"vocabulary: {pieces} pieces, sha256 {manifest['vocabulary']['sha256'][:12]}…",
         f"padding: {plan.padding_share():.1%} of an epoch at {MICRO_BATCH_TOKENS:,} tokens a "
         "micro-batch",
@@ -88,14 +90,28 @@ def _percentiles(lengths: NDArray[np.int32]) -> list[str]:
 
 
 def _corpora(manifest: Manifest) -> Table:
-    table = Table(title="Training corpora")
-    for name in ("corpus", "read", "kept", "dropped"):
-        table.add_column(name, justify="right" if name in ("read", "kept") else "left")
+    table = Table(
+        title="Training corpora", caption="tokens: source and target, % of those in the shards"
+    )
+    for name in ("corpus", "read", "kept", "weight", "in shards", "tokens", "dropped"):
+        table.add_column(name, justify="left" if name in ("corpus", "dropped") else "right")
+    train = manifest["totals"]["train"]
     for corpus in manifest["corpora"]:
         dropped = [f"{name} {count:,}" for name, count in corpus["dropped"].items() if count]
-        counts = (f"{corpus['read']:,}", f"{corpus['kept']:,}")
-        table.add_row(Text(corpus["corpus"]), *counts, ", ".join(dropped) or "nothing")
+        table.add_row(
+            Text(corpus["corpus"]),
+            f"{corpus['read']:,}",
+            f"{corpus['kept']:,}",
+            f"{corpus['weight']:g}",
+            f"{corpus['pairs']:,}",
+            f"{_tokens(corpus) / _tokens(train):.1%}",
+            ", ".join(dropped) or "nothing",
+        )
     return table
+
+
+def _tokens(counts: Mapping[str, int]) -> int:
+    return counts["source_tokens"] + counts["target_tokens"]
 
 
 def main() -> None:

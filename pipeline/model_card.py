@@ -92,17 +92,18 @@ def _data(recipe: Recipe) -> str:
     manifest = read_manifest(recipe.run_dir / "shards")
     if manifest is None:
         return "## Training data\n\nNot recorded in this run's folder."
-    lines = ["| corpus | pairs read | kept | dropped by |", "|---|---|---|---|"]
+    lines = ["| corpus | pairs read | kept | weight | dropped by |", "|---|---|---|---|---|"]
     for corpus in manifest["corpora"]:
         why = ", ".join(f"{name} {count:,}" for name, count in corpus["dropped"].items() if count)
         lines.append(
-            f"| {corpus['corpus']} | {corpus['read']:,} | {corpus['kept']:,} | {why or 'none'} |"
+            f"| {corpus['corpus']} | {corpus['read']:,} | {corpus['kept']:,} | "
+            f"{corpus['weight']:g} | {why or 'none'} |"
         )
     train = manifest["totals"]["train"]
     return (
         "## Training data\n\n" + "\n".join(lines) + f"\n\n{train['pairs']:,} pairs, "
-        f"{train['source_tokens']:,} source and {train['target_tokens']:,} target tokens after "
-        f"cleaning; validated on {recipe.data.valid.name}."
+        f"{train['source_tokens']:,} source and {train['target_tokens']:,} target tokens in "
+        f"an epoch; validated on {recipe.data.valid.name}."
     )
 
 

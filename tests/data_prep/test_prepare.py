@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,6 +188,69 @@ def test_repeats_over_all_corpora(corpus: Path) -> None:
     texts = sorted((recipe.run_dir / "clean" / "train").glob("*/text.en"))
     lines = [line for text in texts for line in text.read_text().split("\n")[:-1]]
     assert lines == [*(pair[1] for pair in GOOD), "Yes 0.", "Yes 1.", "Yes 2."]
+
+
+def test_weights_say_how_often_an_epoch_has_a_corpus(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_corpus(corpus / "data", "more", [(f"Mehr davon, {i}.", f"More, {i}.") for i in range(90)])
+
+    def prepared(weight: str, more: str) -> tuple[Counter[str], list[dict[str, float]]]:
+        train = (
+            f"[{{name: train, source: train.de, target: train.en, weight: {weight}}},"
+            f" {{name: more, source: more.de, target: more.en, weight: {more}}}]"
+        )
+        recipe = recipe_of(corpus, data__train=train, data__pairs_per_piece="150")
+        manifest = prepare(recipe)
+        reader = ShardReader(recipe.run_dir / "shards", "train", verify=True)
+        decode = load_vocabulary(recipe.run_dir / "shards" / "spm.model").decode
+        targets = Counter(decode(reader[i][1].tolist()) for i in range(len(reader)))
+        return targets, manifest["corpora"]
+
+    once, _ = prepared("1", "1")
+    assert set(once.values()) == {1}
+    caplog.set_level("INFO")
+    mixed, corpora = prepared("2.5", "0.5")
+    assert "clean: up to date, reused" in caplog.text
+    assert "shards: done again: weights changed" in caplog.text
+    assert "shards: training pairs by weight: 1000 of train (× 2.5), 45 of more (× 0.5)" in (
+        caplog.text
+    )
+    first = Counter(count for text, count in mixed.items() if text.startswith("This"))
+    assert first == {2: 200, 3: 200}
+    second = Counter(count for text, count in mixed.items() if text.startswith("More"))
+    assert second == {1: 45}
+    assert [(c["weight"], c["kept"], c["pairs"]) for c in corpora] == [
+        (2.5, 400, 1000),
+        (0.5, 90, 45),
+    ]
+    again, _ = prepared("1", "1")
+    assert prepared("2.5", "0.5")[0] == mixed
+    assert again == once
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "data.train=[{name: a, source: train.de, target: train.en, weight: 0}]",
+            "data.train.0.weight",
+        ),
+        (
+            "data.train=[{name: a, source: train.de, target: train.en, weight: 1e-9}]",
+            "check the weights of data.train",
+        ),
+        ("data.valid.weight=2", "data.valid.weight"),
+    ],
+)
+def test_weights_that_cannot_be(
+    corpus: Path, command: Command, override: str, expected: str
+) -> None:
+    key, value = override.split("=")
+    done = command("data_prep.prepare", "--config", corpus / "recipe.yaml", f"--{key}", value)
+    assert done.returncode in (1, 2)
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_vocabularies_of_their_own(corpus: Path) -> None:
