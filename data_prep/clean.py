@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import cache
 from functools import partial as bind
@@ -65,30 +65,25 @@ def clean(
         "version": VERSION,
     }
 
-    def pairs_of(corpus: Corpus) -> Iterator[Pair]:
+    def pairs_of(corpus: Corpus) -> list[Pair]:
         paths = (source / files[side]["path"] for side in (corpus.source, corpus.target))
         return read_pairs(*paths)
 
     def build(partial: Path) -> dict[str, Any]:
         valid = [(normalise(s), normalise(t)) for s, t in pairs_of(config.valid)]
-        test = list(pairs_of(config.test))
+        test = pairs_of(config.test)
         for name, pairs in ((config.valid.name, valid), (config.test.name, test)):
             if not any(source.strip() and target.strip() for source, target in pairs):
                 raise DataError(f"{name}: no pair with text on both sides")
-        held_out = [*valid, *((normalise(s), normalise(t)) for s, t in test)]
-        hashes = np.array([[hash_text(side) for side in pair] for pair in held_out], np.uint64)
-        overlap = partial / "scratch-held-out" / f"{digest_of(hashes.tolist())[:16]}.npy"
-        overlap.parent.mkdir(exist_ok=True)
-        save_array(overlap, hashes)
+        normal_test = [(normalise(s), normalise(t)) for s, t in test]
+        held_out = _write_hashes(partial / "scratch-held-out", [*valid, *normal_test])
         passed = partial / "scratch-filtered"
-        filtered = map_pieces(executor, bind(_filter, config, overlap, source), pieces, passed)
+        filtered = map_pieces(executor, bind(_filter, config, held_out, source), pieces, passed)
         counts = [piece["kept"] for piece in filtered]
         rounds = list(rounds_of(config.cleaning.filters))
-        fate = find_repeats(executor, rounds, passed, counts, partial / "scratch-repeats")
-        keep = bind(_keep, config, passed, fate, [each.filter for each in rounds])
-        begins = (np.cumsum(counts, dtype=np.int64) - np.array(counts, np.int64)).tolist()
-        spans = list(zip(range(len(counts)), begins, counts, strict=True))
-        kept = map_pieces(executor, keep, spans, partial / "train")
+        fates = find_repeats(executor, rounds, passed, counts, partial / "scratch-repeats")
+        keep = bind(_keep, config, passed, fates, [each.filter for each in rounds])
+        kept = map_pieces(executor, keep, list(range(len(pieces))), partial / "train")
         report = report_of(config, filtered, kept)
         lines = [summary(corpus) for corpus in report["corpora"]]
         if not report["kept"]:
@@ -113,6 +108,15 @@ def clean(
 
 
 # ── Filters that look at one pair ───────────────────────────────────────────────────────────────
+
+
+def _write_hashes(folder: Path, pairs: Sequence[Pair]) -> Path:
+    """:returns: what `_hashes` reads, and keeps: a file of another name for other pairs."""
+    hashes = np.array([[hash_text(side) for side in pair] for pair in pairs], np.uint64)
+    path = folder / f"{digest_of(hashes.tolist())[:16]}.npy"
+    folder.mkdir(exist_ok=True)
+    save_array(path, hashes)
+    return path
 
 
 def _filter(
@@ -179,18 +183,17 @@ def _tally(dropped: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
 def _keep(
     config: DataConfig,
     passed: Path,
-    fate: Path,
+    fates: Path,
     reasons: Sequence[str],
-    span: tuple[int, int, int],
+    piece: int,
     folder: Path,
 ) -> dict[str, Any]:
     """One piece: the text that is no repeat, and what there is to say about it."""
-    piece, begin, count = span
     sides = [read_text(passed / f"{piece:05d}" / f"text.{lang}") for lang in config.languages]
     dropped: dict[str, list[Pair]] = {name: [] for name in reasons}
     kept: list[Pair] = []
-    why = np.load(fate, mmap_mode="r")[begin : begin + count].tolist() if count else []
-    for pair, number in zip(zip(*sides, strict=True), why, strict=True):
+    fate = np.load(fates / f"{piece:05d}.npy").tolist()
+    for pair, number in zip(zip(*sides, strict=True), fate, strict=True):
         (dropped[reasons[number - 1]] if number else kept).append(pair)
     _write_pairs(folder, "text", config, kept)
     lengths = np.array([[len(s), len(t)] for s, t in kept], np.int64).reshape(-1, 2)

@@ -1,37 +1,27 @@
-"""Finding, fetching and reading parallel corpora."""
+"""Finding, cutting and reading parallel corpora."""
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import gzip
 import hashlib
 import html
 import re
-import shutil
-import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import requests
-from rich.console import Console
-from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-from tenacity import RetryCallState, retry, retry_if_exception, wait_exponential_jitter
 
 from data_prep import toy_corpus
-from data_prep.config import Corpus, DataConfig, Download, ToyCorpusConfig
+from data_prep.config import Corpus, DataConfig, ToyCorpusConfig
+from data_prep.downloads import download
 from data_prep.engine import map_pieces
-from data_prep.stage import DataError, Manifest, log, read_manifest, run_stage, sha256_of
+from data_prep.stage import DataError, Manifest, read_manifest, run_stage, sha256_of
 
 VERSION = 1  # raise it when the same files would be cut differently
-RETRIES = 5
-BLOCK = 1 << 16  # bytes; less than that is lost with a connection
-CONNECT_AND_READ_TIMEOUT = (10, 60)  # seconds
 
 
 def fetch(config: DataConfig, folder: Path, executor: Executor) -> Manifest:
@@ -48,7 +38,7 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Manifest:
     missing = [path for path in paths if not (config.root / path).is_file()]
     if config.toy_corpus is not None:
         missing = [path for path in missing if not path.startswith("toy/")]
-    _download(config, missing)
+    download(config, missing)
 
     local = [path for path in paths if (config.root / path).is_file()]
     previous = read_manifest(folder)
@@ -97,13 +87,7 @@ def _cut(corpus: Sequence[Path], folder: Path, every: int) -> dict[str, Any]:
             with plain.open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(f"{line}\n" for line in read_lines(path))
         sides[side] = {"copied": plain != path, **_line_starts(plain, every)}
-    counts = [sides[side]["lines"] for side in ("source", "target")]
-    if counts[0] != counts[1]:
-        shorter, longer = corpus if counts[0] < counts[1] else reversed(corpus)
-        raise DataError(
-            f"{shorter} ends after {min(counts)} lines but {longer} goes on: source and target "
-            "must have a line for each other's"
-        )
+    _check_lengths(corpus, [side["lines"] for side in sides.values()])
     return sides
 
 
@@ -167,143 +151,6 @@ def _write_toy_corpus(config: DataConfig, sizes: ToyCorpusConfig, folder: Path) 
             (folder / "toy" / f"{split}.{language}").write_bytes(text.encode())
 
 
-# ── Downloads ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _download(config: DataConfig, missing: list[str]) -> None:
-    """Fetch what `missing` needs; all or one message about everything that could not be had."""
-    if not missing:
-        return
-    sources = {path: d for d in config.downloads for path in d.provides}
-    if any(path not in sources for path in missing):
-        raise DataError(
-            "Corpus files not found, and the recipe names no download for all of them:"
-            f"{_places(config, missing, sources)}\n"
-            "Put them there, or set --data.root to the folder that holds them."
-        )
-    config.root.mkdir(parents=True, exist_ok=True)
-    with (config.root / ".download.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other runs use the same root
-        wanted = {
-            sources[path].url: sources[path]
-            for path in missing
-            if not (config.root / path).is_file()
-        }
-        try:
-            for download in wanted.values():
-                _fetch_one(download, config.root)
-        except requests.RequestException as error:
-            raise DataError(
-                f"Could not download {download.url} ({type(error).__name__}). Fetch by hand, "
-                "unpack, and put these files where the arrows point, or set --data.root:"
-                f"{_places(config, missing, sources)}"
-            ) from error
-
-
-def _places(config: DataConfig, missing: list[str], sources: Mapping[str, Download]) -> str:
-    """A line for every file that is still missing: where it comes from, where it belongs."""
-    lines = []
-    for path in missing:
-        if not (config.root / path).is_file():
-            url = f"{sources[path].url}  →  " if path in sources else ""
-            lines.append(f"\n  {url}{config.root / path}")
-    return "".join(lines)
-
-
-def _fetch_one(download: Download, root: Path) -> None:
-    folder = root / download.folder
-    partial = folder / f".{download.url.rsplit('/', 1)[-1]}.partial"
-    existing = next(parent for parent in partial.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    have = partial.stat().st_size if partial.exists() else 0
-    if free + have < download.bytes * (5 if download.members else 1):
-        raise DataError(
-            f"{folder}: {free >> 20} MiB free is not enough for {download.url} "
-            f"({download.bytes >> 20} MiB{' and its contents' if download.members else ''})"
-        )
-    _receive(download, partial)
-    if sha256_of(partial) != download.sha256:
-        partial.unlink()
-        raise DataError(f"{download.url}: sha256 differs from the recipe's; the file was discarded")
-    if download.members:
-        _unpack(partial, folder, download.members)
-        partial.unlink()
-    else:
-        partial.replace(root / download.provides[0])
-
-
-def _may_pass(error: BaseException) -> bool:
-    """A connection lost, a server overloaded: not a file that is not there."""
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code == 429 or error.response.status_code >= 500
-    return isinstance(error, requests.RequestException)
-
-
-def _say_retry(state: RetryCallState) -> None:
-    log.info("fetch: interrupted; tried again in %.0f s", state.upcoming_sleep)
-
-
-@retry(
-    retry=retry_if_exception(_may_pass),
-    stop=lambda state: state.attempt_number > RETRIES,
-    wait=wait_exponential_jitter(initial=1, max=60),
-    before_sleep=_say_retry,
-    reraise=True,
-)
-def _receive(download: Download, partial: Path) -> None:
-    """Download to `partial`, continuing what an interrupted try left there."""
-    have = partial.stat().st_size if partial.exists() else 0
-    if have > download.bytes:
-        partial.unlink()
-        have = 0
-    if have == download.bytes:
-        return
-    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn())
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with (
-        Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
-        requests.get(
-            download.url, headers=headers, stream=True, timeout=CONNECT_AND_READ_TIMEOUT
-        ) as response,
-    ):
-        response.raise_for_status()
-        if response.status_code != requests.codes.partial_content:
-            have = 0  # the server sends the whole file
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        task = progress.add_task(partial.name[1:-8], total=download.bytes, completed=have)
-        with partial.open("ab" if have else "wb") as file:
-            for block in response.iter_content(BLOCK):
-                file.write(block)
-                progress.advance(task, len(block))
-    size = partial.stat().st_size
-    if size != download.bytes:
-        if size > download.bytes:
-            partial.unlink()
-        raise DataError(
-            f"{download.url}: got {size} bytes, the recipe says {download.bytes}; "
-            "run the same command again to continue"
-        )
-
-
-def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
-    """Unpack only the named members, each under a name of ours: no path traversal."""
-    try:
-        with tarfile.open(archive) as tar:
-            for member in members:
-                log.info("fetch: unpacking %s", member)
-                content = tar.extractfile(member)
-                if content is None:
-                    raise KeyError(member)
-                target = folder / member
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{target.name}.partial")
-                with partial.open("wb") as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
-                partial.replace(target)
-    except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
-        raise DataError(f"{archive}: cannot unpack {', '.join(members)}: {error}") from error
-
-
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -336,22 +183,24 @@ def read_text(path: Path) -> list[str]:
     return path.read_bytes().decode().split("\n")[:-1]
 
 
-def read_pairs(source: Path, target: Path) -> Iterator[tuple[str, str]]:
-    """Stream line-aligned pairs.
+def read_pairs(source: Path, target: Path) -> list[tuple[str, str]]:
+    """Line-aligned pairs.
 
     :raises DataError: different numbers of lines, invalid UTF-8, a damaged `.gz`; with the place.
     """
-    end = object()
-    for number, pair in enumerate(
-        zip_longest(read_lines(source), read_lines(target), fillvalue=end), start=1
-    ):
-        if end in pair:
-            shorter, longer = (source, target) if pair[0] is end else (target, source)
-            raise DataError(
-                f"{shorter} ends after {number - 1} lines but {longer} goes on: source and target "
-                "must have a line for each other's"
-            )
-        yield pair  # type: ignore[misc]
+    sides = [list(read_lines(path)) for path in (source, target)]
+    _check_lengths((source, target), [len(side) for side in sides])
+    return list(zip(*sides, strict=True))
+
+
+def _check_lengths(sides: Sequence[Path], lines: Sequence[int]) -> None:
+    """:raises DataError: one side has fewer lines."""
+    if lines[0] != lines[1]:
+        shorter, longer = sides if lines[0] < lines[1] else reversed(sides)
+        raise DataError(
+            f"{shorter} ends after {min(lines)} lines but {longer} goes on: source and target "
+            "must have a line for each other's"
+        )
 
 
 def read_lines(path: Path) -> Iterator[str]:

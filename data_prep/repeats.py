@@ -63,7 +63,8 @@ def find_repeats(
     """
     :param pieces: folder of the pieces' keys.
     :param counts: pairs of each piece.
-    :returns: file of uint8 `[pairs]`: the round, from 1, that drops a pair; 0 for one that stays.
+    :returns: folder with a file `NNNNN.npy` of each piece, uint8 `[pairs]`: the round, from 1, that
+        drops a pair; 0 for one that stays.
     """
     scratch.mkdir(exist_ok=True)
     first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -76,8 +77,9 @@ def find_repeats(
         map_pieces(executor, work, tasks, found)
         for task in tasks:
             fate[np.load(found / f"{task:05d}" / "rows.npy")] = number
-    save_array(scratch / "fate.npy", fate)
-    return scratch / "fate.npy"
+    for piece, part in enumerate(np.split(fate, first[1:-1])):
+        save_array(scratch / f"{piece:05d}.npy", part)
+    return scratch
 
 
 def _repeats(

@@ -26,12 +26,10 @@ class InterleavedSinusoids(PositionEncoder):
 
     table: Tensor
 
-    def __init__(self, dim: int, max_seq_len: int) -> None:
+    def __init__(self, dim: int, max_seq_len: int, *, persistent: bool = True) -> None:
+        """:param persistent: whether the table is part of the state dict."""
         super().__init__(dim)
-        self.register_buffer(
-            "table",
-            sinusoids(max_seq_len, dim),
-        )
+        self.register_buffer("table", sinusoids(max_seq_len, dim), persistent=persistent)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         table = self.table
@@ -49,9 +47,13 @@ class InterleavedSinusoids(PositionEncoder):
     ) -> Tensor:
         """:param seqs: `[B, S, d]`. :raises ValueError: longer than the table."""
         begin = state_bag.step_nr if state_bag is not None else 0
-        end = begin + seqs.size(1)
-        if end > self.table.size(0):
+        return seqs + self.at(range(begin, begin + seqs.size(1))).to(seqs.dtype)
+
+    def at(self, positions: range) -> Tensor:
+        """What is added at these positions, `[S, d]`. :raises ValueError: the table ends before."""
+        if positions.stop > self.table.size(0):
             raise ValueError(
-                f"A sequence of {end} tokens exceeds model.max_seq_len ({self.table.size(0)})."
+                f"A sequence of {positions.stop} tokens exceeds model.max_seq_len "
+                f"({self.table.size(0)})."
             )
-        return seqs + self.table[begin:end].to(seqs.dtype)
+        return self.table[positions.start : positions.stop]

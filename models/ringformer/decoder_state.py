@@ -7,6 +7,7 @@ each of them: all write into one cache, and `visible` says what in it is whose p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from fairseq2.nn import IncrementalState
 from torch import Tensor
 
 CAPACITY_INCREMENT = 16  # decoding steps by which a cache grows
+
+Append = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Adds a step's keys and values to a level's cache and returns all of them."""
 
 
 class Cross(NamedTuple):

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.config import DataConfig
-from data_prep.corpora import BLOCK, fetch, read_lines
+from data_prep.corpora import fetch, read_lines
+from data_prep.downloads import BLOCK
 from data_prep.stage import DataError
 
 
@@ -160,7 +161,7 @@ def test_fetch_refuses_other_content(
 def test_unreachable_server_lists_every_missing_file(
     tmp_path: Path, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.corpora.RETRIES", 0)
+    monkeypatch.setattr("data_prep.downloads.RETRIES", 0)
     checks = {"bytes": 10, "sha256": "0" * 64}
     config = config_of(tmp_path / "root", "http://127.0.0.1:9/c.tgz", checks)
     with pytest.raises(DataError) as caught:

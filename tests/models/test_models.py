@@ -350,9 +350,11 @@ def test_bf16_autocast_and_positions() -> None:
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=0)
     cast = model.bfloat16()
     torch.testing.assert_close(loss(cast, source, target), expected, rtol=2e-2, atol=0)
-    positions = cast.encoder_frontend.pos_encoder
-    assert positions is not None
-    assert positions.table.dtype == torch.float32  # bf16 cannot tell neighbours apart
+    universal = tiny("universal").bfloat16().encoder
+    assert isinstance(universal, Ring)
+    for positions in (cast.encoder_frontend.pos_encoder, universal.encodings):
+        assert positions is not None
+        assert positions.table.dtype == torch.float32  # bf16 cannot tell neighbours apart
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,0 +1,159 @@
+"""Downloads of corpora: continued where they stopped, checked, unpacked."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import requests
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from tenacity import RetryCallState, retry, retry_if_exception, wait_exponential_jitter
+
+from data_prep.config import DataConfig, Download
+from data_prep.stage import DataError, log, sha256_of
+
+RETRIES = 5
+BLOCK = 1 << 16  # bytes; less than that is lost with a connection
+CONNECT_AND_READ_TIMEOUT = (10, 60)  # seconds
+
+
+def download(config: DataConfig, missing: list[str]) -> None:
+    """Fetch what the corpus files `missing` need.
+
+    :raises DataError: one message about everything that cannot be had.
+    """
+    if not missing:
+        return
+    sources = {path: d for d in config.downloads for path in d.provides}
+    if any(path not in sources for path in missing):
+        raise DataError(
+            "Corpus files not found, and the recipe names no download for all of them:"
+            f"{_places(config, missing, sources)}\n"
+            "Put them there, or set --data.root to the folder that holds them."
+        )
+    config.root.mkdir(parents=True, exist_ok=True)
+    with (config.root / ".download.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other runs use the same root
+        wanted = {
+            sources[path].url: sources[path]
+            for path in missing
+            if not (config.root / path).is_file()
+        }
+        try:
+            for each in wanted.values():
+                _fetch(each, config.root)
+        except requests.RequestException as error:
+            raise DataError(
+                f"Could not download {each.url} ({type(error).__name__}). Fetch by hand, "
+                "unpack, and put these files where the arrows point, or set --data.root:"
+                f"{_places(config, missing, sources)}"
+            ) from error
+
+
+def _places(config: DataConfig, missing: list[str], sources: Mapping[str, Download]) -> str:
+    """A line for every file that is still missing: where it comes from, where it belongs."""
+    lines = []
+    for path in missing:
+        if not (config.root / path).is_file():
+            url = f"{sources[path].url}  →  " if path in sources else ""
+            lines.append(f"\n  {url}{config.root / path}")
+    return "".join(lines)
+
+
+def _fetch(download: Download, root: Path) -> None:
+    folder = root / download.folder
+    partial = folder / f".{download.url.rsplit('/', 1)[-1]}.partial"
+    existing = next(parent for parent in partial.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    have = partial.stat().st_size if partial.exists() else 0
+    if free + have < download.bytes * (5 if download.members else 1):
+        raise DataError(
+            f"{folder}: {free >> 20} MiB free is not enough for {download.url} "
+            f"({download.bytes >> 20} MiB{' and its contents' if download.members else ''})"
+        )
+    _receive(download, partial)
+    if sha256_of(partial) != download.sha256:
+        partial.unlink()
+        raise DataError(f"{download.url}: sha256 differs from the recipe's; the file was discarded")
+    if download.members:
+        _unpack(partial, folder, download.members)
+        partial.unlink()
+    else:
+        partial.replace(root / download.provides[0])
+
+
+def _may_pass(error: BaseException) -> bool:
+    """A connection lost, a server overloaded: not a file that is not there."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code == 429 or error.response.status_code >= 500
+    return isinstance(error, requests.RequestException)
+
+
+def _say_retry(state: RetryCallState) -> None:
+    log.info("fetch: interrupted; tried again in %.0f s", state.upcoming_sleep)
+
+
+@retry(
+    retry=retry_if_exception(_may_pass),
+    stop=lambda state: state.attempt_number > RETRIES,
+    wait=wait_exponential_jitter(initial=1, max=60),
+    before_sleep=_say_retry,
+    reraise=True,
+)
+def _receive(download: Download, partial: Path) -> None:
+    """Download to `partial`, continuing what an interrupted try left there."""
+    have = partial.stat().st_size if partial.exists() else 0
+    if have > download.bytes:
+        partial.unlink()
+        have = 0
+    if have == download.bytes:
+        return
+    columns = (*Progress.get_default_columns()[:2], DownloadColumn(), TransferSpeedColumn())
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with (
+        Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress,
+        requests.get(
+            download.url, headers=headers, stream=True, timeout=CONNECT_AND_READ_TIMEOUT
+        ) as response,
+    ):
+        response.raise_for_status()
+        if response.status_code != requests.codes.partial_content:
+            have = 0  # the server sends the whole file
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        task = progress.add_task(partial.name[1:-8], total=download.bytes, completed=have)
+        with partial.open("ab" if have else "wb") as file:
+            for block in response.iter_content(BLOCK):
+                file.write(block)
+                progress.advance(task, len(block))
+    size = partial.stat().st_size
+    if size != download.bytes:
+        if size > download.bytes:
+            partial.unlink()
+        raise DataError(
+            f"{download.url}: got {size} bytes, the recipe says {download.bytes}; "
+            "run the same command again to continue"
+        )
+
+
+def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
+    """Unpack only the named members, each under a name of ours: no path traversal."""
+    try:
+        with tarfile.open(archive) as tar:
+            for member in members:
+                log.info("fetch: unpacking %s", member)
+                content = tar.extractfile(member)
+                if content is None:
+                    raise KeyError(member)
+                target = folder / member
+                target.parent.mkdir(parents=True, exist_ok=True)
+                partial = target.with_name(f".{target.name}.partial")
+                with partial.open("wb") as file:
+                    shutil.copyfileobj(content, file, 1 << 20)
+                partial.replace(target)
+    except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive}: cannot unpack {', '.join(members)}: {error}") from error

@@ -1,0 +1,222 @@
+"""All of an encoder or decoder but its equations (`ring.py`): weights, and how the layer is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from models.config import ActivationCheckpointing, Architecture, ModelConfig
+from models.positions import InterleavedSinusoids
+from models.ringformer import level_signal
+from models.ringformer.activation_checkpointing import recompute, recompute_but_attention
+from models.ringformer.level_signal import Signal
+
+NO_SIGNAL: tuple[nn.Parameter | None, nn.Parameter | None] = (None, None)
+
+
+class Owned(NamedTuple):
+    """Which weights a level has for itself; the others are one for all levels."""
+
+    attention: bool = False
+    layer_norms: bool = False
+
+
+OWNED_BY_LEVELS: dict[Architecture, Owned] = {
+    "ringformer": Owned(layer_norms=True),
+    "universal": Owned(),  # arXiv 1807.03819
+    "one_wide_ffn": Owned(attention=True, layer_norms=True),  # arXiv 2309.01826
+}
+
+
+class Level(NamedTuple):
+    """The weights that an iteration works with; those that are shared are the same at each."""
+
+    qkv: Tensor  # [3d, d], level signals folded in
+    qkv_signal: Signal | None  # of q, k and v, where it is not folded: [3, r, d]
+    qkv_bias: Tensor | None  # [3d]: static signals
+    self_attn_output: Tensor  # [d, d]
+    self_attn_layer_norm: Tensor  # weight and bias, [2, d]
+    ffn_up: Tensor | None  # [m, d], level signals folded in; None: no feed-forward network
+    ffn_signal: Signal | None  # where it is not folded: [r, d]
+    ffn_bias: Tensor | None  # [d], added to its input: static signals
+    ffn_down: Tensor  # [d, m]
+    ffn_layer_norm: Tensor  # [2, d]
+
+
+class Stack(nn.Module):
+    """The weights of a stack and what they are at each level; activation checkpointing, compiling.
+
+    All weights are parameters of the stack itself and not of submodules: ZeRO-3 has a module's own
+    parameters at hand from the beginning to the end of its forward.
+    """
+
+    level: Callable[..., Tensor]
+    """One iteration: the layer."""
+
+    fold_qkv = fold_ffn = True
+    """Fold level signals into the weights, or apply them to the tokens. The result is the same;
+    folding was faster at base size (docs/benchmarks.md)."""
+
+    def __init__(self, config: ModelConfig, *, has_ffn: bool = True) -> None:
+        super().__init__()
+        dim, inner_dim, rank = config.model_dim, config.ffn_inner_dim, config.rank
+        self.num_levels, self.num_heads = config.num_levels, config.num_heads
+        self.dropout_p = config.dropout
+        self.owned = OWNED_BY_LEVELS[config.architecture]
+        self.self_attn_qkv = self._matrices(3, dim, dim, owned=self.owned.attention)
+        self.self_attn_output = self._matrices(dim, dim, owned=self.owned.attention)
+        self.self_attn_layer_norm = self._layer_norms(dim)
+        self.ffn_up = self._matrices(inner_dim, dim) if has_ffn else None
+        self.ffn_down = self._matrices(dim, inner_dim) if has_ffn else None
+        self.ffn_layer_norm = self._layer_norms(dim) if has_ffn else None
+
+        signals = config.level_signals if config.architecture == "ringformer" else "none"
+        self.qkv_signal_a, self.qkv_signal_b = (
+            self._signal(3, rank, dim) if signals in ("all", "attention") else NO_SIGNAL
+        )
+        self.ffn_signal_a, self.ffn_signal_b = (
+            self._signal(rank, dim) if signals in ("all", "ffn") else NO_SIGNAL
+        )
+        static = signals == "static"
+        self.qkv_signal = nn.Parameter(torch.zeros(self.num_levels, 3 * dim)) if static else None
+        self.ffn_signal = nn.Parameter(torch.zeros(self.num_levels, dim)) if static else None
+        self.encodings: InterleavedSinusoids | None = None
+        if config.architecture == "universal":  # of positions, and of levels
+            length = max(config.max_seq_len, self.num_levels)
+            self.encodings = InterleavedSinusoids(dim, length, persistent=False)
+        self.checkpointing = ActivationCheckpointing()
+        self.compiler: str | None = None
+        self.prepared_level: Callable[..., Tensor] = self.level
+        self._levels: list[Level] = []
+        self._made_of: tuple[Any, ...] = ()
+
+    def _matrices(self, *shape: int, owned: bool = False) -> nn.Parameter:
+        weight = torch.empty(self.num_levels if owned else 1, *shape)
+        for matrix in weight.view(-1, *shape[-2:]):
+            nn.init.xavier_uniform_(matrix)
+        return nn.Parameter(weight if owned else weight[0])
+
+    def _layer_norms(self, dim: int) -> nn.Parameter:
+        """Weight and bias of each level's LayerNorm `[N, 2, d]`, or of one for all `[2, d]`."""
+        norm = torch.stack([torch.ones(dim), torch.zeros(dim)])
+        return nn.Parameter(norm.repeat(self.num_levels, 1, 1) if self.owned.layer_norms else norm)
+
+    def _signal(self, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
+        a = torch.zeros(self.num_levels, *shape)
+        b = torch.empty(self.num_levels, *shape).normal_(std=level_signal.INIT_STD)
+        return nn.Parameter(a), nn.Parameter(b)
+
+    # ── Levels ──────────────────────────────────────────────────────────────────────────────────
+
+    def levels(self) -> list[Level]:
+        """Every level's weights; kept until a parameter changes, unless gradients may flow.
+
+        A write through `.data` is seen after the next call of `train` or `eval`.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self._make_levels()
+        autocast = torch.is_autocast_enabled(self.self_attn_qkv.device.type)
+        made_of = (autocast, *((p.data_ptr(), p._version, p.dtype) for p in self.parameters()))
+        if made_of != self._made_of:
+            self._levels, self._made_of = self._make_levels(), made_of
+        return self._levels
+
+    def train(self, mode: bool = True) -> Self:
+        self._levels, self._made_of = [], ()
+        return super().train(mode)
+
+    def _make_levels(self) -> list[Level]:
+        qkv: Tensor = self.self_attn_qkv
+        qkv_owned = self.owned.attention
+        qkv_signal = _signal_of(self.qkv_signal_a, self.qkv_signal_b)
+        if qkv_signal and self.fold_qkv:
+            qkv, qkv_owned, qkv_signal = level_signal.fold(qkv, qkv_signal), True, None
+        up: Tensor | None = self.ffn_up
+        up_owned = False
+        ffn_signal = _signal_of(self.ffn_signal_a, self.ffn_signal_b)
+        if ffn_signal and self.fold_ffn and up is not None:
+            up, up_owned, ffn_signal = level_signal.fold_into_input(up, ffn_signal), True, None
+        columns = (
+            self.per_level(qkv.flatten(-3, -2), qkv_owned),
+            self._signals_per_level(qkv_signal),
+            self.per_level(self.qkv_signal, True),
+            self.per_level(self.self_attn_output, self.owned.attention),
+            self.per_level(self.self_attn_layer_norm, self.owned.layer_norms),
+            self.per_level(up, up_owned),
+            self._signals_per_level(ffn_signal),
+            self.per_level(self.ffn_signal, True),
+            self.per_level(self.ffn_down, False),
+            self.per_level(self.ffn_layer_norm, self.owned.layer_norms),
+        )
+        return [Level(*weights) for weights in zip(*columns, strict=True)]
+
+    def per_level(self, weight: Tensor | None, owned: bool) -> Sequence[Any]:
+        return weight.unbind() if owned and weight is not None else [weight] * self.num_levels
+
+    def _signals_per_level(self, signal: Signal | None) -> Sequence[Signal | None]:
+        if signal is None:
+            return [None] * self.num_levels
+        return [Signal(a, b) for a, b in zip(signal.a, signal.b, strict=True)]
+
+    def add_encodings(self, x: Tensor, i: int, positions: range) -> Tensor:
+        """Before level `i` of a Universal Transformer; otherwise there is nothing to add.
+
+        :raises ValueError: there is no encoding of such a position.
+        """
+        if self.encodings is None:
+            return x
+        return x + (self.encodings.at(positions) + self.encodings.table[i]).to(x.dtype)
+
+    def heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
+        """`[B, S, count·d]` → count × `[B, H, S, d/H]`."""
+        batch, length, _ = x.shape
+        return x.view(batch, length, count, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+
+    def dropout(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout_p, self.training)
+
+    # ── How the layer is run ────────────────────────────────────────────────────────────────────
+
+    def checkpoint_activations(self, policy: ActivationCheckpointing) -> None:
+        self.checkpointing = policy
+        self._prepare_level()
+
+    def compile_level(self, backend: str = "inductor") -> None:
+        """Compile the layer; all levels and batch shapes use the same graphs."""
+        self.compiler = backend
+        self._prepare_level()
+
+    def _prepare_level(self) -> None:
+        level = self.level
+        if self.checkpointing.keep_attention:  # what is compiled includes the choice of operators
+            level = partial(recompute_but_attention, level)
+        if self.compiler:
+            # Inductor's own random numbers and selective checkpointing do not go together.
+            selective = self.checkpointing.keep_attention and self.compiler == "inductor"
+            options: Any = {"fallback_random": True} if selective else None
+            level = torch.compile(level, dynamic=True, backend=self.compiler, options=options)
+        self.prepared_level = level
+
+    def in_segments(self, iterate: Callable[[range, Tensor], Tensor], x: Tensor) -> Tensor:
+        """Call `iterate(levels, x)` over all levels, with activation checkpointing."""
+        policy, levels = self.checkpointing, range(self.num_levels)
+        if not (policy.levels and self.training):
+            return iterate(levels, x)
+        with save_on_cpu(pin_memory=x.is_cuda) if policy.cpu_offload else nullcontext():
+            if policy.keep_attention:  # `prepared_level` recomputes
+                return iterate(levels, x)
+            for first in levels[:: policy.levels]:
+                x = recompute(iterate, levels[first : first + policy.levels], x)
+        return x
+
+
+def _signal_of(a: Tensor | None, b: Tensor | None) -> Signal | None:
+    return Signal(a, b) if a is not None and b is not None else None
