@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from models.config import ModelConfig
 from models.ringformer import level_signal
 from models.ringformer.decoder_state import Append, Cross, DecoderState
-from models.ringformer.stack import Level, Stack
+from models.ringformer.stack import INIT_OUTPUT, INIT_QKV, Level, Stack
 
 LAYER_NORM_EPS = 1e-5
 
@@ -99,9 +99,9 @@ class RingDecoder(Ring, TransformerDecoder):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config, has_ffn=config.architecture != "one_wide_ffn")
         dim, owned = config.model_dim, self.owned.attention
-        self.cross_attn_q = self._matrices(dim, dim, owned=owned)
-        self.cross_attn_kv = self._matrices(2, dim, dim, owned=owned)
-        self.cross_attn_output = self._matrices(dim, dim, owned=owned)
+        self.cross_attn_q = self._matrices(INIT_QKV, dim, dim, owned=owned)
+        self.cross_attn_kv = self._matrices(INIT_QKV, 2, dim, dim, owned=owned)
+        self.cross_attn_output = self._matrices(INIT_OUTPUT, dim, dim, owned=owned, residual=True)
         self.cross_attn_layer_norm = self._layer_norms(dim)
 
     def level(

@@ -22,6 +22,12 @@ from models.ringformer.level_signal import Signal
 NO_SIGNAL: tuple[nn.Parameter | None, nn.Parameter | None] = (None, None)
 
 
+# As fairseq2 initialises the layers of a Transformer.
+INIT_QKV = partial(nn.init.xavier_uniform_, gain=2**-0.5)
+INIT_OUTPUT = nn.init.xavier_uniform_
+INIT_FFN = partial(nn.init.kaiming_uniform_, a=5**0.5)
+
+
 class Owned(NamedTuple):
     """Which weights a level has for itself; the others are one for all levels."""
 
@@ -71,11 +77,14 @@ class Stack(nn.Module):
         self.num_levels, self.num_heads = config.num_levels, config.num_heads
         self.dropout_p = config.dropout
         self.owned = OWNED_BY_LEVELS[config.architecture]
-        self.self_attn_qkv = self._matrices(3, dim, dim, owned=self.owned.attention)
-        self.self_attn_output = self._matrices(dim, dim, owned=self.owned.attention)
+        owned = self.owned.attention
+        self.self_attn_qkv = self._matrices(INIT_QKV, 3, dim, dim, owned=owned)
+        self.self_attn_output = self._matrices(INIT_OUTPUT, dim, dim, owned=owned, residual=True)
         self.self_attn_layer_norm = self._layer_norms(dim)
-        self.ffn_up = self._matrices(inner_dim, dim) if has_ffn else None
-        self.ffn_down = self._matrices(dim, inner_dim) if has_ffn else None
+        self.ffn_up = self.ffn_down = None
+        if has_ffn:
+            self.ffn_up = self._matrices(INIT_FFN, inner_dim, dim)
+            self.ffn_down = self._matrices(INIT_FFN, dim, inner_dim, residual=True)
         self.ffn_layer_norm = self._layer_norms(dim) if has_ffn else None
 
         signals = config.level_signals if config.architecture == "ringformer" else "none"
@@ -98,10 +107,21 @@ class Stack(nn.Module):
         self._levels: list[Level] = []
         self._made_of: tuple[Any, ...] = ()
 
-    def _matrices(self, *shape: int, owned: bool = False) -> nn.Parameter:
+    def _matrices(
+        self,
+        init: Callable[[Tensor], Tensor],
+        *shape: int,
+        owned: bool = False,
+        residual: bool = False,
+    ) -> nn.Parameter:
+        """:param residual: its product is added to the residual stream. Where the levels share it,
+        N equal terms add up, so it starts at 1/N of `init`: without that, deep rings hardly begin
+        to learn (docs/results.md)."""
         weight = torch.empty(self.num_levels if owned else 1, *shape)
         for matrix in weight.view(-1, *shape[-2:]):
-            nn.init.xavier_uniform_(matrix)
+            init(matrix)
+        if residual and not owned:
+            weight /= self.num_levels
         return nn.Parameter(weight if owned else weight[0])
 
     def _layer_norms(self, dim: int) -> nn.Parameter:

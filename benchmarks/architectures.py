@@ -1,0 +1,237 @@
+"""What architectures and level signals are worth: BLEU on Multi30k against core parameters.
+
+    python -m benchmarks.architectures --data ../shared/data [--seeds 1 2 3] [--jobs 2]
+
+Every run is `./run.sh --config recipes/multi30k_de_en.yaml` with a seed and the overrides of
+`SYSTEMS`, and any others that are given (`--training.max_steps 100`). What has been trained is not
+trained again. Then all of them train and translate in turns, on one thread and in one process, to
+be timed. Prints the tables of docs/results.md and draws docs/results.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.real_batches import loss_of
+from benchmarks.rounds import describe, measure, spread
+from benchmarks.train_step import step_of
+from data_prep.shards import ShardReader
+from data_prep.stage import read_json
+from data_prep.vocabulary import PAD_IDX
+from models.factory import abstract_model, create_model
+from models.seq2seq import core_parameters
+from pipeline.batches import BatchPlan, collate
+from pipeline.checkpoint import checkpoints_to_average
+from pipeline.config import ROOT, Recipe, load_recipe
+from pipeline.translator import Translator
+
+RECIPE = ROOT / "recipes" / "multi30k_de_en.yaml"
+SYSTEMS = {
+    "RingFormer": {},
+    "Transformer": {"model.architecture": "transformer"},
+    "Universal Transformer": {"model.architecture": "universal"},
+    "One-Wide-FFN": {"model.architecture": "one_wide_ffn"},
+    "RingFormer, signals on attention only": {"model.level_signals": "attention"},
+    "RingFormer, signals on the FFN only": {"model.level_signals": "ffn"},
+    "RingFormer, static signals": {"model.level_signals": "static"},
+    "RingFormer, no signals": {"model.level_signals": "none"},
+}
+REFERENCE = "Transformer"
+TIMED_STEPS, TIMED_SENTENCES = 10, 200
+
+
+@dataclass(frozen=True)
+class Run:
+    """One system with one seed."""
+
+    system: str
+    seed: int
+    run_dir: Path
+    overrides: Mapping[str, str]
+
+    @property
+    def recipe(self) -> Recipe:
+        return load_recipe(RECIPE, [*self.overrides.items(), ("run_dir", str(self.run_dir))])
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Empty until it has been evaluated."""
+        recipe = self.recipe
+        path = recipe.run_dir / "evaluation" / recipe.data.test.name / "scores.json"
+        scores: dict[str, float] = read_json(path)
+        return scores
+
+    def train(self) -> None:
+        """Train and evaluate with one thread; the output goes to RUN_DIR.log.
+
+        :raises subprocess.CalledProcessError: it failed.
+        """
+        options = [word for key, value in self.overrides.items() for word in (f"--{key}", value)]
+        command = [str(ROOT / "run.sh"), "--config", str(RECIPE), "--run_dir", str(self.run_dir)]
+        log = self.run_dir.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"{self.system}, seed {self.seed}: {log}", file=sys.stderr)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with log.open("a") as output:
+            subprocess.run(
+                [*command, *options], check=True, env=environment, stdout=output, stderr=output
+            )
+        bleu = self.scores["bleu"]
+        print(f"{self.system}, seed {self.seed}: BLEU {bleu}", file=sys.stderr)
+
+
+def runs_of(arguments: argparse.Namespace, options: Mapping[str, str]) -> list[Run]:
+    """All systems with the first seed, then with the next."""
+    runs = []
+    for seed in arguments.seeds:
+        for system in arguments.only or SYSTEMS:
+            name = system.lower().replace(",", "").replace(" ", "-")
+            overrides = {
+                "data.root": str(arguments.data.absolute()),
+                "training.seed": str(seed),
+                **options,
+                **SYSTEMS[system],
+            }
+            run_dir = arguments.run_dir.absolute() / f"{name}-{seed}"
+            runs.append(Run(system, seed, run_dir, overrides))
+    return runs
+
+
+# ── Scores ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _mean(values: Sequence[float]) -> str:
+    """And the standard deviation of a sample."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def core_parameters_of(recipe: Recipe) -> int:
+    size = recipe.data.vocabulary.size
+    return core_parameters(abstract_model(recipe.model, (size, size)))
+
+
+def report_scores(systems: Mapping[str, Sequence[Run]]) -> None:
+    reference = core_parameters_of(systems[REFERENCE][0].recipe) if REFERENCE in systems else None
+    print("| system | core parameters | of the Transformer's | BLEU | chrF2 | BLEU of each seed |")
+    print("|---|---:|---:|---:|---:|---|")
+    for system, runs in systems.items():
+        parameters = core_parameters_of(runs[0].recipe)
+        share = f"{parameters / reference:.3f}" if reference else ""
+        scores = [run.scores for run in runs]
+        bleu, chrf = ([each[key] for each in scores] for key in ("bleu", "chrf"))
+        print(
+            f"| {system} | {parameters:,} | {share} | {_mean(bleu)} | {_mean(chrf)} | "
+            f"{', '.join(f'{value:.2f}' for value in bleu)} |"
+        )
+
+
+def draw(systems: Mapping[str, Sequence[Run]], path: Path) -> None:
+    """BLEU of each seed and their mean against core parameters."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (system, runs) in enumerate(systems.items()):
+        parameters = core_parameters_of(runs[0].recipe)
+        bleu = [run.scores["bleu"] for run in runs]
+        color = f"C{number}"
+        axes.scatter([parameters] * len(bleu), bleu, color=color, alpha=0.4, s=20)
+        axes.scatter(parameters, statistics.mean(bleu), color=color, marker="D", s=60, label=system)
+    axes.set(
+        xscale="log",
+        xlabel="core parameters (without embeddings)",
+        ylabel="BLEU",
+        title="Multi30k De→En, test_2016_flickr: each seed, and the mean",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+# ── Speed ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def training_steps(run: Run) -> tuple[Callable[[], None], int]:
+    """Steps of the first batches of an epoch, and how many target tokens they have."""
+    recipe = run.recipe
+    reader = ShardReader(recipe.run_dir / "shards", "train")
+    plan = BatchPlan(
+        *reader.lengths(), max_tokens=recipe.training.max_tokens, micro_batch_tokens=None, seed=0
+    )
+    model = create_model(recipe.model, reader.manifest["vocabulary"]["sizes"], PAD_IDX).train()
+    batches = [plan[step] for step in range(TIMED_STEPS)]
+    cpu = torch.device("cpu")
+    steps = [step_of(model, loss_of(collate(reader, b.micro_batches[0], cpu))) for b in batches]
+
+    def train() -> None:
+        for step in steps:
+            step()
+
+    return train, sum(batch.target_tokens for batch in batches)
+
+
+def translations(run: Run) -> Callable[[], object]:
+    recipe = run.recipe
+    translator = Translator.of_run(recipe, checkpoints_to_average(recipe))
+    text = (recipe.run_dir / "clean" / f"test.{recipe.data.source_lang}").read_text("utf-8")
+    sentences = text.split("\n")[:TIMED_SENTENCES]
+    return lambda: translator.translate(sentences)
+
+
+def report_speed(systems: Mapping[str, Sequence[Run]], rounds: int) -> None:
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    steps = {system: training_steps(runs[0]) for system, runs in systems.items()}
+    training = measure({name: step for name, (step, _) in steps.items()}, rounds, device)
+    decoders = {system: translations(runs[0]) for system, runs in systems.items()}
+    decoding = measure(decoders, rounds, device)
+    over = f"time over {REFERENCE}"
+    print(f"\n{describe(device)}\n")
+    print(f"| system | training, target tokens/s | {over} | decoding, sentences/s | {over} |")
+    print("|---|---:|---|---:|---|")
+    for system in systems:
+        cells = []
+        for seconds, amount in ((training, steps[system][1]), (decoding, TIMED_SENTENCES)):
+            own, reference = seconds[system][1:], seconds[REFERENCE][1:]
+            ratios = [a / b for a, b in zip(own, reference, strict=True)]
+            cells += [f"{amount / statistics.median(own):,.0f}", spread(ratios)]
+        print(f"| {system} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), help="data.root")
+    parser.add_argument("--run_dir", type=Path, default=Path("runs/architectures"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--only", nargs="+", choices=SYSTEMS, metavar="SYSTEM")
+    parser.add_argument("--jobs", type=int, default=1, help="trained at the same time")
+    parser.add_argument("--rounds", type=int, default=3, help="of the timing; 0: none")
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "results.png")
+    arguments, rest = parser.parse_known_args()
+    pairs = zip(rest[::2], rest[1::2], strict=True)
+    options = {key.removeprefix("--"): value for key, value in pairs}
+    runs = runs_of(arguments, options)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(Run.train, runs))
+    systems = {run.system: [r for r in runs if r.system == run.system] for run in runs}
+    report_scores(systems)
+    draw(systems, arguments.picture)
+    if arguments.rounds:
+        report_speed(systems, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
