@@ -299,6 +299,33 @@ def test_a_fresh_ring_is_a_plain_weight_tied_transformer() -> None:
         assert torch.equal(level.qkv, ring.self_attn_qkv.flatten(0, 1))
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_initial_weights_are_the_transformers(architecture: Architecture) -> None:
+    """But for what all levels add to the residual stream: that starts at 1/N."""
+
+    def largest(model: TranslationModel, *names: str) -> float:
+        return max(
+            parameter.abs().max().item()
+            for name, parameter in model.named_parameters()
+            if name.endswith(names)
+        )
+
+    num_levels = 5
+    sizes = {"model_dim": 64, "ffn_inner_dim": 256, "num_levels": num_levels}
+    plain, model = tiny("transformer", **sizes), tiny(architecture, **sizes)
+    owns_attention = architecture in ("transformer", "one_wide_ffn")
+    owns_ffn = architecture == "transformer"
+    for theirs, ours, share in (
+        ("self_attn.v_proj.weight", "self_attn_qkv", 1),
+        ("self_attn.output_proj.weight", "self_attn_output", 1 if owns_attention else num_levels),
+        ("attn.output_proj.weight", "cross_attn_output", 1 if owns_attention else num_levels),
+        ("ffn.inner_proj.weight", "ffn_up", 1),
+        ("ffn.output_proj.weight", "ffn_down", 1 if owns_ffn else num_levels),
+    ):
+        expected = largest(plain, theirs) / share
+        assert largest(model, theirs, ours) == pytest.approx(expected, rel=0.02)
+
+
 def test_universal_transformer_has_one_of_everything() -> None:
     with torch.device("meta"):
         sizes = [
