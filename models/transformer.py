@@ -3,6 +3,7 @@ against. Same activation, norms and absence of biases, so that only the sharing 
 
 from __future__ import annotations
 
+import torch
 from fairseq2.models.transformer import (
     SDPA,
     AttentionBiasCache,
@@ -72,7 +73,7 @@ def _ffn(config: ModelConfig) -> StandardFeedForwardNetwork:
 
 
 def transformer_encoder(config: ModelConfig) -> StandardTransformerEncoder:
-    return StandardTransformerEncoder(
+    encoder = StandardTransformerEncoder(
         [
             StandardTransformerEncoderLayer(
                 _attention(config),
@@ -84,10 +85,12 @@ def transformer_encoder(config: ModelConfig) -> StandardTransformerEncoder:
             for _ in range(config.num_levels)
         ]
     )
+    _start_small(encoder, config.num_levels)
+    return encoder
 
 
 def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
-    return StandardTransformerDecoder(
+    decoder = StandardTransformerDecoder(
         [
             StandardTransformerDecoderLayer(
                 _attention(config, causal=True),
@@ -101,3 +104,13 @@ def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
             for _ in range(config.num_levels)
         ]
     )
+    _start_small(decoder, config.num_levels)
+    return decoder
+
+
+def _start_small(stack: nn.Module, num_levels: int) -> None:
+    """What a layer adds to the residual stream starts at 1/N, as in a ring (`Stack`)."""
+    for module in stack.modules():
+        if isinstance(module, (StandardMultiheadAttention, StandardFeedForwardNetwork)):
+            with torch.no_grad():
+                module.output_proj.weight /= num_levels

@@ -114,13 +114,12 @@ class Stack(nn.Module):
         owned: bool = False,
         residual: bool = False,
     ) -> nn.Parameter:
-        """:param residual: its product is added to the residual stream. Where the levels share it,
-        N equal terms add up, so it starts at 1/N of `init`: without that, deep rings hardly begin
-        to learn (docs/results.md)."""
+        """:param residual: its product is added to the residual stream, N times: it starts at 1/N.
+        Without that, six levels hardly begin to learn (docs/results.md)."""
         weight = torch.empty(self.num_levels if owned else 1, *shape)
         for matrix in weight.view(-1, *shape[-2:]):
             init(matrix)
-        if residual and not owned:
+        if residual:
             weight /= self.num_levels
         return nn.Parameter(weight if owned else weight[0])
 

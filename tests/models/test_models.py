@@ -300,30 +300,20 @@ def test_a_fresh_ring_is_a_plain_weight_tied_transformer() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_initial_weights_are_the_transformers(architecture: Architecture) -> None:
-    """But for what all levels add to the residual stream: that starts at 1/N."""
-
-    def largest(model: TranslationModel, *names: str) -> float:
-        return max(
-            parameter.abs().max().item()
-            for name, parameter in model.named_parameters()
-            if name.endswith(names)
-        )
-
-    num_levels = 5
-    sizes = {"model_dim": 64, "ffn_inner_dim": 256, "num_levels": num_levels}
-    plain, model = tiny("transformer", **sizes), tiny(architecture, **sizes)
-    owns_attention = architecture in ("transformer", "one_wide_ffn")
-    owns_ffn = architecture == "transformer"
-    for theirs, ours, share in (
-        ("self_attn.v_proj.weight", "self_attn_qkv", 1),
-        ("self_attn.output_proj.weight", "self_attn_output", 1 if owns_attention else num_levels),
-        ("attn.output_proj.weight", "cross_attn_output", 1 if owns_attention else num_levels),
-        ("ffn.inner_proj.weight", "ffn_up", 1),
-        ("ffn.output_proj.weight", "ffn_down", 1 if owns_ffn else num_levels),
+@pytest.mark.parametrize("num_levels", [2, 8])
+def test_initial_weights(architecture: Architecture, num_levels: int) -> None:
+    """As fairseq2's of a Transformer; what is added to the residual stream starts at 1/N of them."""
+    dim, inner_dim = 64, 256
+    model = tiny(architecture, model_dim=dim, ffn_inner_dim=inner_dim, num_levels=num_levels)
+    for names, expected in (
+        (("self_attn.v_proj.weight", "self_attn_qkv"), (3 / (2 * dim)) ** 0.5),
+        (("self_attn.output_proj.weight", "self_attn_output"), (3 / dim) ** 0.5 / num_levels),
+        (("decoder_attn.output_proj.weight", "cross_attn_output"), (3 / dim) ** 0.5 / num_levels),
+        (("ffn.inner_proj.weight", "ffn_up"), dim**-0.5),
+        (("ffn.output_proj.weight", "ffn_down"), inner_dim**-0.5 / num_levels),
     ):
-        expected = largest(plain, theirs) / share
-        assert largest(model, theirs, ours) == pytest.approx(expected, rel=0.02)
+        weights = [p for name, p in model.named_parameters() if name.endswith(names)]
+        assert max(weight.abs().max().item() for weight in weights) == pytest.approx(expected, 0.02)
 
 
 def test_universal_transformer_has_one_of_everything() -> None:
