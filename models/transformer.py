@@ -110,7 +110,7 @@ def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
 
 def _start_small(stack: nn.Module, num_levels: int) -> None:
     """What a layer adds to the residual stream starts at 1/N, as in a ring (`Stack`)."""
-    for module in stack.modules():
-        if isinstance(module, (StandardMultiheadAttention, StandardFeedForwardNetwork)):
-            with torch.no_grad():
-                module.output_proj.weight /= num_levels
+    with torch.no_grad():
+        for name, weight in stack.named_parameters():
+            if name.endswith("output_proj.weight"):  # of attention, and of the FFN
+                weight.div_(num_levels)

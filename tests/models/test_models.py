@@ -302,7 +302,7 @@ def test_a_fresh_ring_is_a_plain_weight_tied_transformer() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("num_levels", [2, 8])
 def test_initial_weights(architecture: Architecture, num_levels: int) -> None:
-    """As fairseq2's of a Transformer; what is added to the residual stream starts at 1/N of them."""
+    """As fairseq2's layers; what is added to the residual stream starts at 1/N of that."""
     dim, inner_dim = 64, 256
     model = tiny(architecture, model_dim=dim, ffn_inner_dim=inner_dim, num_levels=num_levels)
     for names, expected in (
