@@ -86,7 +86,7 @@ def export(
         return {"parameters": sum(p.numel() for p in model.parameters())}
 
     inputs = {**settings, "weights": weights_digest(recipe, checkpoints), "card": card}
-    run_stage(folder, inputs, build)
+    run_stage(folder, inputs, build, log)
 
 
 def _check(recipe: Recipe, format: Format, quantization: Quantization | None) -> None:

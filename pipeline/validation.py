@@ -113,8 +113,7 @@ class Validation:
         training, recipe = self.training, self.training.recipe
         clean = recipe.run_dir / "clean"
         sources, references = (
-            list(read_lines(clean / f"valid.{language}"))
-            for language in (recipe.data.source_lang, recipe.data.target_lang)
+            list(read_lines(clean / f"valid.{language}")) for language in recipe.data.languages
         )
         vocabularies = load_vocabularies(recipe.run_dir / "shards")
         sizes = training.reader.manifest["vocabulary"]["sizes"]

@@ -15,11 +15,10 @@ import torch
 from sentencepiece import SentencePieceProcessor
 
 from data_prep.stage import sha256_of
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX, vocabulary_digest
+from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, LevelSignals
 from models.ringformer import RingDecoder
 from models.seq2seq import TranslationModel
-from pipeline.checkpoint import finish_checkpoint, tag_of
 from pipeline.config import Recipe, UsageError, load_recipe
 from pipeline.export import Format, Quantization, export
 from pipeline.serving import (
@@ -31,7 +30,7 @@ from pipeline.serving import (
     split,
 )
 from pipeline.translator import Translator, untrained_model
-from tests.conftest import run_process
+from tests.conftest import run_process, save_checkpoint
 
 VARIANTS: list[tuple[Architecture, LevelSignals]] = [("transformer", "all")]
 VARIANTS += [("ringformer", signals) for signals in get_args(LevelSignals)]
@@ -69,21 +68,8 @@ def run_of(prepared: Recipe, tiny_recipe: Path, folder: Path, **overrides: str) 
     keys["evaluation.max_length_ratio"] = "0.5"  # random weights go round in circles, near ties
     recipe = load_recipe(tiny_recipe, list(keys.items()))
     shutil.copytree(prepared.run_dir / "shards", folder / "shards")
-    save(talkative(untrained_model(recipe)), recipe)
+    save_checkpoint(talkative(untrained_model(recipe)), recipe)
     return recipe
-
-
-def save(model: TranslationModel, recipe: Recipe) -> None:
-    checkpoints = recipe.run_dir / "checkpoints"
-    (checkpoints / tag_of(1)).mkdir(parents=True)
-    weights = {"module": model.state_dict()}
-    torch.save(weights, checkpoints / tag_of(1) / "mp_rank_00_model_states.pt")
-    info = {
-        "zero_stage": 0,
-        "model": recipe.model.model_dump(mode="json"),
-        "vocabulary": vocabulary_digest(recipe.run_dir / "shards"),
-    }
-    finish_checkpoint(checkpoints, 1, info, keep=1, best_step=None)
 
 
 @pytest.fixture(scope="module")
