@@ -39,7 +39,6 @@ from pipeline.checkpoint import (
     tag_of,
     training_identity,
 )
-from pipeline.config import Recipe, TrainingConfig, UsageError
 from pipeline.deepspeed_config import (
     activation_checkpointing,
     deepspeed_config,
@@ -51,6 +50,7 @@ from pipeline.ema import MovingAverage
 from pipeline.nonfinite import dump
 from pipeline.progress import Window
 from pipeline.ranks import first_line, lost_contact
+from pipeline.recipe import Recipe, TrainingConfig, UsageError
 from pipeline.relayout import carry_over
 
 log = logging.getLogger("train")

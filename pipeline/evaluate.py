@@ -24,17 +24,11 @@ from pipeline.checkpoint import (
     checkpoints_to_average,
     open_tracker,
 )
+from pipeline.command_line import DEFAULT_RECIPE, given_evaluation, load_recipe, run_command
 from pipeline.comparison import Logged, compare_all, evaluations_of_run
-from pipeline.config import (
-    DEFAULT_RECIPE,
-    SEARCH,
-    Recipe,
-    given_evaluation,
-    load_recipe,
-    run_command,
-)
 from pipeline.metrics import bleu
 from pipeline.provenance import log_data
+from pipeline.recipe import SEARCH, Recipe
 from pipeline.registry import register
 from pipeline.results import Result, Scores, weights_digest
 from pipeline.test_sets import Sentences, load_test_sets, slug_of

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.checkpoint import Checkpoint, average_weights, checkpoints_to_average
-from pipeline.config import SEARCH, Recipe, UsageError, run_command
+from pipeline.command_line import run_command
+from pipeline.recipe import SEARCH, Recipe, UsageError
 from pipeline.serving import SETTINGS, pieces_of
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 
 GIB = 1 << 30
 

@@ -15,11 +15,11 @@ from data_prep.vocabulary import PAD_IDX, load_vocabularies
 from models.factory import create_model
 from pipeline.batches import BatchPlan, collate
 from pipeline.checkpoint import criterion
-from pipeline.config import TrainingConfig
 from pipeline.engine import Training
 from pipeline.metrics import bleu
 from pipeline.progress import perplexity
 from pipeline.ranks import gather_shares, share_of
+from pipeline.recipe import TrainingConfig
 from pipeline.translator import Translator
 
 

@@ -19,8 +19,9 @@ from data_prep.prepare import prepare
 from data_prep.vocabulary import vocabulary_digest
 from models.seq2seq import TranslationModel
 from pipeline.checkpoint import finish_checkpoint, tag_of
-from pipeline.config import Recipe, load_recipe
+from pipeline.command_line import load_recipe
 from pipeline.dashboard import SERVER_SETTINGS
+from pipeline.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.checkpoint import list_checkpoints, load_weights
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from tests.conftest import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -68,7 +68,7 @@ def _train(environment: dict[str, object], arguments: list[str], log: str) -> No
 
     import torch
 
-    from pipeline.config import run_command
+    from pipeline.command_line import run_command
     from pipeline.train import main, program
 
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import torch
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from pipeline.batches import BatchPlan, GlobalBatch, collate
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 
 BUDGET, MICRO = 4096, 512
 

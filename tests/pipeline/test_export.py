@@ -19,8 +19,9 @@ from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, LevelSignals
 from models.ringformer import RingDecoder
 from models.seq2seq import TranslationModel
-from pipeline.config import Recipe, UsageError, load_recipe
+from pipeline.command_line import load_recipe
 from pipeline.export import Format, Quantization, export
+from pipeline.recipe import Recipe, UsageError
 from pipeline.serving import (
     CTranslate2Translator,
     Hypothesis,
@@ -296,7 +297,7 @@ def test_plain_ctranslate2_and_sentencepiece_will_do(folder: Path, sentences: li
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(folder: Path) -> None:
     code = (
-        "import re, sys; from pipeline.config import run_command\n"
+        "import re, sys; from pipeline.command_line import run_command\n"
         "from pipeline.translate import add_arguments, main\n"
         "try: run_command('translate', '', main, add_arguments)\n"
         "finally:\n"

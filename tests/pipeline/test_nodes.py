@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import list_checkpoints
-from pipeline.config import ROOT, Recipe
+from pipeline.recipe import ROOT, Recipe
 from tests.conftest import free_port, run_process
 from tests.pipeline.ranks import new_run, tracked, weights
 

@@ -12,7 +12,8 @@ import torch
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
 from pipeline.checkpoint import list_checkpoints, load_average, load_weights
-from pipeline.config import ROOT, Recipe, load_recipe
+from pipeline.command_line import load_recipe
+from pipeline.recipe import ROOT, Recipe
 from tests.conftest import Command
 from tests.pipeline.ranks import new_run, tracked, train
 

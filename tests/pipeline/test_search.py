@@ -14,7 +14,7 @@ from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.config import EvaluationConfig
+from pipeline.recipe import EvaluationConfig
 from pipeline.search import beam_search
 from pipeline.serving import ModelError
 

@@ -18,9 +18,9 @@ import torch
 from data_prep.stage import only_command_in
 from models.config import ActivationCheckpointing, ModelConfig
 from pipeline.checkpoint import average_weights, list_checkpoints, load_weights
-from pipeline.config import ROOT, Recipe, TrainingConfig, UsageError
 from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
 from pipeline.engine import learning_rate_factor
+from pipeline.recipe import ROOT, Recipe, TrainingConfig, UsageError
 from tests.conftest import Command, free_port, launcher, run_process
 from tests.pipeline.ranks import new_run, tracked, train
 

@@ -16,8 +16,9 @@ from data_prep.vocabulary import (
     load_vocabularies,
 )
 from pipeline.checkpoint import checkpoints_to_average
-from pipeline.config import Recipe, load_recipe
+from pipeline.command_line import load_recipe
 from pipeline.export import export
+from pipeline.recipe import Recipe
 from pipeline.translator import Translator, untrained_model
 from tests.conftest import save_checkpoint
 
