@@ -36,7 +36,7 @@ from models.config import Architecture, ModelConfig
 from models.ctranslate2_spec import ctranslate2_spec
 from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.config import EvaluationConfig
+from pipeline.recipe import EvaluationConfig
 from pipeline.search import beam_search
 from pipeline.serving import batches
 

@@ -24,9 +24,10 @@ import torch
 from deepspeed import comm as dist
 
 from benchmarks.rounds import describe, spread
-from pipeline.config import Recipe, load_recipe
+from pipeline.command_line import load_recipe
 from pipeline.engine import Training
 from pipeline.ranks import init_distributed
+from pipeline.recipe import Recipe
 from pipeline.tracking import Tracker
 from pipeline.train import Loop
 from pipeline.validation import not_validated

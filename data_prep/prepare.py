@@ -13,8 +13,9 @@ from data_prep.engine import executor_of
 from data_prep.stage import Manifest, log, only_command_in
 from data_prep.vocabulary import train_vocabulary
 from pipeline.checkpoint import open_tracker
-from pipeline.config import Recipe, run_command
+from pipeline.command_line import run_command
 from pipeline.provenance import log_data
+from pipeline.recipe import Recipe
 
 
 def prepare(recipe: Recipe) -> Manifest:

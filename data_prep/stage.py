@@ -80,7 +80,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def run_stage(
-    folder: Path, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
+    folder: Path,
+    inputs: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any]],
+    log: logging.Logger = log,
 ) -> Manifest:
     """Make `folder` by calling `build(temporary folder)`, unless it was made from equal `inputs`.
 
@@ -88,6 +91,7 @@ def run_stage(
     :param build: writes files and returns what to record about them in the manifest. It can find
         files of an earlier call that was interrupted, made from equal inputs; names that begin with
         `scratch` do not become part of the result.
+    :param log: the command's that is at work.
     :returns: the manifest: `inputs`, what `build` returned, and `bytes` of each file.
     :raises DataError: the folder holds something else, or the disk is full.
     :raises OSError: the folder cannot be written. What was there before is intact.
@@ -104,7 +108,8 @@ def run_stage(
         return previous
     started = time.monotonic()
     try:
-        partial = _working_folder(folder, inputs, str(reason))
+        partial, continued = _working_folder(folder, inputs)
+        log.info("%s: %s", folder.name, "continued" if continued else reason)
         if read_manifest(partial) is None:
             made = build(partial)
             for file in partial.rglob("*"):
@@ -130,22 +135,21 @@ def run_stage(
     return manifest
 
 
-def _working_folder(folder: Path, inputs: Any, reason: str) -> Path:
-    """Where to build `folder`: empty, or what was begun with the same inputs."""
+def _working_folder(folder: Path, inputs: Any) -> tuple[Path, bool]:
+    """Where to build `folder`; and whether that was begun with the same inputs, or is empty."""
     partial = folder.with_name(f".{folder.name}.partial")
     begun = partial / ".inputs.json"
     try:
         resumed = json.loads(begun.read_text(encoding="utf-8")) == inputs
     except (OSError, ValueError):
         resumed = (read_manifest(partial) or {}).get("inputs") == inputs
-    log.info("%s: %s", folder.name, "continued" if resumed else reason)
     if not resumed:
         for mark in (begun, partial / "manifest.json"):  # first what would make the rest pass
             mark.unlink(missing_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         write_json(begun, inputs)
-    return partial
+    return partial, resumed
 
 
 def read_manifest(folder: Path) -> Manifest | None:

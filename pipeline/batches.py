@@ -52,15 +52,15 @@ class GlobalBatch:
         When the micro-batches do not divide among the ranks, each is first split into as many
         pieces as makes them divide; a piece can be empty.
         """
-        pieces = _pieces(len(self.micro_batches), world_size)
+        pieces = pieces_of_each(len(self.micro_batches), world_size)
         return [
             self.micro_batches[i // pieces][i % pieces :: pieces]
             for i in range(rank, pieces * len(self.micro_batches), world_size)
         ]
 
 
-def _pieces(micro_batches: int, world_size: int) -> int:
-    """Into how many each micro-batch is split so that they divide among the ranks."""
+def pieces_of_each(micro_batches: int, world_size: int) -> int:
+    """Into how many pieces each is split so that they divide among the ranks."""
     return world_size // gcd(world_size, micro_batches)
 
 
@@ -101,7 +101,7 @@ class BatchPlan:
     def micro_batches_per_rank(self, world_size: int) -> int:
         """How many micro-batches, or pieces of them, each rank gets in a step."""
         micro_batches = self.micro_batches_per_step
-        return micro_batches * _pieces(micro_batches, world_size) // world_size
+        return micro_batches * pieces_of_each(micro_batches, world_size) // world_size
 
     def __getitem__(self, step: int) -> GlobalBatch:
         """The batch of step 0, 1, …, over as many epochs as it takes."""

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 from data_prep.shards import ShardReader
 from data_prep.stage import digest_of, fsync, write_atomically, write_json
 from data_prep.vocabulary import vocabulary_digest
-from pipeline.config import Recipe, TrainingConfig, run_command
+from pipeline.command_line import run_command
 from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
+from pipeline.recipe import Recipe, TrainingConfig
 from pipeline.tracking import Tracker, send_left_over
 
 if TYPE_CHECKING:  # torch and deepspeed take seconds to import

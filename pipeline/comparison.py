@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Recipe
 from pipeline.metrics import paired_bootstrap
 from pipeline.mlflow_records import client_of, short
+from pipeline.recipe import Recipe
 from pipeline.results import Result
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import argparse
 import os
 import sys
 
-from pipeline.config import Recipe, run_command
+from pipeline.command_line import run_command
+from pipeline.recipe import Recipe
 
 SERVER_SETTINGS = {  # unless the user has set them
     "MLFLOW_DISABLE_TELEMETRY": "true",  # a dashboard of one's own tells nobody, and works offline

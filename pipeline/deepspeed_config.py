@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import ActivationCheckpointing, ModelConfig
-from pipeline.config import TrainingConfig, UsageError
+from pipeline.recipe import TrainingConfig, UsageError
 
 # Keys of the JSON's `activation_checkpointing` that have no meaning here, and why.
 REFUSED = {

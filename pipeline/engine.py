@@ -30,7 +30,7 @@ from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX, vocabulary_digest
 from models.factory import create_model
 from models.seq2seq import TranslationModel, core_parameters
-from pipeline.batches import Batch, BatchPlan, StepBatches, collate, feed
+from pipeline.batches import Batch, BatchPlan, StepBatches, collate, feed, pieces_of_each
 from pipeline.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -39,7 +39,6 @@ from pipeline.checkpoint import (
     tag_of,
     training_identity,
 )
-from pipeline.config import Recipe, TrainingConfig, UsageError
 from pipeline.deepspeed_config import (
     activation_checkpointing,
     deepspeed_config,
@@ -51,6 +50,7 @@ from pipeline.ema import MovingAverage
 from pipeline.nonfinite import dump
 from pipeline.progress import Window
 from pipeline.ranks import first_line, lost_contact
+from pipeline.recipe import Recipe, TrainingConfig, UsageError
 from pipeline.relayout import carry_over
 
 log = logging.getLogger("train")
@@ -401,8 +401,7 @@ def rehearse(recipe: Recipe) -> str:
     """
     training = Training(recipe)
     largest = training.plan.largest_micro_batch()
-    micro_batches = training.accumulation_steps * training.world_size
-    pieces = micro_batches // training.plan.micro_batches_per_step
+    pieces = pieces_of_each(training.plan.micro_batches_per_step, training.world_size)
     batch = collate(training.reader, largest[::pieces], training.device)
     size = f"{batch.source.size(0)} × {batch.source.size(1)} + {batch.targets.size(1)} tokens"
     started = time.monotonic()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,17 +24,11 @@ from pipeline.checkpoint import (
     checkpoints_to_average,
     open_tracker,
 )
+from pipeline.command_line import DEFAULT_RECIPE, given_evaluation, load_recipe, run_command
 from pipeline.comparison import Logged, compare_all, evaluations_of_run
-from pipeline.config import (
-    DEFAULT_RECIPE,
-    SEARCH,
-    Recipe,
-    given_evaluation,
-    load_recipe,
-    run_command,
-)
 from pipeline.metrics import bleu
 from pipeline.provenance import log_data
+from pipeline.recipe import SEARCH, Recipe
 from pipeline.registry import register
 from pipeline.results import Result, Scores, weights_digest
 from pipeline.test_sets import Sentences, load_test_sets, slug_of
@@ -80,6 +75,11 @@ class Subject:
             raise CheckpointError(f"{export}: not an exported model")
         return cls(recipe, [], export, search)
 
+    @cached_property
+    def weights(self) -> str:
+        """Digest of what the checkpoints hold."""
+        return weights_digest(self.recipe, self.checkpoints)
+
     @property
     def description(self) -> dict[str, Any]:
         if self.export:
@@ -88,7 +88,7 @@ class Subject:
         return {
             "checkpoints": tags,
             "step": self.checkpoints[-1].step,
-            "weights_sha256": weights_digest(self.recipe, self.checkpoints),
+            "weights_sha256": self.weights,
         }
 
     def result(self, test_set: Sentences) -> Result:
@@ -97,7 +97,7 @@ class Subject:
         of = {
             "version": VERSION,
             "search": dict(self.search),
-            "weights": weights_digest(self.recipe, self.checkpoints),
+            "weights": self.weights,
             "export": read_manifest(self.export) if self.export else None,
             "untrained": self.recipe.training.seed if self.has_baseline(test_set) else None,
             "test set": test_set.sha256,
@@ -164,14 +164,14 @@ def _look(
 
 
 def _evaluate(subject: Subject, translator: TextTranslator, result: Result) -> None:
-    recipe, test_set = subject.recipe, result.test_set
-    what = subject.description.get("model") or ", ".join(subject.description["checkpoints"])
+    recipe, test_set, description = subject.recipe, result.test_set, subject.description
+    what = description.get("model") or ", ".join(description["checkpoints"])
     log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), what)
     started = time.monotonic()
     hypotheses = _translate(translator, test_set.sources, "translating")
     seconds = time.monotonic() - started
     more = {
-        **subject.description,
+        **description,
         "beam_size": translator.search.beam_size,
         "length_penalty": translator.search.length_penalty,
         "sentences_per_second": round(len(test_set.sources) / seconds, 2),
@@ -225,7 +225,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     logging.basicConfig(
         level=logging.INFO if rank() == 0 else logging.ERROR, format="%(name)s: %(message)s"
     )
-    for chatty in ("sacrebleu", "prepare"):  # the latter tells of the export that is registered
+    for chatty in ("sacrebleu", "export"):  # the latter is of the model that is registered
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if world_size() > 1:
         _main_of_ranks(recipe, arguments)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.checkpoint import Checkpoint, average_weights, checkpoints_to_average
-from pipeline.config import SEARCH, Recipe, UsageError, run_command
+from pipeline.command_line import run_command
+from pipeline.recipe import SEARCH, Recipe, UsageError
 from pipeline.serving import SETTINGS, pieces_of
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def export(
         return {"parameters": sum(p.numel() for p in model.parameters())}
 
     inputs = {**settings, "weights": weights_digest(recipe, checkpoints), "card": card}
-    run_stage(folder, inputs, build)
+    run_stage(folder, inputs, build, log)
 
 
 def _check(recipe: Recipe, format: Format, quantization: Quantization | None) -> None:

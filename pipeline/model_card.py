@@ -17,7 +17,7 @@ from data_prep.vocabulary import load_vocabularies
 from models.factory import abstract_model
 from models.seq2seq import core_parameters
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from pipeline.results import Scores, scores_of
 
 

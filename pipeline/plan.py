@@ -8,7 +8,6 @@ Nothing is trained and no data is read; a small forward pass tells what the acti
 from __future__ import annotations
 
 import argparse
-from math import gcd
 
 import torch
 from rich.console import Console
@@ -17,9 +16,11 @@ from rich.table import Table
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model, parameter_count
 from models.seq2seq import TranslationModel
-from pipeline.config import Recipe, UsageError, run_command
-from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
+from pipeline.batches import pieces_of_each
+from pipeline.command_line import run_command
+from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config, precision
 from pipeline.preflight import GIB
+from pipeline.recipe import Recipe, UsageError
 
 SENTENCE = 32  # tokens a side of the sentences that activations are measured with
 ADAM = 8  # bytes a parameter: two moments in float32
@@ -93,11 +94,10 @@ def plan(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     gpus = nodes * gpus_per_node
     training = recipe.training
     settings = deepspeed_config(training, accumulation_steps=1)
-    bf16, fp16 = (settings.get(kind, {}).get("enabled", False) for kind in ("bf16", "fp16"))
-    half = bf16 or fp16
+    half = precision(settings) != "fp32"
     micro_tokens = training.micro_batch_tokens or training.max_tokens
     micro_batches = training.max_tokens // micro_tokens
-    pieces = gpus // gcd(gpus, micro_batches)
+    pieces = pieces_of_each(micro_batches, gpus)
     accumulation = micro_batches * pieces // gpus
     tokens = micro_tokens / pieces
     per_token = activations_per_token(recipe, torch.bfloat16 if half else torch.float32)

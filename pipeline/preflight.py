@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 
 GIB = 1 << 30
 
@@ -57,7 +57,7 @@ def check() -> list[str]:
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         _build_cpu_operator()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     packages = ("torch", "fairseq2", "deepspeed", "sentencepiece", "sacrebleu", "mlflow")
     return [
         f"Python {platform.python_version()}; "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.stage import digest_of, read_manifest
 from data_prep.vocabulary import vocabulary_files
-from pipeline.config import ROOT, Recipe
+from pipeline.recipe import ROOT, Recipe
 from pipeline.tracking import Tracker
 
 if TYPE_CHECKING:  # which imports torch

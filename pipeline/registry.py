@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from data_prep.stage import read_json, write_json
 from pipeline.checkpoint import Checkpoint
 from pipeline.comparison import compare, logged
-from pipeline.config import ROOT, Recipe, UsageError
 from pipeline.mlflow_records import client_of, short
+from pipeline.recipe import ROOT, Recipe, UsageError
 from pipeline.results import Result
 from pipeline.tracking import run_id_of
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from data_prep.stage import digest_of, read_json, write_atomically, write_json
 from pipeline.checkpoint import Checkpoint
-from pipeline.config import Recipe
 from pipeline.metrics import by_source_length, corpus_scores, sentence_scores, suspicious
+from pipeline.recipe import Recipe
 from pipeline.test_sets import Sentences
 from pipeline.tracking import Tracker
 

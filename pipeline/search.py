@@ -18,14 +18,10 @@ from torch import Tensor
 
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.seq2seq import TranslationModel
-from pipeline.config import EvaluationConfig
-from pipeline.serving import Hypothesis, length_limit
+from pipeline.recipe import EvaluationConfig
+from pipeline.serving import DIVERGED, Hypothesis, ModelError, length_limit
 
 SHRINK_AT = 0.75  # sentences that are done leave when at most this share of the batch goes on
-
-
-class SearchError(Exception):
-    """The model gives no usable probabilities."""
 
 
 class Candidates(NamedTuple):
@@ -43,7 +39,7 @@ def beam_search(
     """Translate `sources` (token ids with EOS) in one batch.
 
     :returns: at most `beam_size` hypotheses for each, best first.
-    :raises SearchError: the model's output is not a number.
+    :raises ModelError: the model's output is not a number.
     """
     device = next(model.parameters()).device
     beam_size, lengths = search.beam_size, [len(ids) for ids in sources]
@@ -105,7 +101,7 @@ def _candidates(
     totals = (scores[:, :, None] + best - log_sum).flatten(1)
     totals, index = totals.topk(count)
     if totals[:, 0].isnan().any():
-        raise SearchError("The model's output is not a number; its training has diverged")
+        raise ModelError(DIVERGED)
     return Candidates(totals, index // count, tokens.flatten(1).gather(1, index))
 
 

@@ -25,6 +25,7 @@ from sentencepiece import SentencePieceProcessor
 log = logging.getLogger("translate")
 
 SETTINGS = "export.json"  # beside the weights, in every format
+DIVERGED = "The model's output is not a number; its training has diverged"
 VOCABULARIES = (("spm.model",), ("spm.source.model", "spm.target.model"))
 # Where a line may be cut, the best places first; last of all anywhere.
 BREAKS = [
@@ -335,7 +336,7 @@ class CTranslate2Translator(TextTranslator):
 
     def _hypotheses(self, result: Any) -> list[Hypothesis]:
         if any(score != score for score in result.scores):
-            raise ModelError("The model's output is not a number; its training has diverged")
+            raise ModelError(DIVERGED)
         return [
             Hypothesis([self._ids[piece] for piece in pieces], score)
             for pieces, score in zip(result.hypotheses, result.scores, strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_prep.corpora import read_lines
 from data_prep.stage import DataError, digest_of
-from pipeline.config import Recipe, TestSetFiles
+from pipeline.recipe import Recipe, TestSetFiles
 
 
 @dataclass(frozen=True)

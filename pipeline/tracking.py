@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.stage import digest_of, read_json, sha256_of, write_atomically, write_json
-from pipeline.config import Recipe
 from pipeline.mlflow_records import METRICS_RECORDS, client_of, send, short
+from pipeline.recipe import Recipe
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, and only the sending thread needs it
     from mlflow import MlflowClient

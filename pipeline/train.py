@@ -33,13 +33,14 @@ from pipeline.checkpoint import (
     remove_unfinished,
     set_aside_damaged,
 )
-from pipeline.config import Recipe, UsageError, run_command
+from pipeline.command_line import run_command
 from pipeline.engine import Training, TrainingError, rehearse
 from pipeline.pictures import draw_losses
 from pipeline.preflight import check_space, remove_dead_build_locks
 from pipeline.progress import Window, progress_bar, progress_line, start_logging
 from pipeline.provenance import log_data, log_training
 from pipeline.ranks import failing_together, from_rank_0, meet
+from pipeline.recipe import Recipe, UsageError
 from pipeline.system_metrics import SystemMetrics
 from pipeline.tracking import Tracker
 from pipeline.validation import Stopped, Validation, any_rank

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.stage import DataError
-from pipeline.config import SEARCH, Recipe, UsageError, given_evaluation, run_command
+from pipeline.command_line import given_evaluation, run_command
+from pipeline.recipe import SEARCH, Recipe, UsageError
 
 if TYPE_CHECKING:
     from pipeline.serving import TextTranslator

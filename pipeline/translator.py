@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sentencepiece import SentencePieceProcessor
 
 from models.config import ModelConfig
-from pipeline.config import EvaluationConfig, Recipe, UsageError
+from pipeline.recipe import EvaluationConfig, Recipe, UsageError
 from pipeline.serving import (
     CTranslate2Translator,
     Hypothesis,

@@ -15,11 +15,11 @@ from data_prep.vocabulary import PAD_IDX, load_vocabularies
 from models.factory import create_model
 from pipeline.batches import BatchPlan, collate
 from pipeline.checkpoint import criterion
-from pipeline.config import TrainingConfig
 from pipeline.engine import Training
 from pipeline.metrics import bleu
 from pipeline.progress import perplexity
 from pipeline.ranks import gather_shares, share_of
+from pipeline.recipe import TrainingConfig
 from pipeline.translator import Translator
 
 
@@ -113,8 +113,7 @@ class Validation:
         training, recipe = self.training, self.training.recipe
         clean = recipe.run_dir / "clean"
         sources, references = (
-            list(read_lines(clean / f"valid.{language}"))
-            for language in (recipe.data.source_lang, recipe.data.target_lang)
+            list(read_lines(clean / f"valid.{language}")) for language in recipe.data.languages
         )
         vocabularies = load_vocabularies(recipe.run_dir / "shards")
         sizes = training.reader.manifest["vocabulary"]["sizes"]

@@ -13,10 +13,15 @@ from pathlib import Path
 
 import pytest
 import requests
+import torch
 
 from data_prep.prepare import prepare
-from pipeline.config import Recipe, load_recipe
+from data_prep.vocabulary import vocabulary_digest
+from models.seq2seq import TranslationModel
+from pipeline.checkpoint import finish_checkpoint, tag_of
+from pipeline.command_line import load_recipe
 from pipeline.dashboard import SERVER_SETTINGS
+from pipeline.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -76,6 +81,20 @@ def prepared(tiny_recipe: Path) -> Recipe:
     recipe = load_recipe(tiny_recipe)
     prepare(recipe)
     return recipe
+
+
+def save_checkpoint(model: TranslationModel, recipe: Recipe) -> None:
+    """The run's only checkpoint, as ZeRO stage 0 writes it."""
+    checkpoints = recipe.run_dir / "checkpoints"
+    (checkpoints / tag_of(1)).mkdir(parents=True)
+    weights = {"module": model.state_dict()}
+    torch.save(weights, checkpoints / tag_of(1) / "mp_rank_00_model_states.pt")
+    info = {
+        "zero_stage": 0,
+        "model": recipe.model.model_dump(mode="json"),
+        "vocabulary": vocabulary_digest(recipe.run_dir / "shards"),
+    }
+    finish_checkpoint(checkpoints, 1, info, keep=1, best_step=None)
 
 
 @pytest.fixture(scope="session")

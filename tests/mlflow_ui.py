@@ -20,7 +20,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from pipeline.config import ROOT
+from pipeline.recipe import ROOT
 
 SCREENSHOTS = Path(os.environ.get("CI_ARTIFACTS") or ROOT / "build" / "screenshots")
 WAIT_SECONDS = 60

@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from pipeline.checkpoint import list_checkpoints
-from pipeline.config import ROOT, Recipe, load_recipe
+from pipeline.command_line import load_recipe
+from pipeline.recipe import ROOT, Recipe
 from pipeline.registry import register
 from pipeline.results import Result
 from pipeline.test_sets import load_test_sets

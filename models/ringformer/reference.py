@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor
 
+from data_prep.vocabulary import JOINT, PAD_IDX, SEPARATE
 from models.config import ModelConfig
 from models.ringformer.ring import RingDecoder, RingEncoder
 from models.seq2seq import TranslationModel
@@ -150,8 +151,8 @@ def main() -> None:
         "source and target, where each side has its own",
     )
     arguments = parser.parse_args()
-    names = {0: [], 1: ["spm.model"], 2: ["spm.source.model", "spm.target.model"]}
-    if len(arguments.vocabulary) not in names:
+    vocabulary = arguments.vocabulary
+    if len(vocabulary) > 2:
         parser.error("--vocabulary takes one model, or two")
     try:
         model = from_reference(
@@ -159,16 +160,16 @@ def main() -> None:
             num_heads=arguments.num_heads,
             pad_idx=arguments.pad_idx,
         )
-        if arguments.vocabulary:
-            if arguments.pad_idx != 0:
-                raise ValueError("--vocabulary goes with --pad_idx 0 only")
-            for path in arguments.vocabulary:
-                path.open("rb").close()
+        if vocabulary and arguments.pad_idx != PAD_IDX:
+            raise ValueError(f"--vocabulary goes with --pad_idx {PAD_IDX} only")
+        for path in vocabulary:
+            path.open("rb").close()
         arguments.output.mkdir(parents=True)
         save_model(model, str(arguments.output / "model.safetensors"))
         settings = {"format": "safetensors", "model": model.config.model_dump(mode="json")}
         (arguments.output / "export.json").write_text(json.dumps(settings, indent=2) + "\n")
-        for path, name in zip(arguments.vocabulary, names[len(arguments.vocabulary)], strict=True):
+        names = SEPARATE if len(vocabulary) > 1 else JOINT
+        for path, name in zip(vocabulary, names, strict=False):
             shutil.copyfile(path, arguments.output / name)
     except KeyError as error:
         sys.exit(f"error: {arguments.checkpoint}: tensor {error} is missing")

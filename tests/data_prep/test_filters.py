@@ -11,7 +11,8 @@ import pytest
 from data_prep.config import CleaningConfig
 from data_prep.filters import Language
 from data_prep.stage import DataError
-from pipeline.config import UsageError, load_recipe
+from pipeline.command_line import load_recipe
+from pipeline.recipe import UsageError
 
 QUICKSTART = Path("recipes/quickstart.yaml")
 

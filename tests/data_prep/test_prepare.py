@@ -15,7 +15,8 @@ from data_prep.prepare import prepare
 from data_prep.shards import ShardReader
 from data_prep.stage import sha256_of
 from data_prep.vocabulary import load_vocabularies, load_vocabulary
-from pipeline.config import Recipe, load_recipe
+from pipeline.command_line import load_recipe
+from pipeline.recipe import Recipe
 from tests.conftest import Command
 
 GOOD = [(f"Das ist der Satz {i}.", f"This is sentence {i}.") for i in range(400)]

@@ -12,7 +12,7 @@ import pytest
 from data_prep.prepare import prepare
 from data_prep.shards import ShardReader
 from data_prep.stage import DataError
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from tests.conftest import Command
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.checkpoint import list_checkpoints, load_weights
+from pipeline.recipe import Recipe
 from tests.conftest import free_port
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -31,6 +33,14 @@ SERVER.set_forkserver_preload(
         "torch.utils.hipify.hipify_python",
     ]
 )
+
+
+def new_run(prepared: Recipe, name: str, *parts: str) -> Path:
+    """A new run_dir beside the prepared one, with its shards and these other parts of it."""
+    run_dir = prepared.run_dir.parent / name
+    for part in ("shards", *parts):
+        shutil.copytree(prepared.run_dir / part, run_dir / part)
+    return run_dir
 
 
 def start(arguments: list[str], log: Path, ranks: int = 2) -> list[ForkServerProcess]:
@@ -58,7 +68,7 @@ def _train(environment: dict[str, object], arguments: list[str], log: str) -> No
 
     import torch
 
-    from pipeline.config import run_command
+    from pipeline.command_line import run_command
     from pipeline.train import main, program
 
     torch.set_num_threads(1)

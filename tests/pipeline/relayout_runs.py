@@ -21,10 +21,11 @@ from torch import Tensor
 
 from data_prep.shards import ShardReader
 from pipeline.checkpoint import CheckpointError, checkpoint_to_resume
-from pipeline.config import Recipe, load_recipe
+from pipeline.command_line import load_recipe
 from pipeline.engine import Training
 from pipeline.progress import Window
 from pipeline.ranks import RankZeroFailed, init_distributed
+from pipeline.recipe import Recipe
 from pipeline.validation import not_validated
 
 

@@ -14,7 +14,7 @@ import torch
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from pipeline.batches import BatchPlan, GlobalBatch, collate
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 
 BUDGET, MICRO = 4096, 512
 
@@ -79,7 +79,7 @@ def test_the_plan_is_the_one_of_earlier_releases() -> None:
     for step in range(2 * plan.steps_per_epoch):
         for micro in plan[step].micro_batches:
             digest.update(f"{micro.tolist()}".encode())
-    # Another plan needs another `batches.VERSION`: checkpoints count its steps.
+    # Another plan needs another `BATCH_PLAN_VERSION`: checkpoints count its steps.
     assert digest.hexdigest()[:16] == "d9c0d0cb48a33a95"
 
 

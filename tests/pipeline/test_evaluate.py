@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from data_prep.stage import DataError
-from pipeline.config import Recipe, UsageError, load_recipe
+from pipeline.command_line import load_recipe
 from pipeline.metrics import by_source_length, corpus_scores, paired_bootstrap, suspicious
 from pipeline.pictures import draw_bleu_by_length, draw_losses
 from pipeline.ranks import share_of
+from pipeline.recipe import Recipe, UsageError
 from pipeline.test_sets import load_test_sets
 from tests.conftest import Command, run_process
 
@@ -161,7 +162,7 @@ def test_a_test_set_of_sacrebleus_cache(
             shared / "data/newstest" / f"newstest2014.{side}", cache / f"wmt14_full.de-en.{field}"
         )
     code = (
-        "import sys; from pathlib import Path; from pipeline.config import load_recipe;"
+        "import sys; from pathlib import Path; from pipeline.command_line import load_recipe;"
         "from pipeline.test_sets import load_test_sets;"
         "recipe = load_recipe(Path(sys.argv[1]), [('evaluation.test_sets', sys.argv[2])]);"
         "print([(t.slug, len(t.sources), len(t.references)) for t in load_test_sets(recipe)][1:])"

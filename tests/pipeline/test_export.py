@@ -15,13 +15,13 @@ import torch
 from sentencepiece import SentencePieceProcessor
 
 from data_prep.stage import sha256_of
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX, vocabulary_digest
+from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, LevelSignals
 from models.ringformer import RingDecoder
 from models.seq2seq import TranslationModel
-from pipeline.checkpoint import finish_checkpoint, tag_of
-from pipeline.config import Recipe, UsageError, load_recipe
+from pipeline.command_line import load_recipe
 from pipeline.export import Format, Quantization, export
+from pipeline.recipe import Recipe, UsageError
 from pipeline.serving import (
     CTranslate2Translator,
     Hypothesis,
@@ -31,7 +31,7 @@ from pipeline.serving import (
     split,
 )
 from pipeline.translator import Translator, untrained_model
-from tests.conftest import run_process
+from tests.conftest import run_process, save_checkpoint
 
 VARIANTS: list[tuple[Architecture, LevelSignals]] = [("transformer", "all")]
 VARIANTS += [("ringformer", signals) for signals in get_args(LevelSignals)]
@@ -69,21 +69,8 @@ def run_of(prepared: Recipe, tiny_recipe: Path, folder: Path, **overrides: str) 
     keys["evaluation.max_length_ratio"] = "0.5"  # random weights go round in circles, near ties
     recipe = load_recipe(tiny_recipe, list(keys.items()))
     shutil.copytree(prepared.run_dir / "shards", folder / "shards")
-    save(talkative(untrained_model(recipe)), recipe)
+    save_checkpoint(talkative(untrained_model(recipe)), recipe)
     return recipe
-
-
-def save(model: TranslationModel, recipe: Recipe) -> None:
-    checkpoints = recipe.run_dir / "checkpoints"
-    (checkpoints / tag_of(1)).mkdir(parents=True)
-    weights = {"module": model.state_dict()}
-    torch.save(weights, checkpoints / tag_of(1) / "mp_rank_00_model_states.pt")
-    info = {
-        "zero_stage": 0,
-        "model": recipe.model.model_dump(mode="json"),
-        "vocabulary": vocabulary_digest(recipe.run_dir / "shards"),
-    }
-    finish_checkpoint(checkpoints, 1, info, keep=1, best_step=None)
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +297,7 @@ def test_plain_ctranslate2_and_sentencepiece_will_do(folder: Path, sentences: li
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(folder: Path) -> None:
     code = (
-        "import re, sys; from pipeline.config import run_command\n"
+        "import re, sys; from pipeline.command_line import run_command\n"
         "from pipeline.translate import add_arguments, main\n"
         "try: run_command('translate', '', main, add_arguments)\n"
         "finally:\n"

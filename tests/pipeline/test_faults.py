@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from data_prep.shards import ShardReader
 from pipeline.checkpoint import list_checkpoints
-from pipeline.config import ROOT, Recipe
+from pipeline.recipe import ROOT, Recipe
 from tests.conftest import Command, run_process
-from tests.pipeline.ranks import finish, options, start, weights
+from tests.pipeline.ranks import finish, new_run, options, start, weights
 
 pytestmark = pytest.mark.slow
 
@@ -29,9 +29,7 @@ STEPS = 60
 
 def run_dir_of(prepared: Recipe, name: str) -> Path:
     """A new run_dir in a folder of its own, with the shards and a tracking store."""
-    run_dir = prepared.run_dir.parent / "faults" / name / "run"
-    shutil.copytree(prepared.run_dir / "shards", run_dir / "shards")
-    return run_dir
+    return new_run(prepared, f"faults/{name}/run")
 
 
 def arguments(recipe: Path, run_dir: Path, **training: object) -> list[str]:
@@ -223,7 +221,6 @@ def poisoned(prepared: Recipe, tiny_recipe: Path, command: Command) -> Path:
 
 def rare_token(prepared: Recipe) -> int:
     """A source token of about one in a hundred sentences."""
-
     reader = ShardReader(prepared.run_dir / "shards", "train")
     counts = Counter(
         token

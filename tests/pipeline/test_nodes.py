@@ -16,10 +16,9 @@ import pytest
 import torch
 
 from pipeline.checkpoint import list_checkpoints
-from pipeline.config import ROOT, Recipe
+from pipeline.recipe import ROOT, Recipe
 from tests.conftest import free_port, run_process
-from tests.pipeline.ranks import tracked, weights
-from tests.pipeline.test_training import copy_of
+from tests.pipeline.ranks import new_run, tracked, weights
 
 pytestmark = pytest.mark.slow
 
@@ -118,7 +117,7 @@ def wait_for(text: str, log: Path, command: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="module")
 def one_host(prepared: Recipe, tiny_recipe: Path) -> Path:
     """The run_dir of two ranks on one machine, at ZeRO stage 1, started by torchrun."""
-    run_dir = copy_of(prepared, "one_host")
+    run_dir = new_run(prepared, "one_host")
     torchrun = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
     done = run_process([*torchrun, *training(tiny_recipe, run_dir)])
     assert done.returncode == 0, done.stderr
@@ -147,7 +146,7 @@ def test_a_host_dies_and_training_goes_on_as_if_it_had_not(
     # Else DeepSpeed keeps all of so small a model whole at stage 3.
     threshold = ', "stage3_param_persistence_threshold": 0' if stage == 3 else ""
     config.write_text(f'{{"zero_optimization": {{"stage": {stage}{threshold}}}}}')
-    run_dir = copy_of(prepared, f"two_hosts_zero{stage}")
+    run_dir = new_run(prepared, f"two_hosts_zero{stage}")
     script = [*training(tiny_recipe, run_dir), "--deepspeed_config", str(config)]
 
     with launched(hosts, "deepspeed", script, tmp_path / "first") as commands:
@@ -205,7 +204,7 @@ def test_slurm_job_stops_before_its_time_is_over_and_queues_again(
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    run_dir = copy_of(prepared, "slurm")
+    run_dir = new_run(prepared, "slurm")
     _, *arguments = training(tiny_recipe, run_dir)
     slurm = {
         "SLURM_SUBMIT_DIR": str(ROOT),

@@ -12,19 +12,12 @@ import torch
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
 from pipeline.checkpoint import list_checkpoints, load_average, load_weights
-from pipeline.config import ROOT, Recipe, load_recipe
+from pipeline.command_line import load_recipe
+from pipeline.recipe import ROOT, Recipe
 from tests.conftest import Command
-from tests.pipeline.ranks import tracked, train
+from tests.pipeline.ranks import new_run, tracked, train
 
 pytestmark = pytest.mark.slow
-
-
-def run_dir_of(prepared: Recipe, name: str) -> Path:
-    """A new run_dir with what is prepared."""
-    run_dir = prepared.run_dir.parent / "options" / name
-    for folder in ("clean", "shards"):
-        shutil.copytree(prepared.run_dir / folder, run_dir / folder)
-    return run_dir
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -36,7 +29,7 @@ def test_validation_bleu_on_two_ranks_is_that_of_evaluation(
     prepared: Recipe, tiny_recipe: Path, command: Command, stage: str
 ) -> None:
     """The validation set is the test set here."""
-    run_dir = run_dir_of(prepared, f"bleu-{stage}")
+    run_dir = new_run(prepared, f"bleu-{stage}", "clean")
     for language in ("de", "en"):
         shutil.copy(run_dir / "clean" / f"valid.{language}", run_dir / "clean" / f"test.{language}")
     settings = {"bleu_every": 40, "validate_every": 20, "max_steps": 80, "keep_checkpoints": 1}
@@ -65,7 +58,7 @@ def test_early_stopping_keeps_the_best(
     prepared: Recipe, tiny_recipe: Path, command: Command
 ) -> None:
     """With a learning rate that only makes it worse after the first steps."""
-    run_dir = run_dir_of(prepared, "early")
+    run_dir = new_run(prepared, "early", "clean")
     settings = {
         "learning_rate": 0.5, "warmup_steps": 0, "schedule": "inverse_sqrt", "early_stopping": 2,
         "validate_every": 1, "checkpoint_every": 1000, "keep_checkpoints": 1, "max_steps": 1000,
@@ -88,7 +81,7 @@ def test_early_stopping_keeps_the_best(
 
 
 def test_epochs_end_training(prepared: Recipe, tiny_recipe: Path) -> None:
-    run_dir = run_dir_of(prepared, "epochs")
+    run_dir = new_run(prepared, "epochs", "clean")
     codes, said = train(tiny_recipe, run_dir, max_epochs=1.5, max_steps=1000, log_every=1)
     assert codes == [0], said
     epochs = tracked(run_dir, "epoch")
@@ -100,7 +93,7 @@ def test_epochs_end_training(prepared: Recipe, tiny_recipe: Path) -> None:
 
 def test_frozen_parameters_stay(prepared: Recipe, tiny_recipe: Path) -> None:
     """Through a checkpoint and another ZeRO stage too."""
-    run_dir = run_dir_of(prepared, "frozen")
+    run_dir = new_run(prepared, "frozen", "clean")
     for number, stage in enumerate(["zero0", "zero1", "zero3", "zero0"], start=1):
         config = ROOT / "ds_configs" / f"{stage}.json"
         codes, said = train(
@@ -115,7 +108,7 @@ def test_frozen_parameters_stay(prepared: Recipe, tiny_recipe: Path) -> None:
 
 
 def test_a_parameter_to_freeze_that_is_not_there(prepared: Recipe, tiny_recipe: Path) -> None:
-    run_dir = run_dir_of(prepared, "not-there")
+    run_dir = new_run(prepared, "not-there", "clean")
     codes, said = train(tiny_recipe, run_dir, freeze="[encodr]")
     assert codes == [2]
     assert "no parameter's name begins with 'encodr'; they are encoder_frontend.embed" in said
@@ -125,7 +118,7 @@ def test_a_warm_start_and_a_moving_average(
     prepared: Recipe, tiny_recipe: Path, command: Command
 ) -> None:
     """Of two steps: the average is what the formula gives; an export of it begins another run."""
-    run_dir = run_dir_of(prepared, "ema")
+    run_dir = new_run(prepared, "ema", "clean")
     settings = {"ema_decay": 0.9, "checkpoint_every": 1, "max_steps": 3, "keep_checkpoints": 9}
     codes, said = train(tiny_recipe, run_dir, **settings)
     assert codes == [0], said
@@ -147,7 +140,7 @@ def test_a_warm_start_and_a_moving_average(
     exported = run_dir / "export"
     done = command("pipeline.export", *options, "--output", exported)
     assert done.returncode == 0, done.stderr
-    warm = run_dir_of(prepared, "warm")
+    warm = new_run(prepared, "warm", "clean")
     codes, said = train(
         tiny_recipe, warm, init_from=exported, learning_rate=1e-12, max_steps=1, checkpoint_every=1
     )
@@ -162,7 +155,7 @@ def model_parameters(recipe: Path) -> list[tuple[str, torch.Tensor]]:
 
 
 def test_a_warm_start_of_another_shape(prepared: Recipe, tiny_recipe: Path, tmp_path: Path) -> None:
-    run_dir = run_dir_of(prepared, "misfit")
+    run_dir = new_run(prepared, "misfit", "clean")
     codes, said = train(tiny_recipe, run_dir, init_from=tmp_path)
     assert codes == [1]
     assert f"training.init_from: {tmp_path} " in said
@@ -175,7 +168,7 @@ def test_adam_decays_through_the_gradient(prepared: Recipe, tiny_recipe: Path) -
     moved = {}
     for optimizer in ("adam", "adamw"):
         for decay in (0.0, 0.1):
-            run_dir = run_dir_of(prepared, f"{optimizer}-{decay}")
+            run_dir = new_run(prepared, f"{optimizer}-{decay}", "clean")
             settings = {
                 "optimizer": optimizer, "weight_decay": decay, "learning_rate": 0.1,
                 "max_steps": 1, "warmup_steps": 0, "schedule": "inverse_sqrt",
@@ -192,9 +185,9 @@ def test_adam_decays_through_the_gradient(prepared: Recipe, tiny_recipe: Path) -
     assert (moved["adam", 0.1] - moved["adam", 0.0]).abs().max() > 0.01
     losses = []
     for optimizer in ("adam", "adamw"):  # both go on from AdamW
-        run_dir = run_dir_of(prepared, f"adamw-then-{optimizer}")
+        run_dir = new_run(prepared, f"adamw-then-{optimizer}", "clean")
         shutil.copytree(
-            prepared.run_dir.parent / "options" / "adamw-0.1" / "checkpoints",
+            run_dir.with_name("adamw-0.1") / "checkpoints",
             run_dir / "checkpoints",
         )
         codes, said = train(

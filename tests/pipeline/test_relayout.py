@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from tests.conftest import launcher, run_process
 
 pytestmark = pytest.mark.slow

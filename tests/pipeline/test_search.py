@@ -14,8 +14,9 @@ from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.config import EvaluationConfig
-from pipeline.search import SearchError, beam_search
+from pipeline.recipe import EvaluationConfig
+from pipeline.search import beam_search
+from pipeline.serving import ModelError
 
 VOCAB = 30
 SOURCES = [[5, 9, 7, 3], [11, 3], [8, 8, 21, 14, 6, 29, 10, 3], [4, 3], [17, 12, 13, 3]]
@@ -139,5 +140,5 @@ def test_a_diverged_model_is_named() -> None:
     model = model_of()
     with torch.no_grad():
         model.final_proj.weight.fill_(torch.nan)
-    with pytest.raises(SearchError, match="not a number"):
+    with pytest.raises(ModelError, match="not a number"):
         beam_search(model, SOURCES, EvaluationConfig())

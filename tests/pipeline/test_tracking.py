@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.config import Recipe, load_recipe
+from pipeline.command_line import load_recipe
+from pipeline.recipe import Recipe
 from pipeline.tracking import Tracker, run_id_of, send_left_over
 from tests.conftest import mlflow_server
 

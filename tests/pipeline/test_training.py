@@ -18,26 +18,19 @@ import torch
 from data_prep.stage import only_command_in
 from models.config import ActivationCheckpointing, ModelConfig
 from pipeline.checkpoint import average_weights, list_checkpoints, load_weights
-from pipeline.config import ROOT, Recipe, TrainingConfig, UsageError
 from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
 from pipeline.engine import learning_rate_factor
+from pipeline.recipe import ROOT, Recipe, TrainingConfig, UsageError
 from tests.conftest import Command, free_port, launcher, run_process
-from tests.pipeline.ranks import tracked, train
+from tests.pipeline.ranks import new_run, tracked, train
 
 pytestmark = pytest.mark.slow
-
-
-def copy_of(prepared: Recipe, name: str) -> Path:
-    """A new run_dir beside the prepared one, with its shards."""
-    run_dir = prepared.run_dir.parent / name
-    shutil.copytree(prepared.run_dir / "shards", run_dir / "shards")
-    return run_dir
 
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Recipe, tiny_recipe: Path) -> Path:
     """The run_dir of six steps with dropout, one rank, ZeRO stage 1."""
-    run_dir = copy_of(prepared, "undisturbed")
+    run_dir = new_run(prepared, "undisturbed")
     codes, said = train(tiny_recipe, run_dir, log_every=1)
     assert codes == [0], said
     return run_dir
@@ -66,7 +59,7 @@ def test_what_a_log_tells(undisturbed: Path) -> None:
 
 
 def test_a_bar_on_a_terminal(prepared: Recipe, tiny_recipe: Path) -> None:
-    run_dir = copy_of(prepared, "terminal")
+    run_dir = new_run(prepared, "terminal")
     script = [str(ROOT / "pipeline" / "train.py"), "--config", str(tiny_recipe)]
     command = shlex.join([sys.executable, *script, "--run_dir", str(run_dir)])
     one_rank = ["RANK=0", "LOCAL_RANK=0", "WORLD_SIZE=1", "LOCAL_SIZE=1"]
@@ -96,7 +89,7 @@ def test_a_resumed_run_takes_the_recipes_learning_rate(
 
 def test_sigterm_saves_and_says_how_to_go_on(prepared: Recipe, tiny_recipe: Path) -> None:
     """To the whole process group, as a terminal's Ctrl-C and most schedulers send it."""
-    run_dir = copy_of(prepared, "stopped")
+    run_dir = new_run(prepared, "stopped")
     script = [str(ROOT / "pipeline" / "train.py"), "--config", str(tiny_recipe)]
     options = ["--run_dir", str(run_dir), "--training.max_steps", "100000"]
     process = subprocess.Popen(
@@ -123,7 +116,7 @@ def test_sigterm_saves_and_says_how_to_go_on(prepared: Recipe, tiny_recipe: Path
 
 
 def test_one_training_at_a_time(prepared: Recipe, tiny_recipe: Path) -> None:
-    run_dir = copy_of(prepared, "taken")
+    run_dir = new_run(prepared, "taken")
     with only_command_in(run_dir):
         codes, said = train(tiny_recipe, run_dir, ranks=2)
     assert codes == [1, 1]
@@ -135,7 +128,7 @@ def test_a_conflicting_deepspeed_config_exits_2(
     prepared: Recipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "ds.json").write_text('{"gradient_clipping": 3.0}')
-    run_dir = copy_of(prepared, "conflict")
+    run_dir = new_run(prepared, "conflict")
     codes, said = train(tiny_recipe, run_dir, "--deepspeed_config", tmp_path / "ds.json")
     assert codes == [2]
     assert "ds.json: `gradient_clipping` is set there" in said

@@ -14,12 +14,13 @@ from data_prep.vocabulary import (
     PAD_IDX,
     UNK_IDX,
     load_vocabularies,
-    vocabulary_digest,
 )
-from pipeline.checkpoint import checkpoints_to_average, finish_checkpoint, tag_of
-from pipeline.config import Recipe, load_recipe
+from pipeline.checkpoint import checkpoints_to_average
+from pipeline.command_line import load_recipe
 from pipeline.export import export
+from pipeline.recipe import Recipe
 from pipeline.translator import Translator, untrained_model
+from tests.conftest import save_checkpoint
 
 SENTENCES = [
     "Der Mann kauft ein Buch.",
@@ -86,7 +87,7 @@ def test_an_export_keeps_the_vocabulary_of_each_side(
     keys = {"run_dir": str(tmp_path / "run"), "evaluation.beam_size": "1"}
     keys |= {"data.vocabulary.joint": "false", "model.tied_embeddings": "false"}
     recipe = load_recipe(tiny_recipe, list(keys.items()))
-    shards, checkpoints = recipe.run_dir / "shards", recipe.run_dir / "checkpoints"
+    shards = recipe.run_dir / "shards"
     sizes = {"source": 150, "target": 120}
     shards.mkdir(parents=True)
     for (side, size), language in zip(sizes.items(), recipe.data.languages, strict=True):
@@ -102,15 +103,7 @@ def test_an_export_keeps_the_vocabulary_of_each_side(
             minloglevel=2,
         )
     trained = translator(recipe)
-    (checkpoints / tag_of(1)).mkdir(parents=True)
-    weights = {"module": trained.model.state_dict()}
-    torch.save(weights, checkpoints / tag_of(1) / "mp_rank_00_model_states.pt")
-    info = {
-        "zero_stage": 0,
-        "model": recipe.model.model_dump(mode="json"),
-        "vocabulary": vocabulary_digest(shards),
-    }
-    finish_checkpoint(checkpoints, 1, info, keep=1, best_step=None)
+    save_checkpoint(trained.model, recipe)
 
     export(recipe, tmp_path / "export")
     exported = Translator.of_export(tmp_path / "export")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import Recipe
+from pipeline.recipe import Recipe
 from tests.conftest import launch
 from tests.pipeline.zero_matrix import cases, recipe_of, reference
 

@@ -20,7 +20,7 @@ from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
 from pipeline.batches import BatchPlan, collate
-from pipeline.config import ROOT, Recipe, load_recipe
+from pipeline.command_line import load_recipe
 from pipeline.engine import (
     Training,
     learning_rate_factor,
@@ -28,6 +28,7 @@ from pipeline.engine import (
 )
 from pipeline.progress import Window
 from pipeline.ranks import init_distributed
+from pipeline.recipe import ROOT, Recipe
 
 STEPS = 2
 FLOAT32 = ["zero0", "zero1", "zero2", "zero3", "zero3_offload"]

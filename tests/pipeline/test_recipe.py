@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import ROOT, UsageError, load_recipe, recipe_keys
+from pipeline.command_line import load_recipe, recipe_keys
+from pipeline.recipe import ROOT, UsageError
 from tests.conftest import Command
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -1,0 +1,215 @@
+"""Recipes and command lines: reading them, and telling what is wrong with them.
+
+Every command is called as `COMMAND --config RECIPE [--SECTION.KEY VALUE]...`; `run_command` is the
+one door through which they all parse it and report errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from pipeline.recipe import ROOT, Recipe, UsageError
+
+OUR_MODULES = {"data_prep", "models", "pipeline", "__main__"}
+DEFAULT_RECIPE = ROOT / "recipes" / "quickstart.yaml"
+
+
+def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key that holds a value, with its pydantic field."""
+    for name, field in section.model_fields.items():
+        nested = [t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)]
+        if nested and not _is_sequence(field.annotation):
+            yield from recipe_keys(nested[0], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def _is_sequence(annotation: object) -> bool:
+    return get_origin(annotation) in (tuple, list)
+
+
+def _is_text(annotation: object) -> bool:
+    return not _is_sequence(annotation) and not {str, Path}.isdisjoint(
+        {annotation, *get_args(annotation)}
+    )
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+    """Read a recipe and apply `(dotted key, text)` overrides.
+
+    :raises UsageError: one line naming file, line, key, what was expected and the nearest key.
+    """
+    try:
+        content = YAML().load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot read the recipe: {error}") from error
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        problem = " ".join(str(error.problem).split())
+        raise UsageError(f"{path}:{line}: not valid YAML: {problem}") from error
+    except YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a recipe is a YAML mapping with a key `run_dir`")
+    fields = dict(recipe_keys())
+    for key, text in overrides:
+        *parents, last = key.split(".")
+        section = content
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                section[parent] = {}
+            section = section[parent]
+        as_it_is = _is_text(fields[key].annotation) and text != "null"
+        section[last] = text if as_it_is else _value(key, text)
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        overridden = {key for key, _ in overrides}
+        raise UsageError(_describe(error, path, content, overridden)) from error
+
+
+def _value(key: str, text: str) -> Any:
+    """The value that `text` would be in a recipe."""
+    try:
+        return YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise UsageError(f"command line: `{key}`: cannot read {text!r} as YAML") from error
+
+
+def _describe(error: ValidationError, path: Path, content: Any, overridden: set[str]) -> str:
+    """One line for the first of the errors."""
+    first = error.errors()[0]
+    location = [part for part in first["loc"] if not str(part).startswith(("function-", "some "))]
+    key = ".".join(map(str, location))
+    line = ""
+    for part in location:
+        try:
+            position = content.lc.item(part) if isinstance(part, int) else content.lc.key(part)
+            line = f":{position[0] + 1}"
+            content = content[part]
+        except (AttributeError, KeyError, TypeError):
+            break
+    on_command_line = any(f"{key}.".startswith(f"{one}.") for one in overridden)
+    where = "command line" if on_command_line else f"{path}{line}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{where}: unknown key `{key}`{_suggestion(key)}{more}"
+    if first["type"] == "missing":
+        return f"{where}: key `{key}` is required{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
+    return f"{where}: `{key or 'recipe'}`: {message[:1].lower() + message[1:]}{given}{more}"
+
+
+def _suggestion(key: str, prefix: str = "") -> str:
+    keys = {name: name for name, _ in recipe_keys()}
+    keys |= {name.rsplit(".", 1)[-1]: name for name in keys}
+    for wanted in (key, key.rsplit(".", 1)[-1]):
+        if near := difflib.get_close_matches(wanted, keys, n=1, cutoff=0.5):
+            return f"; did you mean `{prefix}{keys[near[0]]}`?"
+    return ""
+
+
+# ── Command lines ───────────────────────────────────────────────────────────────────────────────
+
+
+def given_evaluation(recipe: Recipe, arguments: argparse.Namespace) -> list[tuple[str, object]]:
+    """Keys of `evaluation` that are on the command line, with their values."""
+    return [
+        (name, getattr(recipe.evaluation, name))
+        for section, _, name in (key.partition(".") for key in vars(arguments))
+        if section == "evaluation"
+    ]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def _default(field: Any) -> str:
+    if field.is_required():
+        return "required"
+    default = str(field.default)
+    return f"default {default.removeprefix(f'{ROOT}/')}"
+
+
+def _parser(program: str, description: str) -> _Parser:
+    parser = _Parser(prog=program, description=description, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE, help="recipe (YAML)")
+    parser.add_argument("--deepspeed_config", help="short for --training.deepspeed_config")
+    parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    groups: dict[str, Any] = {}
+    for key, field in recipe_keys():
+        section = key.split(".")[0] if "." in key else "recipe"
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"{section} keys")
+        text = " ".join((field.description or "").split())
+        text = f"{text} [{_default(field)}]".replace("%", "%%")
+        groups[section].add_argument(
+            f"--{key}", dest=key, default=argparse.SUPPRESS, metavar="VALUE", help=text
+        )
+    return parser
+
+
+def run_command(
+    program: str,
+    description: str,
+    command: Callable[[Recipe, argparse.Namespace], None],
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> NoReturn:
+    """Parse `sys.argv`, call `command(recipe, arguments)`, and exit.
+
+    Exit codes: 0 done, 2 bad usage or recipe, 1 anything else. Errors are one message on stderr; a
+    traceback only with `--debug` or RINGFORMER_DEBUG=1.
+    """
+    debug = "--debug" in sys.argv or os.environ.get("RINGFORMER_DEBUG") == "1"
+    try:
+        parser = _parser(program, description)
+        add_arguments(parser)
+        arguments, unknown = parser.parse_known_args()
+        if unknown:
+            wanted = unknown[0].split("=")[0]
+            hint = _suggestion(wanted.lstrip("-"), "--") if wanted.startswith("--") else ""
+            raise UsageError(f"unknown argument `{unknown[0]}`{hint} (see --help)")
+        values = vars(arguments)
+        overrides = [(key, values[key]) for key, _ in recipe_keys() if key in values]
+        if arguments.deepspeed_config:
+            overrides.append(("training.deepspeed_config", arguments.deepspeed_config))
+        command(load_recipe(arguments.config, overrides), arguments)
+    except UsageError as error:
+        _fail(program, str(error), debug, exit_code=2)
+    except KeyboardInterrupt:
+        _fail(program, "interrupted", debug, exit_code=1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        # Our own errors carry their whole message; of a foreign one the type is half the message.
+        ours = type(error).__module__.split(".")[0] in OUR_MODULES
+        name = "" if ours or isinstance(error, OSError) else f"{type(error).__name__}: "
+        _fail(program, f"{name}{error}", debug, exit_code=1)
+    sys.exit(0)
+
+
+def _fail(program: str, message: str, debug: bool, *, exit_code: int) -> NoReturn:
+    if debug:
+        traceback.print_exc()
+    print(f"{program}: error: {message}", file=sys.stderr, flush=True)
+    sys.exit(exit_code)
