@@ -132,7 +132,7 @@ def main() -> None:
     ):
         rows += part(shards, size, rounds)
         progress(f"{part.__name__}: done")
-    caption = f"Shards of {len(ShardReader(shards, 'train')):,} real pairs, {rounds} rounds"
+    caption = f"Shards of {len(ShardReader(shards, 'train')):,} real pairs; rounds: {rounds}"
     table(caption, ["what", "median (min–max)"], rows)
 
 

@@ -203,14 +203,13 @@ def main() -> None:
                 spread(found["threads"], 2),
             ]
         )
-        progress(f"{ranks} rank(s): done")
+        progress(f"ranks: {ranks}: done")
     what = (
         f"{arguments.config.name}, width {recipe.model.model_dim}, {recipe.model.num_levels} "
         f"levels, {recipe.training.max_tokens:,} tokens a side in a step, {arguments.steps} steps "
         "of each way in a round"
     )
-    fewest = f"{arguments.ranks[0]} rank(s)"
-    header = ["ranks", "source and target tokens/s", f"tokens/s over {fewest}"]
+    header = ["ranks", "source and target tokens/s", "over the first"]
     header += ["silent loop's time over bare engine", "data wait at most, %", "checkpoint, s"]
     table(f"The loop; {what}", header, rows)
     header = ["ranks", "time with logging over without", "training thread in logging calls, %"]
