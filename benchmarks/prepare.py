@@ -70,9 +70,7 @@ def write_corpus(folder: Path, pairs: Sequence[tuple[str, str]], total: int) -> 
             (folder / f"{split}.{lang}").write_text("Eins, two, drei: a line of its own.\n")
 
 
-def prepare(
-    folder: Path, vocabulary: str, size: int, *options: str
-) -> tuple[dict[str, float], int]:
+def prepare(folder: Path, vocabulary: str, size: int) -> tuple[dict[str, float], int]:
     """Run the command.
 
     :returns: seconds of each stage and of all (`total`), and the peak of the proportional set size
@@ -84,7 +82,7 @@ def prepare(
     )
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "data_prep.prepare", "--config", str(recipe), *options],
+        [sys.executable, "-m", "data_prep.prepare", "--config", str(recipe)],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -105,7 +103,7 @@ def prepare(
     said = process.stderr.read()
     if process.returncode:
         sys.exit(said)
-    stages = {name: float(s) for name, s in re.findall(r"(\w+): done in ([\d.]+) s", said)}
+    stages = {name: float(s) for name, s in re.findall(r"prepare: (\w+): done in ([\d.]+) s", said)}
     return {**stages, "total": total}, peak
 
 
