@@ -1,22 +1,21 @@
 """Decoding speed at base size with random weights, beside fairseq2's and Hugging Face's generate,
-and CTranslate2's of the same RingFormer, exported.
+and on a CPU CTranslate2's of the same RingFormer, exported (with --text).
 
 Sentences have lengths as in newswire (5 to 80 tokens, 25 on average), or are those of a file. Every
 system translates each to exactly its source's length (EOS is impossible before and forced then), so
 only speed differs. CTranslate2 has one length for a batch: its batches are of equal lengths.
 
-python -m benchmarks.decode [--sentences 1 128] [--beams 1 4] [--rounds 5] [--bfloat16]
+python -m benchmarks.decode [--sentences 1 128] [--beams 1 4] [--rounds 5] [--dtype bfloat16]
     [--text FILE --vocabulary SPM_MODEL] [--only NAME...]
 """
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -30,7 +29,8 @@ from sentencepiece import SentencePieceProcessor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList, MarianConfig, MarianMTModel
 
-from benchmarks.rounds import describe, device_of, measure, report
+from benchmarks.rounds import add_device, dtype_of, measure, options, ratios, table
+from data_prep.corpora import read_lines
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, ModelConfig
 from models.ctranslate2_spec import ctranslate2_spec
@@ -41,10 +41,15 @@ from pipeline.search import beam_search
 from pipeline.serving import batches
 
 VOCAB = 32000
+OURS = "RingFormer, our search"
+NAIVE, NAIVE_SENTENCES = "RingFormer, no cache (8 sentences)", 8
 
 
-def model_of(architecture: Architecture) -> TranslationModel:
-    config = ModelConfig(architecture=architecture, tied_embeddings=False)
+def model_of(architecture: Architecture, dim: int) -> TranslationModel:
+    config = ModelConfig(
+        architecture=architecture, model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim,
+        tied_embeddings=False,
+    )  # fmt: skip
     model = create_model(config, (VOCAB, VOCAB), PAD_IDX).eval()
     assert model.final_proj.bias is not None
     with torch.no_grad():
@@ -52,12 +57,13 @@ def model_of(architecture: Architecture) -> TranslationModel:
     return model
 
 
-def marian() -> Any:
+def marian(dim: int) -> Any:
     """The plain Transformer of equal width and depth in Hugging Face's implementation."""
     config = MarianConfig(  # type: ignore[no-untyped-call]
-        vocab_size=VOCAB, d_model=512, encoder_layers=6, decoder_layers=6,
-        encoder_attention_heads=8, decoder_attention_heads=8, encoder_ffn_dim=2048,
-        decoder_ffn_dim=2048, max_position_embeddings=512, pad_token_id=PAD_IDX,
+        vocab_size=VOCAB, d_model=dim, encoder_layers=6, decoder_layers=6,
+        encoder_attention_heads=dim // 64, decoder_attention_heads=dim // 64,
+        encoder_ffn_dim=4 * dim, decoder_ffn_dim=4 * dim,
+        max_position_embeddings=512, pad_token_id=PAD_IDX,
         eos_token_id=EOS_IDX, decoder_start_token_id=BOS_IDX, forced_eos_token_id=None,
         activation_function="gelu",
     )  # fmt: skip
@@ -183,74 +189,94 @@ def real(text: Path, vocabulary: Path, count: int) -> list[list[int]]:
     """Sentences of 5, 15, 25, … tokens, spread evenly over a file: so few lengths that batches of
     equal length are as full as the whole file would make them."""
     encode = SentencePieceProcessor(model_file=str(vocabulary)).encode
-    ids = encode(text.read_text(encoding="utf-8").split("\n"), add_eos=True)
+    ids = encode([*read_lines(text)], add_eos=True)
     found: list[list[int]] = [tokens for tokens in ids if len(tokens) % 10 == 5]
     return found[:: max(1, len(found) // count)][:count]
 
 
+def compare(
+    seconds: Mapping[str, Mapping[str, Sequence[float]]], tokens: Mapping[str, float], caption: str
+) -> None:
+    """A table of systems and settings.
+
+    :param seconds: by setting and system, round 0 included.
+    :param tokens: output tokens of a run in each setting.
+    """
+    names = max(seconds.values(), key=len)
+    rows = []
+    for name in names:
+        row = [name]
+        for setting, of_setting in seconds.items():
+            reference, times = of_setting[OURS][1:], of_setting.get(name, [])[1:]
+            if name == OURS:
+                row.append(f"1 = {tokens[setting] / median(times):,.0f} output tokens/s")
+            else:
+                row.append(ratios(times, reference) if times else "")
+        rows.append(row)
+    table(caption, ["time over RingFormer, our search", *seconds], rows)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
+    add_device(parser)
     parser.add_argument("--sentences", type=int, nargs="+", default=[1, 128])
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", help="cpu or cuda [cuda if there is one]")
-    parser.add_argument("--bfloat16", action="store_true", help="all systems in bfloat16")
-    parser.add_argument("--cpu_time", action="store_true", help="on a busy machine, 1 thread")
+    parser.add_argument("--model_dim", type=int, default=512, help="a multiple of 64")
     parser.add_argument("--text", type=Path, help="file to take the sentences from")
-    parser.add_argument("--vocabulary", type=Path, help="SentencePiece model for it, of 32,000")
-    parser.add_argument("--only", nargs="+", help="only systems whose names begin so")
+    parser.add_argument("--vocabulary", type=Path, help="SentencePiece model for it")
+    parser.add_argument("--only", nargs="+", default=[""], help="systems whose names begin so")
     arguments = parser.parse_args()
-    device = device_of(arguments.device)
-    dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
+    if (arguments.text is None) != (arguments.vocabulary is None):
+        parser.error("--text and --vocabulary go together")
+    device, dim = arguments.device, arguments.model_dim
+    dtype, threads = dtype_of(arguments.dtype), torch.get_num_threads()
     torch.manual_seed(0)
-    ring, plain = (model_of(name).to(device, dtype) for name in ("ringformer", "transformer"))
-    peer = marian().to(device, dtype)
-    print(f"## {describe(device)}")
-    threads = torch.get_num_threads()
-    clock = time.process_time if arguments.cpu_time else time.perf_counter
-    peers = {
-        f"RingFormer, CTranslate2 {name or 'float32'}, {workers} worker(s)": exported(
-            ring, name, workers
-        )
+    ring = model_of("ringformer", dim).to(device, dtype)
+    plain = model_of("transformer", dim).to(device, dtype)
+    peer = marian(dim).to(device, dtype)
+    exports = {
+        f"RingFormer, CTranslate2 {name or 'float32'}, workers × threads: {workers} × "
+        f"{max(1, threads // workers)}": exported(ring, name, workers)
         for name in (None, "int8")
         for workers in sorted({1, threads})
-        if device.type == "cpu" and not arguments.bfloat16
+        if arguments.text and device.type == "cpu" and dtype == torch.float32
     }
+    found: dict[str, dict[str, list[float]]] = {}
+    tokens: dict[str, float] = {}
     for count in arguments.sentences:
         sentences = newswire(count)
         if arguments.text:
             sentences = real(arguments.text, arguments.vocabulary, count)
         by_length = sorted(sentences, key=len)
         for beam in arguments.beams:
-            search = EvaluationConfig(
-                beam_size=beam, max_length_ratio=1.0, max_length_offset=0,
-            )  # fmt: skip
+            search = EvaluationConfig(beam_size=beam, max_length_ratio=1.0, max_length_offset=0)
             runs: dict[str, Callable[[], None]] = {
-                "RingFormer": partial(ours, ring, sentences, search),
-                "Transformer": partial(ours, plain, sentences, search),
+                OURS: partial(ours, ring, sentences, search),
                 "RingFormer, fairseq2's generator": partial(fairseq2s, ring, sentences, search),
-                "Transformer, Hugging Face generate": partial(generate, peer, sentences, beam),
+                "Transformer, our search": partial(ours, plain, sentences, search),
+                "Transformer, Hugging Face": partial(generate, peer, sentences, beam),
             }
-            for name, model in peers.items():
-                runs[name] = partial(ctranslate2s, model, sentences, search)
             if count > 1:
                 runs["Transformer, Hugging Face, sorted by length"] = partial(
                     generate, peer, by_length, beam
                 )
             if beam == 1:
-                runs["RingFormer, no cache (8 sentences)"] = partial(naive, ring, sentences[:8])
-            if arguments.only:
-                begins = tuple(arguments.only)
-                runs = {
-                    name: run
-                    for name, run in runs.items()
-                    if name == "RingFormer" or name.startswith(begins)
-                }
-            seconds = measure(runs, arguments.rounds, device, clock)
-            tokens = dict.fromkeys(runs, sum(map(len, sentences)))
-            tokens["RingFormer, no cache (8 sentences)"] = sum(map(len, sentences[:8]))
-            title = f"{count} sentence(s), {tokens['RingFormer']} tokens, beam {beam}, {dtype}"
-            report(title, seconds, "RingFormer", tokens, "output tokens")
+                runs[NAIVE] = partial(naive, ring, sentences[:NAIVE_SENTENCES])
+            for name, model in exports.items():
+                runs[name] = partial(ctranslate2s, model, sentences, search)
+            begins = (OURS, *arguments.only)
+            runs = {name: run for name, run in runs.items() if name.startswith(begins)}
+            setting = f"{len(sentences):,} sentence{'s' * (count > 1)}, beam {beam}"
+            seconds = measure(runs, arguments.rounds, device)
+            tokens[setting] = sum(map(len, sentences))
+            if NAIVE in seconds:
+                scale = tokens[setting] / sum(map(len, sentences[:NAIVE_SENTENCES]))
+                seconds[NAIVE] = [scale * time for time in seconds[NAIVE]]
+            found[setting] = seconds
+    where = arguments.text.name if arguments.text else "random, lengths of newswire"
+    compare(
+        found, tokens, f"Width {dim}, vocabulary {VOCAB:,}, {arguments.dtype}; sentences: {where}"
+    )
 
 
 if __name__ == "__main__":

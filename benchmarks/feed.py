@@ -9,11 +9,9 @@ Needs prepared shards:
 
 from __future__ import annotations
 
-import argparse
 import resource
 import shutil
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,20 +20,16 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from benchmarks.rounds import describe, device_of, spread
+from benchmarks.rounds import options, progress, seconds_of, spread, table
 from data_prep.shards import ShardReader, open_shard, write_shard
 from data_prep.stage import write_json
 from data_prep.vocabulary import vocabulary_files
 from pipeline.batches import BatchPlan, collate
 
+Row = tuple[str, str]
+
 PAIRS_A_SHARD = 16
 MAX_TOKENS, MICRO_BATCH_TOKENS = 32768, 4096
-
-
-def seconds_of(run: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def many_shards(shards: Path, number: int, folder: Path) -> None:
@@ -52,7 +46,7 @@ def many_shards(shards: Path, number: int, folder: Path) -> None:
     write_json(folder / "manifest.json", {**manifest, "shards": cut})
 
 
-def opening(shards: Path, number: int, rounds: int) -> None:
+def opening(shards: Path, number: int, rounds: int) -> list[Row]:
     with TemporaryDirectory() as folder:
         many_shards(shards, number, Path(folder))
         opened, read = [], []
@@ -60,8 +54,10 @@ def opening(shards: Path, number: int, rounds: int) -> None:
             opened.append(seconds_of(lambda: ShardReader(Path(folder), "train")))
             reader = ShardReader(Path(folder), "train")
             read.append(seconds_of(reader.lengths))
-    print(f"| opening {number:,} shards, s | {spread(opened)} |")
-    print(f"| … and the lengths of all their pairs, s | {spread(read)} |")
+    return [
+        (f"opening {number:,} shards, s", spread(opened)),
+        ("the lengths of all their pairs, s", spread(read)),
+    ]
 
 
 def plan_once(shards: Path, pairs: int, cache: Path) -> tuple[float, float]:
@@ -81,7 +77,7 @@ def plan_once(shards: Path, pairs: int, cache: Path) -> tuple[float, float]:
     return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def planning(shards: Path, pairs: int, rounds: int) -> None:
+def planning(shards: Path, pairs: int, rounds: int) -> list[Row]:
     made: list[tuple[float, float]] = []
     cached: list[tuple[float, float]] = []
     for _ in range(rounds):
@@ -90,13 +86,15 @@ def planning(shards: Path, pairs: int, rounds: int) -> None:
                 # A process of its own, to see its memory.
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     results.append(pool.submit(plan_once, shards, pairs, Path(cache)).result())
+    rows = []
     for title, results in (("made", made), ("from the cache", cached)):
         seconds, megabytes = zip(*results, strict=True)
-        print(f"| plan of {pairs:,} pairs {title}, s | {spread(seconds)} |")
-        print(f"| … its memory, MB | {spread(megabytes, 0)} |")
+        rows.append((f"batch plan of {pairs:,} pairs, {title}, s", spread(seconds)))
+        rows.append((f"batch plan of {pairs:,} pairs, {title}, MB", spread(megabytes)))
+    return rows
 
 
-def collation(shards: Path, steps: int, rounds: int) -> None:
+def collation(shards: Path, steps: int, rounds: int) -> list[Row]:
     reader = ShardReader(shards, "train")
     lengths = np.stack(reader.lengths())
     plan = BatchPlan(*lengths, max_tokens=MICRO_BATCH_TOKENS, micro_batch_tokens=None, seed=1)
@@ -109,26 +107,33 @@ def collation(shards: Path, steps: int, rounds: int) -> None:
 
     run()  # reads the shards from the disk
     rates = [tokens / seconds_of(run) for _ in range(rounds)]
-    print(f"| padding at {MICRO_BATCH_TOKENS:,} tokens a micro-batch, % | ", end="")
-    print(f"{100 * plan.padding_share():.2f} |")
-    print(f"| collation, source and target tokens/s of one process | {spread(rates, 0)} |")
+    return [
+        (
+            f"padding at {MICRO_BATCH_TOKENS:,} tokens a micro-batch, %",
+            f"{100 * plan.padding_share():.2f}",
+        ),
+        ("collation by one process, source and target tokens/s", spread(rates, 0)),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--shards", type=int, default=2000, help="to open")
     parser.add_argument("--pairs", type=int, default=4_500_000, help="to plan for")
     parser.add_argument("--steps", type=int, default=200, help="micro-batches to collate")
-    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     shards, rounds = arguments.run_dir / "shards", arguments.rounds
-    print(f"## {describe(device_of('cpu'))}\n")
-    pairs = len(ShardReader(shards, "train"))
-    print(f"| {pairs:,} real pairs, {rounds} rounds | median (min–max) |\n|---|---|")
-    opening(shards, arguments.shards, rounds)
-    planning(shards, arguments.pairs, rounds)
-    collation(shards, arguments.steps, rounds)
+    rows = []
+    for part, size in (
+        (opening, arguments.shards),
+        (planning, arguments.pairs),
+        (collation, arguments.steps),
+    ):
+        rows += part(shards, size, rounds)
+        progress(f"{part.__name__}: done")
+    caption = f"Shards of {len(ShardReader(shards, 'train')):,} real pairs; rounds: {rounds}"
+    table(caption, ["what", "median (min–max)"], rows)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,29 @@
 """Data preparation, measured as it is run: rate, memory, the binarize stage beside SentencePiece.
 
-    python -m benchmarks.prepare --data ../shared/data [--pairs 1000000] [--memory 500000 4000000]
+    python -m benchmarks.prepare --data ../shared/data [--pairs 500000 4000000] [--rounds 5]
 
-The text is real: all corpora below `--data` (`NAME/train.de.gz` and `.en.gz`), and, where more is
-needed, the same again with a number of its own at the end of every sentence.
+The text is real: all corpora below `--data` (`NAME/train.de` and `.en`, or `.gz`), and, where more
+is needed, the same again with a number of its own at the end of every sentence.
 """
 
 from __future__ import annotations
 
-import argparse
-import gzip
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import psutil
-from sentencepiece import SentencePieceProcessor
 
-from benchmarks.rounds import spread
+from benchmarks.rounds import figure, options, progress, ratios, spread, table
+from data_prep.corpora import read_pairs, read_text
+from data_prep.vocabulary import load_vocabulary
 
 LANGUAGES = ("de", "en")
 CORES = len(os.sched_getaffinity(0))
@@ -44,12 +42,11 @@ data:
 
 
 def real_pairs(data: Path) -> list[tuple[str, str]]:
-    pairs: list[tuple[str, str]] = []
-    for source in sorted(data.glob("*/train.de.gz")):
-        target = source.with_name("train.en.gz")
-        sides = [gzip.decompress(path.read_bytes()).decode() for path in (source, target)]
-        pairs += zip(*(side.split("\n")[:-1] for side in sides), strict=True)
-    return pairs
+    sources = sorted({*data.glob("*/train.de"), *data.glob("*/train.de.gz")})
+    if not sources:
+        sys.exit(f"{data} has no corpora (NAME/train.de and NAME/train.en, or .gz)")
+    targets = [source.with_name(source.name.replace(".de", ".en")) for source in sources]
+    return [*chain.from_iterable(map(read_pairs, sources, targets))]
 
 
 def repeated(pairs: Sequence[tuple[str, str]], total: int) -> Iterator[tuple[str, str]]:
@@ -73,9 +70,7 @@ def write_corpus(folder: Path, pairs: Sequence[tuple[str, str]], total: int) -> 
             (folder / f"{split}.{lang}").write_text("Eins, two, drei: a line of its own.\n")
 
 
-def prepare(
-    folder: Path, vocabulary: str, size: int, *options: str
-) -> tuple[dict[str, float], int]:
+def prepare(folder: Path, vocabulary: str, size: int) -> tuple[dict[str, float], int]:
     """Run the command.
 
     :returns: seconds of each stage and of all (`total`), and the peak of the proportional set size
@@ -87,7 +82,7 @@ def prepare(
     )
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "data_prep.prepare", "--config", str(recipe), *options],
+        [sys.executable, "-m", "data_prep.prepare", "--config", str(recipe)],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -108,79 +103,75 @@ def prepare(
     said = process.stderr.read()
     if process.returncode:
         sys.exit(said)
-    stages = {name: float(s) for name, s in re.findall(r"(\w+): done in ([\d.]+) s", said)}
+    stages = {name: float(s) for name, s in re.findall(r"prepare: (\w+): done in ([\d.]+) s", said)}
     return {**stages, "total": total}, peak
 
 
-def against_sentencepiece(folder: Path, pairs: int, vocabulary: str, rounds: int) -> None:
-    """The binarize stage (read, encode, shuffle, write, hash) beside `encode` alone."""
-    lines = [(folder / "data" / f"train.{lang}").read_text().split("\n")[:-1] for lang in LANGUAGES]
-    ratios, rates = [], []
-    for _ in range(rounds):
-        shutil.rmtree(folder / "run", ignore_errors=True)
-        stages, _ = prepare(folder, vocabulary, 16000)
-        model = folder / "run" / "vocabulary" / "spm.model"
-        processor = SentencePieceProcessor(model_file=str(model))
+def against_sentencepiece(folder: Path, vocabulary: str, size: int, rounds: int) -> tuple[str, str]:
+    """The binarize stage (read, encode, shuffle, write, hash) beside `encode` alone.
+
+    :returns: its lines/s, and SentencePiece's time over its.
+    """
+    sides = [read_text(folder / "data" / f"train.{lang}") for lang in LANGUAGES]
+    lines = sum(map(len, sides))
+    prepare(folder, vocabulary, size)
+    processor = load_vocabulary(folder / "run" / "vocabulary" / "spm.model")
+    ours, theirs = [], []
+    for number in range(rounds):
+        shutil.rmtree(folder / "run" / "shards")
+        stages, _ = prepare(folder, vocabulary, size)
+        ours.append(stages["shards"])
         started = time.perf_counter()
-        for side in lines:
+        for side in sides:
             processor.encode(side, num_threads=CORES)
-        theirs = time.perf_counter() - started
-        rates.append(2 * pairs / stages["shards"])
-        ratios.append(theirs / stages["shards"])
-    row(
-        f"binarize stage, {pairs:,} pairs, {vocabulary}, lines/s over "
-        f"`SentencePieceProcessor.encode` with {CORES} threads",
-        spread(ratios, 2),
-        f"{statistics.median(rates):,.0f} lines/s",
-    )
-
-
-def row(*cells: str) -> None:
-    print(f"| {' | '.join(cells)} |", flush=True)
+        theirs.append(time.perf_counter() - started)
+        progress(f"{vocabulary}, round {number + 1} of {rounds}")
+    return spread([lines / seconds for seconds in ours], 0), ratios(theirs, ours)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=1_000_000)
-    parser.add_argument("--memory", type=int, nargs=2, default=(500_000, 4_000_000))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[500_000, 4_000_000])
+    parser.add_argument("--vocab_size", type=int, default=32000)
     parser.add_argument("--scratch", type=Path, help="folder for some GB of files")
     arguments = parser.parse_args()
+    size = arguments.vocab_size
     pairs = real_pairs(arguments.data)
     characters = sum(len(source) + len(target) for source, target in pairs) / len(pairs) / 2
-    print(f"{len(pairs):,} real pairs of {characters:.0f} characters a side; {CORES} cores\n")
-    row("what", "measured", "")
-    row("---", "---", "---")
+    stages_of, encoding, peaks = [], [], []
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        for vocabulary in ("bpe", "unigram"):
-            folder = Path(scratch) / vocabulary
-            write_corpus(folder / "data", pairs, arguments.memory[0])
-            against_sentencepiece(folder, arguments.memory[0], vocabulary, arguments.rounds)
-        folder = Path(scratch) / "rate"
-        write_corpus(folder / "data", pairs, arguments.pairs)
-        stages, _ = prepare(folder, "bpe", 32000)
-        rate = arguments.pairs / (stages["total"] - stages["vocabulary"])
-        shares = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in stages.items())
-        row(
-            f"prepare of {arguments.pairs:,} pairs without the vocabulary",
-            f"{rate:,.0f} pairs/s",
-            shares,
-        )
-        again, _ = prepare(folder, "bpe", 32000)
-        row("the same command again", f"{again['total']:.1f} s", "")
-        peaks = []
-        for total in arguments.memory:
-            folder = Path(scratch) / f"memory-{total}"
+        for total in arguments.pairs:
+            folder = Path(scratch) / str(total)
             write_corpus(folder / "data", pairs, total)
-            stages, peak = prepare(folder, "bpe", 32000)
+            stages, peak = prepare(folder, "bpe", size)
+            again, _ = prepare(folder, "bpe", size)
             peaks.append(peak)
-            row(
-                f"peak memory of all processes, {total:,} pairs",
-                f"{peak / MIB:,.0f} MiB",
-                f"{stages['total']:.0f} s, {stages['vocabulary']:.0f} s of them the vocabulary",
+            rate = total / (stages["total"] - stages["vocabulary"])
+            stages_of.append(
+                [
+                    f"{total:,}",
+                    *(figure(seconds) for seconds in stages.values()),
+                    f"{rate:,.0f}",
+                    figure(again["total"]),
+                    f"{peak / MIB:,.0f}",
+                    f"{peak / peaks[0]:.2f}",
+                ]
             )
-        row("peak memory, the larger over the smaller", f"{peaks[1] / peaks[0]:.2f}", "")
+            progress(f"{total:,} pairs: {stages['total']:.0f} s")
+        folder = Path(scratch) / str(arguments.pairs[0])
+        for vocabulary in ("bpe", "unigram"):
+            cells = against_sentencepiece(folder, vocabulary, size, arguments.rounds)
+            encoding.append([vocabulary, *cells])
+    header = ["pairs", *(f"{name}, s" for name in stages), "pairs/s without the vocabulary"]
+    header += ["same command again, s", "peak memory of all processes, MiB", "over the first"]
+    caption = (
+        f"The whole command on {CORES} cores, BPE of {size:,}; {len(pairs):,} real pairs of "
+        f"{characters:.0f} characters a side, repeated"
+    )
+    table(caption, header, stages_of)
+    header = ["vocabulary", "lines/s", f"lines/s over `encode` with {CORES} threads"]
+    table(f"The binarize stage alone, {arguments.pairs[0]:,} pairs", header, encoding)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ padded to 50 tokens (it cuts longer ones; both sides leave them out here). Needs
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.published_math import PublishedModel
-from benchmarks.rounds import describe, device_of, measure, report
+from benchmarks.rounds import add_device, dtype_of, measure, options, report
 from benchmarks.train_step import step_of
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX
@@ -45,7 +44,7 @@ def loss_of(batch: Batch) -> Callable[[TranslationModel], Tensor]:
 
 
 def padded(reader: ShardReader, indices: Indices, model: TranslationModel) -> Batch:
-    batch = collate(reader, indices, torch.device("cpu"))
+    batch = collate(reader, indices, next(model.parameters()).device)
     source, target_input, targets = (
         torch.nn.functional.pad(ids, (0, PADDED_LENGTH - ids.size(1)), value=PAD_IDX)
         for ids in (batch.source, batch.target_input, batch.targets)
@@ -54,13 +53,14 @@ def padded(reader: ShardReader, indices: Indices, model: TranslationModel) -> Ba
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
+    add_device(parser)
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--max_tokens", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max_tokens", type=int, default=1024, help="a side, in a step")
+    parser.add_argument("--model_dim", type=int, default=512, help="a multiple of 64")
     arguments = parser.parse_args()
-    device = device_of("cpu")
+    device, dim = arguments.device, arguments.model_dim
     reader = ShardReader(arguments.run_dir / "shards", "train")
     lengths = np.stack(reader.lengths())
     plan = BatchPlan(*lengths, max_tokens=arguments.max_tokens, micro_batch_tokens=None, seed=0)
@@ -69,12 +69,13 @@ def main() -> None:
     parts = [part for part in parts if len(part)]
     chosen = np.random.default_rng(0).permutation(np.concatenate(parts))
     vocab_sizes = reader.manifest["vocabulary"]["sizes"]
-    config = ModelConfig()
+    config = ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
+    dtype = dtype_of(arguments.dtype)
 
-    ours = create_model(config, vocab_sizes, PAD_IDX).train()
-    theirs = PublishedModel(config, vocab_sizes, PAD_IDX).train()
+    ours = create_model(config, vocab_sizes, PAD_IDX).to(device, dtype).train()
+    theirs = PublishedModel(config, vocab_sizes, PAD_IDX).to(device, dtype).train()
     bucketed = [collate(reader, part, device) for part in parts]
-    size = arguments.max_tokens // PADDED_LENGTH
+    size = max(1, arguments.max_tokens // PADDED_LENGTH)
     fixed = [padded(reader, chosen[i : i + size], theirs) for i in range(0, len(chosen), size)]
 
     def epoch(model: TranslationModel, batches: list[Batch]) -> Callable[[], None]:
@@ -86,16 +87,18 @@ def main() -> None:
 
         return run
 
+    reference = "RingFormer, batches by length"
     runs = {
-        "RingFormer, batches by length": epoch(ours, bucketed),
-        "published math, padded to 50": epoch(theirs, fixed),
-        "RingFormer, padded to 50": epoch(ours, fixed),
+        reference: epoch(ours, bucketed),
+        f"RingFormer, padded to {PADDED_LENGTH}": epoch(ours, fixed),
+        f"published math, padded to {PADDED_LENGTH}": epoch(theirs, fixed),
     }
     seconds = measure(runs, arguments.rounds, device)
-    print(f"## {describe(device)}")
-    title = f"{len(chosen)} real sentence pairs, {arguments.max_tokens} tokens a step"
-    tokens = int(lengths[1, chosen].sum())
-    report(title, seconds, "RingFormer, batches by length", tokens, "target tokens")
+    caption = (
+        f"{len(chosen):,} real pairs, width {dim}, vocabulary {vocab_sizes[1]:,}, at most "
+        f"{arguments.max_tokens:,} tokens a side in a step, {arguments.dtype}"
+    )
+    report(caption, seconds, [reference], int(lengths[1, chosen].sum()), "target tokens")
 
 
 if __name__ == "__main__":

@@ -1,39 +1,71 @@
-"""Our training loop beside DeepSpeed's bare engine, and two ranks beside one.
+"""Our training loop beside DeepSpeed's bare engine, what logging costs it, and ranks beside one.
 
     ./run.sh prepare --config recipes/multi30k_de_en.yaml
     python -m benchmarks.train_loop --config recipes/multi30k_de_en.yaml [--rounds 5] [--steps 20]
-        [--SECTION.KEY VALUE]...
+        [--ranks 1 2] [--SECTION.KEY VALUE]...
 
-Bare is `engine(...)`, `backward`, `step` over batches collated before; the loop adds feeding,
-learning rate, seeds, agreement on signals, progress lines and MLflow. A rank has one thread.
+Bare is `engine(...)`, `backward`, `step` over batches collated before. The loop adds feeding,
+learning rate, seeds and agreement on signals; logging adds progress lines, metrics, and MLflow
+(sqlite) with what the machine does every 10 s. On a CPU a rank has one thread.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from deepspeed import comm as dist
 
-from benchmarks.rounds import describe, spread
+from benchmarks.rounds import options, progress, ratios, seconds_of, spread, table
+from pipeline.batches import StepBatches
 from pipeline.command_line import load_recipe
 from pipeline.engine import Training
 from pipeline.ranks import init_distributed
 from pipeline.recipe import Recipe
+from pipeline.system_metrics import SystemMetrics
 from pipeline.tracking import Tracker
 from pipeline.train import Loop
 from pipeline.validation import not_validated
 
+LOGGING_THREADS = ("tracking", "system metrics")
 
-def bare(training: Training, batches: list[Any]) -> None:
+
+class TimedTracker(Tracker):
+    """Counts the seconds that the training thread waits."""
+
+    waited = 0.0
+
+    def log_metrics(
+        self, metrics: Mapping[str, float], step: int, *, once: Sequence[str] = ()
+    ) -> None:
+        started = time.perf_counter()
+        super().log_metrics(metrics, step, once=once)
+        if threading.current_thread() is threading.main_thread():
+            self.waited += time.perf_counter() - started
+
+
+def logging_seconds() -> dict[int, float]:
+    """CPU seconds of each of this process's threads that log."""
+    ours = {each.native_id for each in threading.enumerate() if each.name in LOGGING_THREADS}
+    threads = psutil.Process().threads()
+    return {each.id: each.user_time + each.system_time for each in threads if each.id in ours}
+
+
+def bare(training: Training, batches: Iterable[StepBatches]) -> None:
     scale = training.world_size * training.accumulation_steps
     for step in batches:
         for batch in step.micro_batches:
@@ -42,34 +74,52 @@ def bare(training: Training, batches: list[Any]) -> None:
             training.engine.step()
 
 
-def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, Any]:
-    """On this rank: seconds of both ways in each round over the same steps, and of a checkpoint."""
+def tokens_of(batches: Iterable[StepBatches]) -> int:
+    return sum(step.source_tokens + step.target_tokens for step in batches)
+
+
+def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, list[float]]:
+    """On this rank, of each round: seconds a token of the three ways, and what logging took."""
     training = Training(recipe)
-    tracker = Tracker(recipe) if training.rank == 0 else None
+    tracker = TimedTracker(recipe) if training.rank == 0 else None
     loop = Loop(training, None, tracker)
-    found: dict[str, Any] = {"bare": [], "loop": [], "tokens": [], "wait": [], "save": []}
+    found: dict[str, list[float]] = {
+        key: [] for key in ("bare", "silent", "loop", "data wait", "in calls", "threads", "save")
+    }
     ahead = training.batches()
-    for number in range(rounds + 1):
-        batches = [next(ahead) for _ in range(steps)]
-        training.engine.train()
-        started = time.perf_counter()
-        bare(training, batches)
-        middle = time.perf_counter()
-        waited = 0.0
+    waited = 0.0
+
+    def run() -> None:
+        nonlocal waited
         for _ in range(steps):
             before = loop.window.waited
             loop.step()
-            waited += max(0.0, loop.window.waited - before)
-        end = time.perf_counter()
-        if number:  # the first warms up
-            found["bare"].append(middle - started)
-            found["loop"].append(end - middle)
-            found["wait"].append(waited / (end - middle))
-            found["tokens"].append(sum(s.source_tokens + s.target_tokens for s in batches))
-    for _ in range(3):
-        started = time.perf_counter()
-        training.save(None, not_validated(recipe.training))
-        found["save"].append(time.perf_counter() - started)
+            waited += max(0.0, loop.window.waited - before)  # a progress line begins it anew
+
+    for number in range(rounds + 1):
+        first, second = ([next(ahead) for _ in range(steps)] for _ in range(2))
+        training.engine.train()
+        seconds = {"bare": seconds_of(partial(bare, training, second), training.device)}
+        loop.tracker = None
+        seconds["silent"] = seconds_of(run, training.device)
+        loop.tracker, waited, spent = tracker, 0.0, 0.0
+        with SystemMetrics(tracker, training) if tracker else nullcontext():
+            if tracker:
+                tracker.waited, before = 0.0, logging_seconds()
+            seconds["loop"] = seconds_of(run, training.device)
+            if tracker:
+                after = logging_seconds().items()
+                spent = sum(cpu - before.get(thread, 0.0) for thread, cpu in after)
+        if number and tracker:  # the first warms up, and imports mlflow
+            for way, batches in (("bare", second), ("silent", first), ("loop", second)):
+                found[way].append(seconds[way] / tokens_of(batches))
+            found["data wait"].append(100 * waited / seconds["loop"])
+            found["in calls"].append(100 * tracker.waited / seconds["loop"])
+            cores = len(os.sched_getaffinity(0))
+            found["threads"].append(100 * spent / (seconds["loop"] * cores))
+    save = partial(training.save, None, not_validated(recipe.training))
+    found["save"] = [seconds_of(save) for _ in range(3)]
+    loop.watchdog.stop()
     if tracker:
         tracker.close()
     return found
@@ -87,11 +137,10 @@ def endless(config: Path, arguments: Sequence[str]) -> Recipe:
     return load_recipe(config, overrides)
 
 
-def worker(arguments: argparse.Namespace, scratch: Path) -> None:
+def worker(arguments: argparse.Namespace, recipe: Recipe, scratch: Path) -> None:
     """What a rank does."""
     torch.set_num_threads(1)
     init_distributed()
-    recipe = endless(arguments.config, arguments.overrides)
     link = scratch / "run" / "shards"
     if dist.get_rank() == 0:
         link.parent.mkdir()
@@ -104,43 +153,68 @@ def worker(arguments: argparse.Namespace, scratch: Path) -> None:
     dist.destroy_process_group()
 
 
-def launch(arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
+def launch(ranks: int) -> dict[str, Any]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(port)]
+    command += ["--num_accelerators", str(ranks), "--module", "benchmarks.train_loop"]
     with tempfile.TemporaryDirectory() as scratch:
-        command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators"]
-        command += [str(ranks), "--module", "benchmarks.train_loop", *sys.argv[1:]]
-        done = subprocess.run([*command, "--worker", scratch], capture_output=True, text=True)
+        command += [*sys.argv[1:], "--worker", scratch]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(done.stderr)
+            sys.exit(done.stdout + done.stderr)
         found: dict[str, Any] = json.loads((Path(scratch) / "found.json").read_text())
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = options(__doc__)
+    gpus = torch.cuda.device_count()
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=20, help="of each way in a round")
+    parser.add_argument("--ranks", type=int, nargs="+", default=sorted({1, gpus or 2}))
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args()
-    arguments.overrides = overrides
+    recipe = endless(arguments.config, overrides)
     if arguments.worker:
-        worker(arguments, arguments.worker)
+        worker(arguments, recipe, arguments.worker)
         return
-    torch.set_num_threads(1)
-    print(f"{describe(torch.device('cpu'))}, {arguments.config.name}, {arguments.steps} steps\n")
-    rates = {}
-    print("| ranks | tokens/s | loop over bare engine | data wait | checkpoint, s |")
-    print("|---|---|---|---|---|")
-    for ranks in (1, 2):
-        found = launch(arguments, ranks)
-        ratios = [ours / bare for ours, bare in zip(found["loop"], found["bare"], strict=True)]
-        rates[ranks] = [n / s for n, s in zip(found["tokens"], found["loop"], strict=True)]
-        wait = f"{100 * max(found['wait']):.2f}% at most"
-        row = (spread(rates[ranks], 0), spread(ratios), wait, spread(found["save"], 2))
-        print(f"| {ranks} | {' | '.join(row)} |", flush=True)
-    gain = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
-    print(f"\nTwo ranks over one: {spread(gain, 2)}")
+    rows: list[list[str]] = []
+    loops, costs = {}, []
+    for ranks in arguments.ranks:
+        found = launch(ranks)
+        loops[ranks] = found["loop"]
+        rows.append(
+            [
+                str(ranks),
+                spread([1 / seconds for seconds in found["loop"]], 0),
+                ratios(loops[arguments.ranks[0]], found["loop"]),
+                ratios(found["silent"], found["bare"]),
+                f"{max(found['data wait']):.2f}",
+                spread(found["save"], 2),
+            ]
+        )
+        costs.append(
+            [
+                str(ranks),
+                ratios(found["loop"], found["silent"]),
+                spread(found["in calls"], 3),
+                spread(found["threads"], 2),
+            ]
+        )
+        progress(f"ranks: {ranks}: done")
+    what = (
+        f"{arguments.config.name}, width {recipe.model.model_dim}, {recipe.model.num_levels} "
+        f"levels, {recipe.training.max_tokens:,} tokens a side in a step, {arguments.steps} steps "
+        "of each way in a round"
+    )
+    header = ["ranks", "source and target tokens/s", "over the first"]
+    header += ["silent loop's time over bare engine", "data wait at most, %", "checkpoint, s"]
+    table(f"The loop; {what}", header, rows)
+    header = ["ranks", "time with logging over without", "training thread in logging calls, %"]
+    table("Logging", [*header, "logging threads' share of all cores, %"], costs)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training step (forward, backward, AdamW) of RingFormer, its rivals and the published math.
 
-python -m benchmarks.train_step [--tokens 4096 16384] [--rounds 5] [--dtype bfloat16] [--compile]
+python -m benchmarks.train_step [--parts systems memory] [--tokens 4096 16384] [--dtype bfloat16]
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 
 from benchmarks.published_math import PublishedModel
-from benchmarks.rounds import describe, device_of, measure, report
+from benchmarks.rounds import add_device, dtype_of, measure, options, progress, report, table
 from models.config import ActivationCheckpointing, ModelConfig
 from models.factory import create_model
 from models.ringformer.ring import Ring
-from models.seq2seq import TranslationModel, core_parameters
+from models.seq2seq import TranslationModel
 
 PAD, BOS, EOS = 0, 2, 3
 LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
 
-# Architecture, and whether level signals of q/k/v and of the FFN are folded.
+# Architecture, and whether level signals of q/k/v and of the FFN are folded (the default: both).
 SYSTEMS: dict[str, tuple[str, tuple[bool, bool] | None]] = {
     "Transformer": ("transformer", None),
-    "RingFormer: all folded": ("ringformer", (True, True)),
-    "RingFormer: q/k/v folded": ("ringformer", (True, False)),
-    "RingFormer: all factored": ("ringformer", (False, False)),
-    "RingFormer: published math": ("published", None),
+    "RingFormer": ("ringformer", (True, True)),
+    "RingFormer, FFN factored": ("ringformer", (True, False)),
+    "RingFormer, all factored": ("ringformer", (False, False)),
+    "RingFormer, published math": ("published", None),
     "Universal Transformer": ("universal", None),
     "One-Wide-FFN": ("one_wide_ffn", None),
 }
@@ -57,6 +57,13 @@ def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
         if forms and isinstance(ring, Ring):
             ring.fold_qkv, ring.fold_ffn = forms
     return model
+
+
+def trainable(name: str, arguments: argparse.Namespace) -> TranslationModel:
+    dim = arguments.model_dim
+    config = ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
+    model = build(name, config, arguments.vocab_size)
+    return model.to(arguments.device, dtype_of(arguments.dtype)).train()
 
 
 def batch(
@@ -103,8 +110,7 @@ def peak_bytes(
 
     On CPU in a process of its own, to see its resident memory.
     """
-    model = build(name, config_of(arguments), arguments.vocab_size)
-    model.to(arguments.device, arguments.dtype).train()
+    model = trainable(name, arguments)
     model.checkpoint_activations(policy)
     loss = batch(tokens, arguments.vocab_size, arguments.device)
     if arguments.device.type == "cuda":
@@ -117,52 +123,26 @@ def peak_bytes(
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
-def compare_memory(arguments: argparse.Namespace, tokens: int) -> None:
-    ring = "RingFormer: all folded"
-    cases = [(name, name, POLICIES["none"]) for name in SYSTEMS]
-    cases += [
-        (f"{ring}, checkpoints {words}", ring, n) for words, n in POLICIES.items() if n.levels
-    ]
-    peaks = {}
-    for title, name, policy in cases:
-        # Threads and CUDA contexts do not survive a fork.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            peaks[title] = pool.submit(peak_bytes, name, policy, arguments, tokens).result()
-    print(f"\n### Memory beside the parameters, forward and backward, {tokens} tokens a side\n")
-    print(f"| system | MiB | over Transformer | over {ring} |\n|---|---|---|---|")
-    for title, peak in peaks.items():
-        over = [f"{peak / peaks[reference]:.3f}" for reference in ("Transformer", ring)]
-        print(f"| {title} | {peak / 2**20:,.0f} | {over[0]} | {over[1]} |")
+def size_of(arguments: argparse.Namespace, tokens: int) -> str:
+    return (
+        f"width {arguments.model_dim}, vocabulary {arguments.vocab_size:,}, {tokens:,} tokens a "
+        f"side, {arguments.dtype}"
+    )
 
 
 def compare_systems(arguments: argparse.Namespace, tokens: int) -> None:
-    device, dtype = arguments.device, arguments.dtype
-    loss = batch(tokens, arguments.vocab_size, device)
-    steps, core = {}, {}
-    for name in SYSTEMS:
-        if name != "Transformer" and arguments.only not in name:
-            continue
-        model = build(name, config_of(arguments), arguments.vocab_size).to(device, dtype).train()
-        core[name] = core_parameters(model)
-        if arguments.compile and "published" not in name:
-            model.compile_layers()
-        steps[name] = step_of(model, loss)
-    seconds = measure(steps, arguments.rounds, device)
-    title = f"Training step, {tokens} tokens a side, vocabulary {arguments.vocab_size}, {dtype}"
-    if arguments.compile:
-        title += ", torch.compile (but the published math)"
-    for reference in ("Transformer", "RingFormer: published math"):
-        if reference in seconds:
-            report(title, seconds, reference, tokens, "target tokens")
-    print("\n| system | core parameters | over Transformer |\n|---|---|---|")
-    for name, count in core.items():
-        print(f"| {name} | {count:,} | {count / core['Transformer']:.3f} |")
+    loss = batch(tokens, arguments.vocab_size, arguments.device)
+    names = [name for name in SYSTEMS if name == "Transformer" or arguments.only in name]
+    steps = {name: step_of(trainable(name, arguments), loss) for name in names}
+    seconds = measure(steps, arguments.rounds, arguments.device)
+    references = ["Transformer", "RingFormer, published math"]
+    title = f"Training step, {size_of(arguments, tokens)}"
+    report(title, seconds, references, tokens, "target tokens")
 
 
 def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
     loss = batch(tokens, arguments.vocab_size, arguments.device)
-    model = build("RingFormer: all folded", config_of(arguments), arguments.vocab_size)
-    model.to(arguments.device, arguments.dtype).train()
+    model = trainable("RingFormer", arguments)
     step = step_of(model, loss)
 
     def with_policy(policy: ActivationCheckpointing) -> None:
@@ -171,54 +151,66 @@ def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
 
     runs = {words: partial(with_policy, policy) for words, policy in POLICIES.items()}
     seconds = measure(runs, arguments.rounds, arguments.device)
-    title = f"RingFormer with activation checkpoints, {tokens} tokens a side"
-    report(title, seconds, "none", tokens, "target tokens")
+    title = f"RingFormer's training step with checkpoints, {size_of(arguments, tokens)}"
+    report(title, seconds, ["none"], tokens, "target tokens")
+
+
+def compare_memory(arguments: argparse.Namespace, tokens: int) -> None:
+    cases = [(name, name, POLICIES["none"]) for name in SYSTEMS if arguments.only in name]
+    cases += [
+        (f"RingFormer, checkpoints {words}", "RingFormer", policy)
+        for words, policy in POLICIES.items()
+        if policy.levels
+    ]
+    peaks = {}
+    for title, name, policy in cases:
+        # Threads and CUDA contexts do not survive a fork.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            peaks[title] = pool.submit(peak_bytes, name, policy, arguments, tokens).result()
+        progress(f"{title}: {peaks[title] / 2**20:,.0f} MiB")
+    references = [name for name in ("Transformer", "RingFormer") if name in peaks]
+    rows = [
+        [title, f"{peak / 2**20:,.0f}", *(f"{peak / peaks[other]:.3f}" for other in references)]
+        for title, peak in peaks.items()
+    ]
+    header = ["system", "MiB", *(f"over {name}" for name in references)]
+    table(f"Peak of a forward and backward pass, {size_of(arguments, tokens)}", header, rows)
 
 
 def compare_compilation(arguments: argparse.Namespace, tokens: int) -> None:
     loss = batch(tokens, arguments.vocab_size, arguments.device)
     runs = {}
-    for name in ("RingFormer: all folded", "Transformer"):
+    for name in ("RingFormer", "Transformer"):
         for way in ("eager", "compiled"):
-            model = build(name, config_of(arguments), arguments.vocab_size)
-            model.to(arguments.device, arguments.dtype).train()
+            model = trainable(name, arguments)
             if way == "compiled":
                 model.compile_layers()
             runs[f"{name}, {way}"] = step_of(model, loss)
     seconds = measure(runs, arguments.rounds, arguments.device)
-    title = f"torch.compile (the first step compiles), {tokens} tokens a side"
-    report(title, seconds, "RingFormer: all folded, eager", tokens, "target tokens")
+    title = f"Training step, {size_of(arguments, tokens)}; the first one compiles"
+    report(title, seconds, ["RingFormer, eager"], tokens, "target tokens", first=True)
 
 
-def config_of(arguments: argparse.Namespace) -> ModelConfig:
-    dim = arguments.model_dim
-    return ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
+PARTS: dict[str, Callable[[argparse.Namespace, int], None]] = {
+    "systems": compare_systems,
+    "checkpoints": compare_checkpointing,
+    "memory": compare_memory,
+    "compilation": compare_compilation,
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 16384])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = options(__doc__)
+    add_device(parser)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="[all]")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[4096], help="a side, in a step")
     parser.add_argument("--vocab_size", type=int, default=32000)
-    parser.add_argument("--model_dim", type=int, default=512)
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    parser.add_argument("--device", help="cpu or cuda [cuda if there is one]")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the layers")
+    parser.add_argument("--model_dim", type=int, default=512, help="a multiple of 64")
     parser.add_argument("--only", default="", help="systems with this in their name")
-    parts = ["systems", "checkpoints", "memory", "compilation"]
-    parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to measure")
     arguments = parser.parse_args()
-    arguments.device, arguments.dtype = device_of(arguments.device), getattr(torch, arguments.dtype)
-    print(f"## {describe(arguments.device)}")
-    if "systems" in arguments.parts:
+    for part in arguments.parts:
         for tokens in arguments.tokens:
-            compare_systems(arguments, tokens)
-    if "checkpoints" in arguments.parts:
-        compare_checkpointing(arguments, arguments.tokens[0])
-    if "memory" in arguments.parts:
-        compare_memory(arguments, arguments.tokens[0])
-    if "compilation" in arguments.parts:
-        compare_compilation(arguments, arguments.tokens[0])
+            PARTS[part](arguments, tokens)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,266 @@
+"""What docs/benchmarks.md has, section by section: prose without measured numbers, and commands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A section of the page.
+
+    In commands, run_all replaces `{data}`, the real corpora; `{shards}`, a prepared run_dir, and
+    `{recipe}`, its recipe; `{bpe}`, one with a vocabulary for newswire; `{text}`, newswire;
+    `{build}`, a folder for scratch.
+    """
+
+    name: str
+    title: str
+    text: str
+    command: str
+    """A program and what it is always called with."""
+
+    cpu: str
+    gpu: str
+    toy: str
+
+
+BENCHMARKS = (
+    Benchmark(
+        name="systems",
+        title="Training step",
+        text="""
+Forward, backward and AdamW at base size (6 levels, dropout 0.1, sentences of 24 to 32 tokens).
+*Transformer* is fairseq2's own layers. *RingFormer* is what is used: the level signals are folded
+into the weights of q, k, v and of the FFN once a step; *factored* applies them to every token
+instead. *Published math* (`benchmarks/published_math.py`) has our parameters and our result, but
+multiplies every token with d×d level matrices, runs attention in separate steps, projects the
+encoder's output at every level, and holds all logits.
+
+What makes a RingFormer as fast as a Transformer: keys and values of the encoder's output are
+projected once and not at every level; q, k and v are one product; the levels' weights are cut out
+of the folded ones by one `unbind`, whose gradient is one `stack`, where indexing would add N
+gradients of the size of all levels; and the loss is chunked.
+""",
+        command="train_step --parts systems",
+        cpu="--tokens 2048 --rounds 3",
+        gpu="--tokens 8192 32768 --rounds 10 --dtype bfloat16",
+        toy="--tokens 64 --rounds 1 --model_dim 64 --vocab_size 100",
+    ),
+    Benchmark(
+        name="few_tokens",
+        title="Training step with few tokens",
+        text="""
+The same with a small vocabulary and few tokens, where folding has fewer tokens to pay for itself
+and the output projection hides nothing.
+""",
+        command="train_step --parts systems --only RingFormer",
+        cpu="--tokens 512 --vocab_size 1000 --rounds 5",
+        gpu="--tokens 1024 --vocab_size 1000 --rounds 20 --dtype bfloat16",
+        toy="--tokens 32 --rounds 1 --model_dim 64 --vocab_size 100",
+    ),
+    Benchmark(
+        name="checkpoints",
+        title="Activation checkpointing: time",
+        text="""
+The policies of `training.activation_checkpointing`. On a CPU "the host" is a copy in the same
+memory, and attention is a small part of what is recomputed: there, offload and the selective
+policy show that they work, not what they are for.
+""",
+        command="train_step --parts checkpoints",
+        cpu="--tokens 1024 --rounds 3",
+        gpu="--tokens 8192 --rounds 10 --dtype bfloat16",
+        toy="--tokens 32 --rounds 1 --model_dim 64 --vocab_size 100",
+    ),
+    Benchmark(
+        name="memory",
+        title="Activation checkpointing: memory",
+        text="""
+The peak beside the parameters, with gradients and the chunk of logits at hand; on a CPU that of
+the whole process, one for each row. What is left with checkpoints does not grow with the levels:
+logits of a chunk of tokens, gradients, the one level that is being recomputed, and on a CPU what
+the C allocator does not give back between them. So the more tokens, the more checkpoints save.
+""",
+        command="train_step --parts memory",
+        cpu="--tokens 2048",
+        gpu="--tokens 8192 --dtype bfloat16",
+        toy="--tokens 32 --model_dim 64 --vocab_size 100 --only published",
+    ),
+    Benchmark(
+        name="compilation",
+        title="torch.compile",
+        text="""
+`training.compile`, which compiles the layers. *First* is the step that does so. On a CPU matrix
+products take nearly all of the time, and are the same with and without; do not expect a gain
+there.
+""",
+        command="train_step --parts compilation",
+        cpu="--tokens 512 --vocab_size 1000 --rounds 3",
+        gpu="--tokens 8192 --rounds 10 --dtype bfloat16",
+        toy="--tokens 32 --rounds 1 --model_dim 64 --vocab_size 100",
+    ),
+    Benchmark(
+        name="real",
+        title="Training on real sentences",
+        text="""
+The first steps of an epoch of Multi30k at base size, and the same captions as the published
+implementation batches them, padded to 50 tokens. The last row is how the published implementation
+trains, so its ratio is what batching by length and our math gain together; the row above is the
+padding's share of it.
+""",
+        command="real_batches --run_dir {shards}",
+        cpu="--steps 1 --rounds 2",
+        gpu="--steps 3 --max_tokens 8192 --rounds 10 --dtype bfloat16",
+        toy="--steps 1 --rounds 1 --max_tokens 256 --model_dim 64",
+    ),
+    Benchmark(
+        name="decode",
+        title="Decoding",
+        text="""
+Base size, random weights, sentences with the lengths of newswire, each translated to exactly its
+source's length, so that only speed differs. Hugging Face is `MarianMTModel.generate` with the
+plain Transformer's sizes; it takes sentences in batches of 64 in the order given, or sorted by
+length.
+
+With level signals folded a RingFormer does the same products as a Transformer; its one layer's
+weights are no smaller, for they differ at every level. On a CPU with many sentences most of the
+time is matrix products at the processor's peak, a good part of it the output projection; with one
+sentence they are bound by reading the weights.
+""",
+        command="decode",
+        cpu="--sentences 1 24 --rounds 2",
+        gpu="--sentences 1 64 --rounds 5",
+        toy="--sentences 1 4 --rounds 1 --model_dim 64",
+    ),
+    Benchmark(
+        name="bfloat16",
+        title="Decoding in bfloat16",
+        text="""
+The same with all systems in bfloat16 (`--evaluation.dtype bfloat16` for our commands). On a CPU
+it pays where the processor has bfloat16 instructions.
+""",
+        command="decode --dtype bfloat16 --beams 4",
+        cpu="--sentences 1 24 --rounds 2",
+        gpu="--sentences 1 512 --rounds 5",
+        toy="--sentences 2 --rounds 1 --model_dim 64",
+    ),
+    Benchmark(
+        name="export",
+        title="Decoding an export with CTranslate2",
+        text="""
+The same base-size RingFormer with random weights in every engine, on real sentences of
+newstest2014, each forced to its source's length. The export uses one worker a core (the last row
+of each precision). On a GPU there are PyTorch's rows alone.
+
+We had set two targets: that PyTorch takes at most 1.5 times as long as CTranslate2's float32, and
+that int8 is 10 times as fast as the PyTorch search from before the export existed. Where the
+first is met, they exclude each other: int8 would have to be 6.7 times as fast as float32, and the
+processor's int8 instructions do four times the multiplications of its float32 ones. Tried and not
+faster: larger batches, CTranslate2's AVX-512 code in place of the AVX2 that it chooses, and MKL.
+""",
+        command="decode --only RingFormer --text {text} --vocabulary {bpe}/vocabulary/spm.model",
+        cpu="--beams 4 --sentences 75 --rounds 2",
+        gpu="--beams 4 --sentences 512 --rounds 5",
+        toy="--beams 4 --sentences 4 --rounds 1 --model_dim 64",
+    ),
+    Benchmark(
+        name="prepare",
+        title="Data preparation",
+        text="""
+The command as it is run, from plain text to shards, on all real corpora below the data folder,
+repeated with a number of its own behind each sentence where more is needed. Memory is the
+proportional set size of all processes together; it should hardly grow with the corpus, for most
+of it is what SentencePiece takes to train on its sample, a million lines.
+
+The binarize stage reads, encodes, shuffles and writes; beside it stands SentencePiece's own batch
+`encode` alone. The target was 0.8 of its rate. The faster a vocabulary encodes (unigram), the
+more reading, shuffling and writing weigh.
+
+For corpora of a thousand million pairs: every shard reads from every piece, so let both be larger
+(`pairs_per_piece: 500000`, `pairs_per_shard: 1000000`). Not spread over workers are finding the
+lines of one large plain file and its checksum; the command itself holds one byte a pair. No such
+run was made.
+""",
+        command="prepare --data {data} --scratch {build}",
+        cpu="--pairs 500000 1500000 --rounds 2",
+        gpu="--pairs 500000 4000000 --rounds 3",
+        toy="--pairs 2000 4000 --rounds 1 --vocab_size 500",
+    ),
+    Benchmark(
+        name="feed",
+        title="Feeding the trainer",
+        text="""
+What stands between shards and the model, for as many pairs as WMT14 De→En has, with the lengths
+of real ones. The batch plan is made once, then read from its cache. Padding depends on how many
+pairs there are of a length: it is less with more pairs, and more where sentences are long; the
+target is 5%. Compare collation with the tokens/s of training: one process should be far ahead.
+""",
+        command="feed --run_dir {shards}",
+        cpu="--rounds 3",
+        gpu="--rounds 3",
+        toy="--rounds 1 --shards 20 --pairs 20000 --steps 5",
+    ),
+    Benchmark(
+        name="loop",
+        title="The training loop",
+        text="""
+The recipe as it trains, with ZeRO 1. *Bare engine* is DeepSpeed's `engine(…)`, `backward`, `step`
+over batches that lie ready; the *silent loop* feeds itself, seeds, sets the learning rate and
+agrees on signals; logging adds progress lines, metrics and MLflow on sqlite, with what the
+machine does every 10 s. The fused Adam and the batches are the same on all sides. On a CPU a rank
+has one thread.
+
+The neighbours on a shared machine move ratios of whole times by far more than logging can
+(target: 1%). The two last columns are exact: what the training thread waits in logging calls, and
+the CPU time of the threads that do the rest. A checkpoint is flushed to the disk before training
+goes on.
+""",
+        command="train_loop --config {recipe}",
+        cpu="--steps 8 --rounds 2 --training.max_tokens 1024 --training.log_every 4",
+        gpu="--steps 100 --rounds 5 --training.max_tokens 16384 "
+        "--deepspeed_config ds_configs/zero1_bf16.json",
+        toy="--steps 2 --rounds 1 --ranks 1 --training.max_tokens 256 --training.log_every 1",
+    ),
+)
+
+INTRODUCTION = """
+# Benchmarks
+
+How fast it is, and what memory it takes. What the models are worth is in
+[results.md](results.md).
+
+This page is made by `python -m benchmarks.run_all` (`--list`, `--only NAME…`), from programs in
+`benchmarks/`, each of which runs all systems in turns; ratios are taken within a round and given
+as median (min–max). Machines differ and are shared: compare ratios, not seconds, and run them
+again on yours. What another machine measured, with a GPU for example, stands in a subsection of
+its own; a section without one of a GPU was not measured on any. Commands are for the checkout,
+with `. .venv/bin/activate` and `OMP_NUM_THREADS` set to the number of cores; `--help` of a
+program has larger sizes.
+"""
+
+NOT_REGENERATED = """
+## Measured once, by hand
+
+The same translations from an export: a RingFormer of 128 dimensions and 3 levels, trained on
+Multi30k with this pipeline for 4,000 steps, average of 3 checkpoints, on the 1,000 sentences of
+test_2016_flickr, beam 4 (November 2026, 2 cores of an AMD EPYC, torch 2.9.1):
+
+| engine | BLEU | chrF2 | sentences that differ from PyTorch's |
+|---|---|---|---|
+| PyTorch float32 | 36.41 ± 1.59 | 55.52 | |
+| CTranslate2 float32 | 36.41 ± 1.59 | 55.52 | 0 of 1,000 |
+| CTranslate2 int8 | 36.20 ± 1.58 | 55.37 | 89 of 1,000 |
+
+(`./run.sh evaluate`, then `./run.sh export --format ctranslate2 --output F`, `./run.sh evaluate
+--model F`, with `--config recipes/multi30k_de_en.yaml --model.model_dim 128 --model.num_heads 4
+--model.ffn_inner_dim 512 --model.num_levels 3 --model.dropout 0.1 --training.max_tokens 1024
+--training.max_steps 4000 --training.warmup_steps 400 --training.validate_every 500
+--training.checkpoint_every 500 --evaluation.average_checkpoints 3`.)
+
+## Not measured
+
+Model FLOP/s utilisation: there is no program for it. Training of more than one machine. On GPUs,
+what has no subsection of one above: bf16, the gain of `torch.compile` and of fused attention,
+with the same programs. The programs choose bf16 and larger sizes there by themselves; fp16 was
+not tried.
+"""

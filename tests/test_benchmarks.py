@@ -1,0 +1,78 @@
+"""`python -m benchmarks.run_all`, which makes docs/benchmarks.md, at toy sizes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Command
+
+pytestmark = pytest.mark.slow
+
+MEASURED = re.compile(
+    r"### (?P<machine>.+)\n\n"
+    r"\d{4}-\d\d-\d\d \d\d:\d\d UTC, \d+ GiB of memory, torch \S+:\n\n"
+    r"```sh\n(?P<commands>(?:python -m .+\n)+)```\n\n"
+    r".+:\n\n\| .+ \|\n\|(---\|)+\n\| "
+)
+
+
+def section(page: Path, title: str) -> str:
+    parts = [part for part in page.read_text().split("\n## ") if part.startswith(f"{title}\n")]
+    assert len(parts) == 1
+    return parts[0]
+
+
+def test_sections_are_made_one_at_a_time_and_kept(tmp_path: Path, command: Command) -> None:
+    page, build = tmp_path / "page.md", tmp_path / "build"
+
+    def run_all(*options: object, build: Path = build) -> tuple[int, str]:
+        done = command("benchmarks.run_all", "--toy", "--page", page, "--build", build, *options)
+        assert done.stdout == ""
+        return done.returncode, done.stderr
+
+    code, said = run_all("--only", "systems", "real")
+    assert code == 0, said
+    assert "2 of 2: real" in said
+    steps, real = section(page, "Training step"), section(page, "Training on real sentences")
+    for text, row in ((steps, "| One-Wide-FFN | "), (real, "| RingFormer, padded to 50 | ")):
+        assert MEASURED.search(text), text
+        assert row in text
+    assert "python -m benchmarks.train_step --parts systems " in steps
+    assert f"data_prep.prepare --config recipes/quickstart.yaml --run_dir {build}/toy " in real
+    assert "Not measured yet." in section(page, "Decoding")
+
+    # As if another machine had measured it: that stays beside what this one measures now.
+    found = MEASURED.search(real)
+    assert found is not None
+    here = f"### {found['machine']}\n"
+    page.write_text(page.read_text().replace(here, "### Another machine\n"))
+    steps = section(page, "Training step")
+    code, said = run_all("--only", "real")
+    assert code == 0, said
+    assert section(page, "Training step") == steps
+    both = section(page, "Training on real sentences")
+    assert [each["machine"] for each in MEASURED.finditer(both)] in (
+        [found["machine"], "Another machine"],
+        ["Another machine", found["machine"]],
+    )
+
+    # Nothing can be prepared in a folder whose name a file has.
+    before = page.read_text()
+    build_is_damaged = tmp_path / "damaged"
+    build_is_damaged.mkdir()
+    (build_is_damaged / "toy").write_text("")
+    code, said = run_all("--only", "real", build=build_is_damaged)
+    assert code == 1
+    assert "real: failed, its section stays as it was: python -m data_prep.prepare " in said
+    assert page.read_text() == before
+
+
+def test_benchmarks_are_listed(command: Command) -> None:
+    listed = command("benchmarks.run_all", "--list")
+    assert "decode       Decoding\n" in listed.stdout
+    unknown = command("benchmarks.run_all", "--only", "decoding")
+    assert unknown.returncode == 2
+    assert "decoding" in unknown.stderr
