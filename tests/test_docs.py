@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"""(?:\]\(|src=")([^)"\s]+)""")
 SECTIONS = "data|model|training|evaluation|tracking"
 FLAG = re.compile(rf"--((?:{SECTIONS})\.[\w.]+)")
 KEY = re.compile(rf"`((?:{SECTIONS})\.[\w.]+)")
