@@ -14,7 +14,6 @@ import argparse
 import os
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.real_batches import loss_of
-from benchmarks.rounds import describe, measure, spread
+from benchmarks.rounds import figure, measure, options, progress, ratios, table
 from benchmarks.train_step import step_of
 from data_prep.shards import ShardReader
 from data_prep.stage import read_json
@@ -32,7 +31,8 @@ from models.factory import abstract_model, create_model
 from models.seq2seq import core_parameters
 from pipeline.batches import BatchPlan, collate
 from pipeline.checkpoint import checkpoints_to_average
-from pipeline.config import ROOT, Recipe, load_recipe
+from pipeline.command_line import load_recipe
+from pipeline.recipe import ROOT, Recipe
 from pipeline.translator import Translator
 
 RECIPE = ROOT / "recipes" / "multi30k_de_en.yaml"
@@ -80,17 +80,16 @@ class Run:
         command = [str(ROOT / "run.sh"), "--config", str(RECIPE), "--run_dir", str(self.run_dir)]
         log = self.run_dir.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{self.system}, seed {self.seed}: {log}", file=sys.stderr)
+        progress(f"{self.system}, seed {self.seed}: {log}")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with log.open("a") as output:
             subprocess.run(
                 [*command, *options], check=True, env=environment, stdout=output, stderr=output
             )
-        bleu = self.scores["bleu"]
-        print(f"{self.system}, seed {self.seed}: BLEU {bleu}", file=sys.stderr)
+        progress(f"{self.system}, seed {self.seed}: BLEU {self.scores['bleu']}")
 
 
-def runs_of(arguments: argparse.Namespace, options: Mapping[str, str]) -> list[Run]:
+def runs_of(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Run]:
     """All systems with the first seed, then with the next."""
     runs = []
     for seed in arguments.seeds:
@@ -99,7 +98,7 @@ def runs_of(arguments: argparse.Namespace, options: Mapping[str, str]) -> list[R
             overrides = {
                 "data.root": str(arguments.data.absolute()),
                 "training.seed": str(seed),
-                **options,
+                **given,
                 **SYSTEMS[system],
             }
             run_dir = arguments.run_dir.absolute() / f"{name}-{seed}"
@@ -123,17 +122,16 @@ def core_parameters_of(recipe: Recipe) -> int:
 
 def report_scores(systems: Mapping[str, Sequence[Run]]) -> None:
     reference = core_parameters_of(systems[REFERENCE][0].recipe) if REFERENCE in systems else None
-    print("| system | core parameters | of the Transformer's | BLEU | chrF2 | BLEU of each seed |")
-    print("|---|---:|---:|---:|---:|---|")
+    rows = []
     for system, runs in systems.items():
         parameters = core_parameters_of(runs[0].recipe)
         share = f"{parameters / reference:.3f}" if reference else ""
         scores = [run.scores for run in runs]
         bleu, chrf = ([each[key] for each in scores] for key in ("bleu", "chrf"))
-        print(
-            f"| {system} | {parameters:,} | {share} | {_mean(bleu)} | {_mean(chrf)} | "
-            f"{', '.join(f'{value:.2f}' for value in bleu)} |"
-        )
+        seeds = ", ".join(f"{value:.2f}" for value in bleu)
+        rows.append((system, f"{parameters:,}", share, _mean(bleu), _mean(chrf), seeds))
+    header = ("system", "core parameters", f"over {REFERENCE}", "BLEU", "chrF2", "BLEU by seed")
+    table("Mean ± standard deviation over seeds, beam 4", header, rows)
 
 
 def draw(systems: Mapping[str, Sequence[Run]], path: Path) -> None:
@@ -196,34 +194,30 @@ def report_speed(systems: Mapping[str, Sequence[Run]], rounds: int) -> None:
     training = measure({name: step for name, (step, _) in steps.items()}, rounds, device)
     decoders = {system: translations(runs[0]) for system, runs in systems.items()}
     decoding = measure(decoders, rounds, device)
-    over = f"time over {REFERENCE}"
-    print(f"\n{describe(device)}\n")
-    print(f"| system | training, target tokens/s | {over} | decoding, sentences/s | {over} |")
-    print("|---|---:|---|---:|---|")
+    rows = []
     for system in systems:
-        cells = []
+        row = [system]
         for seconds, amount in ((training, steps[system][1]), (decoding, TIMED_SENTENCES)):
             own, reference = seconds[system][1:], seconds[REFERENCE][1:]
-            ratios = [a / b for a, b in zip(own, reference, strict=True)]
-            cells += [f"{amount / statistics.median(own):,.0f}", spread(ratios)]
-        print(f"| {system} | {' | '.join(cells)} |")
+            row += [figure(amount / statistics.median(own)), ratios(own, reference)]
+        rows.append(row)
+    over = f"time over {REFERENCE}"
+    rates = "training, target tokens/s", "decoding, sentences/s"
+    table("On one thread", ("system", rates[0], over, rates[1], over), rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__, rounds=3)
     parser.add_argument("--data", type=Path, default=Path("data"), help="data.root")
     parser.add_argument("--run_dir", type=Path, default=Path("runs/architectures"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, metavar="SYSTEM")
     parser.add_argument("--jobs", type=int, default=1, help="trained at the same time")
-    parser.add_argument("--rounds", type=int, default=3, help="of the timing; 0: none")
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "results.png")
     arguments, rest = parser.parse_known_args()
     pairs = zip(rest[::2], rest[1::2], strict=True)
-    options = {key.removeprefix("--"): value for key, value in pairs}
-    runs = runs_of(arguments, options)
+    overrides = {key.removeprefix("--"): value for key, value in pairs}
+    runs = runs_of(arguments, overrides)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(Run.train, runs))
     systems = {run.system: [r for r in runs if r.system == run.system] for run in runs}

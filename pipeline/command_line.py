@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import os
 import sys
 import traceback
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -28,24 +30,24 @@ DEFAULT_RECIPE = ROOT / "recipes" / "quickstart.yaml"
 def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key that holds a value, with its pydantic field."""
     for name, field in section.model_fields.items():
-        nested = [t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)]
-        if nested and not _is_sequence(field.annotation):
+        nested = [t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)]
+        if nested and not is_sequence(field.annotation):
             yield from recipe_keys(nested[0], f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
 
 
-def _is_sequence(annotation: object) -> bool:
+def is_sequence(annotation: object) -> bool:
     return get_origin(annotation) in (tuple, list)
 
 
 def _is_text(annotation: object) -> bool:
-    return not _is_sequence(annotation) and not {str, Path}.isdisjoint(
+    return not is_sequence(annotation) and not {str, Path}.isdisjoint(
         {annotation, *get_args(annotation)}
     )
 
 
-def _is_section(annotation: object) -> bool:
+def is_section(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
@@ -142,11 +144,11 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see --help)")
 
 
-def _default(field: Any) -> str:
-    if field.is_required():
-        return "required"
-    default = str(field.default)
-    return f"default {default.removeprefix(f'{ROOT}/')}"
+def default_of(field: Any) -> str:
+    """The default of a pydantic field as a recipe would say it."""
+    value = to_jsonable_python(field.default)
+    text = value if value and isinstance(value, str) else json.dumps(value)
+    return text.removeprefix(f"{ROOT}/")
 
 
 def _parser(program: str, description: str) -> _Parser:
@@ -161,7 +163,8 @@ def _parser(program: str, description: str) -> _Parser:
         if section not in groups:
             groups[section] = parser.add_argument_group(f"{section} keys")
         text = " ".join((field.description or "").split())
-        text = f"{text} [{_default(field)}]".replace("%", "%%")
+        default = "required" if field.is_required() else f"default {default_of(field)}"
+        text = f"{text} [{default}]".replace("%", "%%")
         groups[section].add_argument(
             f"--{key}", dest=key, default=argparse.SUPPRESS, metavar="VALUE", help=text
         )

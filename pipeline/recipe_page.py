@@ -1,0 +1,129 @@
+"""`docs/recipe.md`: every key of a recipe, from the models that read it.
+
+python -m pipeline.recipe_page
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, TypeAdapter
+
+from pipeline.command_line import default_of, is_section, is_sequence
+from pipeline.recipe import ROOT, Recipe
+
+PAGE = ROOT / "docs" / "recipe.md"
+HEAD = """\
+# Recipe keys
+
+Every key that a recipe can have. `python -m pipeline.recipe_page` writes this page from the models
+that read recipes; do not edit it. `./run.sh prepare --help` says the same in a terminal.
+
+A key is given in the recipe or on the command line: `--training.max_steps 100`, a list as YAML:
+`--evaluation.test_sets '[wmt14/full]'`. `[]` stands for each element of a list; the keys of an
+element cannot be given one by one on a command line. Unknown keys are refused, as are values that
+do not fit together; the message names line and key. Relative paths start at the current directory,
+those of corpora and test sets at `data.root`.
+"""
+BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+TABLE = ("key", "value", "default", "what it says")
+
+
+def page() -> str:
+    """The whole of `docs/recipe.md`."""
+    return "\n".join([HEAD, *_section(Recipe, "", {})])
+
+
+def _section(model: type[BaseModel], prefix: str, shown: dict[Any, str]) -> Iterator[str]:
+    """The keys of a section, then its sections.
+
+    :param shown: where the keys of a model are that came before.
+    """
+    inner = []
+    rows = []
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        sections = list(dict.fromkeys(_sections_in(field.annotation)))
+        if sections:
+            inner.append((f"{key}[]" if is_sequence(field.annotation) else key, field, sections))
+        if not sections or is_sequence(field.annotation):
+            rows.append((f"`{key}`", *_about(field)))
+    if rows:
+        yield from _table(TABLE, rows)
+    for key, field, sections in inner:
+        yield f"{'#' * (2 + key.count('.'))} {key}\n"
+        if len(sections) > 1:
+            yield from _variants(sections)
+            continue
+        about = None if is_sequence(field.annotation) else field.description
+        yield f"{_one_line(about or sections[0].__doc__)}\n"
+        if sections[0] in shown:
+            yield f"Keys as of {shown[sections[0]]}.\n"
+        else:
+            shown[sections[0]] = f"`{key}`"
+            yield from _section(sections[0], f"{key}.", shown)
+
+
+def _variants(sections: list[type[BaseModel]]) -> Iterator[str]:
+    """Models of which an element is one, told apart by their first key."""
+    (tag,) = {next(iter(section.model_fields)) for section in sections}
+    rows = []
+    for section in sections:
+        fields = dict(section.model_fields)
+        rows.append((f"`{fields.pop(tag).default}`", "", "", "", _one_line(section.__doc__)))
+        rows += [("", f"`{name}`", *_about(field)) for name, field in fields.items()]
+    yield from _table((tag, *TABLE), rows)
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if is_section(annotation):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections_in(part)
+
+
+def _about(field: Any) -> tuple[str, str, str]:
+    """What it can be, what it is by default, and its documentation."""
+    limited = Annotated[(field.annotation, *field.metadata, "at least one")]
+    schema = TypeAdapter(limited).json_schema()
+    sections = not field.is_required() and list(_sections_in(field.annotation)) and field.default
+    if sections:
+        default = ", ".join(f"`{next(iter(dict(each).values()))}`" for each in sections)
+    else:
+        default = "required" if field.is_required() else f"`{default_of(field)}`"
+    return _values(schema), default, _one_line(field.description)
+
+
+def _values(schema: dict[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if choices := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(map(_values, choices))
+    if "prefixItems" in schema:
+        return f"list of {len(schema['prefixItems'])}: {_values(schema['prefixItems'][0])}"
+    if schema.get("type") == "array":
+        least = ", at least one" if schema.get("minItems") else ""
+        return f"list of {_values(schema['items'])}{least}"
+    if schema.get("format") == "path":
+        return "path"
+    if pattern := schema.get("pattern"):
+        return f"text like `{pattern}`"
+    kind = schema.get("type", "mappings")
+    name = {"string": "text", "boolean": "`true`, `false`", "null": "`null`"}.get(kind, kind)
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in BOUNDS.items() if key in schema]
+    return " ".join([name, ", ".join(bounds)]).strip()
+
+
+def _table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    for row in (names, ("---",) * len(names), *rows):
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+    yield ""
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

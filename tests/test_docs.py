@@ -1,0 +1,108 @@
+"""The pages say what is there: links, keys, recipes, files and modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipeline import recipe_page
+from pipeline.command_line import DEFAULT_RECIPE, load_recipe, recipe_keys
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"""(?:\]\(|src=")([^)"\s]+)""")
+SECTIONS = "data|model|training|evaluation|tracking"
+FLAG = re.compile(rf"--((?:{SECTIONS})\.[\w.]+)")
+KEY = re.compile(rf"`((?:{SECTIONS})\.[\w.]+)")
+MESSAGE = re.compile(r"(?<!`)``(?!`).+?``(?!`)")  # quoted; may hold a wrong key
+FILES = {"model.safetensors", "model.bin"}  # what looks like a key
+MODULE = re.compile(r"python -m ((?:pipeline|data_prep|models|benchmarks)[\w.]*)")
+SOURCE = re.compile(r"`([\w.]+/[\w./]*\.(?:py|sh|yaml|json|md))`")
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def prose(page: Path) -> str:
+    """A page without its code blocks."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives to headings."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        number = sum(
+            re.fullmatch(rf"{re.escape(slug)}(-\d+)?", other) is not None for other in found
+        )
+        found.add(f"{slug}-{number}" if number else slug)
+    return found
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in LINK.findall(prose(page)):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (page.parent / name).resolve() if name else page
+        assert place.exists(), f"{target}: there is no {place}"
+        assert not anchor or anchor in anchors(place), f"{target}: no such heading in {place.name}"
+
+
+@every_page
+def test_keys_are_keys_of_a_recipe(page: Path) -> None:
+    keys = {key for key, _ in recipe_keys()}
+    sections = {key.rsplit(".", n)[0] for key in keys for n in range(1, key.count(".") + 1)}
+    text = MESSAGE.sub("", page.read_text(encoding="utf-8"))
+    assert set(FLAG.findall(text)) <= keys
+    if page != recipe_page.PAGE:  # has keys of list elements, too
+        assert set(KEY.findall(text)) - FILES <= keys | sections
+
+
+def recipes_in(page: Path) -> Iterator[str]:
+    for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language == "yaml":
+            yield block
+
+
+def completed(base: Any, part: Any) -> Any:
+    """`part` where it says something, else `base`."""
+    if not (isinstance(base, dict) and isinstance(part, dict)):
+        return part
+    return {**base, **{key: completed(base.get(key), value) for key, value in part.items()}}
+
+
+@every_page
+def test_recipes_load(page: Path, tmp_path: Path) -> None:
+    yaml = YAML(typ="safe")
+    quickstart = yaml.load(DEFAULT_RECIPE)
+    for number, block in enumerate(recipes_in(page)):
+        recipe = yaml.load(block)
+        if "run_dir" not in recipe:  # a part of one
+            recipe = completed(quickstart, recipe)
+        path = tmp_path / f"{number}.yaml"
+        yaml.dump(recipe, path)
+        load_recipe(path)
+
+
+@every_page
+def test_modules_and_files_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for module in MODULE.findall(text):
+        place = ROOT / module.replace(".", "/")
+        assert place.is_dir() or place.with_suffix(".py").exists(), module
+    for name in SOURCE.findall(text):
+        if name.split("/")[0] in {path.name for path in ROOT.iterdir()}:
+            assert (ROOT / name).exists(), name
+
+
+def test_recipe_page_is_up_to_date() -> None:
+    written = recipe_page.PAGE.read_text(encoding="utf-8")
+    assert written == recipe_page.page(), "run `python -m pipeline.recipe_page`"
