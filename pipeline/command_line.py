@@ -110,7 +110,9 @@ def _describe(error: ValidationError, path: Path, content: Any, overridden: set[
     where = "command line" if on_command_line else f"{path}{line}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key `{key}`{_suggestion(key)}{more}"
+        in_a_list = any(isinstance(part, int) for part in location)
+        hint = "; docs/recipe.md has its keys" if in_a_list else _suggestion(key)
+        return f"{where}: unknown key `{key}`{hint}{more}"
     if first["type"] == "missing":
         return f"{where}: key `{key}` is required{more}"
     message = first["msg"].removeprefix("Value error, ")

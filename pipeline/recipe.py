@@ -141,7 +141,11 @@ class TestSetFiles(Section):
     """A test set in line-aligned files below `data.root`: plain text, `.gz` or `.sgm`."""
 
     name: str
+    """What scores call it."""
+
     source: str
+    """Source side, one sentence a line."""
+
     references: tuple[str, ...] = Limit(min_length=1)
     """One file for each translator."""
 

@@ -23,7 +23,7 @@ KEY = re.compile(rf"`((?:{SECTIONS})\.[\w.]+)")
 MESSAGE = re.compile(r"(?<!`)``(?!`).+?``(?!`)")  # quoted; may hold a wrong key
 FILES = {"model.safetensors", "model.bin"}  # what looks like a key
 MODULE = re.compile(r"python -m ((?:pipeline|data_prep|models|benchmarks)[\w.]*)")
-SOURCE = re.compile(r"`([\w.]+/[\w./]*\.(?:py|sh|yaml|json|md))`")
+SOURCE = re.compile(r"`(?!runs/|build/)([\w.]+/[\w./]*\.(?:py|sh|yaml|json|md))`")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
