@@ -96,14 +96,6 @@ class RingEncoder(Ring, TransformerEncoder):
 class RingDecoder(Ring, TransformerDecoder):
     """As the encoder, causal, with x ← LN_i(x + CrossAttention(x, encoder output)) in between."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, has_ffn=config.architecture != "one_wide_ffn")
-        dim, owned = config.model_dim, self.owned.attention
-        self.cross_attn_q = self._matrices(INIT_QKV, dim, dim, owned=owned)
-        self.cross_attn_kv = self._matrices(INIT_QKV, 2, dim, dim, owned=owned)
-        self.cross_attn_output = self._matrices(INIT_OUTPUT, dim, dim, owned=owned, residual=True)
-        self.cross_attn_layer_norm = self._layer_norms(dim)
-
     def level(
         self, x: Tensor, level: Level, cross: Cross, cross_mask: Tensor | None,
         self_mask: Tensor | None = None, append: Append | None = None,
@@ -120,6 +112,14 @@ class RingDecoder(Ring, TransformerDecoder):
     def cross_attention(self, x: Tensor, cross: Cross, mask: Tensor | None) -> Tensor:
         (q,) = self.heads(F.linear(x, cross.q), 1)
         return F.linear(attend(q, cross.k, cross.v, mask), cross.output)
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, has_ffn=config.architecture != "one_wide_ffn")
+        dim, owned = config.model_dim, self.owned.attention
+        self.cross_attn_q = self._matrices(INIT_QKV, dim, dim, owned=owned)
+        self.cross_attn_kv = self._matrices(INIT_QKV, 2, dim, dim, owned=owned)
+        self.cross_attn_output = self._matrices(INIT_OUTPUT, dim, dim, owned=owned, residual=True)
+        self.cross_attn_layer_norm = self._layer_norms(dim)
 
     def forward(
         self,
