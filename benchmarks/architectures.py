@@ -3,9 +3,9 @@
     python -m benchmarks.architectures --data ../shared/data [--seeds 1 2 3] [--jobs 2]
 
 Every run is `./run.sh --config recipes/multi30k_de_en.yaml` with a seed and the overrides of
-`SYSTEMS`, and any others that are given (`--training.max_steps 100`). What has been trained is not
-trained again. Then all of them train and translate in turns, on one thread and in one process, to
-be timed. Prints the tables of docs/results.md and draws docs/results.png.
+`SYSTEMS`, and any others that are given with a `--run_dir` (`--training.max_steps 100`). What has
+been trained is not trained again. Then all of them train and translate in turns, on one thread and
+in one process, to be timed. Prints the tables of docs/results.md and draws its picture.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.real_batches import loss_of
 from benchmarks.rounds import figure, measure, options, progress, ratios, table
-from benchmarks.train_step import step_of
+from benchmarks.train_step import steps_of
 from data_prep.shards import ShardReader
 from data_prep.stage import read_json
 from data_prep.vocabulary import PAD_IDX
@@ -121,11 +121,11 @@ def core_parameters_of(recipe: Recipe) -> int:
 
 
 def report_scores(systems: Mapping[str, Sequence[Run]]) -> None:
-    reference = core_parameters_of(systems[REFERENCE][0].recipe) if REFERENCE in systems else None
+    reference = core_parameters_of(systems[REFERENCE][0].recipe)
     rows = []
     for system, runs in systems.items():
         parameters = core_parameters_of(runs[0].recipe)
-        share = f"{parameters / reference:.3f}" if reference else ""
+        share = f"{parameters / reference:.3f}"
         scores = [run.scores for run in runs]
         bleu, chrf = ([each[key] for each in scores] for key in ("bleu", "chrf"))
         seeds = ", ".join(f"{value:.2f}" for value in bleu)
@@ -169,22 +169,18 @@ def training_steps(run: Run) -> tuple[Callable[[], None], int]:
     )
     model = create_model(recipe.model, reader.manifest["vocabulary"]["sizes"], PAD_IDX).train()
     batches = [plan[step] for step in range(TIMED_STEPS)]
-    cpu = torch.device("cpu")
-    steps = [step_of(model, loss_of(collate(reader, b.micro_batches[0], cpu))) for b in batches]
-
-    def train() -> None:
-        for step in steps:
-            step()
-
-    return train, sum(batch.target_tokens for batch in batches)
+    collated = [collate(reader, b.micro_batches[0], torch.device("cpu")) for b in batches]
+    return steps_of(model, list(map(loss_of, collated))), sum(b.target_tokens for b in batches)
 
 
-def translations(run: Run) -> Callable[[], object]:
+def translations(run: Run) -> tuple[Callable[[], object], int]:
+    """Of the first test sentences, and how many tokens they have."""
     recipe = run.recipe
     translator = Translator.of_run(recipe, checkpoints_to_average(recipe))
     text = (recipe.run_dir / "clean" / f"test.{recipe.data.source_lang}").read_text("utf-8")
     sentences = text.split("\n")[:TIMED_SENTENCES]
-    return lambda: translator.translate(sentences)
+    pieces = translator.target_vocabulary.encode(translator.translate(sentences))
+    return lambda: translator.translate(sentences), sum(map(len, pieces))
 
 
 def report_speed(systems: Mapping[str, Sequence[Run]], rounds: int) -> None:
@@ -192,37 +188,47 @@ def report_speed(systems: Mapping[str, Sequence[Run]], rounds: int) -> None:
     device = torch.device("cpu")
     steps = {system: training_steps(runs[0]) for system, runs in systems.items()}
     training = measure({name: step for name, (step, _) in steps.items()}, rounds, device)
-    decoders = {system: translations(runs[0]) for system, runs in systems.items()}
-    decoding = measure(decoders, rounds, device)
+    texts = {system: translations(runs[0]) for system, runs in systems.items()}
+    decoding = measure({name: translate for name, (translate, _) in texts.items()}, rounds, device)
     rows = []
     for system in systems:
         row = [system]
-        for seconds, amount in ((training, steps[system][1]), (decoding, TIMED_SENTENCES)):
-            own, reference = seconds[system][1:], seconds[REFERENCE][1:]
-            row += [figure(amount / statistics.median(own)), ratios(own, reference)]
-        rows.append(row)
-    over = f"time over {REFERENCE}"
-    rates = "training, target tokens/s", "decoding, sentences/s"
-    table("On one thread", ("system", rates[0], over, rates[1], over), rows)
+        for seconds, work in ((training, steps), (decoding, texts)):
+            # Models end their translations after different numbers of tokens.
+            own, reference = (
+                [each / work[name][1] for each in seconds[name][1:]] for name in (system, REFERENCE)
+            )
+            row += [figure(1 / statistics.median(own)), ratios(own, reference)]
+        sentences = TIMED_SENTENCES / statistics.median(decoding[system][1:])
+        rows.append([*row, figure(sentences)])
+    over = f"time over {REFERENCE}'s"
+    rates = "training, target tokens/s", "decoding, output tokens/s"
+    header = ("system", rates[0], over, rates[1], over, "decoding, sentences/s")
+    table("On one thread", header, rows)
 
 
 def main() -> None:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--data", type=Path, default=Path("data"), help="data.root")
-    parser.add_argument("--run_dir", type=Path, default=Path("runs/architectures"))
+    parser.add_argument("--run_dir", type=Path, help="[runs/architectures]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", choices=SYSTEMS, metavar="SYSTEM")
     parser.add_argument("--jobs", type=int, default=1, help="trained at the same time")
-    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "results.png")
+    parser.add_argument("--picture", type=Path, help="[RUN_DIR/results.png]")
     arguments, rest = parser.parse_known_args()
     pairs = zip(rest[::2], rest[1::2], strict=True)
     overrides = {key.removeprefix("--"): value for key, value in pairs}
+    if overrides and not arguments.run_dir:
+        parser.error("other recipes need a --run_dir of their own")
+    arguments.run_dir = arguments.run_dir or Path("runs/architectures")
+    if arguments.only and REFERENCE not in arguments.only:
+        arguments.only.append(REFERENCE)
     runs = runs_of(arguments, overrides)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(Run.train, runs))
     systems = {run.system: [r for r in runs if r.system == run.system] for run in runs}
     report_scores(systems)
-    draw(systems, arguments.picture)
+    draw(systems, arguments.picture or arguments.run_dir / "results.png")
     if arguments.rounds:
         report_speed(systems, arguments.rounds)
 

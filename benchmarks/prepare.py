@@ -80,12 +80,12 @@ def prepare(folder: Path, vocabulary: str, size: int) -> tuple[dict[str, float],
     recipe.write_text(
         RECIPE.format(run_dir=folder / "run", root=folder / "data", type=vocabulary, size=size)
     )
+    log = folder / "log"
     started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "data_prep.prepare", "--config", str(recipe)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "data_prep.prepare", "--config", str(recipe)], stderr=stderr
+        )
     peak = 0
     tree = psutil.Process(process.pid)
     while process.poll() is None:
@@ -99,8 +99,7 @@ def prepare(folder: Path, vocabulary: str, size: int) -> tuple[dict[str, float],
         peak = max(peak, now)
         time.sleep(0.1)
     total = time.perf_counter() - started
-    assert process.stderr is not None
-    said = process.stderr.read()
+    said = log.read_text()
     if process.returncode:
         sys.exit(said)
     stages = {name: float(s) for name, s in re.findall(r"prepare: (\w+): done in ([\d.]+) s", said)}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.published_math import PublishedModel
 from benchmarks.rounds import add_device, dtype_of, measure, options, report
-from benchmarks.train_step import step_of
+from benchmarks.train_step import steps_of
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX
 from models.config import ModelConfig
@@ -79,13 +79,7 @@ def main() -> None:
     fixed = [padded(reader, chosen[i : i + size], theirs) for i in range(0, len(chosen), size)]
 
     def epoch(model: TranslationModel, batches: list[Batch]) -> Callable[[], None]:
-        steps = [step_of(model, loss_of(batch)) for batch in batches]
-
-        def run() -> None:
-            for step in steps:
-                step()
-
-        return run
+        return steps_of(model, [loss_of(batch) for batch in batches])
 
     reference = "RingFormer, batches by length"
     runs = {

@@ -51,6 +51,11 @@ def read_results(page: Path) -> Results:
         heading, *machines = section.split("\n### ")
         parts = [each.partition("\n") for each in machines]
         found[heading.partition("\n")[0]] = {name: body.strip() for name, _, body in parts}
+    unknown = {title for title, machines in found.items() if machines} - {
+        benchmark.title for benchmark in BENCHMARKS
+    }
+    if unknown:
+        sys.exit(f"{page}: would lose {', '.join(sorted(unknown))}: no benchmark has that title")
     return found
 
 
@@ -175,6 +180,7 @@ def main() -> None:
             print(f"{benchmark.name:12} {benchmark.title}")
         return
     page = arguments.page or (arguments.build / "toy.md" if arguments.toy else PAGE)
+    read_results(page)  # refuses a page that would lose results
     runner = runner_of(arguments.toy, arguments.data, arguments.build)
     chosen = [benchmark for benchmark in BENCHMARKS if benchmark.name in arguments.only]
     failed = []

@@ -218,7 +218,7 @@ goes on.
         command="train_loop --config {recipe}",
         cpu="--steps 8 --rounds 2 --training.max_tokens 1024 --training.log_every 4",
         gpu="--steps 100 --rounds 5 --training.max_tokens 16384 "
-        "--deepspeed_config ds_configs/zero1_bf16.json",
+        "--training.deepspeed_config ds_configs/zero1_bf16.json",
         toy="--steps 2 --rounds 1 --ranks 1 --training.max_tokens 256 --training.log_every 1",
     ),
 )
@@ -261,6 +261,6 @@ test_2016_flickr, beam 4 (November 2026, 2 cores of an AMD EPYC, torch 2.9.1):
 
 Model FLOP/s utilisation: there is no program for it. Training of more than one machine. On GPUs,
 what has no subsection of one above: bf16, the gain of `torch.compile` and of fused attention,
-with the same programs. The programs choose bf16 and larger sizes there by themselves; fp16 was
+with the same programs: where there is a GPU, run_all asks them for bf16 and larger sizes. fp16 was
 not tried.
 """

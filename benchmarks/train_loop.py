@@ -92,9 +92,9 @@ def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, list[float]]:
     def run() -> None:
         nonlocal waited
         for _ in range(steps):
-            before = loop.window.waited
-            loop.step()
-            waited += max(0.0, loop.window.waited - before)  # a progress line begins it anew
+            window, before = loop.window, loop.window.waited
+            loop.step()  # a progress line begins another window
+            waited += window.waited - before
 
     for number in range(rounds + 1):
         first, second = ([next(ahead) for _ in range(steps)] for _ in range(2))

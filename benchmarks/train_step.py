@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -90,15 +90,18 @@ def batch(
     return loss
 
 
-def step_of(
-    model: TranslationModel, loss: Callable[[TranslationModel], Tensor]
-) -> Callable[[], None]:
+Loss = Callable[[TranslationModel], Tensor]
+
+
+def steps_of(model: TranslationModel, losses: Sequence[Loss]) -> Callable[[], None]:
+    """An optimizer step on each loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98))
 
     def step() -> None:
-        loss(model).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for loss in losses:
+            loss(model).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     return step
 
@@ -133,7 +136,7 @@ def size_of(arguments: argparse.Namespace, tokens: int) -> str:
 def compare_systems(arguments: argparse.Namespace, tokens: int) -> None:
     loss = batch(tokens, arguments.vocab_size, arguments.device)
     names = [name for name in SYSTEMS if name == "Transformer" or arguments.only in name]
-    steps = {name: step_of(trainable(name, arguments), loss) for name in names}
+    steps = {name: steps_of(trainable(name, arguments), [loss]) for name in names}
     seconds = measure(steps, arguments.rounds, arguments.device)
     references = ["Transformer", "RingFormer, published math"]
     title = f"Training step, {size_of(arguments, tokens)}"
@@ -143,7 +146,7 @@ def compare_systems(arguments: argparse.Namespace, tokens: int) -> None:
 def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
     loss = batch(tokens, arguments.vocab_size, arguments.device)
     model = trainable("RingFormer", arguments)
-    step = step_of(model, loss)
+    step = steps_of(model, [loss])
 
     def with_policy(policy: ActivationCheckpointing) -> None:
         model.checkpoint_activations(policy)
@@ -185,7 +188,7 @@ def compare_compilation(arguments: argparse.Namespace, tokens: int) -> None:
             model = trainable(name, arguments)
             if way == "compiled":
                 model.compile_layers()
-            runs[f"{name}, {way}"] = step_of(model, loss)
+            runs[f"{name}, {way}"] = steps_of(model, [loss])
     seconds = measure(runs, arguments.rounds, arguments.device)
     title = f"Training step, {size_of(arguments, tokens)}; the first one compiles"
     report(title, seconds, ["RingFormer, eager"], tokens, "target tokens", first=True)

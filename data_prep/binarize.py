@@ -1,7 +1,7 @@
 """Binarize: cleaned text and a vocabulary become shards of token ids, in a random order.
 
-Two passes, neither with more than a piece or a shard in memory: every pair of a piece goes to a
-shard drawn for it, then every shard is shuffled.
+Two passes, neither with more than a piece (times its weight) or a shard in memory: every pair of a
+piece goes to a shard drawn for it, then every shard is shuffled.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def binarize(
         "seed": config.seed,
         "version": VERSION,
     }
-    pairs = sum(weight * kept for weight, kept in zip(weights, cleaned["kept"], strict=True))
-    shards_of_train = max(1, round(pairs / config.pairs_per_shard))
+    wanted = sum(weight * kept for weight, kept in zip(weights, cleaned["kept"], strict=True))
+    shards_of_train = max(1, round(wanted / config.pairs_per_shard))
 
     def build(partial: Path) -> dict[str, Any]:
         token_ids = bind(_token_ids, models, vocabulary["sizes"])
@@ -99,9 +99,8 @@ def binarize(
         too_long = sum(corpus["too_long"] for corpus in corpora)
         if not totals["train"]["pairs"]:
             raise DataError(
-                "No training pair is left: check the weights of data.train; "
-                f"{too_long} are longer than data.max_tokens_per_side "
-                f"({config.max_tokens_per_side})"
+                f"No training pair is left: {too_long} are longer than data.max_tokens_per_side "
+                f"({config.max_tokens_per_side}), the weights of data.train leave out the rest"
             )
         log.info("shards: %s", ", ".join(f"{n} {t['pairs']} pairs" for n, t in totals.items()))
         if any(corpus["weight"] != 1 for corpus in corpora):

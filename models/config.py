@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 from pydantic import Field as Limit
+from pydantic import PositiveInt, model_validator
+
+from data_prep.section import Section
 
 Architecture = Literal["ringformer", "transformer", "universal", "one_wide_ffn"]
 LevelSignals = Literal["all", "attention", "ffn", "static", "none"]
 
 
-SECTION = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ActivationCheckpointing(BaseModel):
+class ActivationCheckpointing(Section):
     """What is kept for the backward pass of a ring, and what is recomputed in it."""
-
-    model_config = SECTION
 
     levels: int = Limit(default=0, ge=0)
     """Keep what enters each segment of that many levels and recompute the rest; 0 keeps all."""
@@ -37,10 +34,8 @@ class ActivationCheckpointing(BaseModel):
         return self
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Section):
     """Architecture and sizes; the defaults are the paper's base model (8.94M core parameters)."""
-
-    model_config = SECTION
 
     architecture: Architecture = "ringformer"
     """Model family: `ringformer`; `transformer` (fairseq2's own layers, post-LN); `universal` (one

@@ -70,6 +70,8 @@ def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe
         raise UsageError(f"{path}: a recipe is a YAML mapping with a key `run_dir`")
     fields = dict(recipe_keys())
     for key, text in overrides:
+        if key not in fields:
+            raise UsageError(f"unknown argument `--{key}`{_suggestion(key, '--')}")
         *parents, last = key.split(".")
         section = content
         for parent in parents:

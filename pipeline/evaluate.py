@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("evaluate")
 
-VERSION = 1  # raise it when the same model would get other scores
+VERSION = 2  # raise it when the same model would get other scores
 NO_OPTIONS: Mapping[str, object] = {}
 PATIENCE = timedelta(hours=2)  # of the other ranks while rank 0 scores and registers
 

@@ -85,7 +85,7 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _about(field: Any) -> tuple[str, str, str]:
     """What it can be, what it is by default, and its documentation."""
-    limited = Annotated[(field.annotation, *field.metadata, "at least one")]
+    limited = Annotated[(field.annotation, *field.metadata, None)]  # which wants two at least
     schema = TypeAdapter(limited).json_schema()
     sections = not field.is_required() and list(_sections_in(field.annotation)) and field.default
     if sections:
@@ -99,7 +99,7 @@ def _values(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if choices := schema.get("anyOf") or schema.get("oneOf"):
-        return " or ".join(map(_values, choices))
+        return " or ".join(dict.fromkeys(map(_values, choices)))
     if "prefixItems" in schema:
         return f"list of {len(schema['prefixItems'])}: {_values(schema['prefixItems'][0])}"
     if schema.get("type") == "array":

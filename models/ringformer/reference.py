@@ -6,7 +6,7 @@ python -m models.ringformer.reference CHECKPOINT.pt OUT [--num_heads 8] [--vocab
 from __future__ import annotations
 
 import argparse
-import json
+import logging
 import pickle
 import shutil
 import sys
@@ -18,10 +18,13 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor
 
+from data_prep.stage import DataError, run_stage, sha256_of, write_json
 from data_prep.vocabulary import JOINT, PAD_IDX, SEPARATE
 from models.config import ModelConfig
 from models.ringformer.ring import RingDecoder, RingEncoder
 from models.seq2seq import TranslationModel
+
+log = logging.getLogger("convert")
 
 
 def from_reference(
@@ -138,7 +141,7 @@ def main() -> None:
         description="Convert a checkpoint of the published implementation to an exported model.",
     )
     parser.add_argument("checkpoint", type=Path, help="its state dict, saved by torch")
-    parser.add_argument("output", type=Path, help="folder to write; must not exist")
+    parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--num_heads", type=int, default=8, help="[default 8]")
     parser.add_argument("--pad_idx", type=int, default=0, help="id of padding [default 0]")
     parser.add_argument(
@@ -164,16 +167,21 @@ def main() -> None:
             raise ValueError(f"--vocabulary goes with --pad_idx {PAD_IDX} only")
         for path in vocabulary:
             path.open("rb").close()
-        arguments.output.mkdir(parents=True)
-        save_model(model, str(arguments.output / "model.safetensors"))
         settings = {"format": "safetensors", "model": model.config.model_dump(mode="json")}
-        (arguments.output / "export.json").write_text(json.dumps(settings, indent=2) + "\n")
         names = SEPARATE if len(vocabulary) > 1 else JOINT
-        for path, name in zip(vocabulary, names, strict=False):
-            shutil.copyfile(path, arguments.output / name)
+
+        def build(partial: Path) -> dict[str, Any]:
+            save_model(model, str(partial / "model.safetensors"))
+            write_json(partial / "export.json", settings)
+            for path, name in zip(vocabulary, names, strict=False):
+                shutil.copyfile(path, partial / name)
+            return {}
+
+        files = [sha256_of(path) for path in (arguments.checkpoint, *vocabulary)]
+        run_stage(arguments.output, {**settings, "files": files}, build, log)
     except KeyError as error:
         sys.exit(f"error: {arguments.checkpoint}: tensor {error} is missing")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DataError) as error:
         sys.exit(f"error: {error}")
     print(f"{arguments.output}: {sum(p.numel() for p in model.parameters()):,} parameters")
 

@@ -239,7 +239,7 @@ def test_weights_say_how_often_an_epoch_has_a_corpus(
         ),
         (
             "data.train=[{name: a, source: train.de, target: train.en, weight: 1e-9}]",
-            "check the weights of data.train",
+            "the weights of data.train leave out the rest",
         ),
         ("data.valid.weight=2", "data.valid.weight"),
     ],

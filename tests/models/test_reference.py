@@ -86,9 +86,12 @@ def test_a_checkpoint_file_becomes_an_exported_model(
     load_model(ours, tmp_path / "ours" / "model.safetensors")
     source, target = golden["input.source"], golden["input.target"]
     assert torch.equal(ours.logits(source, target), model.logits(source, target))
-    again = command(*convert, tmp_path / "ours")
-    assert again.returncode == 1
-    assert "File exists" in again.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    refused = command(*convert, tmp_path / "mine")
+    assert refused.returncode == 1
+    assert "holds files that this command did not make" in refused.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     joint = command(*convert, tmp_path / "joint", "--vocabulary", vocabularies[0])
     assert joint.returncode == 0, joint.stderr
     assert (tmp_path / "joint" / "spm.model").read_text() == "de"
