@@ -13,6 +13,10 @@ Architecture = Literal["ringformer", "transformer", "universal", "one_wide_ffn"]
 LevelSignals = Literal["all", "attention", "ffn", "static", "none"]
 
 
+LAYER_NORM_EPS = 1e-5
+"""In every architecture."""
+
+
 class ActivationCheckpointing(Section):
     """What is kept for the backward pass of a ring, and what is recomputed in it."""
 

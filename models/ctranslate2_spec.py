@@ -15,8 +15,8 @@ from ctranslate2.specs.common_spec import Activation
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.config import Architecture
-from models.ringformer.ring import LAYER_NORM_EPS, Ring, RingDecoder
+from models.config import LAYER_NORM_EPS, Architecture
+from models.ringformer.ring import Ring, RingDecoder
 from models.seq2seq import TranslationModel
 
 EXPRESSIBLE: tuple[Architecture, ...] = ("ringformer", "transformer")

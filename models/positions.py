@@ -1,4 +1,4 @@
-"""Sinusoidal positions, interleaved as in the published model."""
+"""Positions in a sequence: their sinusoids, interleaved as in the published model; padding."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def sinusoids(length: int, dim: int) -> Tensor:
     frequency = torch.exp(torch.arange(0, dim, 2).float() * (-math.log(10000.0) / dim))
     angles = position * frequency
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+
+
+def padding_mask(layout: BatchLayout) -> Tensor | None:
+    """True where a key may be attended to, `[B, 1, 1, S]`; None when nothing is padded."""
+    return (layout.position_indices >= 0)[:, None, None] if layout.padded else None
 
 
 class InterleavedSinusoids(PositionEncoder):

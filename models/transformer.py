@@ -18,8 +18,8 @@ from fairseq2.nn import BatchLayout, StandardLayerNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import ModelConfig
-from models.ringformer.ring import LAYER_NORM_EPS, padding_mask
+from models.config import LAYER_NORM_EPS, ModelConfig
+from models.positions import padding_mask
 
 
 class RightPaddedSDPA(SDPA):

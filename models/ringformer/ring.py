@@ -22,12 +22,17 @@ from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.config import ModelConfig
+from models.config import LAYER_NORM_EPS, ModelConfig
+from models.positions import padding_mask
 from models.ringformer import level_signal
 from models.ringformer.decoder_state import Append, Cross, DecoderState
 from models.ringformer.stack import INIT_OUTPUT, INIT_QKV, Level, Stack
 
-LAYER_NORM_EPS = 1e-5
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+    """softmax(q kᵀ / √(d/H)) v, head by head: `[B, H, S, d/H]` → `[B, S, d]`."""
+    heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return heads.transpose(1, 2).flatten(2)
 
 
 class Ring(Stack):
@@ -181,14 +186,3 @@ class RingDecoder(Ring, TransformerDecoder):
 
     def _keys_values(self, encoder_output: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         return self.heads(F.linear(encoder_output, weight.flatten(0, 1)), 2)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-    """Heads `[B, H, S, d/H]` → `[B, S, d]`."""
-    heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    return heads.transpose(1, 2).flatten(2)
-
-
-def padding_mask(layout: BatchLayout) -> Tensor | None:
-    """True where a key may be attended to, `[B, 1, 1, S]`; None when nothing is padded."""
-    return (layout.position_indices >= 0)[:, None, None] if layout.padded else None
