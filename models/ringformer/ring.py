@@ -14,7 +14,6 @@ The rivals that differ in what a level owns are this same code: `OWNED_BY_LEVELS
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from fairseq2.models.transformer import TransformerDecoder, TransformerEncoder
@@ -37,20 +36,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = 
 
 class Ring(Stack):
     """The ring, and the equations of its level i, which alone owns A_i, B_i and LN_i."""
-
-    def run(self, x: Tensor, level: Callable[[int, Tensor], Tensor], positions: range) -> Tensor:
-        """x ← level(i, x), i = 0…N-1.
-
-        :param positions: of `x` in its sequence; one for all where `x` holds hypotheses.
-        :raises ValueError: a Universal Transformer has no encoding of such a position.
-        """
-
-        def iterate(levels: range, x: Tensor) -> Tensor:
-            for i in levels:
-                x = level(i, self.add_encodings(x, i, positions))
-            return x
-
-        return self.in_segments(iterate, x)
 
     def qkv(self, x: Tensor, level: Level) -> tuple[Tensor, ...]:
         """q_i = (W_q + A_iᵀ B_i) x, and k_i and v_i alike."""

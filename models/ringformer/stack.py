@@ -185,15 +185,6 @@ class Stack(nn.Module):
             return [None] * self.num_levels
         return [Signal(a, b) for a, b in zip(signal.a, signal.b, strict=True)]
 
-    def add_encodings(self, x: Tensor, i: int, positions: range) -> Tensor:
-        """Before level `i` of a Universal Transformer; otherwise there is nothing to add.
-
-        :raises ValueError: there is no encoding of such a position.
-        """
-        if self.encodings is None:
-            return x
-        return x + (self.encodings.at(positions) + self.encodings.table[i]).to(x.dtype)
-
     def heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """`[B, S, count·d]` → count × `[B, H, S, d/H]`."""
         batch, length, _ = x.shape
@@ -224,16 +215,28 @@ class Stack(nn.Module):
             level = torch.compile(level, dynamic=True, backend=self.compiler, options=options)
         self.prepared_level = level
 
-    def in_segments(self, iterate: Callable[[range, Tensor], Tensor], x: Tensor) -> Tensor:
-        """Call `iterate(levels, x)` over all levels, with activation checkpointing."""
+    def run(self, x: Tensor, layer: Callable[[int, Tensor], Tensor], positions: range) -> Tensor:
+        """x ← layer(i, x), i = 0…N-1, with activation checkpointing.
+
+        :param positions: of `x` in its sequence; one for all where `x` holds hypotheses.
+        :raises ValueError: a Universal Transformer has no encoding of such a position.
+        """
+
+        def segment(levels: range, x: Tensor) -> Tensor:
+            for i in levels:
+                if self.encodings is not None:
+                    x = x + (self.encodings.at(positions) + self.encodings.table[i]).to(x.dtype)
+                x = layer(i, x)
+            return x
+
         policy, levels = self.checkpointing, range(self.num_levels)
         if not (policy.levels and self.training):
-            return iterate(levels, x)
+            return segment(levels, x)
         with save_on_cpu(pin_memory=x.is_cuda) if policy.cpu_offload else nullcontext():
             if policy.keep_attention:  # `prepared_level` recomputes
-                return iterate(levels, x)
+                return segment(levels, x)
             for first in levels[:: policy.levels]:
-                x = recompute(iterate, levels[first : first + policy.levels], x)
+                x = recompute(segment, levels[first : first + policy.levels], x)
         return x
 
 
