@@ -137,7 +137,7 @@ class TranslationModel(Seq2SeqModel):
         """Compile the layers with torch.compile: a ring's one, or each of a Transformer's."""
         for stack in (self.encoder, self.decoder):
             if isinstance(stack, Ring):
-                stack.compile_level(backend)
+                stack.compile_layer(backend)
             else:
                 for layer in stack.layers:
                     layer.compile(dynamic=True, backend=backend)  # type: ignore[no-untyped-call]

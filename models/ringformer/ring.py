@@ -72,7 +72,7 @@ class Ring(Stack):
 class RingEncoder(Ring, TransformerEncoder):
     """x ← LN_i(x + SelfAttention_i(x)); x ← LN_i(x + FFN_i(x)), i = 1…N."""
 
-    def level(self, x: Tensor, level: Level, mask: Tensor | None) -> Tensor:
+    def layer(self, x: Tensor, level: Level, mask: Tensor | None) -> Tensor:
         x = self.add_norm(x, self.self_attention(x, level, mask), level.self_attn_layer_norm)
         return self.add_norm(x, self.feed_forward(x, level), level.ffn_layer_norm)
 
@@ -80,13 +80,13 @@ class RingEncoder(Ring, TransformerEncoder):
         """:param seqs: embedded source `[B, S, d]`. :returns: same shape."""
         levels, mask = self.levels(), padding_mask(seqs_layout)
         positions = range(seqs.size(1))
-        return self.run(seqs, lambda i, x: self.prepared_level(x, levels[i], mask), positions)
+        return self.run(seqs, lambda i, x: self.prepared_layer(x, levels[i], mask), positions)
 
 
 class RingDecoder(Ring, TransformerDecoder):
     """As the encoder, causal, with x ← LN_i(x + CrossAttention(x, encoder output)) in between."""
 
-    def level(
+    def layer(
         self, x: Tensor, level: Level, cross: Cross, cross_mask: Tensor | None,
         self_mask: Tensor | None = None, append: Append | None = None,
     ) -> Tensor:  # fmt: skip
@@ -131,7 +131,7 @@ class RingDecoder(Ring, TransformerDecoder):
             mask = padding_mask(encoder_output_layout)
             return self.run(
                 seqs,
-                lambda i, x: self.prepared_level(x, levels[i], cross[i], mask),
+                lambda i, x: self.prepared_layer(x, levels[i], cross[i], mask),
                 range(seqs.size(1)),
             )
         state = state_bag.maybe_get_state(self, DecoderState)
@@ -147,11 +147,11 @@ class RingDecoder(Ring, TransformerDecoder):
         levels = self.levels()
         x, mask = state.begin_step(seqs)
 
-        def level(i: int, x: Tensor) -> Tensor:
+        def layer(i: int, x: Tensor) -> Tensor:
             append = partial(state.caches[i].append, end=mask.size(3))
-            return self.level(x, levels[i], state.cross[i], state.cross_mask, mask, append)
+            return self.layer(x, levels[i], state.cross[i], state.cross_mask, mask, append)
 
-        return self.run(x, level, positions).reshape(seqs.shape)
+        return self.run(x, layer, positions).reshape(seqs.shape)
 
     def _cross(self, encoder_output: Tensor) -> list[Cross]:
         """Keys and values of every level: computed once where the levels share the projection."""

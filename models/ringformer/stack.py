@@ -64,8 +64,8 @@ class Stack(nn.Module):
     parameters at hand from the beginning to the end of its forward.
     """
 
-    level: Callable[..., Tensor]
-    """One iteration: the layer."""
+    layer: Callable[..., Tensor]
+    """The equations of one iteration."""
 
     fold_qkv = fold_ffn = True
     """Fold level signals into the weights, or apply them to the tokens. The result is the same;
@@ -103,7 +103,7 @@ class Stack(nn.Module):
             self.encodings = InterleavedSinusoids(dim, length, persistent=False)
         self.checkpointing = ActivationCheckpointing()
         self.compiler: str | None = None
-        self.prepared_level: Callable[..., Tensor] = self.level
+        self.prepared_layer: Callable[..., Tensor] = self.layer
         self._levels: list[Level] = []
         self._made_of: tuple[Any, ...] = ()
 
@@ -197,23 +197,23 @@ class Stack(nn.Module):
 
     def checkpoint_activations(self, policy: ActivationCheckpointing) -> None:
         self.checkpointing = policy
-        self._prepare_level()
+        self._prepare_layer()
 
-    def compile_level(self, backend: str = "inductor") -> None:
+    def compile_layer(self, backend: str = "inductor") -> None:
         """Compile the layer; all levels and batch shapes use the same graphs."""
         self.compiler = backend
-        self._prepare_level()
+        self._prepare_layer()
 
-    def _prepare_level(self) -> None:
-        level = self.level
+    def _prepare_layer(self) -> None:
+        layer = self.layer
         if self.checkpointing.keep_attention:  # what is compiled includes the choice of operators
-            level = partial(recompute_but_attention, level)
+            layer = partial(recompute_but_attention, layer)
         if self.compiler:
             # Inductor's own random numbers and selective checkpointing do not go together.
             selective = self.checkpointing.keep_attention and self.compiler == "inductor"
             options: Any = {"fallback_random": True} if selective else None
-            level = torch.compile(level, dynamic=True, backend=self.compiler, options=options)
-        self.prepared_level = level
+            layer = torch.compile(layer, dynamic=True, backend=self.compiler, options=options)
+        self.prepared_layer = layer
 
     def run(self, x: Tensor, layer: Callable[[int, Tensor], Tensor], positions: range) -> Tensor:
         """x ← layer(i, x), i = 0…N-1, with activation checkpointing.
@@ -233,7 +233,7 @@ class Stack(nn.Module):
         if not (policy.levels and self.training):
             return segment(levels, x)
         with save_on_cpu(pin_memory=x.is_cuda) if policy.cpu_offload else nullcontext():
-            if policy.keep_attention:  # `prepared_level` recomputes
+            if policy.keep_attention:  # `prepared_layer` recomputes
                 return segment(levels, x)
             for first in levels[:: policy.levels]:
                 x = recompute(segment, levels[first : first + policy.levels], x)
