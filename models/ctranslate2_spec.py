@@ -81,21 +81,18 @@ def _fill_stack(spec: Any, stack: nn.Module, frontend: Any, embeddings: Any) -> 
 
 
 def _ring_layers(ring: Ring) -> list[Layer]:
-    """W_i = W + M_i and W_up,i = W_up + W_up M_i are `Ring.levels`; static signals are biases:
-    W x + b_i, and W_up (x + b_i) = W_up x + W_up b_i."""
+    """W_i = W + M_i and W_up,i = W_up + W_up M_i are `Ring.levels`; static signals are biases."""
     norms = ring.cross_attn_layer_norm.unbind() if isinstance(ring, RingDecoder) else ()
     layers = []
     for index, level in enumerate(ring.levels()):
-        assert level.ffn_up is not None
         own = None
         if isinstance(ring, RingDecoder):
             kv = ring.cross_attn_kv.flatten(0, 1)
             own = ring.cross_attn_q, kv, ring.cross_attn_output, norms[index]
-        up_bias = None if level.ffn_bias is None else level.ffn_up @ level.ffn_bias
         layers.append(
             Layer(
                 level.qkv, level.qkv_bias, level.self_attn_output, level.self_attn_layer_norm,
-                own, level.ffn_up, up_bias, level.ffn_down, level.ffn_layer_norm,
+                own, level.ffn_up, level.ffn_up_bias, level.ffn_down, level.ffn_layer_norm,
             )
         )  # fmt: skip
     return layers

@@ -58,10 +58,8 @@ class Ring(Stack):
         """FFN_i(x) = W_down · dropout(gelu(W_up (x + A_iᵀ B_i x)))."""
         if level.ffn_signal is not None:  # not folded into `level.ffn_up`
             x = x + level_signal.apply(x, level.ffn_signal)
-        if level.ffn_bias is not None:
-            x = x + level.ffn_bias
-        assert level.ffn_up is not None
-        return F.linear(self.dropout(F.gelu(F.linear(x, level.ffn_up))), level.ffn_down)
+        hidden = self.dropout(F.gelu(F.linear(x, level.ffn_up, level.ffn_up_bias)))
+        return F.linear(hidden, level.ffn_down)
 
     def add_norm(self, x: Tensor, y: Tensor, layer_norm: Tensor) -> Tensor:
         """LN_i(x + dropout(y))."""
@@ -95,7 +93,7 @@ class RingDecoder(Ring, TransformerDecoder):
         y = self.self_attention(x, level, self_mask, causal=causal, append=append)
         x = self.add_norm(x, y, level.self_attn_layer_norm)
         x = self.add_norm(x, self.cross_attention(x, cross, cross_mask), cross.layer_norm)
-        if level.ffn_up is None:
+        if self.ffn_up is None:
             return x
         return self.add_norm(x, self.feed_forward(x, level), level.ffn_layer_norm)
 

@@ -43,16 +43,17 @@ OWNED_BY_LEVELS: dict[Architecture, Owned] = {
 
 
 class Level(NamedTuple):
-    """The weights that an iteration works with; those that are shared are the same at each."""
+    """The weights that an iteration works with; those that are shared are the same at each. Without
+    a feed-forward network its weights are None."""
 
     qkv: Tensor  # [3d, d], level signals folded in
     qkv_signal: Signal | None  # of q, k and v, where it is not folded: [3, r, d]
-    qkv_bias: Tensor | None  # [3d]: static signals
+    qkv_bias: Tensor | None  # static signals b_i, [3d]
     self_attn_output: Tensor  # [d, d]
     self_attn_layer_norm: Tensor  # weight and bias, [2, d]
-    ffn_up: Tensor | None  # [m, d], level signals folded in; None: no feed-forward network
+    ffn_up: Tensor  # [m, d], level signals folded in
     ffn_signal: Signal | None  # where it is not folded: [r, d]
-    ffn_bias: Tensor | None  # [d], added to its input: static signals
+    ffn_up_bias: Tensor | None  # static signal: W_up b_i of W_up (x + b_i), [m]
     ffn_down: Tensor  # [d, m]
     ffn_layer_norm: Tensor  # [2, d]
 
@@ -163,6 +164,8 @@ class Stack(nn.Module):
         ffn_signal = _signal_of(self.ffn_signal_a, self.ffn_signal_b)
         if ffn_signal and self.fold_ffn and up is not None:
             up, up_owned, ffn_signal = level_signal.fold_into_input(up, ffn_signal), True, None
+        static = self.ffn_signal
+        up_bias = None if static is None or self.ffn_up is None else F.linear(static, self.ffn_up)
         columns = (
             self.per_level(qkv.flatten(-3, -2), qkv_owned),
             self._signals_per_level(qkv_signal),
@@ -171,7 +174,7 @@ class Stack(nn.Module):
             self.per_level(self.self_attn_layer_norm, self.owned.layer_norms),
             self.per_level(up, up_owned),
             self._signals_per_level(ffn_signal),
-            self.per_level(self.ffn_signal, True),
+            self.per_level(up_bias, True),
             self.per_level(self.ffn_down, False),
             self.per_level(self.ffn_layer_norm, self.owned.layer_norms),
         )

@@ -254,6 +254,19 @@ def test_level_signals_are_the_papers_equations(fold_qkv: bool, fold_ffn: bool) 
         torch.testing.assert_close(ring.feed_forward(x, level), hidden @ weights["ffn_down"].T)
 
 
+def test_static_signals_are_added_to_projections_and_to_the_ffn_input() -> None:
+    ring = tiny(level_signals="static").eval().encoder
+    assert isinstance(ring, RingEncoder)
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    weights = dict(ring.named_parameters())
+    for i, level in enumerate(ring.levels()):
+        projected = torch.cat([x @ weight.T for weight in weights["self_attn_qkv"]], dim=2)
+        found = torch.cat([h.transpose(1, 2).flatten(2) for h in ring.qkv(x, level)], dim=2)
+        torch.testing.assert_close(found, projected + weights["qkv_signal"][i])
+        hidden = torch.nn.functional.gelu((x + weights["ffn_signal"][i]) @ weights["ffn_up"].T)
+        torch.testing.assert_close(ring.feed_forward(x, level), hidden @ weights["ffn_down"].T)
+
+
 @pytest.mark.parametrize(("fold_qkv", "fold_ffn"), [(True, True), (False, False), (False, True)])
 def test_folded_and_factored_signals_agree(fold_qkv: bool, fold_ffn: bool) -> None:
     source, target = sequences(7, 3), sequences(4, 6)
