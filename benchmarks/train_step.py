@@ -15,25 +15,26 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
+from benchmarks.factored_signals import FactoredModel
 from benchmarks.published_math import PublishedModel
 from benchmarks.rounds import add_device, dtype_of, measure, options, progress, report, table
-from models.config import ActivationCheckpointing, ModelConfig
+from models.config import ActivationCheckpointing, Architecture, ModelConfig
 from models.factory import create_model
-from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 
 PAD, BOS, EOS = 0, 2, 3
 LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
 
-# Architecture, and whether level signals of q/k/v and of the FFN are folded (the default: both).
-SYSTEMS: dict[str, tuple[str, tuple[bool, bool] | None]] = {
-    "Transformer": ("transformer", None),
-    "RingFormer": ("ringformer", (True, True)),
-    "RingFormer, FFN factored": ("ringformer", (True, False)),
-    "RingFormer, all factored": ("ringformer", (False, False)),
-    "RingFormer, published math": ("published", None),
-    "Universal Transformer": ("universal", None),
-    "One-Wide-FFN": ("one_wide_ffn", None),
+Build = Callable[[ModelConfig, tuple[int, int], int], TranslationModel]
+# Architecture, or RingFormer computed in another way.
+SYSTEMS: dict[str, Architecture | Build] = {
+    "Transformer": "transformer",
+    "RingFormer": "ringformer",
+    "RingFormer, FFN factored": partial(FactoredModel, fold_qkv=True),
+    "RingFormer, all factored": FactoredModel,
+    "RingFormer, published math": PublishedModel,
+    "Universal Transformer": "universal",
+    "One-Wide-FFN": "one_wide_ffn",
 }
 POLICIES = {
     "none": ActivationCheckpointing(),
@@ -47,16 +48,11 @@ POLICIES = {
 
 def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
     """One of `SYSTEMS`."""
-    architecture, forms = SYSTEMS[name]
-    vocab_sizes = vocab_size, vocab_size
-    if architecture == "published":
-        return PublishedModel(config, vocab_sizes, PAD)
-    changes = {**config.model_dump(), "architecture": architecture}
-    model = create_model(ModelConfig.model_validate(changes), vocab_sizes, PAD)
-    for ring in (model.encoder, model.decoder):
-        if forms and isinstance(ring, Ring):
-            ring.fold_qkv, ring.fold_ffn = forms
-    return model
+    system, vocab_sizes = SYSTEMS[name], (vocab_size, vocab_size)
+    if not isinstance(system, str):
+        return system(config, vocab_sizes, PAD)
+    changes = {**config.model_dump(), "architecture": system}
+    return create_model(ModelConfig.model_validate(changes), vocab_sizes, PAD)
 
 
 def trainable(name: str, arguments: argparse.Namespace) -> TranslationModel:

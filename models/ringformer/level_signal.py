@@ -2,16 +2,15 @@
 
 At level i a projection W of the shared layer becomes W + M_i with M_i = A_iᵀ B_i of rank r. Since
 M_i is linear, it can be applied to the tokens or folded into the weight, with the same result.
-Folding costs r·d² a level and forward pass, applying it 4·r·d a token and matrix.
+Folding costs r·d² a level and forward pass, applying it (`benchmarks/factored_signals.py`) 4·r·d a
+token and matrix; folding was faster at base size (docs/benchmarks.md).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 INIT_STD = 1e-6  # of B; A starts at zero: at step 0 the ring is a plain weight-tied Transformer
 
@@ -31,15 +30,3 @@ def fold(weight: Tensor, signal: Signal) -> Tensor:
 def fold_into_input(weight: Tensor, signal: Signal) -> Tensor:
     """W (I + AᵀB): so that W (x + M x) is one product. :param weight: `[…, m, d]`."""
     return weight + (weight @ signal.a.mT) @ signal.b
-
-
-def apply(x: Tensor, signal: Signal) -> Tensor:
-    """M x = Aᵀ(B x). :param x: `[B, S, d]`; :param signal: of k projections `[k, r, d]`.
-
-    :returns: `[B, S, k·d]`.
-    """
-    low = F.linear(x, signal.b.flatten(0, -2))  # [B, S, k·r]
-    if signal.a.dim() == 2:
-        return low @ signal.a
-    low = low.view(*x.shape[:2], *signal.a.shape[:2])
-    return torch.einsum("bskr,krd->bskd", low, signal.a).flatten(2)

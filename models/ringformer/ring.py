@@ -23,7 +23,6 @@ from torch.nn import functional as F
 
 from models.config import LAYER_NORM_EPS, ModelConfig
 from models.positions import padding_mask
-from models.ringformer import level_signal
 from models.ringformer.decoder_state import Append, Cross, DecoderState
 from models.ringformer.stack import INIT_OUTPUT, INIT_QKV, Level, Stack
 
@@ -39,10 +38,7 @@ class Ring(Stack):
 
     def qkv(self, x: Tensor, level: Level) -> tuple[Tensor, ...]:
         """q_i = (W_q + A_iᵀ B_i) x, and k_i and v_i alike."""
-        qkv = F.linear(x, level.qkv, level.qkv_bias)
-        if level.qkv_signal is not None:  # not folded into `level.qkv`
-            qkv = qkv + level_signal.apply(x, level.qkv_signal)
-        return self.heads(qkv, 3)
+        return self.heads(F.linear(x, level.qkv, level.qkv_bias), 3)
 
     def self_attention(
         self, x: Tensor, level: Level, mask: Tensor | None, *, causal: bool = False,
@@ -56,8 +52,6 @@ class Ring(Stack):
 
     def feed_forward(self, x: Tensor, level: Level) -> Tensor:
         """FFN_i(x) = W_down · dropout(gelu(W_up (x + A_iᵀ B_i x)))."""
-        if level.ffn_signal is not None:  # not folded into `level.ffn_up`
-            x = x + level_signal.apply(x, level.ffn_signal)
         hidden = self.dropout(F.gelu(F.linear(x, level.ffn_up, level.ffn_up_bias)))
         return F.linear(hidden, level.ffn_down)
 

@@ -47,12 +47,10 @@ class Level(NamedTuple):
     a feed-forward network its weights are None."""
 
     qkv: Tensor  # [3d, d], level signals folded in
-    qkv_signal: Signal | None  # of q, k and v, where it is not folded: [3, r, d]
     qkv_bias: Tensor | None  # static signals b_i, [3d]
     self_attn_output: Tensor  # [d, d]
     self_attn_layer_norm: Tensor  # weight and bias, [2, d]
     ffn_up: Tensor  # [m, d], level signals folded in
-    ffn_signal: Signal | None  # where it is not folded: [r, d]
     ffn_up_bias: Tensor | None  # static signal: W_up b_i of W_up (x + b_i), [m]
     ffn_down: Tensor  # [d, m]
     ffn_layer_norm: Tensor  # [2, d]
@@ -67,10 +65,6 @@ class Stack(nn.Module):
 
     layer: Callable[..., Tensor]
     """The equations of one iteration."""
-
-    fold_qkv = fold_ffn = True
-    """Fold level signals into the weights, or apply them to the tokens. The result is the same;
-    folding was faster at base size (docs/benchmarks.md)."""
 
     def __init__(self, config: ModelConfig, *, has_ffn: bool = True) -> None:
         super().__init__()
@@ -142,51 +136,51 @@ class Stack(nn.Module):
         A write through `.data` is seen after the next call of `train` or `eval`.
         """
         if self.training or torch.is_grad_enabled():
-            return self._make_levels()
+            return self.make_levels()
         autocast = torch.is_autocast_enabled(self.self_attn_qkv.device.type)
         made_of = (autocast, *((p.data_ptr(), p._version, p.dtype) for p in self.parameters()))
         if made_of != self._made_of:
-            self._levels, self._made_of = self._make_levels(), made_of
+            self._levels, self._made_of = self.make_levels(), made_of
         return self._levels
 
     def train(self, mode: bool = True) -> Self:
         self._levels, self._made_of = [], ()
         return super().train(mode)
 
-    def _make_levels(self) -> list[Level]:
-        qkv: Tensor = self.self_attn_qkv
-        qkv_owned = self.owned.attention
-        qkv_signal = _signal_of(self.qkv_signal_a, self.qkv_signal_b)
-        if qkv_signal and self.fold_qkv:
-            qkv, qkv_owned, qkv_signal = level_signal.fold(qkv, qkv_signal), True, None
-        up: Tensor | None = self.ffn_up
-        up_owned = False
-        ffn_signal = _signal_of(self.ffn_signal_a, self.ffn_signal_b)
-        if ffn_signal and self.fold_ffn and up is not None:
-            up, up_owned, ffn_signal = level_signal.fold_into_input(up, ffn_signal), True, None
+    def make_levels(self) -> list[Level]:
         static = self.ffn_signal
         up_bias = None if static is None or self.ffn_up is None else F.linear(static, self.ffn_up)
         columns = (
-            self.per_level(qkv.flatten(-3, -2), qkv_owned),
-            self._signals_per_level(qkv_signal),
+            self.folded_qkv(),
             self.per_level(self.qkv_signal, True),
             self.per_level(self.self_attn_output, self.owned.attention),
             self.per_level(self.self_attn_layer_norm, self.owned.layer_norms),
-            self.per_level(up, up_owned),
-            self._signals_per_level(ffn_signal),
+            self.folded_ffn_up(),
             self.per_level(up_bias, True),
             self.per_level(self.ffn_down, False),
             self.per_level(self.ffn_layer_norm, self.owned.layer_norms),
         )
         return [Level(*weights) for weights in zip(*columns, strict=True)]
 
+    def folded_qkv(self) -> Sequence[Tensor]:
+        """W + A_iᵀ B_i of q, k and v, `[3d, d]`."""
+        weight: Tensor = self.self_attn_qkv
+        owned = self.owned.attention
+        if self.qkv_signal_a is not None and self.qkv_signal_b is not None:
+            signal = Signal(self.qkv_signal_a, self.qkv_signal_b)
+            weight, owned = level_signal.fold(weight, signal), True
+        return self.per_level(weight.flatten(-3, -2), owned)
+
+    def folded_ffn_up(self) -> Sequence[Tensor | None]:
+        """W_up (I + A_iᵀ B_i), `[m, d]`; None without a feed-forward network."""
+        weight: Tensor | None = self.ffn_up
+        if weight is None or self.ffn_signal_a is None or self.ffn_signal_b is None:
+            return self.per_level(weight, False)
+        signal = Signal(self.ffn_signal_a, self.ffn_signal_b)
+        return self.per_level(level_signal.fold_into_input(weight, signal), True)
+
     def per_level(self, weight: Tensor | None, owned: bool) -> Sequence[Any]:
         return weight.unbind() if owned and weight is not None else [weight] * self.num_levels
-
-    def _signals_per_level(self, signal: Signal | None) -> Sequence[Signal | None]:
-        if signal is None:
-            return [None] * self.num_levels
-        return [Signal(a, b) for a, b in zip(signal.a, signal.b, strict=True)]
 
     def heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """`[B, S, count·d]` → count × `[B, H, S, d/H]`."""
@@ -241,7 +235,3 @@ class Stack(nn.Module):
             for first in levels[:: policy.levels]:
                 x = recompute(segment, levels[first : first + policy.levels], x)
         return x
-
-
-def _signal_of(a: Tensor | None, b: Tensor | None) -> Signal | None:
-    return Signal(a, b) if a is not None and b is not None else None
