@@ -8,27 +8,20 @@ each of them: all write into one cache, and `visible` says what in it is whose p
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
-from typing import NamedTuple
 
 import torch
-from fairseq2.nn import IncrementalState
+from fairseq2.nn import BatchLayout, IncrementalState, IncrementalStateBag
 from torch import Tensor
+
+from models.positions import padding_mask
+from models.ringformer.stack import Cross, DecoderStack
 
 CAPACITY_INCREMENT = 16  # decoding steps by which a cache grows
 
 Append = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Adds a step's keys and values to a level's cache and returns all of them."""
-
-
-class Cross(NamedTuple):
-    """What a level's encoder-decoder attention works with."""
-
-    q: Tensor  # [d, d]
-    k: Tensor  # projected encoder output [B, H, S, d/H]
-    v: Tensor
-    output: Tensor  # [d, d]
-    layer_norm: Tensor  # weight and bias [2, d]
 
 
 class Cache:
@@ -121,3 +114,30 @@ class DecoderState(IncrementalState):
         held = {id(t): t.nbytes for c in self.cross for t in (c.k, c.v)}
         caches = (cache.keys_values for cache in self.caches)
         return sum(held.values()) + sum(cache.nbytes for cache in caches if cache is not None)
+
+
+def decode_step(
+    decoder: DecoderStack,
+    seqs: Tensor,
+    encoder_output: Tensor,
+    encoder_output_layout: BatchLayout,
+    state_bag: IncrementalStateBag,
+) -> Tensor:
+    """The decoder's forward pass over the positions from `state_bag.step_nr` on.
+
+    :param encoder_output: read in the first step only.
+    """
+    state = state_bag.maybe_get_state(decoder, DecoderState)
+    if state is None:
+        mask = padding_mask(encoder_output_layout)
+        state = DecoderState(decoder.cross(encoder_output), mask)
+        state_bag.set_state(decoder, state)
+    levels, cross, cross_mask = decoder.levels(), state.cross, state.cross_mask
+    x, self_mask = state.begin_step(seqs)
+    appends = [partial(cache.append, end=self_mask.size(3)) for cache in state.caches]
+
+    def layer(i: int, x: Tensor) -> Tensor:
+        return decoder.layer(x, levels[i], cross[i], cross_mask, self_mask, appends[i])
+
+    positions = range(state_bag.step_nr, state_bag.step_nr + seqs.size(1))
+    return decoder.run(x, layer, positions).reshape(seqs.shape)

@@ -14,17 +14,15 @@ The rivals that differ in what a level owns are this same code: `OWNED_BY_LEVELS
 
 from __future__ import annotations
 
-from functools import partial
-
 from fairseq2.models.transformer import TransformerDecoder, TransformerEncoder
 from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.config import LAYER_NORM_EPS, ModelConfig
+from models.config import LAYER_NORM_EPS
 from models.positions import padding_mask
-from models.ringformer.decoder_state import Append, Cross, DecoderState
-from models.ringformer.stack import INIT_OUTPUT, INIT_QKV, Level, Stack
+from models.ringformer.decoder_state import Append, decode_step
+from models.ringformer.stack import Cross, DecoderStack, Level, Stack
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
@@ -49,6 +47,11 @@ class Ring(Stack):
         if append is not None:
             k, v = append(k, v)
         return F.linear(attend(q, k, v, mask, causal), level.self_attn_output)
+
+    def cross_attention(self, x: Tensor, cross: Cross, mask: Tensor | None) -> Tensor:
+        """W_o · softmax(q kᵀ / √(d/H)) v, where k and v are of the encoder output."""
+        (q,) = self.heads(F.linear(x, cross.q), 1)
+        return F.linear(attend(q, cross.k, cross.v, mask), cross.output)
 
     def feed_forward(self, x: Tensor, level: Level) -> Tensor:
         """FFN_i(x) = W_down · dropout(gelu(W_up (x + A_iᵀ B_i x)))."""
@@ -75,7 +78,7 @@ class RingEncoder(Ring, TransformerEncoder):
         return self.run(seqs, lambda i, x: self.prepared_layer(x, levels[i], mask), positions)
 
 
-class RingDecoder(Ring, TransformerDecoder):
+class RingDecoder(Ring, DecoderStack, TransformerDecoder):
     """As the encoder, causal, with x ← LN_i(x + CrossAttention(x, encoder output)) in between."""
 
     def layer(
@@ -90,18 +93,6 @@ class RingDecoder(Ring, TransformerDecoder):
         if self.ffn_up is None:
             return x
         return self.add_norm(x, self.feed_forward(x, level), level.ffn_layer_norm)
-
-    def cross_attention(self, x: Tensor, cross: Cross, mask: Tensor | None) -> Tensor:
-        (q,) = self.heads(F.linear(x, cross.q), 1)
-        return F.linear(attend(q, cross.k, cross.v, mask), cross.output)
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, has_ffn=config.architecture != "one_wide_ffn")
-        dim, owned = config.model_dim, self.owned.attention
-        self.cross_attn_q = self._matrices(INIT_QKV, dim, dim, owned=owned)
-        self.cross_attn_kv = self._matrices(INIT_QKV, 2, dim, dim, owned=owned)
-        self.cross_attn_output = self._matrices(INIT_OUTPUT, dim, dim, owned=owned, residual=True)
-        self.cross_attn_layer_norm = self._layer_norms(dim)
 
     def forward(
         self,
@@ -118,48 +109,10 @@ class RingDecoder(Ring, TransformerDecoder):
         :param encoder_output: `[B, S, d]`; with a `state_bag`, read in the first call only.
         :returns: same shape as `seqs`.
         """
-        if state_bag is None:
-            levels, cross = self.levels(), self._cross(encoder_output)
-            mask = padding_mask(encoder_output_layout)
-            return self.run(
-                seqs,
-                lambda i, x: self.prepared_layer(x, levels[i], cross[i], mask),
-                range(seqs.size(1)),
-            )
-        state = state_bag.maybe_get_state(self, DecoderState)
-        if state is None:
-            mask = padding_mask(encoder_output_layout)
-            state = DecoderState(self._cross(encoder_output), mask)
-            state_bag.set_state(self, state)
-        begin = state_bag.step_nr
-        return self._step(seqs, state, range(begin, begin + seqs.size(1)))
-
-    def _step(self, seqs: Tensor, state: DecoderState, positions: range) -> Tensor:
-        """Decode incrementally; the hypotheses of a sentence are positions of one sequence."""
-        levels = self.levels()
-        x, mask = state.begin_step(seqs)
-
-        def layer(i: int, x: Tensor) -> Tensor:
-            append = partial(state.caches[i].append, end=mask.size(3))
-            return self.layer(x, levels[i], state.cross[i], state.cross_mask, mask, append)
-
-        return self.run(x, layer, positions).reshape(seqs.shape)
-
-    def _cross(self, encoder_output: Tensor) -> list[Cross]:
-        """Keys and values of every level: computed once where the levels share the projection."""
-        owned = self.owned.attention
-        weights = self.per_level(self.cross_attn_kv, owned)
-        if owned:
-            keys_values = [self._keys_values(encoder_output, weight) for weight in weights]
-        else:
-            keys_values = [self._keys_values(encoder_output, weights[0])] * self.num_levels
-        columns = (
-            self.per_level(self.cross_attn_q, owned),
-            *zip(*keys_values, strict=True),
-            self.per_level(self.cross_attn_output, owned),
-            self.per_level(self.cross_attn_layer_norm, self.owned.layer_norms),
+        if state_bag is not None:
+            return decode_step(self, seqs, encoder_output, encoder_output_layout, state_bag)
+        levels, cross = self.levels(), self.cross(encoder_output)
+        mask, positions = padding_mask(encoder_output_layout), range(seqs.size(1))
+        return self.run(
+            seqs, lambda i, x: self.prepared_layer(x, levels[i], cross[i], mask), positions
         )
-        return [Cross(*weights) for weights in zip(*columns, strict=True)]
-
-    def _keys_values(self, encoder_output: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        return self.heads(F.linear(encoder_output, weight.flatten(0, 1)), 2)

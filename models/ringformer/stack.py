@@ -56,6 +56,16 @@ class Level(NamedTuple):
     ffn_layer_norm: Tensor  # [2, d]
 
 
+class Cross(NamedTuple):
+    """What a level's encoder-decoder attention works with."""
+
+    q: Tensor  # [d, d]
+    k: Tensor  # projected encoder output [B, H, S, d/H]
+    v: Tensor
+    output: Tensor  # [d, d]
+    layer_norm: Tensor  # weight and bias [2, d]
+
+
 class Stack(nn.Module):
     """The weights of a stack and what they are at each level; activation checkpointing, compiling.
 
@@ -235,3 +245,34 @@ class Stack(nn.Module):
             for first in levels[:: policy.levels]:
                 x = recompute(segment, levels[first : first + policy.levels], x)
         return x
+
+
+class DecoderStack(Stack):
+    """With the weights of encoder-decoder attention."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, has_ffn=config.architecture != "one_wide_ffn")
+        dim, owned = config.model_dim, self.owned.attention
+        self.cross_attn_q = self._matrices(INIT_QKV, dim, dim, owned=owned)
+        self.cross_attn_kv = self._matrices(INIT_QKV, 2, dim, dim, owned=owned)
+        self.cross_attn_output = self._matrices(INIT_OUTPUT, dim, dim, owned=owned, residual=True)
+        self.cross_attn_layer_norm = self._layer_norms(dim)
+
+    def cross(self, encoder_output: Tensor) -> list[Cross]:
+        """Keys and values of every level: computed once where the levels share the projection."""
+        owned = self.owned.attention
+        weights = self.per_level(self.cross_attn_kv, owned)
+        if owned:
+            keys_values = [self._keys_values(encoder_output, weight) for weight in weights]
+        else:
+            keys_values = [self._keys_values(encoder_output, weights[0])] * self.num_levels
+        columns = (
+            self.per_level(self.cross_attn_q, owned),
+            *zip(*keys_values, strict=True),
+            self.per_level(self.cross_attn_output, owned),
+            self.per_level(self.cross_attn_layer_norm, self.owned.layer_norms),
+        )
+        return [Cross(*weights) for weights in zip(*columns, strict=True)]
+
+    def _keys_values(self, encoder_output: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return self.heads(F.linear(encoder_output, weight.flatten(0, 1)), 2)
