@@ -29,6 +29,7 @@ from data_prep.vocabulary import EOS_IDX, load_vocabularies, vocabulary_files
 TokenIdsOf = Callable[[Sequence[Sequence[str]]], pa.RecordBatch]
 
 LINES_AT_ONCE = 10_000
+SIZES = ("pairs", "source_tokens", "target_tokens")  # what is counted of pieces and shards
 VERSION = 5  # raise it when the same inputs would give other bytes
 
 
@@ -146,8 +147,7 @@ def _encode(
     begins = np.cumsum(counts) - counts
     batches = (in_order.slice(*span) for span in zip(begins, counts, strict=True))
     write_shard(folder / "pairs.arrow", *batches)
-    tokens = {f"{side}_tokens": len(kept.column(side).flatten()) for side in ("source", "target")}
-    return {"too_long": len(pairs) - len(short), "pairs": len(kept), **tokens}
+    return {"too_long": len(pairs) - len(short), **_sizes(kept)}
 
 
 def _drawn(pairs: int, weight: float, seed: Sequence[int]) -> NDArray[np.integer[Any]]:
@@ -162,8 +162,7 @@ def _in_an_epoch(
 ) -> dict[str, int]:
     """Pairs over the token limit, and the pairs and tokens of a corpus in the shards."""
     own = [made for piece, made in zip(pieces, encoded, strict=True) if piece["corpus"] == corpus]
-    keys = ("too_long", "pairs", "source_tokens", "target_tokens")
-    return {key: sum(piece[key] for piece in own) for key in keys}
+    return {key: sum(piece[key] for piece in own) for key in ("too_long", *SIZES)}
 
 
 def _gather(
@@ -213,16 +212,14 @@ def _token_ids(
     return pa.record_batch(columns, names=["source", "target"])
 
 
+def _sizes(pairs: pa.RecordBatch) -> dict[str, int]:
+    sizes = (len(pairs), *(len(pairs.column(side).flatten()) for side in ("source", "target")))
+    return dict(zip(SIZES, sizes, strict=True))
+
+
 def _counts(pairs: pa.RecordBatch, path: Path) -> dict[str, Any]:
-    return {
-        "pairs": len(pairs),
-        **{f"{side}_tokens": len(pairs.column(side).flatten()) for side in ("source", "target")},
-        "sha256": sha256_of(path),
-    }
+    return {**_sizes(pairs), "sha256": sha256_of(path)}
 
 
 def _total(shards: list[dict[str, Any]], split: str) -> dict[str, int]:
-    return {
-        key: sum(shard[key] for shard in shards if shard["split"] == split)
-        for key in ("pairs", "source_tokens", "target_tokens")
-    }
+    return {key: sum(shard[key] for shard in shards if shard["split"] == split) for key in SIZES}

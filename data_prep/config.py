@@ -28,7 +28,7 @@ class Corpus(Section):
 class TrainingCorpus(Corpus):
     """A pair of line-aligned files to train on."""
 
-    weight: float = Limit(default=1, gt=0, allow_inf_nan=False)
+    weight: float = Limit(default=1, gt=0)
     """How often an epoch has each of its pairs: 3 is three times, 0.5 a half of them, drawn at
     random in data preparation."""
 
