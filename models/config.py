@@ -43,8 +43,8 @@ class ModelConfig(Section):
 
     architecture: Architecture = "ringformer"
     """Model family: `ringformer`; `transformer` (fairseq2's own layers, post-LN); `universal` (one
-    shared layer, position and level encodings before each iteration); `one_wide_ffn` (attention
-    per layer, one FFN for all encoder layers, none in the decoder)."""
+    shared layer; before each of its N iterations 1/N of position and level encodings is added);
+    `one_wide_ffn` (attention per layer, one FFN for all encoder layers, none in the decoder)."""
 
     model_dim: PositiveInt = 512
     """Width d of the embeddings and of every level."""

@@ -232,7 +232,9 @@ class Stack(nn.Module):
         def segment(levels: range, x: Tensor) -> Tensor:
             for i in levels:
                 if self.encodings is not None:
-                    x = x + (self.encodings.at(positions) + self.encodings.table[i]).to(x.dtype)
+                    # N times at full size they bury what the tokens say (docs/results.md).
+                    added = (self.encodings.at(positions) + self.encodings.table[i]) / len(levels)
+                    x = x + added.to(x.dtype)
                 x = layer(i, x)
             return x
 

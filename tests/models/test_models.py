@@ -338,6 +338,22 @@ def test_initial_weights(architecture: Architecture, num_levels: int) -> None:
         assert max(weight.abs().max().item() for weight in weights) == pytest.approx(expected, 0.02)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("num_levels", [1, 6, 12])
+def test_initially_two_sentences_differ(architecture: Architecture, num_levels: int) -> None:
+    """Encodings of full size before each of 6 levels make the cosine 0.999."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        architecture=architecture, model_dim=64, num_heads=4, ffn_inner_dim=256,
+        num_levels=num_levels,
+    )  # fmt: skip
+    model = create_model(config, (VOCAB, VOCAB), PAD).eval()
+    source = sequences(12, 12)
+    with torch.no_grad():
+        first, second = model.encoder(*model.encoder_frontend(source, model.layout(source)))
+    assert torch.cosine_similarity(first, second, dim=-1).mean() < 0.8
+
+
 def test_universal_transformer_has_one_of_everything() -> None:
     with torch.device("meta"):
         sizes = [
