@@ -85,7 +85,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     shares.set(title="Dropped, % of the pairs read", xlim=(0, max(1.0, 1.8 * left.max())))
     shares.invert_yaxis()
     if left.any():
-        shares.legend(fontsize="small", loc="lower right")
+        shares.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     lengths, ratios = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     for number, corpus in enumerate(corpora):
         for axis, key, edges, style in (
