@@ -187,6 +187,9 @@ def _encode_in_order(
         pa.array([_cut(ids, limit) for ids in side.to_pylist()], side.type)
         for side in pairs.columns
     ]
+    lengths = np.stack([np.diff(side.offsets) for side in pairs.columns])
+    if too_long := int((lengths.max(0) > limit).sum()):
+        log.info("shards: cut %d %s pairs at the token limit", too_long, split)
     return pa.record_batch(columns, pairs.schema)
 
 

@@ -161,8 +161,8 @@ class DataConfig(Section):
     Another value draws another order and another sample for the vocabulary."""
 
     executor: Literal["processes", "dask"] = "processes"
-    """Who does the work: processes of this machine, or the workers of a Dask scheduler (extra
-    `cluster`; they must see the same paths). The result is the same."""
+    """Who does the work: processes of this machine, or the workers of a Dask scheduler (in
+    `.venv`, else the extra `cluster`; they must see the same paths). The result is the same."""
 
     workers: PositiveInt | None = None
     """Processes; null: one per core."""

@@ -149,8 +149,8 @@ class Script(Section):
 
 
 class Language(Section):
-    """Drop a pair with a side in another language, by py3langid (extra `langid`; 3,000 to 10,000
-    pairs/s on a core: name it after the cheap filters)."""
+    """Drop a pair with a side in another language, by py3langid (in `.venv`, else the extra
+    `langid`; 3,000 to 10,000 pairs/s on a core: name it after the cheap filters)."""
 
     filter: Literal["language"] = "language"
 

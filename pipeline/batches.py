@@ -88,7 +88,7 @@ class BatchPlan:
         # Narrow keys are sorted by radix, ten times as fast; `_sorted` adds two lengths.
         self._lengths = lengths.astype(np.min_scalar_type(2 * int(lengths.max(initial=0))))
         self._micro_batch_tokens = micro_batch_tokens or max_tokens
-        self.micro_batches_per_step = max(1, max_tokens // self._micro_batch_tokens)
+        self.micro_batches_per_step = max_tokens // self._micro_batch_tokens
         self._seed = seed
         longest = np.sort(self._lengths.max(0), kind="stable")
         self._cuts = _cut_points(longest, self._micro_batch_tokens)

@@ -256,13 +256,14 @@ class Training:
         loss = self.mean_over_ranks(torch.stack(losses).sum())[0]
         if math.isfinite(loss) and precision(self.deepspeed_config) == "fp16":
             return  # the loss scale was too large, and is halved now
-        path = self.recipe.run_dir / "nonfinite" / f"step-{self.step:08d}-rank-{self.rank}.json"
+        step = self.step + 1  # it would have been
+        path = self.recipe.run_dir / "nonfinite" / f"step-{step:08d}-rank-{self.rank}.json"
         dump(
             path, self.full_weights(),
-            step=self.step, learning_rate=self.learning_rate,
+            step=step, learning_rate=self.learning_rate,
             sentences=batches.sentences, losses=losses,
         )  # fmt: skip
-        what = f"the gradient of step {self.step + 1} is not finite (loss {loss:.4g}); see {path}"
+        what = f"the gradient of step {step} is not finite (loss {loss:.4g}); see {path}"
         if self.config.on_nonfinite == "stop":
             raise TrainingError(
                 f"{what}. The weights were left as they were. Lower training.learning_rate, "
@@ -399,21 +400,24 @@ def rehearse(recipe: Recipe) -> str:
     :returns: what it took.
     :raises TrainingError: it does not fit into the GPU's memory.
     """
-    training = Training(recipe)
-    largest = training.plan.largest_micro_batch()
-    pieces = pieces_of_each(training.plan.micro_batches_per_step, training.world_size)
-    batch = collate(training.reader, largest[::pieces], training.device)
-    size = f"{batch.source.size(0)} × {batch.source.size(1)} + {batch.targets.size(1)} tokens"
-    started = time.monotonic()
+    what = "the model with its optimizer"
+    advice = "shard them (ds_configs/zero3.json on several GPUs) or offload (zero3_offload.json)"
     try:
+        training = Training(recipe)
+        largest = training.plan.largest_micro_batch()
+        pieces = pieces_of_each(training.plan.micro_batches_per_step, training.world_size)
+        batch = collate(training.reader, largest[::pieces], training.device)
+        size = f"{batch.source.size(0)} × {batch.source.size(1)} + {batch.targets.size(1)} tokens"
+        what = f"the largest micro-batch ({size})"
+        checkpointing = "training.activation_checkpointing.levels"
+        advice = f"lower training.micro_batch_tokens, or set {checkpointing} to 1"
+        started = time.monotonic()
         tokens = int(batch.targets.numel())
         step = StepBatches([batch] * training.accumulation_steps, [], tokens, tokens)
         training.optimizer_step(step)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"rank {training.rank}: the largest micro-batch ({size}) does not fit into the GPU's "
-            "memory; lower training.micro_batch_tokens, or set "
-            "training.activation_checkpointing.levels to 1"
+            f"rank {dist.get_rank()}: {what} does not fit into the GPU's memory; {advice}"
         ) from error
     seconds = time.monotonic() - started
     training.engine.destroy()
@@ -421,4 +425,4 @@ def rehearse(recipe: Recipe) -> str:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return f"the largest micro-batch ({size}) fits, {seconds:.1f} s"
+    return f"{what} fits, {seconds:.1f} s"

@@ -218,6 +218,9 @@ SEARCH = {
 }
 """Keys of `evaluation` that say how a model translates."""
 
+OF_CHECKPOINTS = {"checkpoint", "average_checkpoints", "use_ema", "untrained_baseline"}
+"""Those that an exported model has no use for."""
+
 
 class TrackingConfig(Section):
     """MLflow."""
@@ -229,7 +232,8 @@ class TrackingConfig(Section):
     """MLflow experiment."""
 
     registered_model: str | None = None
-    """Name in MLflow's model registry; null: EXPERIMENT-SOURCE_LANG-TARGET_LANG."""
+    """Name in MLflow's model registry; null: EXPERIMENT-SOURCE_LANG-TARGET_LANG-TEST_SET,
+    because champions are only compared on the same test set."""
 
 
 class Recipe(Section):
@@ -248,11 +252,6 @@ class Recipe(Section):
     def tracking_uri(self) -> str:
         neighbourhood = self.run_dir.absolute().parent
         return self.tracking.uri or f"sqlite:///{neighbourhood / 'mlflow.db'}"
-
-    @property
-    def registered_model(self) -> str:
-        languages = f"{self.data.source_lang}-{self.data.target_lang}"
-        return self.tracking.registered_model or f"{self.tracking.experiment}-{languages}"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

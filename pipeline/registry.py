@@ -40,14 +40,15 @@ def register(recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result) 
     """
     run_id, done = run_id_of(recipe), recipe.run_dir / "tracking" / "registered.json"
     known = read_json(done)  # for each tracking store: what was registered last
-    wanted = [run_id, recipe.registered_model, result.fingerprint]
+    name = _name(recipe, result)
+    wanted = [run_id, name, result.fingerprint]
     if known.get(recipe.tracking_uri) == wanted:
         return
     try:
         if run_id is None:
             raise ConnectionError("the run is not there yet")
         client = client_of(recipe.tracking_uri)
-        found = _register(client, recipe, checkpoints, result, run_id)
+        found = _register(client, name, recipe, checkpoints, result, run_id)
     except UsageError as error:  # the architecture is no standard Transformer
         log.warning("not registered: %s", error)
         return
@@ -62,8 +63,15 @@ def register(recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result) 
     log.info("%s", found)
 
 
+def _name(recipe: Recipe, result: Result) -> str:
+    languages = f"{recipe.data.source_lang}-{recipe.data.target_lang}"
+    default = f"{recipe.tracking.experiment}-{languages}-{result.test_set.slug}"
+    return recipe.tracking.registered_model or default
+
+
 def _register(
     client: MlflowClient,
+    name: str,
     recipe: Recipe,
     checkpoints: Sequence[Checkpoint],
     result: Result,
@@ -72,7 +80,6 @@ def _register(
     """:returns: what was done."""
     from pipeline.export import export
 
-    name = recipe.registered_model
     mine = f"name = '{name}' and tags.fingerprint = '{result.fingerprint}'"
     versions = [v for v in client.search_model_versions(mine) if v.run_id == run_id]
     if versions:
@@ -80,13 +87,13 @@ def _register(
     else:
         folder = recipe.run_dir / "tracking" / "model"
         export(recipe, folder, "ctranslate2", checkpoints=checkpoints)
-        new = _log_model(client, recipe, folder, result, run_id)
+        new = _log_model(client, name, recipe, folder, result, run_id)
     verdict = _crown(client, recipe, result, new)
     return f"registered as {name} version {new.version}: {verdict}"
 
 
 def _log_model(
-    client: MlflowClient, recipe: Recipe, folder: Path, result: Result, run_id: str
+    client: MlflowClient, name: str, recipe: Recipe, folder: Path, result: Result, run_id: str
 ) -> ModelVersion:
     """:param folder: the exported model."""
     import mlflow
@@ -106,7 +113,7 @@ def _log_model(
             mlflow.pyfunc,
             name=f"model-{result.fingerprint[:8]}",
             run_id=run_id,
-            registered_model_name=recipe.registered_model,
+            registered_model_name=name,
             step=result.scores["step"],
             python_model=str(ROOT / "pipeline" / "mlflow_model.py"),
             artifacts={"model": str(folder.absolute())},
@@ -114,7 +121,7 @@ def _log_model(
             input_example=example,
             pip_requirements=[f"{package}=={version(package)}" for package in NEEDED],
         )
-    new = client.get_model_version(recipe.registered_model, logged.registered_model_version)
+    new = client.get_model_version(name, logged.registered_model_version)
     tags = {
         "test_set": result.test_set.name,
         "evaluation": result.artifact_folder,

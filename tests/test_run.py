@@ -35,7 +35,7 @@ RIVAL_BLEU = 12.34
 
 
 def champion_of(client: MlflowClient) -> ModelVersion:
-    return client.get_model_version_by_alias("ringformer-de-en", "champion")
+    return client.get_model_version_by_alias("ringformer-de-en-toy-test", "champion")
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_the_evaluated_model_is_registered_and_served_from_its_artifact_alone(
     assert champion.tags["bleu"] == str(scores["bleu"])
     assert f"| toy-test | 20 | {scores['bleu']} ± {scores['bleu_ci']}" in str(champion.description)
     model = mlflow.pyfunc.load_model(
-        client.get_model_version_download_uri("ringformer-de-en", champion.version)
+        client.get_model_version_download_uri("ringformer-de-en-toy-test", champion.version)
     )
     assert model.metadata.get_input_schema().to_dict() == [{"type": "string", "required": True}]
     assert model.input_example == (loaded.run_dir / "clean/test.de").read_text().split("\n")[:2]
@@ -151,7 +151,7 @@ def test_the_evaluated_model_is_registered_and_served_from_its_artifact_alone(
     port = free_port()
     server = subprocess.Popen(
         [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "--env-manager", "local",
-         "-m", "models:/ringformer-de-en@champion", "-p", str(port)],
+         "-m", "models:/ringformer-de-en-toy-test@champion", "-p", str(port)],
         env={**os.environ, "MLFLOW_TRACKING_URI": loaded.tracking_uri, "PYTHONPATH": "",
              "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -210,7 +210,7 @@ def test_another_model_is_champion_only_if_it_is_better(
         champions.append(champion.tags["fingerprint"])
     assert champions == ["better", "better"]
     # As it was, for the other tests.
-    client.set_registered_model_alias("ringformer-de-en", "champion", before.version)
+    client.set_registered_model_alias("ringformer-de-en-toy-test", "champion", before.version)
 
 
 def test_an_export_is_evaluated(

@@ -2,8 +2,7 @@
 
 At level i a projection W of the shared layer becomes W + M_i with M_i = A_iᵀ B_i of rank r. Since
 M_i is linear, it can be applied to the tokens or folded into the weight, with the same result.
-Folding costs r·d² a level and forward pass, applying it (`benchmarks/factored_signals.py`) 4·r·d a
-token and matrix; folding was faster at base size (docs/benchmarks.md).
+Folding was faster at base size (docs/design.md).
 """
 
 from __future__ import annotations

@@ -233,8 +233,8 @@ class Stack(nn.Module):
             for i in levels:
                 if self.encodings is not None:
                     # N times at full size they bury what the tokens say (docs/results.md).
-                    added = (self.encodings.at(positions) + self.encodings.table[i]) / len(levels)
-                    x = x + added.to(x.dtype)
+                    added = self.encodings.at(positions) + self.encodings.table[i]
+                    x = x + (added / self.num_levels).to(x.dtype)
                 x = layer(i, x)
             return x
 

@@ -366,6 +366,16 @@ def test_universal_transformer_has_one_of_everything() -> None:
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.parametrize("architecture", ["ringformer", "universal", "one_wide_ffn"])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_recomputed_levels_are_the_same(architecture: Architecture, levels: int) -> None:
+    model = tiny(architecture).train()
+    source, target = sequences(7, 3), sequences(4, 6)
+    expected = loss(model, source, target)
+    model.checkpoint_activations(ActivationCheckpointing(levels=levels))
+    torch.testing.assert_close(loss(model, source, target), expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("max_logits", [40, 200, 10_000])
