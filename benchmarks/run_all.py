@@ -132,7 +132,8 @@ def run(command: str) -> str:
     )
     if done.returncode:
         raise Failed(f"python -m {command} ended with exit code {done.returncode}")
-    return done.stdout
+    lines = done.stdout.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("["))  # DeepSpeed's log
 
 
 def runner_of(toy: bool, data: Path, build: Path) -> Runner:

@@ -243,7 +243,7 @@ def _evaluate_given(recipe: Recipe, arguments: argparse.Namespace) -> tuple[Subj
     given = dict(given_evaluation(recipe, arguments))
     search = {key: value for key, value in given.items() if key in SEARCH}
     if arguments.model:
-        for key in given.keys() & OF_CHECKPOINTS:
+        for key in sorted(given.keys() & OF_CHECKPOINTS):
             log.warning("evaluation.%s does not apply to an exported model: left out", key)
     return evaluate(recipe, arguments.model, search)
 
