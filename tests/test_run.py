@@ -222,8 +222,11 @@ def test_an_export_is_evaluated(
         [RUN, "export", *config, "--format", "ctranslate2", "--output", str(exported)]
     )
     assert done.returncode == 0, done.stderr
-    done = run_process([RUN, "evaluate", *config, "--model", str(exported)])
+    done = run_process(
+        [RUN, "evaluate", *config, "--model", str(exported), "--evaluation.checkpoint", "best"]
+    )
     assert done.returncode == 0, done.stderr
+    assert "evaluation.checkpoint does not apply to an exported model: left out" in done.stderr
     own, other = (
         json.loads((run_dir / "evaluation" / name / "scores.json").read_text())
         for name in ("toy-test", "toy-test--served")

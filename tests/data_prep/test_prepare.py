@@ -14,7 +14,7 @@ import pytest
 from data_prep.prepare import prepare
 from data_prep.shards import ShardReader
 from data_prep.stage import sha256_of
-from data_prep.vocabulary import load_vocabularies, load_vocabulary
+from data_prep.vocabulary import EOS_IDX, load_vocabularies, load_vocabulary
 from pipeline.command_line import load_recipe
 from pipeline.recipe import Recipe
 from tests.conftest import Command
@@ -252,6 +252,24 @@ def test_weights_that_cannot_be(
     assert done.returncode in (1, 2)
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_pairs_over_the_token_limit(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    long = "Das ist der Satz. " * 20, "This is a sentence."
+    write_corpus(corpus / "data", "train", [*GOOD, long])
+    write_corpus(corpus / "data", "valid", [GOOD[0], long])
+    recipe = recipe_of(
+        corpus, data__max_tokens_per_side="40", data__cleaning__filters="[{filter: empty_side}]"
+    )
+    caplog.set_level("INFO")
+    manifest = prepare(recipe)
+    assert manifest["totals"]["train"]["pairs"] == len(GOOD)
+    assert "shards: dropped 1 training pairs over the token limit" in caplog.text
+    assert "shards: cut 1 valid pairs at the token limit" in caplog.text
+    assert "test pairs at the token limit" not in caplog.text
+    source, _ = ShardReader(recipe.run_dir / "shards", "valid")[1]
+    assert len(source) == 40
+    assert source[-1] == EOS_IDX
 
 
 def test_vocabularies_of_their_own(corpus: Path) -> None:

@@ -184,6 +184,7 @@ def test_gradients_that_are_not_finite(
     dumps = sorted((run_dir / "nonfinite").iterdir())
     assert f"see {dumps[0]}" in said
     content = json.loads(dumps[0].read_text())
+    assert f"the gradient of step {content['step']} is not finite" in said
     assert content["weights"]["encoder_frontend.embed.weight"]["not finite"] == 32
     assert "nan" in [micro_batch["loss"] for micro_batch in content["micro_batches"]]
     if policy == "stop":
