@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.published_math import PublishedModel
 from benchmarks.rounds import add_device, dtype_of, measure, options, report
-from benchmarks.train_step import steps_of
+from benchmarks.train_step import Loss, steps_of
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX
 from models.config import ModelConfig
@@ -29,7 +29,7 @@ from pipeline.batches import Batch, BatchPlan, Indices, collate
 PADDED_LENGTH = 50
 
 
-def loss_of(batch: Batch) -> Callable[[TranslationModel], Tensor]:
+def loss_of(batch: Batch) -> Loss:
     def loss(model: TranslationModel) -> Tensor:
         total: Tensor = model(
             batch.source,

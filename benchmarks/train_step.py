@@ -25,6 +25,7 @@ from models.seq2seq import TranslationModel
 PAD, BOS, EOS = 0, 2, 3
 LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
 
+Loss = Callable[[TranslationModel], Tensor]
 Build = Callable[[ModelConfig, tuple[int, int], int], TranslationModel]
 # Architecture, or RingFormer computed in another way.
 SYSTEMS: dict[str, Architecture | Build] = {
@@ -62,9 +63,7 @@ def trainable(name: str, arguments: argparse.Namespace) -> TranslationModel:
     return model.to(arguments.device, dtype_of(arguments.dtype)).train()
 
 
-def batch(
-    tokens: int, vocab_size: int, device: torch.device
-) -> Callable[[TranslationModel], Tensor]:
+def batch(tokens: int, vocab_size: int, device: torch.device) -> Loss:
     """A batch of `tokens` positions a side. :returns: its loss as a function of the model."""
     torch.manual_seed(0)
     sentences = tokens // LONGEST
@@ -84,9 +83,6 @@ def batch(
         return total / int(real.sum())
 
     return loss
-
-
-Loss = Callable[[TranslationModel], Tensor]
 
 
 def steps_of(model: TranslationModel, losses: Sequence[Loss]) -> Callable[[], None]:

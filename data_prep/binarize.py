@@ -138,8 +138,7 @@ def _encode(
     piece, weight = numbered
     lines = [read_text(text / f"{piece:05d}" / f"text.{lang}") for lang in config.languages]
     pairs = token_ids(lines)
-    longest = pc.max_element_wise(*(pc.list_value_length(side) for side in pairs.columns))
-    short = pairs.filter(pc.less_equal(longest, config.max_tokens_per_side))
+    short = _within(config.max_tokens_per_side, pairs)
     kept = short.take(pa.array(_drawn(len(short), weight, [config.seed, 4, piece])))
     shard = np.random.default_rng([config.seed, 2, piece]).integers(shards, size=len(kept))
     in_order = kept.take(pa.array(np.argsort(shard, kind="stable")))
@@ -187,10 +186,14 @@ def _encode_in_order(
         pa.array([_cut(ids, limit) for ids in side.to_pylist()], side.type)
         for side in pairs.columns
     ]
-    lengths = np.stack([np.diff(side.offsets) for side in pairs.columns])
-    if too_long := int((lengths.max(0) > limit).sum()):
+    if too_long := len(pairs) - len(_within(limit, pairs)):
         log.info("shards: cut %d %s pairs at the token limit", too_long, split)
     return pa.record_batch(columns, pairs.schema)
+
+
+def _within(limit: int, pairs: pa.RecordBatch) -> pa.RecordBatch:
+    longest = pc.max_element_wise(*(pc.list_value_length(side) for side in pairs.columns))
+    return pairs.filter(pc.less_equal(longest, limit))
 
 
 def _cut(ids: list[int], limit: int) -> list[int]:

@@ -28,7 +28,7 @@ from pipeline.command_line import DEFAULT_RECIPE, given_evaluation, load_recipe,
 from pipeline.comparison import Logged, compare_all, evaluations_of_run
 from pipeline.metrics import bleu
 from pipeline.provenance import log_data
-from pipeline.recipe import OF_CHECKPOINTS, SEARCH, Recipe
+from pipeline.recipe import SEARCH, Recipe
 from pipeline.registry import register
 from pipeline.results import Result, Scores, weights_digest
 from pipeline.test_sets import Sentences, load_test_sets, slug_of
@@ -243,7 +243,7 @@ def _evaluate_given(recipe: Recipe, arguments: argparse.Namespace) -> tuple[Subj
     given = dict(given_evaluation(recipe, arguments))
     search = {key: value for key, value in given.items() if key in SEARCH}
     if arguments.model:
-        for key in sorted(given.keys() & OF_CHECKPOINTS):
+        for key in sorted(given.keys() - SEARCH - {"test_sets"}):
             log.warning("evaluation.%s does not apply to an exported model: left out", key)
     return evaluate(recipe, arguments.model, search)
 

@@ -218,9 +218,6 @@ SEARCH = {
 }
 """Keys of `evaluation` that say how a model translates."""
 
-OF_CHECKPOINTS = {"checkpoint", "average_checkpoints", "use_ema", "untrained_baseline"}
-"""Those that an exported model has no use for."""
-
 
 class TrackingConfig(Section):
     """MLflow."""
