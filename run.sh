@@ -77,7 +77,7 @@ print(next(iter(glob.glob(os.path.join(folder, "libsndfile*.so*"))), ""))')
   if [[ -n $library ]]; then ln -sf "$library" "$VENV/lib/libsndfile.so.1"; fi
 }
 
-prepare() { python -m data_prep.prepare "$@"; }
+prepare() { python -m pipeline.prepare "$@"; }
 
 # Over ranks where DEEPSPEED_ARGS says so, as in training.
 evaluate() {
@@ -92,7 +92,7 @@ evaluate() {
 
 train() {
   local status=0
-  python -m pipeline.checkpoint "$@" || status=$?
+  python -m pipeline.checkpoints.resume "$@" || status=$?
   case $status in
     0) return ;;  # finished before
     3) ;;         # steps left to train
@@ -118,7 +118,7 @@ train() {
   fi
   [[ $status == 0 ]] || exit "$status"
   # The launcher also exits with 0 when a signal has killed its ranks.
-  python -m pipeline.checkpoint "$@" || fail 1 "training ended before its last step"
+  python -m pipeline.checkpoints.resume "$@" || fail 1 "training ended before its last step"
 }
 
 # Tell the ranks alone: the launcher would kill them 30 s after a signal of its own, and a checkpoint

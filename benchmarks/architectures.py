@@ -24,16 +24,17 @@ import torch
 from benchmarks.real_batches import loss_of
 from benchmarks.rounds import figure, measure, options, progress, ratios, table
 from benchmarks.train_step import steps_of
+from data_prep.batch_plan import BatchPlan
+from data_prep.files import read_json
 from data_prep.shards import ShardReader
-from data_prep.stage import read_json
 from data_prep.vocabulary import PAD_IDX
 from models.factory import abstract_model, create_model
 from models.seq2seq import core_parameters
-from pipeline.batches import BatchPlan, collate
-from pipeline.checkpoint import checkpoints_to_average
+from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.command_line import load_recipe
 from pipeline.recipe import ROOT, Recipe
-from pipeline.translator import Translator
+from pipeline.translation.batches import collate
+from pipeline.translation.translator import Translator
 
 RECIPE = ROOT / "recipes" / "multi30k_de_en.yaml"
 SYSTEMS = {

@@ -37,8 +37,8 @@ from models.ctranslate2_spec import ctranslate2_spec
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.recipe import EvaluationConfig
-from pipeline.search import beam_search
-from pipeline.serving import batches
+from pipeline.translation.beam_search import beam_search
+from pipeline.translation.serving import batches
 
 VOCAB = 32000
 OURS = "RingFormer, our search"

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 
 from benchmarks.rounds import options, progress, seconds_of, spread, table
+from data_prep.batch_plan import BatchPlan
+from data_prep.files import write_json
 from data_prep.shards import ShardReader, open_shard, write_shard
-from data_prep.stage import write_json
 from data_prep.vocabulary import vocabulary_files
-from pipeline.batches import BatchPlan, collate
+from pipeline.translation.batches import collate
 
 Row = tuple[str, str]
 

@@ -84,7 +84,7 @@ def prepare(folder: Path, vocabulary: str, size: int) -> tuple[dict[str, float],
     started = time.perf_counter()
     with log.open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "data_prep.prepare", "--config", str(recipe)], stderr=stderr
+            [sys.executable, "-m", "pipeline.prepare", "--config", str(recipe)], stderr=stderr
         )
     peak = 0
     tree = psutil.Process(process.pid)

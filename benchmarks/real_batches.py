@@ -19,12 +19,13 @@ from torch import Tensor
 from benchmarks.published_math import PublishedModel
 from benchmarks.rounds import add_device, dtype_of, measure, options, report
 from benchmarks.train_step import Loss, steps_of
+from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX
 from models.config import ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.batches import Batch, BatchPlan, Indices, collate
+from pipeline.translation.batches import Batch, collate
 
 PADDED_LENGTH = 50
 

@@ -27,7 +27,7 @@ import psutil
 import torch
 
 from benchmarks.sections import BENCHMARKS, INTRODUCTION, NOT_REGENERATED, Benchmark
-from data_prep.stage import write_atomically
+from data_prep.files import write_atomically
 
 CORES = len(os.sched_getaffinity(0))
 PAGE = Path("docs/benchmarks.md")
@@ -139,7 +139,7 @@ def run(command: str) -> str:
 def runner_of(toy: bool, data: Path, build: Path) -> Runner:
     run_dir = build / ("toy" if toy else "multi30k")
     shards, corpora = shlex.quote(str(run_dir)), shlex.quote(str(data))
-    prepare = "data_prep.prepare --config {recipe}"
+    prepare = "pipeline.prepare --config {recipe}"
     if toy:
         recipe = f"recipes/quickstart.yaml --run_dir {shards} --data.toy_corpus.train 2000"
         places = {"bpe": shards, "text": f"{shards}/fetch/toy/test.de", "data": f"{shards}/fetch"}
@@ -149,7 +149,7 @@ def runner_of(toy: bool, data: Path, build: Path) -> Runner:
         places = {"bpe": shlex.quote(str(build / "bpe32k")), "data": corpora}
         places["text"] = f"{corpora}/newstest/newstest2014.de"
         makes = dict.fromkeys(("recipe", "shards"), prepare)
-        bpe = "data_prep.prepare --config benchmarks/bpe32k.yaml --run_dir {bpe} --data.root {data}"
+        bpe = "pipeline.prepare --config benchmarks/bpe32k.yaml --run_dir {bpe} --data.root {data}"
         makes["bpe"] = bpe
     places |= {"recipe": recipe, "shards": shards, "build": shlex.quote(str(build))}
     build.mkdir(parents=True, exist_ok=True)

@@ -31,15 +31,15 @@ import torch
 from deepspeed import comm as dist
 
 from benchmarks.rounds import options, progress, ratios, seconds_of, spread, table
-from pipeline.batches import StepBatches
 from pipeline.command_line import load_recipe
-from pipeline.engine import Training
 from pipeline.ranks import init_distributed
 from pipeline.recipe import Recipe
-from pipeline.system_metrics import SystemMetrics
-from pipeline.tracking import Tracker
-from pipeline.train import Loop
-from pipeline.validation import not_validated
+from pipeline.tracking.system_metrics import SystemMetrics
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.feed import StepBatches
+from pipeline.training.loop import Loop
+from pipeline.training.trainer import Training
+from pipeline.training.validation import not_validated
 
 LOGGING_THREADS = ("tracking", "system metrics")
 

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from data_prep.config import DataConfig
 from data_prep.corpora import read_text
-from data_prep.engine import map_pieces
+from data_prep.files import DataError, digest_of, sha256_of
+from data_prep.pieces import map_pieces
 from data_prep.shards import id_type, write_shard
-from data_prep.stage import DataError, Manifest, digest_of, log, run_stage, sha256_of
+from data_prep.stage import Manifest, log, run_stage
 from data_prep.vocabulary import EOS_IDX, load_vocabularies, vocabulary_files
 
 TokenIdsOf = Callable[[Sequence[Sequence[str]]], pa.RecordBatch]

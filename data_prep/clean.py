@@ -16,10 +16,11 @@ import numpy as np
 from data_prep.clean_report import EXAMPLES, LENGTH_EDGES, RATIO_EDGES, draw, report_of, summary
 from data_prep.config import Corpus, DataConfig
 from data_prep.corpora import hash_text, read_pairs, read_piece, read_text
-from data_prep.engine import map_pieces
+from data_prep.files import DataError, digest_of, save_array, write_json
 from data_prep.filters import Language, OverAllCorpora, TestOverlap
+from data_prep.pieces import map_pieces
 from data_prep.repeats import find_repeats, rounds_of, write_keys
-from data_prep.stage import DataError, Manifest, digest_of, log, run_stage, save_array, write_json
+from data_prep.stage import Manifest, log, run_stage
 
 VERSION = 3  # raise it when the same settings would clean differently
 EXAMPLE_CHARS = 300

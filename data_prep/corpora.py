@@ -18,8 +18,9 @@ import numpy as np
 from data_prep import toy_corpus
 from data_prep.config import Corpus, DataConfig, ToyCorpusConfig
 from data_prep.downloads import download
-from data_prep.engine import map_pieces
-from data_prep.stage import DataError, Manifest, read_manifest, run_stage, sha256_of
+from data_prep.files import DataError, sha256_of
+from data_prep.pieces import map_pieces
+from data_prep.stage import Manifest, read_manifest, run_stage
 
 VERSION = 1  # raise it when the same files would be cut differently
 

@@ -15,7 +15,8 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 from tenacity import RetryCallState, retry, retry_if_exception, wait_exponential_jitter
 
 from data_prep.config import DataConfig, Download
-from data_prep.stage import DataError, log, sha256_of
+from data_prep.files import DataError, sha256_of
+from data_prep.stage import log
 
 RETRIES = 5
 BLOCK = 1 << 16  # bytes; less than that is lost with a connection

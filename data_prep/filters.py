@@ -14,8 +14,8 @@ import regex
 from pydantic import Field as Limit
 from pydantic import PositiveInt
 
+from data_prep.files import DataError
 from data_prep.section import Section
-from data_prep.stage import DataError
 
 SHORT_SIDE = 20  # characters; below it a length ratio says little
 

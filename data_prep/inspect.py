@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.batch_plan import BatchPlan
+from data_prep.files import DataError
 from data_prep.shards import ShardReader
-from data_prep.stage import DataError, Manifest
+from data_prep.stage import Manifest
 from data_prep.vocabulary import load_vocabularies
-from pipeline.batches import BatchPlan
 
 MICRO_BATCH_TOKENS = 4096
 LENGTHS = {"median": 50, "90%": 90, "99%": 99, "longest": 100}  # percentiles

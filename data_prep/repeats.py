@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.corpora import hash_text
-from data_prep.engine import map_pieces
+from data_prep.files import save_array
 from data_prep.filters import Duplicates, Filter, RepeatedSide
-from data_prep.stage import save_array
+from data_prep.pieces import map_pieces
 
 PAIRS_PER_TASK = 500_000  # about 40 bytes each
 

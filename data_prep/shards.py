@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.stage import DataError, Manifest, read_manifest, sha256_of
+from data_prep.files import DataError, sha256_of
+from data_prep.stage import Manifest, read_manifest
 from data_prep.vocabulary import vocabulary_digest, vocabulary_files
 
 TokenIds = NDArray[np.unsignedinteger[Any]]

@@ -16,8 +16,9 @@ from sentencepiece import SentencePieceProcessor
 
 from data_prep.config import DataConfig
 from data_prep.corpora import read_lines
-from data_prep.engine import map_pieces
-from data_prep.stage import DataError, Manifest, digest_of, run_stage, sha256_of
+from data_prep.files import DataError, digest_of, sha256_of
+from data_prep.pieces import map_pieces
+from data_prep.stage import Manifest, run_stage
 
 VERSION = 3  # raise it when the same inputs would give another vocabulary
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from pipeline.checkpoint import Checkpoint, average_weights, checkpoints_to_average
 from pipeline.command_line import run_command
-from pipeline.recipe import SEARCH, Recipe, UsageError
-from pipeline.serving import SETTINGS, pieces_of
-
-if TYPE_CHECKING:
-    from models.seq2seq import TranslationModel
+from pipeline.publishing.exports import export
+from pipeline.recipe import Recipe
 
 log = logging.getLogger("export")
 
-Format = Literal["safetensors", "ctranslate2"]
-Quantization = Literal["int8"]
+
+if TYPE_CHECKING:
+    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,97 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("int8",),
         help="of a CTranslate2 model: a quarter of the size; default: float32",
     )
-
-
-def export(
-    recipe: Recipe,
-    folder: Path,
-    format: Format = "safetensors",
-    quantization: Quantization | None = None,
-    checkpoints: Sequence[Checkpoint] | None = None,
-) -> None:
-    """Write the averaged weights in float32 (equal tensors once) or quantized, the vocabulary, and
-    export.json: architecture, search settings, languages.
-
-    :param checkpoints: to average; by default those that `evaluation` names.
-    :raises CheckpointError: the run has no checkpoint.
-    :raises UsageError: the format cannot hold such a model.
-    """
-    from data_prep.stage import run_stage, write_atomically, write_json
-    from data_prep.vocabulary import vocabulary_files
-    from pipeline.model_card import model_card
-    from pipeline.results import weights_digest
-    from pipeline.translator import untrained_model
-
-    _check(recipe, format, quantization)
-    checkpoints = checkpoints or checkpoints_to_average(recipe)
-    card = model_card(recipe, checkpoints)
-    settings: dict[str, Any] = {
-        "format": format,
-        "quantization": quantization,
-        "model": recipe.model.model_dump(mode="json"),
-        "evaluation": recipe.evaluation.model_dump(mode="json", include=SEARCH),
-        "max_source_tokens": min(recipe.data.max_tokens_per_side, recipe.model.max_seq_len),
-        "source_lang": recipe.data.source_lang,
-        "target_lang": recipe.data.target_lang,
-    }
-
-    def build(partial: Path) -> dict[str, int]:
-        model = untrained_model(recipe)
-        use_ema = recipe.evaluation.use_ema
-        model.load_state_dict(average_weights(checkpoints, use_ema=use_ema))
-        for path in vocabulary_files(recipe.run_dir / "shards"):
-            shutil.copyfile(path, partial / path.name)
-        if format == "ctranslate2":
-            _write_ctranslate2(model, partial, quantization)
-        else:
-            _write_safetensors(model, partial)
-        write_json(partial / SETTINGS, settings)
-        write_atomically(partial / "README.md", card)
-        return {"parameters": sum(p.numel() for p in model.parameters())}
-
-    inputs = {**settings, "weights": weights_digest(recipe, checkpoints), "card": card}
-    run_stage(folder, inputs, build, log)
-
-
-def _check(recipe: Recipe, format: Format, quantization: Quantization | None) -> None:
-    if format == "safetensors":
-        if quantization:
-            raise UsageError(f"--quantization {quantization} needs --format ctranslate2")
-        return
-    from models.ctranslate2_spec import EXPRESSIBLE
-
-    if recipe.model.architecture not in EXPRESSIBLE:
-        raise UsageError(
-            f"--format ctranslate2: model.architecture {recipe.model.architecture} is not a "
-            "standard Transformer; --format safetensors takes it"
-        )
-
-
-def _write_safetensors(model: TranslationModel, folder: Path) -> None:
-    from safetensors.torch import save_model
-
-    save_model(model, str(folder / "model.safetensors"))
-
-
-def _write_ctranslate2(
-    model: TranslationModel, folder: Path, quantization: Quantization | None
-) -> None:
-    """model.bin, CTranslate2's own config.json, and its vocabularies.
-
-    :param folder: holds the SentencePiece models.
-    """
-    from data_prep.vocabulary import load_vocabularies
-    from models.ctranslate2_spec import ctranslate2_spec
-
-    # In float32 the order of additions, which is not ours to choose, would show in the bytes.
-    spec = ctranslate2_spec(model.double())
-    source, target = map(pieces_of, load_vocabularies(folder))
-    spec.register_source_vocabulary(source)
-    spec.register_target_vocabulary(target)
-    spec.validate()
-    spec.optimize(quantization)
-    spec.save(str(folder))
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:

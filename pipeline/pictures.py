@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.stage import write_atomically
+from data_prep.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.stage import DataError
+from data_prep.files import DataError
 from pipeline.command_line import given_evaluation, run_command
 from pipeline.recipe import SEARCH, Recipe, UsageError
 
 if TYPE_CHECKING:
-    from pipeline.serving import TextTranslator
+    from pipeline.translation.serving import TextTranslator
 
 log = logging.getLogger("translate")
 
@@ -84,14 +84,14 @@ def batches_of_lines(descriptor: int, name: str) -> Iterator[list[str]]:
 
 
 def load(recipe: Recipe, arguments: argparse.Namespace) -> TextTranslator:
-    from pipeline.translator import Translator
+    from pipeline.translation.translator import Translator
 
     if arguments.model:
         search = dict(given_evaluation(recipe, arguments))
         if other := sorted(search.keys() - SEARCH):
             raise UsageError(f"evaluation.{other[0]} does not apply to an exported model")
         return Translator.of_export(arguments.model, **search)
-    from pipeline.checkpoint import checkpoints_to_average
+    from pipeline.checkpoints.weights import checkpoints_to_average
 
     return Translator.of_run(recipe, checkpoints_to_average(recipe))
 

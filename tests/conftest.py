@@ -18,7 +18,7 @@ import torch
 from data_prep.prepare import prepare
 from data_prep.vocabulary import vocabulary_digest
 from models.seq2seq import TranslationModel
-from pipeline.checkpoint import finish_checkpoint, tag_of
+from pipeline.checkpoints.folder import finish_checkpoint, tag_of
 from pipeline.command_line import load_recipe
 from pipeline.dashboard import SERVER_SETTINGS
 from pipeline.recipe import Recipe
@@ -79,7 +79,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(tiny_recipe: Path) -> Recipe:
     """The tiny recipe with its shards in run_dir."""
     recipe = load_recipe(tiny_recipe)
-    prepare(recipe)
+    prepare(recipe.data, recipe.run_dir)
     return recipe
 
 

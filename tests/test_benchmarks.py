@@ -41,7 +41,7 @@ def test_sections_are_made_one_at_a_time_and_kept(tmp_path: Path, command: Comma
         assert MEASURED.search(text), text
         assert row in text
     assert "python -m benchmarks.train_step --parts systems " in steps
-    assert f"data_prep.prepare --config recipes/quickstart.yaml --run_dir {build}/toy " in real
+    assert f"pipeline.prepare --config recipes/quickstart.yaml --run_dir {build}/toy " in real
     assert "Not measured yet." in section(page, "Decoding")
 
     # As if another machine had measured it: that stays beside what this one measures now.
@@ -66,7 +66,7 @@ def test_sections_are_made_one_at_a_time_and_kept(tmp_path: Path, command: Comma
     (build_is_damaged / "toy").write_text("")
     code, said = run_all("--only", "real", build=build_is_damaged)
     assert code == 1
-    assert "real: failed, its section stays as it was: python -m data_prep.prepare " in said
+    assert "real: failed, its section stays as it was: python -m pipeline.prepare " in said
     assert page.read_text() == before
 
 

@@ -18,13 +18,13 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
-from pipeline.checkpoint import list_checkpoints
+from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.command_line import load_recipe
+from pipeline.evaluation.results import Result
+from pipeline.evaluation.test_sets import load_test_sets
+from pipeline.publishing.registry import register
 from pipeline.recipe import ROOT, Recipe
-from pipeline.registry import register
-from pipeline.results import Result
-from pipeline.test_sets import load_test_sets
-from pipeline.tracking import Tracker, run_id_of, send_left_over
+from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
 from tests.conftest import free_port, mlflow_server, run_process, wait_for_answer
 from tests.mlflow_ui import MlflowUi, needs_chromium
 

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor
 
-from data_prep.stage import DataError, run_stage, sha256_of, write_json
+from data_prep.files import DataError, sha256_of, write_json
+from data_prep.stage import run_stage
 from data_prep.vocabulary import JOINT, PAD_IDX, SEPARATE
 from models.config import ModelConfig
 from models.ringformer.ring import RingDecoder, RingEncoder

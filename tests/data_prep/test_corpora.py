@@ -19,7 +19,7 @@ import pytest
 from data_prep.config import DataConfig
 from data_prep.corpora import fetch, read_lines
 from data_prep.downloads import BLOCK
-from data_prep.stage import DataError
+from data_prep.files import DataError
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.stage import sha256_of
+from data_prep.files import sha256_of
 from tests.conftest import ROOT, free_port, run_process
 
 PAIRS = 3000
@@ -56,7 +56,7 @@ data:
 
 
 def command(recipe: Path, run_dir: Path, *options: str) -> list[str]:
-    module = [sys.executable, "-m", "data_prep.prepare", "--config", str(recipe)]
+    module = [sys.executable, "-m", "pipeline.prepare", "--config", str(recipe)]
     return [*module, "--run_dir", str(run_dir), *options]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from data_prep.config import CleaningConfig
+from data_prep.files import DataError
 from data_prep.filters import Language
-from data_prep.stage import DataError
 from pipeline.command_line import load_recipe
 from pipeline.recipe import UsageError
 

@@ -11,15 +11,21 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_prep.prepare import prepare
+from data_prep import prepare as stages
+from data_prep.files import sha256_of
 from data_prep.shards import ShardReader
-from data_prep.stage import sha256_of
+from data_prep.stage import Manifest
 from data_prep.vocabulary import EOS_IDX, load_vocabularies, load_vocabulary
 from pipeline.command_line import load_recipe
 from pipeline.recipe import Recipe
 from tests.conftest import Command
 
 GOOD = [(f"Das ist der Satz {i}.", f"This is sentence {i}.") for i in range(400)]
+
+
+def prepare(recipe: Recipe) -> Manifest:
+    """All stages of a recipe."""
+    return stages.prepare(recipe.data, recipe.run_dir)
 
 
 def write_corpus(folder: Path, name: str, pairs: list[tuple[str, str]]) -> None:
@@ -248,7 +254,7 @@ def test_weights_that_cannot_be(
     corpus: Path, command: Command, override: str, expected: str
 ) -> None:
     key, value = override.split("=")
-    done = command("data_prep.prepare", "--config", corpus / "recipe.yaml", f"--{key}", value)
+    done = command("pipeline.prepare", "--config", corpus / "recipe.yaml", f"--{key}", value)
     assert done.returncode in (1, 2)
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
@@ -384,7 +390,7 @@ def test_bad_input(
     corpus: Path, command: Command, damage: Callable[[Path], None], expected: list[str]
 ) -> None:
     damage(corpus)
-    done = command("data_prep.prepare", "--config", corpus / "recipe.yaml")
+    done = command("pipeline.prepare", "--config", corpus / "recipe.yaml")
     assert done.returncode == 1, done.stderr
     message = done.stderr[done.stderr.index("error:") :]
     for part in expected:
@@ -399,13 +405,13 @@ def test_a_failed_stage_leaves_the_earlier_result(corpus: Path, command: Command
     text = corpus / "run" / "clean" / "train" / "00000" / "text.de"
     before = sha256_of(text)
     damage_encoding(corpus)
-    assert command("data_prep.prepare", "--config", corpus / "recipe.yaml").returncode == 1
+    assert command("pipeline.prepare", "--config", corpus / "recipe.yaml").returncode == 1
     assert sha256_of(text) == before
 
 
 def test_run_dir_that_is_not_writable(corpus: Path, command: Command) -> None:
     run_dir = "/sys/ringformer"  # nobody may write there, root neither
-    done = command("data_prep.prepare", "--config", corpus / "recipe.yaml", "--run_dir", run_dir)
+    done = command("pipeline.prepare", "--config", corpus / "recipe.yaml", "--run_dir", run_dir)
     assert done.returncode == 1
     assert "not permitted" in done.stderr or "Permission denied" in done.stderr
     assert run_dir in done.stderr
@@ -413,6 +419,6 @@ def test_run_dir_that_is_not_writable(corpus: Path, command: Command) -> None:
 
 def test_debug_shows_the_traceback(corpus: Path, command: Command) -> None:
     damage_missing(corpus)
-    done = command("data_prep.prepare", "--config", corpus / "recipe.yaml", "--debug")
+    done = command("pipeline.prepare", "--config", corpus / "recipe.yaml", "--debug")
     assert done.returncode == 1
     assert "Traceback" in done.stderr

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.files import DataError
 from data_prep.prepare import prepare
 from data_prep.shards import ShardReader
-from data_prep.stage import DataError
 from pipeline.recipe import Recipe
 from tests.conftest import Command
 
@@ -124,7 +124,7 @@ def test_what_to_do_about_damage_helps(recipe: Recipe, shards: Path, name: str) 
     with pytest.raises(DataError, match=r"without that file, `\./run\.sh prepare` makes it again"):
         ShardReader(shards, "train", verify=True)
     (shards / name).unlink()
-    prepare(recipe)
+    prepare(recipe.data, recipe.run_dir)
     assert (shards / name).read_bytes() == intact
     ShardReader(shards, "train", verify=True)
 

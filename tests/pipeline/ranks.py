@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.checkpoint import list_checkpoints, load_weights
+from pipeline.checkpoints.folder import list_checkpoints
+from pipeline.checkpoints.weights import load_weights
 from pipeline.recipe import Recipe
 from tests.conftest import free_port
 

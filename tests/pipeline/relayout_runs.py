@@ -20,13 +20,14 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor
 
 from data_prep.shards import ShardReader
-from pipeline.checkpoint import CheckpointError, checkpoint_to_resume
+from pipeline.checkpoints.folder import CheckpointError
+from pipeline.checkpoints.resume import checkpoint_to_resume
 from pipeline.command_line import load_recipe
-from pipeline.engine import Training
-from pipeline.progress import Window
 from pipeline.ranks import RankZeroFailed, init_distributed
 from pipeline.recipe import Recipe
-from pipeline.validation import not_validated
+from pipeline.training.progress import Window
+from pipeline.training.trainer import Training
+from pipeline.training.validation import not_validated
 
 
 def run(recipe: Recipe) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.batch_plan import BatchPlan, GlobalBatch
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
-from pipeline.batches import BatchPlan, GlobalBatch, collate
 from pipeline.recipe import Recipe
+from pipeline.translation.batches import collate
 
 BUDGET, MICRO = 4096, 512
 

@@ -11,13 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.stage import DataError
+from data_prep.files import DataError
 from pipeline.command_line import load_recipe
-from pipeline.metrics import by_source_length, corpus_scores, paired_bootstrap, suspicious
+from pipeline.evaluation.metrics import (
+    by_source_length,
+    corpus_scores,
+    paired_bootstrap,
+    suspicious,
+)
+from pipeline.evaluation.test_sets import load_test_sets
 from pipeline.pictures import draw_bleu_by_length, draw_losses
 from pipeline.ranks import share_of
 from pipeline.recipe import Recipe, UsageError
-from pipeline.test_sets import load_test_sets
 from tests.conftest import Command, run_process
 
 

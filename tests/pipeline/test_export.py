@@ -15,15 +15,15 @@ import pytest
 import torch
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.stage import sha256_of
+from data_prep.files import sha256_of
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, LevelSignals
 from models.ringformer import RingDecoder
 from models.seq2seq import TranslationModel
 from pipeline.command_line import load_recipe
-from pipeline.export import Format, Quantization, export
+from pipeline.publishing.exports import Format, Quantization, export
 from pipeline.recipe import Recipe, UsageError
-from pipeline.serving import (
+from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
     ModelError,
@@ -31,7 +31,7 @@ from pipeline.serving import (
     batches,
     split,
 )
-from pipeline.translator import Translator, untrained_model
+from pipeline.translation.translator import Translator, untrained_model
 from tests.conftest import run_process, save_checkpoint
 
 VARIANTS: list[tuple[Architecture, LevelSignals]] = [("transformer", "all")]

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data_prep.shards import ShardReader
-from pipeline.checkpoint import list_checkpoints
+from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.recipe import ROOT, Recipe
 from tests.conftest import Command, run_process
 from tests.pipeline.ranks import finish, new_run, options, start, weights

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.checkpoint import list_checkpoints
+from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.recipe import ROOT, Recipe
 from tests.conftest import free_port, run_process
 from tests.pipeline.ranks import new_run, tracked, weights

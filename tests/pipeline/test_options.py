@@ -11,7 +11,8 @@ import torch
 
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
-from pipeline.checkpoint import list_checkpoints, load_average, load_weights
+from pipeline.checkpoints.folder import list_checkpoints
+from pipeline.checkpoints.weights import load_average, load_weights
 from pipeline.command_line import load_recipe
 from pipeline.recipe import ROOT, Recipe
 from tests.conftest import Command

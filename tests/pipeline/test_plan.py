@@ -9,7 +9,7 @@ import torch
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model, parameter_count
 from pipeline.command_line import load_recipe
-from pipeline.plan import activations_per_token, sent_bytes, state_bytes
+from pipeline.estimate import activations_per_token, sent_bytes, state_bytes
 from tests.conftest import Command
 
 QUICKSTART = Path("recipes/quickstart.yaml")

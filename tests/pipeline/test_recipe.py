@@ -88,7 +88,7 @@ def test_bad_recipe_is_one_line_with_file_and_key(
     ],
 )
 def test_bad_command_line_exits_2(command: Command, arguments: list[str], expected: str) -> None:
-    done = command("data_prep.prepare", *arguments)
+    done = command("pipeline.prepare", *arguments)
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
@@ -96,7 +96,7 @@ def test_bad_command_line_exits_2(command: Command, arguments: list[str], expect
 
 
 def test_help_shows_every_key_with_its_documentation(command: Command) -> None:
-    done = command("data_prep.prepare", "--help")
+    done = command("pipeline.prepare", "--help")
     assert done.returncode == 0
     text = " ".join(done.stdout.split())
     for key, field in recipe_keys():

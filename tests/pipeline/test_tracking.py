@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from pipeline.command_line import load_recipe
 from pipeline.recipe import Recipe
-from pipeline.tracking import Tracker, run_id_of, send_left_over
+from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
 from tests.conftest import mlflow_server
 
 pytestmark = pytest.mark.slow

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.stage import only_command_in
+from data_prep.files import only_command_in
 from models.config import ActivationCheckpointing, ModelConfig
-from pipeline.checkpoint import average_weights, list_checkpoints, load_weights
-from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config
-from pipeline.engine import learning_rate_factor
+from pipeline.checkpoints.folder import list_checkpoints
+from pipeline.checkpoints.weights import average_weights, load_weights
 from pipeline.recipe import ROOT, Recipe, TrainingConfig, UsageError
+from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config
+from pipeline.training.trainer import learning_rate_factor
 from tests.conftest import Command, free_port, launcher, run_process
 from tests.pipeline.ranks import new_run, tracked, train
 
@@ -225,7 +226,7 @@ def test_checkpoints_of_another_vocabulary_are_refused(
     run_dir = undisturbed.with_name("foreign")
     shutil.copytree(undisturbed, run_dir)
     arguments = ["--config", tiny_recipe, "--run_dir", run_dir, "--data.vocabulary.size", "310"]
-    assert command("data_prep.prepare", *arguments).returncode == 0
+    assert command("pipeline.prepare", *arguments).returncode == 0
     for module in ("pipeline.checkpoint", "pipeline.evaluate", "pipeline.export"):
         done = command(module, *arguments)
         assert done.returncode == 1

@@ -15,11 +15,11 @@ from data_prep.vocabulary import (
     UNK_IDX,
     load_vocabularies,
 )
-from pipeline.checkpoint import checkpoints_to_average
+from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.command_line import load_recipe
-from pipeline.export import export
+from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe
-from pipeline.translator import Translator, untrained_model
+from pipeline.translation.translator import Translator, untrained_model
 from tests.conftest import save_checkpoint
 
 SENTENCES = [

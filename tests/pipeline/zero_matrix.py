@@ -16,19 +16,16 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
+from data_prep.batch_plan import BatchPlan
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
-from pipeline.batches import BatchPlan, collate
 from pipeline.command_line import load_recipe
-from pipeline.engine import (
-    Training,
-    learning_rate_factor,
-    micro_batch_seed,
-)
-from pipeline.progress import Window
 from pipeline.ranks import init_distributed
 from pipeline.recipe import ROOT, Recipe
+from pipeline.training.progress import Window
+from pipeline.training.trainer import Training, learning_rate_factor, micro_batch_seed
+from pipeline.translation.batches import collate
 
 STEPS = 2
 FLOAT32 = ["zero0", "zero1", "zero2", "zero3", "zero3_offload"]

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.stage import digest_of, read_json, write_atomically, write_json
-from pipeline.checkpoint import Checkpoint
-from pipeline.metrics import by_source_length, corpus_scores, sentence_scores, suspicious
+from data_prep.files import digest_of, read_json, write_atomically, write_json
+from pipeline.checkpoints.folder import Checkpoint
+from pipeline.evaluation.metrics import by_source_length, corpus_scores, sentence_scores, suspicious
+from pipeline.evaluation.test_sets import Sentences
 from pipeline.recipe import Recipe
-from pipeline.test_sets import Sentences
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 
 log = logging.getLogger("evaluate")
 

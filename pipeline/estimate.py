@@ -13,14 +13,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from data_prep.batch_plan import pieces_of_each
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model, parameter_count
 from models.seq2seq import TranslationModel
-from pipeline.batches import pieces_of_each
 from pipeline.command_line import run_command
-from pipeline.deepspeed_config import activation_checkpointing, deepspeed_config, precision
 from pipeline.preflight import GIB
 from pipeline.recipe import Recipe, UsageError
+from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config, precision
 
 SENTENCE = 32  # tokens a side of the sentences that activations are measured with
 ADAM = 8  # bytes a parameter: two moments in float32

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.corpora import read_lines
-from data_prep.stage import DataError, digest_of
+from data_prep.files import DataError, digest_of
 from pipeline.recipe import Recipe, TestSetFiles
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.seq2seq import TranslationModel
 from pipeline.recipe import EvaluationConfig
-from pipeline.serving import DIVERGED, Hypothesis, ModelError, length_limit
+from pipeline.translation.serving import DIVERGED, Hypothesis, ModelError, length_limit
 
 SHRINK_AT = 0.75  # sentences that are done leave when at most this share of the batch goes on
 

@@ -26,32 +26,28 @@ from safetensors.torch import load_model
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from data_prep.batch_plan import BatchPlan, pieces_of_each
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX, vocabulary_digest
 from models.factory import create_model
 from models.seq2seq import TranslationModel, core_parameters
-from pipeline.batches import Batch, BatchPlan, StepBatches, collate, feed, pieces_of_each
-from pipeline.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    finish_checkpoint,
-    last_step,
-    tag_of,
-    training_identity,
-)
-from pipeline.deepspeed_config import (
+from pipeline.checkpoints.folder import Checkpoint, CheckpointError, finish_checkpoint, tag_of
+from pipeline.checkpoints.relayout import carry_over
+from pipeline.checkpoints.resume import last_step, training_identity
+from pipeline.ranks import first_line, lost_contact
+from pipeline.recipe import Recipe, TrainingConfig, UsageError
+from pipeline.training.deepspeed_config import (
     activation_checkpointing,
     deepspeed_config,
     offloads,
     precision,
     zero_stage,
 )
-from pipeline.ema import MovingAverage
-from pipeline.nonfinite import dump
-from pipeline.progress import Window
-from pipeline.ranks import first_line, lost_contact
-from pipeline.recipe import Recipe, TrainingConfig, UsageError
-from pipeline.relayout import carry_over
+from pipeline.training.ema import MovingAverage
+from pipeline.training.feed import StepBatches, feed
+from pipeline.training.nonfinite import dump
+from pipeline.training.progress import Window
+from pipeline.translation.batches import Batch, collate
 
 log = logging.getLogger("train")
 

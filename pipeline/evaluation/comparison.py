@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.metrics import paired_bootstrap
-from pipeline.mlflow_records import client_of, short
+from pipeline.evaluation.metrics import paired_bootstrap
+from pipeline.evaluation.results import Result
 from pipeline.recipe import Recipe
-from pipeline.results import Result
+from pipeline.tracking.mlflow_records import client_of, short
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

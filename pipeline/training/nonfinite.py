@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from data_prep.stage import write_json
-from pipeline.batches import Indices
+from data_prep.batch_plan import Indices
+from data_prep.files import write_json
 
 
 def dump(

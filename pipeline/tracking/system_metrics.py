@@ -8,9 +8,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from pipeline.engine import Training
-from pipeline.mlflow_records import IMPORTING
-from pipeline.tracking import Tracker
+from pipeline.tracking.mlflow_records import IMPORTING
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.trainer import Training
 
 SECONDS = 10.0  # MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is MLflow's name for another value
 

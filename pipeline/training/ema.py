@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipeline.checkpoint import EMA_FILE
+from pipeline.checkpoints.folder import EMA_FILE
 
 
 class MovingAverage:

@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_prep.batch_plan import BatchPlan
 from data_prep.corpora import read_lines
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX, load_vocabularies
 from models.factory import create_model
-from pipeline.batches import BatchPlan, collate
-from pipeline.checkpoint import criterion
-from pipeline.engine import Training
-from pipeline.metrics import bleu
-from pipeline.progress import perplexity
+from pipeline.checkpoints.resume import criterion
+from pipeline.evaluation.metrics import bleu
 from pipeline.ranks import gather_shares, share_of
 from pipeline.recipe import TrainingConfig
-from pipeline.translator import Translator
+from pipeline.training.progress import perplexity
+from pipeline.training.trainer import Training
+from pipeline.translation.batches import collate
+from pipeline.translation.translator import Translator
 
 
 class Stopped(Exception):

@@ -10,7 +10,7 @@ from sentencepiece import SentencePieceProcessor
 
 from models.config import ModelConfig
 from pipeline.recipe import EvaluationConfig, Recipe, UsageError
-from pipeline.serving import (
+from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
     ModelError,
@@ -20,7 +20,7 @@ from pipeline.serving import (
 
 if TYPE_CHECKING:  # seconds of imports that CTranslate2 does without
     from models.seq2seq import TranslationModel
-    from pipeline.checkpoint import Checkpoint
+    from pipeline.checkpoints.folder import Checkpoint
 
 Vocabularies = tuple[SentencePieceProcessor, SentencePieceProcessor]  # source, target
 
@@ -51,7 +51,7 @@ class Translator(TextTranslator):
     def of_run(cls, recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Translator:
         """The average of checkpoints of `run_dir`."""
         from data_prep.vocabulary import load_vocabularies
-        from pipeline.checkpoint import average_weights
+        from pipeline.checkpoints.weights import average_weights
 
         model = untrained_model(recipe)
         use_ema = recipe.evaluation.use_ema
@@ -78,7 +78,7 @@ class Translator(TextTranslator):
         from safetensors import SafetensorError
         from safetensors.torch import load_model
 
-        from data_prep.stage import DataError
+        from data_prep.files import DataError
         from data_prep.vocabulary import load_vocabularies
 
         try:
@@ -96,7 +96,7 @@ class Translator(TextTranslator):
         self, batches: Iterable[list[list[int]]]
     ) -> Iterator[list[list[Hypothesis]]]:
         """See `TextTranslator`."""
-        from pipeline.search import beam_search
+        from pipeline.translation.beam_search import beam_search
 
         for sources in batches:
             yield beam_search(self.model, sources, self.search)

@@ -1,34 +1,23 @@
-"""From shards to batches: the batch plan, and collation.
-
-The plan is a pure function of (lengths, seed, epoch, token budgets). Micro-batches of sentences of
-similar length are shuffled and grouped into global batches; how many ranks and accumulation steps
-share a global batch does not change what is in it. So a position in training is one number: the
-step.
-"""
+"""TODO docstring."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 from math import gcd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from fairseq2.nn import BatchLayout
 from numpy.typing import NDArray
-from torch import Tensor
 
-from data_prep.shards import ShardReader, TokenIds, open_shard, write_shard
-from data_prep.stage import digest_of, fsync
-from data_prep.vocabulary import BOS_IDX, PAD_IDX
-from pipeline.checkpoint import BATCH_PLAN_VERSION
+from data_prep.files import digest_of, fsync
+from data_prep.shards import open_shard, write_shard
+
+BATCH_PLAN_VERSION = 3  # raise it when the same shards and seed would give other batches
+
 
 Indices = NDArray[np.signedinteger[Any]]
 
@@ -209,105 +198,3 @@ def _cut_points(sorted_longest: NDArray[Any], budget: int) -> Indices:
         cost = np.arange(1, len(window) + 1) * window
         begin += max(1, int(np.searchsorted(cost, budget, side="right")))
     return np.array(cuts)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A collated micro-batch; sequences are padded on the right."""
-
-    source: Tensor
-    """Token ids with EOS `[B, S]`."""
-
-    source_layout: BatchLayout
-
-    target_input: Tensor
-    """BOS and the target without its EOS `[B, T]`."""
-
-    target_layout: BatchLayout
-
-    targets: Tensor
-    """Target token ids with EOS `[B, T]`."""
-
-
-def collate(reader: ShardReader, indices: Indices, device: torch.device) -> Batch:
-    """Read and pad the pairs `indices`.
-
-    For an empty micro-batch (more ranks than sentences) it is a pair without anything to predict,
-    so that all ranks take part in the step.
-    """
-    pairs = [reader[int(index)] for index in (indices if len(indices) else [0])]
-    sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
-    source, target = _pad(sources), _pad(targets)
-    target_input = np.concatenate(
-        [np.full((len(target), 1), BOS_IDX, dtype=np.int64), target[:, :-1]], axis=1
-    )
-    if not len(indices):
-        target[:] = PAD_IDX
-    tensors = [_to(device, ids) for ids in (source, target_input, target)]
-    return Batch(
-        tensors[0],
-        BatchLayout.of(tensors[0], [len(ids) for ids in sources]),
-        tensors[1],
-        BatchLayout.of(tensors[1], [len(ids) for ids in targets]),
-        tensors[2],
-    )
-
-
-@dataclass(frozen=True)
-class StepBatches:
-    """One rank's share of a global batch, collated."""
-
-    micro_batches: list[Batch]
-
-    sentences: list[Indices]
-    """Sentence indices of each of them."""
-
-    source_tokens: int
-    """Of the whole global batch, as `target_tokens`."""
-
-    target_tokens: int
-
-    @property
-    def positions(self) -> int:
-        """Source and target positions of this rank, padding included."""
-        return sum(batch.source.numel() + batch.targets.numel() for batch in self.micro_batches)
-
-
-def feed(
-    plan: BatchPlan,
-    reader: ShardReader,
-    device: torch.device,
-    *,
-    rank: int,
-    world_size: int,
-    first_step: int,
-) -> Iterator[StepBatches]:
-    """What `rank` works on in `first_step`, `first_step` + 1, …, collated one step ahead."""
-
-    def prepare(step: int) -> StepBatches:
-        batch = plan[step]
-        sentences = batch.share(rank, world_size)
-        collated = [collate(reader, indices, device) for indices in sentences]
-        return StepBatches(collated, sentences, batch.source_tokens, batch.target_tokens)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
-        ahead = thread.submit(prepare, first_step)
-        for step in count(first_step + 1):
-            ready = ahead.result()
-            ahead = thread.submit(prepare, step)
-            yield ready
-
-
-def _to(device: torch.device, ids: NDArray[np.int64]) -> Tensor:
-    tensor = torch.from_numpy(ids)
-    if device.type != "cuda":
-        return tensor.to(device)
-    # From pinned memory a copy does not wait for the kernels before it.
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _pad(sequences: list[TokenIds]) -> NDArray[np.int64]:
-    lengths = np.array([len(ids) for ids in sequences])
-    padded = np.full((len(sequences), lengths.max()), PAD_IDX, dtype=np.int64)
-    padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(sequences)
-    return padded

@@ -20,7 +20,8 @@ from deepspeed import DeepSpeedEngine
 from deepspeed import comm as dist
 from deepspeed.utils.zero_to_fp32 import get_model_state_file
 
-from pipeline.checkpoint import Checkpoint, CheckpointError, load_weights
+from pipeline.checkpoints.folder import Checkpoint, CheckpointError
+from pipeline.checkpoints.weights import load_weights
 from pipeline.ranks import from_rank_0
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

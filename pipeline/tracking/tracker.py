@@ -21,9 +21,9 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.stage import digest_of, read_json, sha256_of, write_atomically, write_json
-from pipeline.mlflow_records import METRICS_RECORDS, client_of, send, short
+from data_prep.files import digest_of, read_json, sha256_of, write_atomically, write_json
 from pipeline.recipe import Recipe
+from pipeline.tracking.mlflow_records import METRICS_RECORDS, client_of, send, short
 
 if TYPE_CHECKING:  # mlflow takes seconds to import, and only the sending thread needs it
     from mlflow import MlflowClient

@@ -9,13 +9,14 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from data_prep.stage import digest_of, read_manifest
+from data_prep.files import digest_of
+from data_prep.stage import read_manifest
 from data_prep.vocabulary import vocabulary_files
 from pipeline.recipe import ROOT, Recipe
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 
 if TYPE_CHECKING:  # which imports torch
-    from pipeline.engine import Training
+    from pipeline.training.trainer import Training
 
 PACKAGES = ("torch", "deepspeed", "fairseq2", "ctranslate2", "sentencepiece", "sacrebleu", "mlflow")
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from shutil import copyfile
 from typing import TYPE_CHECKING
 
-from data_prep.stage import read_json, write_json
-from pipeline.checkpoint import Checkpoint
-from pipeline.comparison import compare, logged
-from pipeline.mlflow_records import client_of, short
+from data_prep.files import read_json, write_json
+from pipeline.checkpoints.folder import Checkpoint
+from pipeline.evaluation.comparison import compare, logged
+from pipeline.evaluation.results import Result
 from pipeline.recipe import ROOT, Recipe, UsageError
-from pipeline.results import Result
-from pipeline.tracking import run_id_of
+from pipeline.tracking.mlflow_records import client_of, short
+from pipeline.tracking.tracker import run_id_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,7 +78,7 @@ def _register(
     run_id: str,
 ) -> str:
     """:returns: what was done."""
-    from pipeline.export import export
+    from pipeline.publishing.exports import export
 
     mine = f"name = '{name}' and tags.fingerprint = '{result.fingerprint}'"
     versions = [v for v in client.search_model_versions(mine) if v.run_id == run_id]

@@ -16,9 +16,9 @@ from data_prep.stage import read_manifest
 from data_prep.vocabulary import load_vocabularies
 from models.factory import abstract_model
 from models.seq2seq import core_parameters
-from pipeline.checkpoint import Checkpoint
+from pipeline.checkpoints.folder import Checkpoint
+from pipeline.evaluation.results import Scores, scores_of
 from pipeline.recipe import Recipe
-from pipeline.results import Scores, scores_of
 
 
 def model_card(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:

@@ -33,7 +33,8 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_prep.config import DataConfig
-from data_prep.stage import DataError, fsync, log, write_json
+from data_prep.files import DataError, fsync, write_json
+from data_prep.stage import log
 
 Piece = TypeVar("Piece")
 Result = dict[str, Any]

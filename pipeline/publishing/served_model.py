@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 from mlflow.pyfunc.model import PythonModel
 
-from pipeline.serving import CTranslate2Translator
+from pipeline.translation.serving import CTranslate2Translator
 
 
 class TranslationModel(PythonModel):

@@ -1,0 +1,36 @@
+"""`./run.sh prepare`: raw corpora become shards of token ids."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+
+from data_prep.prepare import prepare
+from data_prep.stage import log
+from pipeline.command_line import run_command
+from pipeline.recipe import Recipe
+from pipeline.tracking.open import open_tracker
+from pipeline.tracking.provenance import log_data
+
+
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries end in our one message
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says that it makes a font cache
+    started = time.monotonic()
+    totals = prepare(recipe.data, recipe.run_dir)["totals"]["train"]
+    tracker = open_tracker(recipe)
+    log_data(tracker, recipe)
+    log.info(
+        "done in %.1f s: %d training pairs, %d target tokens in %s",
+        time.monotonic() - started,
+        totals["pairs"],
+        totals["target_tokens"],
+        recipe.run_dir / "shards",
+    )
+    tracker.close(status=None)
+
+
+if __name__ == "__main__":
+    run_command("prepare", "Turn raw corpora into binarized shards.", main)
