@@ -92,7 +92,7 @@ evaluate() {
 
 train() {
   local status=0
-  python -m pipeline.checkpoints.resume "$@" || status=$?
+  python -m pipeline.train --steps_left "$@" || status=$?
   case $status in
     0) return ;;  # finished before
     3) ;;         # steps left to train
@@ -118,7 +118,7 @@ train() {
   fi
   [[ $status == 0 ]] || exit "$status"
   # The launcher also exits with 0 when a signal has killed its ranks.
-  python -m pipeline.checkpoints.resume "$@" || fail 1 "training ended before its last step"
+  python -m pipeline.train --steps_left "$@" || fail 1 "training ended before its last step"
 }
 
 # Tell the ranks alone: the launcher would kill them 30 s after a signal of its own, and a checkpoint

@@ -25,18 +25,18 @@ from data_prep.vocabulary import PAD_IDX
 from models.config import ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.translation.batches import Batch, collate
+from pipeline.translation.batches import PairBatch, collate
 
 PADDED_LENGTH = 50
 
 
-def loss_of(batch: Batch) -> Loss:
+def loss_of(batch: PairBatch) -> Loss:
     def loss(model: TranslationModel) -> Tensor:
         total: Tensor = model(
-            batch.source,
-            batch.source_layout,
-            batch.target_input,
-            batch.target_layout,
+            batch.source_seqs,
+            batch.source_seqs_layout,
+            batch.target_seqs,
+            batch.target_seqs_layout,
             batch.targets,
         )
         return total / int((batch.targets != PAD_IDX).sum())
@@ -44,13 +44,15 @@ def loss_of(batch: Batch) -> Loss:
     return loss
 
 
-def padded(reader: ShardReader, indices: Indices, model: TranslationModel) -> Batch:
+def padded(reader: ShardReader, indices: Indices, model: TranslationModel) -> PairBatch:
     batch = collate(reader, indices, next(model.parameters()).device)
     source, target_input, targets = (
         torch.nn.functional.pad(ids, (0, PADDED_LENGTH - ids.size(1)), value=PAD_IDX)
-        for ids in (batch.source, batch.target_input, batch.targets)
+        for ids in (batch.source_seqs, batch.target_seqs, batch.targets)
     )
-    return Batch(source, model.layout(source), target_input, model.layout(target_input), targets)
+    return PairBatch(
+        source, model.layout(source), target_input, model.layout(target_input), targets
+    )
 
 
 def main() -> None:
@@ -79,7 +81,7 @@ def main() -> None:
     size = max(1, arguments.max_tokens // PADDED_LENGTH)
     fixed = [padded(reader, chosen[i : i + size], theirs) for i in range(0, len(chosen), size)]
 
-    def epoch(model: TranslationModel, batches: list[Batch]) -> Callable[[], None]:
+    def epoch(model: TranslationModel, batches: list[PairBatch]) -> Callable[[], None]:
         return steps_of(model, [loss_of(batch) for batch in batches])
 
     reference = "RingFormer, batches by length"

@@ -31,15 +31,17 @@ import torch
 from deepspeed import comm as dist
 
 from benchmarks.rounds import options, progress, ratios, seconds_of, spread, table
+from pipeline.checkpoints.folder import ValidationState
 from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed
 from pipeline.recipe import Recipe
 from pipeline.tracking.system_metrics import SystemMetrics
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.feed import StepBatches
+from pipeline.training.feed import Share
 from pipeline.training.loop import Loop
-from pipeline.training.trainer import Training
-from pipeline.training.validation import not_validated
+from pipeline.training.trainer import Trainer
+from pipeline.translation.batches import PairBatch
+from pipeline.translation.task import TranslationTask
 
 LOGGING_THREADS = ("tracking", "system metrics")
 
@@ -65,28 +67,29 @@ def logging_seconds() -> dict[int, float]:
     return {each.id: each.user_time + each.system_time for each in threads if each.id in ours}
 
 
-def bare(training: Training, batches: Iterable[StepBatches]) -> None:
-    scale = training.world_size * training.accumulation_steps
-    for step in batches:
-        for batch in step.micro_batches:
-            loss = training.loss(batch, label_smoothing=training.config.label_smoothing)
-            training.engine.backward(loss * (scale / step.target_tokens))
-            training.engine.step()
+def bare(trainer: Trainer[PairBatch], shares: Iterable[Share[PairBatch]]) -> None:
+    scale = trainer.world_size * trainer.accumulation_steps
+    for share in shares:
+        for batch in share.micro_batches:
+            loss = trainer.task.loss(trainer.engine, batch)
+            trainer.engine.backward(loss * (scale / share.normaliser))
+            trainer.engine.step()
 
 
-def tokens_of(batches: Iterable[StepBatches]) -> int:
-    return sum(step.source_tokens + step.target_tokens for step in batches)
+def tokens_of(shares: Iterable[Share[PairBatch]]) -> int:
+    return sum(share.units for share in shares)
 
 
 def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, list[float]]:
     """On this rank, of each round: seconds a token of the three ways, and what logging took."""
-    training = Training(recipe)
-    tracker = TimedTracker(recipe) if training.rank == 0 else None
-    loop = Loop(training, None, tracker)
+    task = TranslationTask(recipe)
+    trainer = Trainer(task)
+    tracker = TimedTracker(recipe) if trainer.rank == 0 else None
+    loop = Loop(trainer, None, tracker)
     found: dict[str, list[float]] = {
         key: [] for key in ("bare", "silent", "loop", "data wait", "in calls", "threads", "save")
     }
-    ahead = training.batches()
+    ahead = trainer.shares()
     waited = 0.0
 
     def run() -> None:
@@ -98,15 +101,15 @@ def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, list[float]]:
 
     for number in range(rounds + 1):
         first, second = ([next(ahead) for _ in range(steps)] for _ in range(2))
-        training.engine.train()
-        seconds = {"bare": seconds_of(partial(bare, training, second), training.device)}
+        trainer.engine.train()
+        seconds = {"bare": seconds_of(partial(bare, trainer, second), trainer.device)}
         loop.tracker = None
-        seconds["silent"] = seconds_of(run, training.device)
+        seconds["silent"] = seconds_of(run, trainer.device)
         loop.tracker, waited, spent = tracker, 0.0, 0.0
-        with SystemMetrics(tracker, training) if tracker else nullcontext():
+        with SystemMetrics(tracker, lambda: trainer.step) if tracker else nullcontext():
             if tracker:
                 tracker.waited, before = 0.0, logging_seconds()
-            seconds["loop"] = seconds_of(run, training.device)
+            seconds["loop"] = seconds_of(run, trainer.device)
             if tracker:
                 after = logging_seconds().items()
                 spent = sum(cpu - before.get(thread, 0.0) for thread, cpu in after)
@@ -117,7 +120,7 @@ def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, list[float]]:
             found["in calls"].append(100 * tracker.waited / seconds["loop"])
             cores = len(os.sched_getaffinity(0))
             found["threads"].append(100 * spent / (seconds["loop"] * cores))
-    save = partial(training.save, None, not_validated(recipe.training))
+    save = partial(trainer.save, None, ValidationState(criterion=task.criterion.metric))
     found["save"] = [seconds_of(save) for _ in range(3)]
     loop.watchdog.stop()
     if tracker:

@@ -134,13 +134,15 @@ def _suggestion(key: str, prefix: str = "") -> str:
 # ── Command lines ───────────────────────────────────────────────────────────────────────────────
 
 
-def given_evaluation(recipe: Recipe, arguments: argparse.Namespace) -> list[tuple[str, object]]:
-    """Keys of `evaluation` that are on the command line, with their values."""
-    return [
-        (name, getattr(recipe.evaluation, name))
-        for section, _, name in (key.partition(".") for key in vars(arguments))
-        if section == "evaluation"
-    ]
+def keys_on_command_line(
+    section: str, values: BaseModel, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the keys of a recipe's section that are on the command line, with their values.
+
+    :param section: `evaluation`, for example. :param values: that section of the recipe.
+    """
+    given = (key.partition(".") for key in vars(arguments))
+    return {name: getattr(values, name) for prefix, _, name in given if prefix == section}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,6 +1,6 @@
 """What a training will need: memory per GPU by ZeRO stage, and bytes on the wire per step.
 
-    python -m pipeline.plan --config RECIPE --nodes 8 --gpus 8
+    python -m pipeline.estimate --config RECIPE --nodes 8 --gpus 8
 
 Nothing is trained and no data is read; a small forward pass tells what the activations take.
 """
@@ -145,4 +145,4 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    run_command("plan", "Memory and communication of a training.", main, _add_arguments)
+    run_command("estimate", "Memory and communication of a training.", main, _add_arguments)

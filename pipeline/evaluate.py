@@ -10,23 +10,18 @@ import shlex
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipeline.command_line import DEFAULT_RECIPE, given_evaluation, load_recipe, run_command
-from pipeline.evaluation.comparison import Logged, compare_all, evaluations_of_run
-from pipeline.evaluation.evaluator import Subject, evaluate, rank, world_size
+from pipeline.command_line import DEFAULT_RECIPE, keys_on_command_line, load_recipe, run_command
+from pipeline.evaluation.comparison import LoggedEvaluation, compare_all, evaluations_of_run
+from pipeline.evaluation.evaluator import EvaluatedModel, evaluate
 from pipeline.evaluation.results import Result, Scores
 from pipeline.publishing.registry import register
-from pipeline.recipe import SEARCH, Recipe
-from pipeline.tracking.open import open_tracker
+from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank, world_size
+from pipeline.recipe import Recipe, SearchConfig
 from pipeline.tracking.provenance import log_data
-from pipeline.tracking.tracker import run_id_of
+from pipeline.tracking.tracker import open_tracker, run_id_of
 
 log = logging.getLogger("evaluate")
-
-
-if TYPE_CHECKING:
-    pass
 
 
 PATIENCE = timedelta(hours=2)  # of the other ranks while rank 0 scores and registers
@@ -43,9 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# ── From start to end ───────────────────────────────────────────────────────────────────────────
-
-
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     logging.basicConfig(
         level=logging.INFO if rank() == 0 else logging.ERROR, format="%(name)s: %(message)s"
@@ -53,64 +45,52 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     for chatty in ("sacrebleu", "export"):  # the latter is of the model that is registered
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if world_size() > 1:
-        _main_of_ranks(recipe, arguments)
-        return
-    baseline = _baseline(recipe, arguments)
-    _publish(recipe, *_evaluate_given(recipe, arguments), baseline)
-
-
-def _baseline(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Logged]:
-    """Before the work: a mistyped run id is told at once, and the run may be this one."""
-    return evaluations_of_run(recipe, arguments.baseline) if arguments.baseline else {}
-
-
-def _evaluate_given(recipe: Recipe, arguments: argparse.Namespace) -> tuple[Subject, list[Result]]:
-    given = dict(given_evaluation(recipe, arguments))
-    search = {key: value for key, value in given.items() if key in SEARCH}
-    if arguments.model:
-        for key in sorted(given.keys() - SEARCH - {"test_sets"}):
-            log.warning("evaluation.%s does not apply to an exported model: left out", key)
-    return evaluate(recipe, arguments.model, search)
-
-
-def _main_of_ranks(recipe: Recipe, arguments: argparse.Namespace) -> None:
-    import torch.distributed
-
-    from pipeline.ranks import failing_together, from_rank_0, meet
-
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    meet(PATIENCE)
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        join_ranks(PATIENCE)
     with failing_together():
-        baseline = from_rank_0(lambda: _baseline(recipe, arguments))
-        subject, results = _evaluate_given(recipe, arguments)
-        from_rank_0(lambda: _publish(recipe, subject, results, baseline))
-    torch.distributed.barrier()  # the launcher ends all when one ends
-    torch.distributed.destroy_process_group()
+        # Before the work: a mistyped run id is told at once, and the run may be this one.
+        baseline = from_rank_0(
+            lambda: evaluations_of_run(recipe, arguments.baseline) if arguments.baseline else {}
+        )
+        model, results = evaluate(recipe, arguments.model, _search(recipe, arguments))
+        from_rank_0(lambda: _publish(model, results, baseline))
+        if world_size() > 1:
+            leave_ranks()
+
+
+def _search(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, object]:
+    """Return the search keys on the command line; warn of others that an export leaves out."""
+    given = keys_on_command_line("evaluation", recipe.evaluation, arguments)
+    if arguments.model:
+        for key in sorted(given.keys() - SearchConfig.model_fields.keys() - {"test_sets"}):
+            log.warning("evaluation.%s does not apply to an exported model: left out", key)
+    return {key: value for key, value in given.items() if key in SearchConfig.model_fields}
 
 
 def _publish(
-    recipe: Recipe, subject: Subject, results: Sequence[Result], baseline: Mapping[str, Logged]
+    model: EvaluatedModel, results: Sequence[Result], baseline: Mapping[str, LoggedEvaluation]
 ) -> None:
-    """Tell MLflow and the user."""
+    """Tell MLflow and the user of the results."""
+    recipe = model.recipe
     tracker = open_tracker(recipe)
     log_data(tracker, recipe)
     for result in results:
         result.log(tracker)
-    if not subject.export:
+    if not model.export:
         tracker.log_tags({"mlflow.note.content": "\n\n".join(_line(r.scores) for r in results)})
     compared = compare_all(recipe, results, baseline) if baseline else []
     for result, comparison in compared:
         tracker.log_json(f"{result.artifact_folder}/{comparison.file_name}", comparison.content)
         tracker.log_tags({f"compared.{result.folder.name}": str(comparison)})
     tracker.close(status=None)  # whether the run is finished is training's to say
-    if not subject.export:
-        register(recipe, subject.checkpoints, results[0])
+    if not model.export:
+        register(recipe, model.checkpoints, results[0])
     lines = [f"{result.test_set.name}: {comparison}" for result, comparison in compared]
     print("\n".join([*lines, summary(recipe, results)]))
 
 
 def summary(recipe: Recipe, results: Sequence[Result]) -> str:
-    """The last lines of a run."""
+    """Return the last lines of a run."""
     own, *others = results
     run = run_id_of(recipe) or "not sent yet"
     last = f"{_line(own.scores)} | MLflow run {run} | dashboard: {_dashboard(recipe)}"

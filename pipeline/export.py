@@ -5,17 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.command_line import run_command
 from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe
 
 log = logging.getLogger("export")
-
-
-if TYPE_CHECKING:
-    pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -49,7 +49,7 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
 
 def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
-    :param buckets: of `metrics.by_source_length`.
+    :param buckets: of `scores.by_source_length`.
     """
     from matplotlib.figure import Figure
 

@@ -88,18 +88,16 @@ def remove_dead_build_locks() -> list[Path]:
     return dead
 
 
-def check_space(recipe: Recipe, vocab_sizes: tuple[int, int]) -> tuple[float, float]:
-    """Is there room for the checkpoints that `recipe` will keep?
+def check_space(recipe: Recipe, parameters: int) -> tuple[float, float]:
+    """Look whether there is room for the checkpoints that `recipe` will keep.
 
+    :param parameters: of the model.
     :returns: GiB free, and GiB that the checkpoints will take in all.
     :raises PreflightError: the folder cannot be written, or there is not enough room.
     """
-    from models.factory import parameter_count
-
     # Weights; for the optimizer a float32 copy of them and two moments; the moving average.
-    each = 20 if recipe.training.ema_decay else 16
-    each *= parameter_count(recipe.model, vocab_sizes)
-    folder = recipe.run_dir / "checkpoints"
+    each = (20 if recipe.training.ema_decay else 16) * parameters
+    folder = recipe.checkpoints
     try:
         folder.mkdir(exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

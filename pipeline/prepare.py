@@ -10,8 +10,8 @@ from data_prep.prepare import prepare
 from data_prep.stage import log
 from pipeline.command_line import run_command
 from pipeline.recipe import Recipe
-from pipeline.tracking.open import open_tracker
 from pipeline.tracking.provenance import log_data
+from pipeline.tracking.tracker import open_tracker
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
@@ -27,7 +27,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         time.monotonic() - started,
         totals["pairs"],
         totals["target_tokens"],
-        recipe.run_dir / "shards",
+        recipe.shards,
     )
     tracker.close(status=None)
 

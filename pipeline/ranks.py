@@ -1,4 +1,6 @@
-"""What ranks do together."""
+"""What the ranks of a training or an evaluation do together; one process is all of its ranks."""
+
+# Functions import torch and deepspeed themselves: that takes seconds, and one process needs none.
 
 from __future__ import annotations
 
@@ -11,12 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import deepspeed
 import numpy as np
-import torch
-import torch.distributed
-from deepspeed import comm as dist
-from deepspeed.accelerator import get_accelerator
 
 LINGER_SECONDS = 3  # the launcher kills all when one ends, and rank 0 may be telling why
 
@@ -24,18 +21,31 @@ Result = TypeVar("Result")
 
 
 class RankZeroFailed(Exception):
-    """On the other ranks, when rank 0 could not do what all depend on; it tells why itself."""
+    """Rank 0 could not do what all depend on. Raised on the others; rank 0 tells why itself."""
 
 
 class RanksError(Exception):
     """The ranks cannot meet, or one is gone."""
 
 
-def meet(timeout: timedelta) -> None:
+def rank() -> int:
+    """Return the number of this process among the ranks, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of ranks."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_ranks(timeout: timedelta) -> None:
     """Take this rank's device and its share of the cores, and meet the other ranks.
 
     :raises RanksError: they cannot be reached.
     """
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(ranks_here)))
@@ -58,27 +68,42 @@ def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
     On CPU DeepSpeed leaves 66 MiB of shared memory behind for every rank, which nobody frees. Once
     all ranks have it open, it needs no name, and goes with the processes.
     """
+    import deepspeed
+    from deepspeed import comm as dist
+
     deepspeed.init_distributed(timeout=timeout, verbose=False)
     dist.barrier()
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{dist.get_rank()}"
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank()}"
     Path("/dev/shm", name).unlink(missing_ok=True)
 
 
+def leave_ranks() -> None:
+    """Wait for all ranks, and part. The launcher kills all when one ends, and rank 0 may be busy
+    longer. (After an error there is nobody to wait for.)"""
+    from deepspeed import comm as dist
+
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 def from_rank_0(function: Callable[[], Result]) -> Result:
-    """Call it on rank 0. :returns: the result, on every rank.
+    """Call `function` on rank 0, and return its result on every rank.
 
     :raises RankZeroFailed: on the others, when it has raised anything on rank 0.
     """
+    if world_size() == 1:
+        return function()
+    import torch.distributed
+
     outcome: list[Any] = [None, None]
     error: Exception | None = None
-    if dist.get_rank() == 0:
+    if rank() == 0:
         try:
             outcome[0] = function()
         except Exception as caught:
             error, outcome[1] = caught, str(caught)
-    if dist.get_world_size() > 1:
-        torch.distributed.broadcast_object_list(outcome)
+    torch.distributed.broadcast_object_list(outcome)
     if error is not None:
         raise error
     if outcome[1] is not None:
@@ -88,7 +113,7 @@ def from_rank_0(function: Callable[[], Result]) -> Result:
 
 
 def share_of(lines: Sequence[str], rank: int, world_size: int) -> slice:
-    """A rank's lines: consecutive ones, about equally many characters for each rank."""
+    """Return which lines a rank takes: consecutive ones, about equally many characters for each."""
     ends = np.cumsum([len(line) + 1 for line in lines])
     total = int(ends[-1]) if lines else 0
     cuts = [int(np.searchsorted(ends, total * r / world_size)) for r in range(1, world_size)]
@@ -98,7 +123,7 @@ def share_of(lines: Sequence[str], rank: int, world_size: int) -> slice:
 
 @contextmanager
 def failing_together(advice: str = "") -> Iterator[None]:
-    """What a rank does when another fails: leave the word to it, or tell that it is gone.
+    """Leave the word to a rank that fails, or tell that it is gone.
 
     :param advice: behind the message of `RanksError`.
     """
@@ -115,20 +140,23 @@ def failing_together(advice: str = "") -> Iterator[None]:
 
 
 def gather_shares(share: Sequence[str]) -> list[str]:
-    """:returns: the lines of all ranks, one rank's after the other's, on every rank."""
-    shares: list[Sequence[str]] = [share] * dist.get_world_size()
-    if len(shares) > 1:
-        torch.distributed.all_gather_object(shares, share)
+    """Return the lines of all ranks, one rank's after the other's, on every rank."""
+    if world_size() == 1:
+        return list(share)
+    import torch.distributed
+
+    shares: list[Sequence[str]] = [share] * world_size()
+    torch.distributed.all_gather_object(shares, share)
     return [line for part in shares for line in part]
 
 
 def lost_contact(error: Exception) -> bool:
-    """Whether it says that another rank is gone, or cannot be reached."""
+    """Tell whether an error says that another rank is gone, or cannot be reached."""
     signs = ("Connection closed", "Connection reset", "Connection refused", "Timed out", "NCCL")
     return isinstance(error, RuntimeError) and any(sign in first_line(error) for sign in signs)
 
 
 def first_line(error: Exception) -> str:
-    """Without the C++ file that gloo begins with."""
+    """Return the first line of an error, without the C++ file that gloo begins with."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return text.partition("] ")[2] if text.startswith("[/") else text

@@ -150,14 +150,14 @@ class TestSetFiles(Section):
     """One file for each translator."""
 
 
-TestSet = Annotated[
+TestSetEntry = Annotated[
     Annotated[str, Tag("a name")] | Annotated[TestSetFiles, Tag("some files")],
     Discriminator(lambda value: "a name" if isinstance(value, str) else "some files"),
 ]
 
 
-class EvaluationConfig(Section):
-    """Beam search and scoring."""
+class SearchConfig(Section):
+    """How a model translates: beam search."""
 
     beam_size: PositiveInt = 4
     """Hypotheses kept at each step; 1 is greedy search."""
@@ -180,6 +180,10 @@ class EvaluationConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the model while it translates; bfloat16 is faster where the processor has it."""
 
+
+class EvaluationConfig(SearchConfig):
+    """Beam search and scoring."""
+
     checkpoint: int | str = "newest"
     """`newest`: the average of average_checkpoints; `best`: the one that validation found best; or
     the step of one that is kept."""
@@ -190,7 +194,7 @@ class EvaluationConfig(Section):
     use_ema: bool = False
     """Take the moving average that training.ema_decay has kept instead of the weights."""
 
-    test_sets: tuple[TestSet, ...] = ()
+    test_sets: tuple[TestSetEntry, ...] = ()
     """Test sets besides data.test: names that sacreBLEU knows (`wmt14/full`, fetched or from its
     cache), or `{name: NAME, source: FILE, references: [FILE, …]}` with files below data.root."""
 
@@ -206,17 +210,10 @@ class EvaluationConfig(Section):
             raise ValueError(f"expected newest, best, or a step, not {value!r}")
         return int(text)
 
-
-SEARCH = {
-    "beam_size",
-    "length_penalty",
-    "no_repeat_ngram_size",
-    "max_length_ratio",
-    "max_length_offset",
-    "batch_tokens",
-    "dtype",
-}
-"""Keys of `evaluation` that say how a model translates."""
+    @property
+    def search(self) -> SearchConfig:
+        """The keys that say how a model translates."""
+        return SearchConfig.model_validate(self.model_dump(include=set(SearchConfig.model_fields)))
 
 
 class TrackingConfig(Section):
@@ -246,7 +243,23 @@ class Recipe(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @property
+    def shards(self) -> Path:
+        """The folder of binarized pairs, and of the vocabulary beside them."""
+        return self.run_dir / "shards"
+
+    @property
+    def clean_text(self) -> Path:
+        """The folder of cleaned text."""
+        return self.run_dir / "clean"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.run_dir / "checkpoints"
+
+    @property
     def tracking_uri(self) -> str:
+        """MLflow's tracking server or store."""
         neighbourhood = self.run_dir.absolute().parent
         return self.tracking.uri or f"sqlite:///{neighbourhood / 'mlflow.db'}"
 

@@ -1,8 +1,10 @@
-"""`deepspeed pipeline/train.py`: train on prepared shards.
+"""`deepspeed pipeline/train.py`: train on prepared data, on every rank that the launcher starts.
 
-What one step does is in `engine.py`; here is what happens around the steps, from the first check to
-the last checkpoint.
+`python pipeline/train.py --steps_left` needs no launcher: it only tells whether there is anything
+left to train, and what would stop training at once.
 """
+
+# What needs torch is imported when training starts: `--steps_left` answers in a second.
 
 from __future__ import annotations
 
@@ -14,69 +16,95 @@ import sys
 from contextlib import ExitStack
 from datetime import timedelta
 from types import FrameType
+from typing import NoReturn
 
-from deepspeed import comm as dist
-
-from pipeline.checkpoints.resume import finished_note, is_finished
+from pipeline.checkpoints.resume import checkpoint_to_resume, finished_note, is_finished
 from pipeline.command_line import run_command
 from pipeline.preflight import remove_dead_build_locks
-from pipeline.ranks import failing_together, from_rank_0, meet
+from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank
 from pipeline.recipe import Recipe, UsageError
-from pipeline.training.loop import _look_before, _train
-from pipeline.training.progress import start_logging
-from pipeline.training.validation import Stopped
+from pipeline.tracking.tracker import send_left_over
+from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config
+from pipeline.translation.task import TranslationTask
 
 log = logging.getLogger("train")
 
-
+STEPS_LEFT = 3  # exit code of `--steps_left`
 STOPPED = 75  # exit code after a signal: EX_TEMPFAIL, "try again"
 AGAIN = "run the same command again to continue"
 
 
-# ── From start to end ───────────────────────────────────────────────────────────────────────────
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--steps_left",
+        action="store_true",
+        help="do not train; exit with 0 when training is finished, with 3 when steps are left",
+    )
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    task = TranslationTask(recipe)
+    if arguments.steps_left:
+        tell_steps_left(task)
     if "RANK" not in os.environ:
         raise UsageError(
             "no launcher: call ./run.sh train, deepspeed pipeline/train.py, or torchrun"
         )
     signal.signal(signal.SIGTERM, _stop_early)
-    rank = int(os.environ["RANK"])
-    console = start_logging(rank)
+    from pipeline.training.progress import start_logging
+    from pipeline.training.run import check_run, train
+    from pipeline.training.validation import Stopped
+
+    console = start_logging(rank())
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     for lock in remove_dead_build_locks():
         log.warning("%s: removed; a build that was killed left it", lock)
     # Longer than the watchdog's, whose message is for people.
-    meet(timedelta(seconds=recipe.training.collective_timeout + 60))
+    join_ranks(timedelta(seconds=recipe.training.collective_timeout + 60))
     with ExitStack() as held:
         try:
             with failing_together(f"; {AGAIN} from the newest checkpoint"):
-                newest = from_rank_0(lambda: _look_before(recipe, held))
-                if newest is not None and is_finished(recipe.training, newest):
+                newest = from_rank_0(lambda: check_run(task, held))
+                if newest is not None and is_finished(recipe.training, task.criterion, newest):
                     log.info("%s", finished_note(recipe, newest))
                 else:
-                    _train(recipe, newest, console)
-                dist.barrier()  # the launcher kills all when one ends; rank 0 may still be sending
+                    train(task, newest, console)
+                leave_ranks()
         except Stopped as stopped:
-            dist.barrier()
-            if rank == 0:
+            if rank() == 0:
                 print(f"train: {stopped}; {AGAIN}", file=sys.stderr, flush=True)
+            leave_ranks()
             sys.exit(STOPPED)
-    dist.destroy_process_group()  # after an error it could wait for what never comes
+
+
+def tell_steps_left(task: TranslationTask) -> NoReturn:
+    """Exit with 0 and say so when there is nothing left to train; with 3 when there is.
+
+    What would stop training at once stops it here, before the launcher is started.
+    """
+    logging.basicConfig(format="train: %(message)s")
+    recipe, identity = task.recipe, task.identity()
+    deepspeed_config(recipe.training, accumulation_steps=1)
+    activation_checkpointing(recipe.training, recipe.model)
+    newest = checkpoint_to_resume(recipe, identity, task.criterion)
+    if newest is None or not is_finished(recipe.training, task.criterion, newest):
+        sys.exit(STEPS_LEFT)
+    print(f"train: {finished_note(recipe, newest)}", file=sys.stderr)
+    send_left_over(recipe)
+    sys.exit(0)
 
 
 def _stop_early(signum: int, frame: FrameType | None) -> None:
-    """Until the loop listens itself: nothing to save yet. It ends with `finally`."""
+    """Stop before the loop listens to signals itself: there is nothing to save yet, and `finally`
+    blocks are run."""
     print(f"train: stopped by a signal before the first step; {AGAIN}", file=sys.stderr, flush=True)
     sys.exit(STOPPED)
 
 
 def program() -> str:
-    """What messages begin with."""
-    rank = os.environ.get("RANK", "0")
-    return "train" if rank == "0" else f"train: rank {rank}"
+    """Return what messages begin with."""
+    return "train" if rank() == 0 else f"train: rank {rank()}"
 
 
 if __name__ == "__main__":
-    run_command(program(), "Train a translation model with DeepSpeed.", main)
+    run_command(program(), "Train a translation model with DeepSpeed.", main, add_arguments)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.files import DataError
-from pipeline.command_line import given_evaluation, run_command
-from pipeline.recipe import SEARCH, Recipe, UsageError
+from pipeline.command_line import keys_on_command_line, run_command
+from pipeline.recipe import Recipe, SearchConfig, UsageError
 
 if TYPE_CHECKING:
     from pipeline.translation.serving import TextTranslator
@@ -87,13 +87,13 @@ def load(recipe: Recipe, arguments: argparse.Namespace) -> TextTranslator:
     from pipeline.translation.translator import Translator
 
     if arguments.model:
-        search = dict(given_evaluation(recipe, arguments))
-        if other := sorted(search.keys() - SEARCH):
+        search = keys_on_command_line("evaluation", recipe.evaluation, arguments)
+        if other := sorted(search.keys() - SearchConfig.model_fields.keys()):
             raise UsageError(f"evaluation.{other[0]} does not apply to an exported model")
         return Translator.of_export(arguments.model, **search)
-    from pipeline.checkpoints.weights import checkpoints_to_average
+    from pipeline.translation.run_model import checkpoints_of_run
 
-    return Translator.of_run(recipe, checkpoints_to_average(recipe))
+    return Translator.of_run(recipe, checkpoints_of_run(recipe))
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     beam_size = translator.search.beam_size
     if wanted > beam_size:
         raise UsageError(f"--n_best {wanted} exceeds evaluation.beam_size ({beam_size})")
-    log.info("model ready: %s", translator.engine)
+    log.info("model ready: %s", translator.backend)
     started, count = time.monotonic(), 0
     with progress_bar(arguments.input) as progress:
         for lines in batches_of_lines(descriptor, name):

@@ -16,12 +16,18 @@ import requests
 import torch
 
 from data_prep.prepare import prepare
-from data_prep.vocabulary import vocabulary_digest
 from models.seq2seq import TranslationModel
-from pipeline.checkpoints.folder import finish_checkpoint, tag_of
+from pipeline.checkpoints.folder import (
+    CheckpointInfo,
+    Layout,
+    ValidationState,
+    finish_checkpoint,
+    tag_of,
+)
 from pipeline.command_line import load_recipe
 from pipeline.dashboard import SERVER_SETTINGS
 from pipeline.recipe import Recipe
+from pipeline.translation.task import model_identity
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -89,12 +95,18 @@ def save_checkpoint(model: TranslationModel, recipe: Recipe) -> None:
     (checkpoints / tag_of(1)).mkdir(parents=True)
     weights = {"module": model.state_dict()}
     torch.save(weights, checkpoints / tag_of(1) / "mp_rank_00_model_states.pt")
-    info = {
-        "zero_stage": 0,
-        "model": recipe.model.model_dump(mode="json"),
-        "vocabulary": vocabulary_digest(recipe.run_dir / "shards"),
-    }
-    finish_checkpoint(checkpoints, 1, info, keep=1, best_step=None)
+    layout = Layout(zero_stage=0, world_size=1, precision="fp32", offload=False)
+    info = CheckpointInfo(
+        step=1,
+        training=recipe.training.model_dump(mode="json"),
+        steps_per_epoch=1,
+        validation=ValidationState(criterion="valid_loss"),
+        tracker_run_id=None,
+        saved_at=0,
+        **layout.model_dump(),
+        **model_identity(recipe),
+    )
+    finish_checkpoint(checkpoints, info, keep=1)
 
 
 @pytest.fixture(scope="session")

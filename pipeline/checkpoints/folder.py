@@ -1,31 +1,131 @@
-"""TODO docstring."""
+"""Checkpoints on disk: DeepSpeed's files in a folder `step-N`, with a `checkpoint.json` of ours.
+
+A checkpoint is finished when it has its `checkpoint.json`; `latest` names the newest and `best` the
+one that validation found best. They are written after all ranks have saved.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
 
 from data_prep.files import fsync, write_atomically, write_json
 
-if TYPE_CHECKING:  # torch and deepspeed take seconds to import
-    pass
-
 log = logging.getLogger("checkpoint")
 
-
 EMA_FILE = "ema.pt"
-
-
 FORMAT = 2  # of checkpoint.json
 
 
 class CheckpointError(Exception):
     """A checkpoint is missing, or belongs to something else."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """The files of a checkpoint are not as they were written."""
+
+
+class Criterion(NamedTuple):
+    """The metric of a validation that says which step is the best."""
+
+    metric: str
+    larger_is_better: bool
+
+
+class ValidationState(BaseModel):
+    """What the validations of a run have found so far: a resumed run goes on with it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    criterion: str
+    """The metric that says which step is the best."""
+
+    best: float | None = None
+    """Its best value."""
+
+    best_step: int | None = None
+    """The step that had it."""
+
+    stale: int = 0
+    """Validations since that step."""
+
+    due: bool = False
+    """Whether the validation of the newest step was put off by a signal."""
+
+    def judged(self, value: float, step: int, *, larger_is_better: bool) -> ValidationState:
+        """Return the state after a validation that gave `value`."""
+        sign = 1 if larger_is_better else -1
+        better = self.best is None or sign * value > sign * self.best
+        if math.isfinite(value) and better:
+            return self.model_copy(update={"best": value, "best_step": step, "stale": 0})
+        return self.model_copy(update={"stale": self.stale + 1})
+
+    def put_off(self, due: bool) -> ValidationState:
+        """Return the state in which the validation of this step is still to be done, or is done."""
+        return self.model_copy(update={"due": due})
+
+    def gives_up(self, patience: int) -> bool:
+        """Tell whether early stopping ends training (`patience` 0: it never does)."""
+        return 0 < patience <= self.stale
+
+
+class Layout(BaseModel):
+    """How DeepSpeed has cut the optimizer's state, and what it is made of."""
+
+    model_config = ConfigDict(frozen=True)
+
+    zero_stage: int
+    world_size: int
+    precision: str
+    """`fp32`, `bf16` or `fp16`."""
+
+    offload: bool
+    """Whether the optimizer's state is on the host."""
+
+    def __str__(self) -> str:
+        ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
+        words = [f"{ranks} at ZeRO stage {self.zero_stage}", self.precision]
+        return ", ".join([*words, "offload"] if self.offload else words)
+
+
+class CheckpointInfo(Layout):
+    """What `checkpoint.json` says. Keys besides those here are the identity of the training: what
+    the checkpoint is bound to (`Task.identity`)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    format: int = FORMAT
+    step: int
+    training: dict[str, Any]
+    """The recipe's `training` section."""
+
+    steps_per_epoch: int
+    validation: ValidationState
+    tracker_run_id: str | None
+    """The MLflow run that the training logs to, once it is known."""
+
+    saved_at: float
+    """Seconds since the epoch."""
+
+    bytes: dict[str, int] = {}
+    """The size of each file of the checkpoint."""
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.model_validate(self.model_dump(include=set(Layout.model_fields)))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 @dataclass(frozen=True)
@@ -34,32 +134,66 @@ class Checkpoint:
 
     folder: Path
     step: int
-    info: dict[str, Any]
-    """Contents of checkpoint.json: step, world_size, zero_stage, model, vocabulary, …; empty if it
-    cannot be read."""
 
     @property
     def tag(self) -> str:
         return self.folder.name
 
-    def damage(self) -> str | None:
-        """What is wrong with its files; None if they are as they were written."""
-        if not self.info:
-            return "checkpoint.json is damaged"
-        for name, size in self.info["bytes"].items():
-            path = self.folder / name
-            found = path.stat().st_size if path.exists() else 0
-            if found != size:
-                return f"{name} has {found:,} of {size:,} bytes"
-            if path.suffix == ".pt":  # a zip file, with a checksum for each part
-                try:
-                    with zipfile.ZipFile(path) as parts:
-                        broken = parts.testzip()
-                except Exception as error:  # whatever a flipped bit makes of it
-                    broken = str(error)
-                if broken:
-                    return f"{name} is damaged ({broken})"
+    @cached_property
+    def info(self) -> CheckpointInfo:
+        """Return the contents of checkpoint.json.
+
+        :raises DamagedCheckpointError: the file is damaged.
+        :raises CheckpointError: another version of this program wrote it.
+        """
+        path = self.folder / "checkpoint.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["format"] == FORMAT:
+                return CheckpointInfo.model_validate(content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpointError(f"{self.folder}: {path.name} is damaged") from error
+        raise CheckpointError(
+            f"{self.folder} was written by another version of this program; choose another "
+            "run_dir, or remove that folder"
+        )
+
+    def check(self) -> None:
+        """Compare the files with what was written.
+
+        :raises DamagedCheckpointError: they differ.
+        :raises CheckpointError: another version of this program wrote them.
+        """
+        for name, size in self.info.bytes.items():
+            if damage := _damage(self.folder / name, size):
+                raise DamagedCheckpointError(f"{self.folder}: {name} {damage}")
+
+    def refuse_other(self, identity: dict[str, Any]) -> None:
+        """Compare what the checkpoint is bound to with `identity`, or with a part of it.
+
+        :raises CheckpointError: the checkpoint belongs to another model, vocabulary, data …
+        """
+        for key, value in identity.items():
+            if self.info.identity.get(key) != value:
+                raise CheckpointError(
+                    f"{self.folder} belongs to another {key}: it does not fit this recipe and its "
+                    "shards. Choose another run_dir, or remove that folder"
+                )
+
+
+def _damage(path: Path, size: int) -> str | None:
+    """Say what is wrong with a file; None if nothing is."""
+    found = path.stat().st_size if path.exists() else 0
+    if found != size:
+        return f"has {found:,} of {size:,} bytes"
+    if path.suffix != ".pt":
         return None
+    try:  # torch's files are zip files, with a checksum for each part
+        with zipfile.ZipFile(path) as parts:
+            broken = parts.testzip()
+    except Exception as error:  # whatever a flipped bit makes of it
+        broken = str(error)
+    return f"is damaged ({broken})" if broken else None
 
 
 def tag_of(step: int) -> str:
@@ -67,33 +201,30 @@ def tag_of(step: int) -> str:
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """The finished checkpoints, oldest first."""
-    checkpoints = []
-    for path in sorted(folder.glob("step-*/checkpoint.json")):
-        try:
-            info = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            info = {}
-        step = int(path.parent.name.removeprefix("step-"))
-        checkpoints.append(Checkpoint(path.parent, step, info))
-    return checkpoints
+    """Return the finished checkpoints, oldest first."""
+    finished = sorted(path.parent for path in folder.glob("step-*/checkpoint.json"))
+    return [Checkpoint(path, int(path.name.removeprefix("step-"))) for path in finished]
 
 
-def finish_checkpoint(
-    folder: Path, step: int, info: dict[str, Any], keep: int, best_step: int | None
-) -> None:
-    """Declare `step-N` finished; delete what is neither best nor among the `keep` newest.
+def best_tag(folder: Path) -> str | None:
+    """Return the tag of the checkpoint that validation found best; None if there is none yet."""
+    path = folder / "best"
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
-    For one rank only, when all have saved.
+
+def finish_checkpoint(folder: Path, info: CheckpointInfo, keep: int) -> None:
+    """Declare a checkpoint finished; delete those neither best nor among the `keep` newest.
+
+    One rank calls this when all have saved.
     """
-    new = folder / tag_of(step)
+    new, best_step = folder / tag_of(info.step), info.validation.best_step
     sizes = {}
     for path in sorted(new.rglob("*")):
         fsync(path)
         if path.is_file():
             sizes[str(path.relative_to(new))] = path.stat().st_size
-    write_json(new / "checkpoint.json", {"format": FORMAT, "step": step, **info, "bytes": sizes})
-    write_atomically(folder / "latest", tag_of(step))
+    _write_info(new, info.model_copy(update={"bytes": sizes}))
+    write_atomically(folder / "latest", new.name)
     _point_to_best(folder, best_step)
     for old in list_checkpoints(folder)[:-keep]:
         if old.step != best_step:
@@ -101,12 +232,15 @@ def finish_checkpoint(
     remove_unfinished(folder)
 
 
-def record_validation(folder: Path, step: int, state: dict[str, Any]) -> None:
+def record_validation(folder: Path, step: int, state: ValidationState) -> None:
     """Write what a validation has found into a checkpoint that was saved before it."""
-    path = folder / tag_of(step) / "checkpoint.json"
-    info = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**info, "validation": state})
-    _point_to_best(folder, state["best_step"])
+    checkpoint = Checkpoint(folder / tag_of(step), step)
+    _write_info(checkpoint.folder, checkpoint.info.model_copy(update={"validation": state}))
+    _point_to_best(folder, state.best_step)
+
+
+def _write_info(folder: Path, info: CheckpointInfo) -> None:
+    write_json(folder / "checkpoint.json", info.model_dump(mode="json"))
 
 
 def _point_to_best(folder: Path, step: int | None) -> None:

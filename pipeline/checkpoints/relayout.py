@@ -64,7 +64,7 @@ def _take_apart(engine: DeepSpeedEngine, checkpoint: Checkpoint, folder: Path) -
 def _write_universal(engine: DeepSpeedEngine, checkpoint: Checkpoint, folder: Path) -> None:
     """Write `folder`: zero/PARAMETER/{fp32,exp_avg,exp_avg_sq}.pt, and common.pt for the rest."""
     shutil.rmtree(folder, ignore_errors=True)
-    stage = checkpoint.info["zero_stage"]
+    stage = checkpoint.info.zero_stage
     states = _load(Path(get_model_state_file(str(checkpoint.folder), stage)))
     if stage == 0:
         _split(states, [name for name, _ in _trained(engine)], folder / "zero")

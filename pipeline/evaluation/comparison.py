@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation.metrics import paired_bootstrap
 from pipeline.evaluation.results import Result
 from pipeline.recipe import Recipe
 from pipeline.tracking.mlflow_records import client_of, short
+from pipeline.translation.scores import paired_bootstrap
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +28,7 @@ class ComparisonError(Exception):
 
 
 @dataclass(frozen=True)
-class Logged:
+class LoggedEvaluation:
     """An evaluation as MLflow has it."""
 
     run_id: str
@@ -69,7 +69,7 @@ class Comparison:
         return f"{'; '.join(parts)} (paired bootstrap against run {self.of})"
 
 
-def evaluations_of_run(recipe: Recipe, run_id: str) -> dict[str, Logged]:
+def evaluations_of_run(recipe: Recipe, run_id: str) -> dict[str, LoggedEvaluation]:
     """The newest evaluation of each test set in an MLflow run, by the name of its folder.
 
     :raises ComparisonError: there is no such run, or none can be had.
@@ -92,7 +92,7 @@ def evaluations_of_run(recipe: Recipe, run_id: str) -> dict[str, Logged]:
     return there
 
 
-def logged(client: MlflowClient, run_id: str, folder: str) -> Logged | None:
+def logged(client: MlflowClient, run_id: str, folder: str) -> LoggedEvaluation | None:
     """:param folder: of artifacts. :returns: None if the files are not (all) there."""
     with tempfile.TemporaryDirectory() as place:
         try:
@@ -101,7 +101,7 @@ def logged(client: MlflowClient, run_id: str, folder: str) -> Logged | None:
                 for name in ("scores.json", "hypotheses.txt")
             ]
             scores, hypotheses = (path.read_text(encoding="utf-8") for path in paths)
-            return Logged(
+            return LoggedEvaluation(
                 run_id, json.loads(scores)["test_set_sha256"], hypotheses.split("\n")[:-1]
             )
         except Exception as error:  # whatever MLflow or the network says
@@ -110,7 +110,7 @@ def logged(client: MlflowClient, run_id: str, folder: str) -> Logged | None:
 
 
 def compare_all(
-    recipe: Recipe, results: Sequence[Result], baseline: Mapping[str, Logged]
+    recipe: Recipe, results: Sequence[Result], baseline: Mapping[str, LoggedEvaluation]
 ) -> list[tuple[Result, Comparison]]:
     """Compare on each test set that both have."""
     compared = []
@@ -126,7 +126,7 @@ def compare_all(
     return compared
 
 
-def compare(recipe: Recipe, result: Result, other: Logged) -> Comparison | None:
+def compare(recipe: Recipe, result: Result, other: LoggedEvaluation) -> Comparison | None:
     """:returns: None if the other evaluation is of other sentences."""
     if other.test_set_sha256 != result.test_set.sha256:
         return None

@@ -1,78 +1,80 @@
-"""TODO docstring."""
+"""Translate and score test sets, unless that was done before."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_prep.files import digest_of
 from data_prep.stage import read_manifest
 from data_prep.vocabulary import load_vocabularies
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
-from pipeline.checkpoints.weights import checkpoints_to_average
-from pipeline.evaluation.metrics import bleu
 from pipeline.evaluation.results import Result, weights_digest
-from pipeline.evaluation.test_sets import Sentences, load_test_sets, slug_of
-from pipeline.recipe import SEARCH, Recipe
+from pipeline.evaluation.test_sets import TestSet, load_test_sets, slug_of
+from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
+from pipeline.recipe import Recipe
+from pipeline.translation.run_model import checkpoints_of_run, untrained_model
+from pipeline.translation.scores import bleu
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # CTranslate2 and PyTorch, which take seconds to import
     from pipeline.translation.serving import TextTranslator
 
 log = logging.getLogger("evaluate")
 
-
 VERSION = 2  # raise it when the same model would get other scores
-
-
 NO_OPTIONS: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """What is evaluated: checkpoints of the run, or an exported model."""
 
     recipe: Recipe
     checkpoints: Sequence[Checkpoint]
     export: Path | None
     search: Mapping[str, object]
-    """What is otherwise than the export says."""
+    """Of an export the search keys that are other than it says; of checkpoints all of them."""
 
     @classmethod
-    def of(cls, recipe: Recipe, export: Path | None, search: Mapping[str, object]) -> Subject:
-        """:raises CheckpointError: nothing to evaluate, or it belongs to other data."""
+    def of(
+        cls, recipe: Recipe, export: Path | None, search: Mapping[str, object]
+    ) -> EvaluatedModel:
+        """:raises CheckpointError: there is nothing to evaluate, or it belongs to other data."""
         if export is None:
-            evaluation = recipe.evaluation.model_dump(mode="json", include=SEARCH)
-            return cls(recipe, checkpoints_to_average(recipe), None, evaluation)
+            search = recipe.evaluation.search.model_dump(mode="json")
+            return cls(recipe, checkpoints_of_run(recipe), None, search)
         if read_manifest(export) is None:
             raise CheckpointError(f"{export}: not an exported model")
         return cls(recipe, [], export, search)
 
     @cached_property
     def weights(self) -> str:
-        """Digest of what the checkpoints hold."""
+        """A digest of what the checkpoints hold."""
         return weights_digest(self.recipe, self.checkpoints)
 
     @property
     def description(self) -> dict[str, Any]:
+        """What scores.json says of the model."""
         if self.export:
             return {"model": str(self.export)}
-        tags = [checkpoint.tag for checkpoint in self.checkpoints]
         return {
-            "checkpoints": tags,
+            "checkpoints": [checkpoint.tag for checkpoint in self.checkpoints],
             "step": self.checkpoints[-1].step,
             "weights_sha256": self.weights,
         }
 
-    def result(self, test_set: Sentences) -> Result:
-        """Where the scores on `test_set` belong, and whether they are there."""
+    def __str__(self) -> str:
+        return str(self.export or ", ".join(checkpoint.tag for checkpoint in self.checkpoints))
+
+    def result(self, test_set: TestSet) -> Result:
+        """Return where the scores on `test_set` belong, and those that are there."""
         variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
-        of = {
+        depends_on = {
             "version": VERSION,
             "search": dict(self.search),
             "weights": self.weights,
@@ -82,16 +84,15 @@ class Subject:
             "target_lang": self.recipe.data.target_lang,  # of BLEU's tokeniser
             "longest line": None if self.export else self.recipe.data.max_tokens_per_side,
         }
-        name = f"{test_set.slug}{variant}"
-        folder = self.recipe.run_dir / "evaluation" / name
+        folder = self.recipe.run_dir / "evaluation" / f"{test_set.slug}{variant}"
         prefix = "test" if self._is_own(test_set) else test_set.slug
-        return Result(test_set, folder, f"{prefix}{variant}_", digest_of(of))
+        return Result(test_set, folder, f"{prefix}{variant}_", digest_of(depends_on))
 
-    def _is_own(self, test_set: Sentences) -> bool:
+    def _is_own(self, test_set: TestSet) -> bool:
         return test_set.name == self.recipe.data.test.name
 
-    def has_baseline(self, test_set: Sentences) -> bool:
-        """Whether an untrained model is scored too."""
+    def has_baseline(self, test_set: TestSet) -> bool:
+        """Tell whether an untrained model is scored too."""
         wanted = self.recipe.evaluation.untrained_baseline
         return wanted and self._is_own(test_set) and not self.export
 
@@ -103,62 +104,62 @@ class Subject:
         return Translator.of_run(self.recipe, self.checkpoints)
 
 
+class _Work(NamedTuple):
+    """What rank 0 has found to do."""
+
+    model: EvaluatedModel
+    results: list[Result]
+    missing: list[Result]
+
+
 def evaluate(
     recipe: Recipe, export: Path | None = None, search: Mapping[str, object] = NO_OPTIONS
-) -> tuple[Subject, list[Result]]:
+) -> tuple[EvaluatedModel, list[Result]]:
     """Bring `RUN_DIR/evaluation/TEST_SET/` up to date for each test set.
 
     Every rank calls it; rank 0 decides, scores and writes.
 
     :param export: a folder written by `./run.sh export`, to evaluate instead of the checkpoints.
-    :param search: its `evaluation` keys that shall be otherwise than it was exported with.
+    :param search: its search keys that shall be other than it was exported with.
     :returns: what was evaluated, and the results of every test set, that of the recipe first.
     :raises CheckpointError: nothing to evaluate, or it belongs to other data.
     :raises DataError: a test set cannot be had.
     """
-    if world_size() > 1:
-        from pipeline.ranks import from_rank_0
-
-        subject, results, missing = from_rank_0(lambda: _look(recipe, export, search))
-    else:
-        subject, results, missing = _look(recipe, export, search)
+    model, results, missing = from_rank_0(lambda: _find_work(recipe, export, search))
     if missing:
-        translator = subject.translator()
+        translator = model.translator()
         for result in missing:
-            _evaluate(subject, translator, result)
-    return subject, results
+            _translate_and_score(model, translator, result)
+    return model, results
 
 
-def _look(
-    recipe: Recipe, export: Path | None, search: Mapping[str, object]
-) -> tuple[Subject, list[Result], list[Result]]:
-    """What there is to evaluate, all results, and those that are missing."""
-    subject = Subject.of(recipe, export, search)
-    results = [subject.result(test_set) for test_set in load_test_sets(recipe)]
+def _find_work(recipe: Recipe, export: Path | None, search: Mapping[str, object]) -> _Work:
+    """Find what there is to evaluate, all results, and those that are missing."""
+    model = EvaluatedModel.of(recipe, export, search)
+    results = [model.result(test_set) for test_set in load_test_sets(recipe)]
     for result in results:
         if result.up_to_date:
             log.info("%s: up to date, reused (%s)", result.test_set.name, result.folder)
-    return subject, results, [result for result in results if not result.up_to_date]
+    return _Work(model, results, [result for result in results if not result.up_to_date])
 
 
-def _evaluate(subject: Subject, translator: TextTranslator, result: Result) -> None:
-    recipe, test_set, description = subject.recipe, result.test_set, subject.description
-    what = description.get("model") or ", ".join(description["checkpoints"])
-    log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), what)
+def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, result: Result) -> None:
+    recipe, test_set = model.recipe, result.test_set
+    log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), model)
     started = time.monotonic()
     hypotheses = _translate(translator, test_set.sources, "translating")
     seconds = time.monotonic() - started
     more = {
-        **description,
+        **model.description,
         "beam_size": translator.search.beam_size,
         "length_penalty": translator.search.length_penalty,
         "sentences_per_second": round(len(test_set.sources) / seconds, 2),
         "ranks": world_size(),
     }
-    if subject.has_baseline(test_set):
-        from pipeline.translation.translator import Translator, untrained_model
+    if model.has_baseline(test_set):
+        from pipeline.translation.translator import Translator
 
-        vocabularies = load_vocabularies(recipe.run_dir / "shards")
+        vocabularies = load_vocabularies(recipe.shards)
         untrained = Translator(untrained_model(recipe), vocabularies, recipe.evaluation)
         lines = _translate(untrained, test_set.sources, "translating with an untrained model")
         found = bleu(lines, test_set.references, recipe.data.target_lang)
@@ -169,28 +170,19 @@ def _evaluate(subject: Subject, translator: TextTranslator, result: Result) -> N
 
 
 def _translate(translator: TextTranslator, sources: Sequence[str], what: str) -> list[str]:
-    """Each rank translates its share. :returns: all translations, on every rank."""
+    """Translate this rank's share, and return all translations, on every rank.
+
+    :param what: the label of the progress bar.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
-    own = slice(0, len(sources))
-    if world_size() > 1:
-        from pipeline.ranks import gather_shares, share_of
-
-        own = share_of(sources, rank(), world_size())
+    share = share_of(sources, rank(), world_size())
     console = Console(stderr=True)
     shown = console.is_terminal and rank() == 0
     with Progress(console=console, transient=True, disable=not shown) as progress:
-        task = progress.add_task(what, total=own.stop - own.start)
+        task = progress.add_task(what, total=share.stop - share.start)
         lines = translator.translate(
-            sources[own], lambda count: progress.advance(task, count), first_line=own.start + 1
+            sources[share], lambda count: progress.advance(task, count), first_line=share.start + 1
         )
-    return gather_shares(lines) if world_size() > 1 else lines
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return gather_shares(lines)

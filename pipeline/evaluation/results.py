@@ -12,10 +12,10 @@ from typing import Any
 
 from data_prep.files import digest_of, read_json, write_atomically, write_json
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.metrics import by_source_length, corpus_scores, sentence_scores, suspicious
-from pipeline.evaluation.test_sets import Sentences
+from pipeline.evaluation.test_sets import TestSet
 from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import Tracker
+from pipeline.translation.scores import by_source_length, corpus_scores, sentence_scores, suspicious
 
 log = logging.getLogger("evaluate")
 
@@ -36,7 +36,9 @@ Scores = dict[str, Any]  # contents of a scores.json
 
 def weights_digest(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
     """Of the weights that evaluation takes from them."""
-    return digest_of([recipe.evaluation.use_ema, *(c.info for c in checkpoints)])
+    return digest_of(
+        [recipe.evaluation.use_ema, *(c.info.model_dump(mode="json") for c in checkpoints)]
+    )
 
 
 def scores_of(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]:
@@ -52,7 +54,7 @@ def scores_of(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]
 class Result:
     """A test set, and how well it was translated."""
 
-    test_set: Sentences
+    test_set: TestSet
     folder: Path
     """RUN_DIR/evaluation/TEST_SET: scores.json, hypotheses.txt, sentences.tsv, by_length.png."""
 

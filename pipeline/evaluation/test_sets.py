@@ -14,7 +14,7 @@ from pipeline.recipe import Recipe, TestSetFiles
 
 
 @dataclass(frozen=True)
-class Sentences:
+class TestSet:
     """A test set."""
 
     name: str
@@ -37,7 +37,7 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
-def load_test_sets(recipe: Recipe) -> Iterator[Sentences]:
+def load_test_sets(recipe: Recipe) -> Iterator[TestSet]:
     """`data.test`, then those of `evaluation.test_sets`.
 
     :raises DataError: one cannot be had, its sides differ in length, or two have one name.
@@ -60,9 +60,9 @@ def load_test_sets(recipe: Recipe) -> Iterator[Sentences]:
         yield test_set
 
 
-def _read(recipe: Recipe) -> Iterator[Sentences]:
+def _read(recipe: Recipe) -> Iterator[TestSet]:
     source_lang, target_lang = recipe.data.languages
-    text = recipe.run_dir / "clean"
+    text = recipe.clean_text
     if not (text / f"test.{source_lang}").exists():
         raise DataError(f"{text}: no test set; run `./run.sh prepare`")
     yield _of_files(
@@ -77,16 +77,14 @@ def _read(recipe: Recipe) -> Iterator[Sentences]:
             yield _of_sacrebleu(wanted, f"{source_lang}-{target_lang}")
 
 
-def _of_files(name: str, source: Path, *references: Path) -> Sentences:
+def _of_files(name: str, source: Path, *references: Path) -> TestSet:
     for path in (source, *references):
         if not path.is_file():
             raise DataError(f"{name}: {path} does not exist")
-    return Sentences(
-        name, list(read_lines(source)), [list(read_lines(path)) for path in references]
-    )
+    return TestSet(name, list(read_lines(source)), [list(read_lines(path)) for path in references])
 
 
-def _of_sacrebleu(name: str, languages: str) -> Sentences:
+def _of_sacrebleu(name: str, languages: str) -> TestSet:
     from sacrebleu.dataset import DATASETS
     from sacrebleu.utils import SACREBLEU_DIR
 

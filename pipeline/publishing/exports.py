@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""An exported model: a folder that needs nothing else of the run."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
-from pipeline.recipe import SEARCH, Recipe, UsageError
-from pipeline.translation.serving import SETTINGS, pieces_of
+from pipeline.recipe import Recipe, UsageError
+from pipeline.translation.run_model import checkpoints_of_run, model_of_run
+from pipeline.translation.serving import SETTINGS, tokens_of
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
 
 log = logging.getLogger("export")
 
-
 Format = Literal["safetensors", "ctranslate2"]
-
-
 Quantization = Literal["int8"]
 
 
@@ -44,26 +41,23 @@ def export(
     from data_prep.vocabulary import vocabulary_files
     from pipeline.evaluation.results import weights_digest
     from pipeline.publishing.model_card import model_card
-    from pipeline.translation.translator import untrained_model
 
     _check(recipe, format, quantization)
-    checkpoints = checkpoints or checkpoints_to_average(recipe)
+    checkpoints = checkpoints or checkpoints_of_run(recipe)
     card = model_card(recipe, checkpoints)
     settings: dict[str, Any] = {
         "format": format,
         "quantization": quantization,
         "model": recipe.model.model_dump(mode="json"),
-        "evaluation": recipe.evaluation.model_dump(mode="json", include=SEARCH),
+        "evaluation": recipe.evaluation.search.model_dump(mode="json"),
         "max_source_tokens": min(recipe.data.max_tokens_per_side, recipe.model.max_seq_len),
         "source_lang": recipe.data.source_lang,
         "target_lang": recipe.data.target_lang,
     }
 
     def build(partial: Path) -> dict[str, int]:
-        model = untrained_model(recipe)
-        use_ema = recipe.evaluation.use_ema
-        model.load_state_dict(average_weights(checkpoints, use_ema=use_ema))
-        for path in vocabulary_files(recipe.run_dir / "shards"):
+        model = model_of_run(recipe, checkpoints)
+        for path in vocabulary_files(recipe.shards):
             shutil.copyfile(path, partial / path.name)
         if format == "ctranslate2":
             _write_ctranslate2(model, partial, quantization)
@@ -109,7 +103,7 @@ def _write_ctranslate2(
 
     # In float32 the order of additions, which is not ours to choose, would show in the bytes.
     spec = ctranslate2_spec(model.double())
-    source, target = map(pieces_of, load_vocabularies(folder))
+    source, target = map(tokens_of, load_vocabularies(folder))
     spec.register_source_vocabulary(source)
     spec.register_target_vocabulary(target)
     spec.validate()

@@ -63,7 +63,7 @@ def _head(recipe: Recipe, scores: Sequence[Scores]) -> str:
 
 def _model(recipe: Recipe) -> str:
     model = recipe.model
-    source, target = load_vocabularies(recipe.run_dir / "shards")
+    source, target = load_vocabularies(recipe.shards)
     sizes = (source.get_piece_size(), target.get_piece_size())
     shapes = abstract_model(model, sizes)
     pieces = [f"{size:,}" for size in (sizes if source is not target else sizes[:1])]
@@ -89,7 +89,7 @@ def _model(recipe: Recipe) -> str:
 
 
 def _data(recipe: Recipe) -> str:
-    manifest = read_manifest(recipe.run_dir / "shards")
+    manifest = read_manifest(recipe.shards)
     if manifest is None:
         return "## Training data\n\nNot recorded in this run's folder."
     lines = ["| corpus | pairs read | kept | weight | dropped by |", "|---|---|---|---|---|"]

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("evaluate")
 
 CHAMPION = "champion"
-NEEDED = ("mlflow", "ctranslate2", "sentencepiece")  # to serve it; nothing else of ours
+NEEDED = ("mlflow", "ctranslate2", "sentencepiece")  # to serve it
+SERVED_CODE = (  # all of ours that it takes
+    "pipeline/__init__.py",
+    "pipeline/translation/__init__.py",
+    "pipeline/translation/serving.py",
+)
 
 
 def register(recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result) -> None:
@@ -88,7 +93,7 @@ def _register(
         folder = recipe.run_dir / "tracking" / "model"
         export(recipe, folder, "ctranslate2", checkpoints=checkpoints)
         new = _log_model(client, name, recipe, folder, result, run_id)
-    verdict = _crown(client, recipe, result, new)
+    verdict = _move_champion(client, recipe, result, new)
     return f"registered as {name} version {new.version}: {verdict}"
 
 
@@ -104,10 +109,9 @@ def _log_model(
     mlflow.set_tracking_uri(recipe.tracking_uri)
     mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
     with tempfile.TemporaryDirectory() as place, redirect_stderr(io.StringIO()):  # it is chatty
-        package = Path(place) / "pipeline"
-        package.mkdir()
-        for path in ("__init__.py", "serving.py"):
-            copyfile(ROOT / "pipeline" / path, package / path)
+        for path in SERVED_CODE:
+            (Path(place) / path).parent.mkdir(parents=True, exist_ok=True)
+            copyfile(ROOT / path, Path(place) / path)
         logged = Model.log(
             None,
             mlflow.pyfunc,
@@ -115,9 +119,9 @@ def _log_model(
             run_id=run_id,
             registered_model_name=name,
             step=result.scores["step"],
-            python_model=str(ROOT / "pipeline" / "mlflow_model.py"),
+            python_model=str(ROOT / "pipeline" / "publishing" / "served_model.py"),
             artifacts={"model": str(folder.absolute())},
-            code_paths=[str(package)],
+            code_paths=sorted({str(Path(place) / Path(path).parts[0]) for path in SERVED_CODE}),
             input_example=example,
             pip_requirements=[f"{package}=={version(package)}" for package in NEEDED],
         )
@@ -134,7 +138,7 @@ def _log_model(
     return new
 
 
-def _crown(client: MlflowClient, recipe: Recipe, result: Result, new: ModelVersion) -> str:
+def _move_champion(client: MlflowClient, recipe: Recipe, result: Result, new: ModelVersion) -> str:
     """Move the alias if `new` is better than the one that has it. :returns: what was found."""
     champion = _champion(client, new.name)
     if champion is None:

@@ -1,5 +1,5 @@
 """The registered model: MLflow runs this file where the model is loaded. Beside it lies
-`pipeline/serving.py`; nothing else of ours is needed."""
+`pipeline/translation/serving.py`; nothing else of ours is needed."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import platform
 import socket
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from data_prep.files import digest_of
 from data_prep.stage import read_manifest
@@ -15,18 +15,15 @@ from data_prep.vocabulary import vocabulary_files
 from pipeline.recipe import ROOT, Recipe
 from pipeline.tracking.tracker import Tracker
 
-if TYPE_CHECKING:  # which imports torch
-    from pipeline.training.trainer import Training
-
 PACKAGES = ("torch", "deepspeed", "fairseq2", "ctranslate2", "sentencepiece", "sacrebleu", "mlflow")
 
 
 def log_data(tracker: Tracker, recipe: Recipe) -> None:
-    """Recipe, corpora, cleaning report, vocabulary and shards; and where they were made.
+    """Log recipe, corpora, cleaning report, vocabulary and shards; and where they were made.
 
     :raises OSError: a file of them cannot be read.
     """
-    shards, clean = recipe.run_dir / "shards", recipe.run_dir / "clean"
+    shards, clean = recipe.shards, recipe.clean_text
     if not tracker.has_records:
         tracker.log_status("SCHEDULED")
         tracker.log_tags(_code() | _machine())
@@ -53,26 +50,35 @@ def log_data(tracker: Tracker, recipe: Recipe) -> None:
         )
 
 
-def log_training(tracker: Tracker, recipe: Recipe, training: Training) -> None:
-    """Model, training, search, and DeepSpeed's configuration; and where it runs."""
+class TrainingFacts(NamedTuple):
+    """What is not in the recipe of a training."""
+
+    deepspeed_config: dict[str, Any]
+    ranks: int
+    device: str
+    core_parameters: int
+
+
+def log_training(tracker: Tracker, recipe: Recipe, facts: TrainingFacts) -> None:
+    """Log model, training, search, and DeepSpeed's configuration; and where it runs."""
     sections = recipe.model_dump(mode="json", include={"model", "training", "evaluation"})
-    tracker.log_params(**sections, deepspeed=training.deepspeed_config)
+    tracker.log_params(**sections, deepspeed=facts.deepspeed_config)
     tracker.log_tags(
         {
             **_code(),
             **_machine(),
-            "ranks": str(training.world_size),
-            "device": str(training.device),
-            "core_parameters": str(training.core_parameters),
+            "ranks": str(facts.ranks),
+            "device": facts.device,
+            "core_parameters": str(facts.core_parameters),
         }
     )
     tracker.log_json("recipe.json", recipe.model_dump(mode="json"))
-    tracker.log_json("deepspeed.json", training.deepspeed_config)
+    tracker.log_json("deepspeed.json", facts.deepspeed_config)
     tracker.log_status("RUNNING")
 
 
 def _code() -> dict[str, str]:
-    """The commit of the checkout, and what is installed."""
+    """Return tags of the commit of the checkout, and of what is installed."""
     tags = {
         "version.python": platform.python_version(),
         "mlflow.source.name": ROOT.name,
@@ -91,7 +97,7 @@ def _code() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
-    """None where there is no checkout, or no git."""
+    """Return what git says; None where there is no checkout, or no git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
@@ -111,7 +117,7 @@ def _machine() -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    """Names of this machine's NVIDIA GPUs."""
+    """Return the names of this machine's NVIDIA GPUs."""
     import pynvml
 
     try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
 from pipeline.tracking.mlflow_records import IMPORTING
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.trainer import Training
 
 SECONDS = 10.0  # MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is MLflow's name for another value
 
@@ -19,8 +19,9 @@ class SystemMetrics:
     """MLflow's own monitors of CPU, memory, disk, network and GPUs, through our tracker: a server
     that is away loses none. They see the machine of rank 0."""
 
-    def __init__(self, tracker: Tracker, training: Training) -> None:
-        self._tracker, self._training = tracker, training
+    def __init__(self, tracker: Tracker, step: Callable[[], int]) -> None:
+        """:param step: tells the step at hand."""
+        self._tracker, self._step = tracker, step
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="system metrics", daemon=True)
 
@@ -46,7 +47,7 @@ class SystemMetrics:
                 metrics |= monitor.aggregate_metrics()
                 monitor.clear_metrics()
             metrics = {f"system/{key}": value for key, value in metrics.items()}
-            self._tracker.log_metrics(metrics, self._training.step)
+            self._tracker.log_metrics(metrics, self._step())
 
 
 def _monitors() -> list[Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import digest_of, read_json, sha256_of, write_atomically, write_json
+from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
 from pipeline.recipe import Recipe
 from pipeline.tracking.mlflow_records import METRICS_RECORDS, client_of, send, short
 
@@ -245,6 +246,16 @@ class Tracker:
             experiment_id = experiment.experiment_id
         run = client.create_run(experiment_id, run_name=self._recipe.run_dir.absolute().name)
         return str(run.info.run_id)
+
+
+def open_tracker(recipe: Recipe) -> Tracker:
+    """Return the tracker of `run_dir`. Of a checkpoint that was copied here, it goes on with the
+    MLflow run."""
+    checkpoints, run_id = list_checkpoints(recipe.checkpoints), None
+    if checkpoints:
+        with suppress(CheckpointError):  # another command will say so
+            run_id = checkpoints[-1].info.tracker_run_id
+    return Tracker(recipe, run_id)
 
 
 def send_left_over(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""From the batch plan to a rank's collated micro-batches, prepared one step ahead."""
 
 from __future__ import annotations
 
@@ -6,50 +6,45 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from typing import Generic
 
 import torch
 
-from data_prep.batch_plan import BatchPlan, Indices
-from data_prep.shards import ShardReader
-from pipeline.translation.batches import Batch, collate
+from data_prep.batch_plan import Indices
+from pipeline.training.task import Batch, Task
 
 
 @dataclass(frozen=True)
-class StepBatches:
+class Share(Generic[Batch]):
     """One rank's share of a global batch, collated."""
 
     micro_batches: list[Batch]
 
-    sentences: list[Indices]
-    """Sentence indices of each of them."""
+    examples: list[Indices]
+    """The numbers of the examples in each of them."""
 
-    source_tokens: int
-    """Of the whole global batch, as `target_tokens`."""
+    units: int
+    """The size of the whole global batch, in the task's units."""
 
-    target_tokens: int
+    normaliser: int
+    """What the summed loss of the whole global batch is divided by."""
 
     @property
     def positions(self) -> int:
-        """Source and target positions of this rank, padding included."""
-        return sum(batch.source.numel() + batch.targets.numel() for batch in self.micro_batches)
+        """Positions that this rank computes, padding included."""
+        return sum(batch.positions for batch in self.micro_batches)
 
 
 def feed(
-    plan: BatchPlan,
-    reader: ShardReader,
-    device: torch.device,
-    *,
-    rank: int,
-    world_size: int,
-    first_step: int,
-) -> Iterator[StepBatches]:
-    """What `rank` works on in `first_step`, `first_step` + 1, …, collated one step ahead."""
+    task: Task[Batch], device: torch.device, *, rank: int, world_size: int, first_step: int
+) -> Iterator[Share[Batch]]:
+    """Yield what `rank` works on in `first_step`, `first_step` + 1, …, collated one step ahead."""
 
-    def prepare(step: int) -> StepBatches:
-        batch = plan[step]
-        sentences = batch.share(rank, world_size)
-        collated = [collate(reader, indices, device) for indices in sentences]
-        return StepBatches(collated, sentences, batch.source_tokens, batch.target_tokens)
+    def prepare(step: int) -> Share[Batch]:
+        batch = task.plan[step]
+        examples = batch.share(rank, world_size)
+        collated = [task.collate(indices, device) for indices in examples]
+        return Share(collated, examples, task.units(batch), task.normaliser(batch))
 
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
         ahead = thread.submit(prepare, first_step)

@@ -1,43 +1,31 @@
-"""TODO docstring."""
+"""The training loop: steps, and what is due after each of them."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import time
-from contextlib import ExitStack, nullcontext
+from collections.abc import Mapping, Sequence
 from types import FrameType
+from typing import Generic, NamedTuple
 
 import torch
-import torch.distributed
 from rich.console import Console
 
-from data_prep.files import only_command_in
-from data_prep.shards import ShardReader
-from pipeline.checkpoints.folder import (
-    Checkpoint,
-    record_validation,
-    remove_unfinished,
-    set_aside_damaged,
-)
-from pipeline.checkpoints.resume import checkpoint_to_resume, is_finished
-from pipeline.pictures import draw_losses
-from pipeline.preflight import check_space
-from pipeline.recipe import Recipe
-from pipeline.tracking.open import open_tracker
-from pipeline.tracking.provenance import log_data, log_training
-from pipeline.tracking.system_metrics import SystemMetrics
+from pipeline.checkpoints.folder import Checkpoint, record_validation
+from pipeline.recipe import TrainingConfig
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.progress import Window, progress_bar, progress_line
-from pipeline.training.trainer import Training, TrainingError, rehearse
-from pipeline.training.validation import Stopped, Validation, any_rank
+from pipeline.training.task import Batch
+from pipeline.training.trainer import Trainer
+from pipeline.training.validation import Interruption, Stopped, Validation
 from pipeline.training.watchdog import Watchdog
 
 log = logging.getLogger("train")
 
 
 class StopSignal:
-    """SIGTERM or Ctrl-C."""
+    """Remembers that SIGTERM or Ctrl-C has come."""
 
     def __init__(self) -> None:
         self.received = False
@@ -48,94 +36,127 @@ class StopSignal:
         self.received = True
 
 
-class Loop:
-    """Train to the last step; log, validate and save on the way."""
+class Due(NamedTuple):
+    """What is due after a step. A validation that is due when a signal has come is put off."""
+
+    report: bool
+    validate: bool
+    save: bool
+    stop: bool
+
+    @classmethod
+    def after(cls, step: int, last_step: int, config: TrainingConfig, stop: bool) -> Due:
+        """:param stop: whether a signal has come to any rank."""
+        last = step == last_step
+        validate = last or step % config.validate_every == 0
+        save = last or stop or step % config.checkpoint_every == 0
+        report = save or (validate and not stop) or step % config.log_every == 0
+        return cls(report, validate, save, stop)
+
+
+class Loop(Generic[Batch]):
+    """Trains to the last step; logs, validates and saves on the way."""
 
     def __init__(
-        self, training: Training, newest: Checkpoint | None, tracker: Tracker | None
+        self, trainer: Trainer[Batch], newest: Checkpoint | None, tracker: Tracker | None
     ) -> None:
-        """:param newest: the checkpoint that `training` has resumed from."""
-        self.training, self.tracker, self.config = training, tracker, training.config
+        """
+        :param newest: the checkpoint that `trainer` has resumed from.
+        :param tracker: rank 0's.
+        """
+        self.trainer, self.tracker, self.config = trainer, tracker, trainer.config
         self.stop = StopSignal()
         self.watchdog = Watchdog(
             self.config.collective_timeout,
-            training.rank,
-            lambda: f"after step {training.step}",
-            training.recipe.run_dir / "hangs" / f"rank-{training.rank}.txt",
+            trainer.rank,
+            lambda: f"after step {trainer.step}",
+            trainer.recipe.run_dir / "hangs" / f"rank-{trainer.rank}.txt",
         )
-        self.validation = Validation(training, self._alive)
+        self.interruption = Interruption(trainer, self._signalled)
+        self.validation = Validation(trainer, self.interruption)
         if newest is not None:
-            self.validation.resume(newest.info["validation"])
-        self.first_step, self.started = training.step, time.monotonic()
+            self.validation.resume(newest.info.validation)
+        self.first_step, self.started = trainer.step, time.monotonic()
         self.window = self._new_window()
 
     def run(self, console: Console | None) -> None:
-        """:raises Stopped: by a signal, after saving.
+        """Train to the end.
+
+        :param console: the terminal to show a bar on.
+        :raises Stopped: by a signal, after saving.
         :raises TrainingError: a gradient is not finite.
         """
-        training = self.training
+        trainer, validation = self.trainer, self.validation
         try:
             with progress_bar(console) as bar:
-                task = bar.add_task("", total=training.last_step, completed=training.step)
-                if self.validation.state["due"]:
+                task = bar.add_task("", total=trainer.last_step, completed=trainer.step)
+                if validation.state.due:
                     self._catch_up()
-                while training.step < training.last_step and not self.validation.gave_up:
+                while trainer.step < trainer.last_step and not validation.gave_up:
                     self.step()
-                    bar.update(task, completed=training.step)
+                    bar.update(task, completed=trainer.step)
         finally:
             self.watchdog.stop()  # rank 0 may take its time to tell MLflow
-        if self.validation.gave_up and training.rank == 0:
+        if validation.gave_up and trainer.rank == 0:
+            best = validation.state
             log.info(
                 "early stopping at step %d: step %d was the best (%s %.4f)",
-                training.step,
-                *(self.validation.state[key] for key in ("best_step", "criterion", "best")),
-            )
+                trainer.step, best.best_step, best.criterion, best.best,
+            )  # fmt: skip
 
     def step(self) -> None:
-        """One step, and what is due after it."""
-        self.training.train_step(self.window)
-        self._after_step(stopped=any_rank(self.training, self._alive()))
+        """Train one step, and do what is due after it.
 
-    def _alive(self) -> bool:
-        """:returns: whether a signal has come to this rank."""
+        :raises Stopped: by a signal, after saving.
+        """
+        trainer = self.trainer
+        trainer.train_step(self.window)
+        stop = self.interruption.everywhere()
+        self._do(Due.after(trainer.step, trainer.last_step, self.config, stop))
+
+    def _do(self, due: Due) -> None:
+        """Do what is due: report, validate, save, stop."""
+        if due.report:
+            self._report()
+        pause = time.monotonic()
+        save, stop = due.save, due.stop
+        self.validation.put_off(due.validate)
+        if due.validate and not stop:
+            try:
+                self._validate()
+            except Stopped:
+                save = stop = True
+            else:
+                save |= self.validation.improved or self.validation.gave_up
+        if save:
+            run_id = self.tracker.run_id if self.tracker else None
+            self.trainer.save(run_id, self.validation.state)
+            self.watchdog.seen()
+        self.window.since += time.monotonic() - pause
+        trained = self.trainer.step == self.trainer.last_step
+        if stop and (not trained or self.validation.state.due):
+            raise Stopped(f"stopped by a signal at step {self.trainer.step}")
+
+    def _signalled(self) -> bool:
+        """Tell whether a signal has come to this rank. Who asks has made progress."""
         self.watchdog.seen()
         return self.stop.received
 
     def _new_window(self) -> Window:
-        return Window(torch.zeros((), device=self.training.device))
-
-    def _after_step(self, stopped: bool) -> None:
-        training, config = self.training, self.config
-        step, last = training.step, training.step == training.last_step
-        due = step % config.validate_every == 0 or last
-        validating = due and not stopped
-        saving = step % config.checkpoint_every == 0 or last or stopped
-        if step % config.log_every == 0 or validating or saving:
-            self._report()
-        pause = time.monotonic()
-        self.validation.state["due"] = due
-        if validating:
-            try:
-                self._validate()
-            except Stopped:
-                stopped = saving = True
-            else:
-                saving |= self.validation.improved or self.validation.gave_up
-        if saving:
-            training.save(self.tracker.run_id if self.tracker else None, self.validation.state)
-            self.watchdog.seen()
-        self.window.since += time.monotonic() - pause
-        if stopped and (not last or self.validation.state["due"]):
-            raise Stopped(f"stopped by a signal at step {step}")
+        return Window(torch.zeros((), device=self.trainer.device))
 
     def _catch_up(self) -> None:
-        """The validation that a signal has kept the run before from."""
+        """Do the validation that the run before has put off, and write it into its checkpoint."""
         self._validate()
-        if self.training.rank == 0:
-            state, folder = self.validation.state, self.training.checkpoints
-            record_validation(folder, self.training.step, state)
+        if self.trainer.rank == 0:
+            folder, step = self.trainer.recipe.checkpoints, self.trainer.step
+            record_validation(folder, step, self.validation.state)
 
     def _validate(self) -> None:
+        """Validate and tell of it.
+
+        :raises Stopped: on every rank, when a signal has come to one.
+        """
         metrics = self.validation.run()
         words = {
             "valid_loss": "valid loss %.4f",
@@ -144,113 +165,36 @@ class Loop:
         }
         text = " | ".join(words[key] % value for key, value in metrics.items())
         best = " | best so far" if self.validation.improved else ""
-        self._tell(f"step {self.training.step} | {text}{best}", metrics, once=["valid_loss"])
+        self._tell(f"step {self.trainer.step} | {text}{best}", metrics, once=["valid_loss"])
 
     def _report(self) -> None:
-        """One progress line, and the same numbers to the tracker."""
-        training, window = self.training, self.window
-        loss, positions, waited = training.mean_over_ranks(
+        """Write one progress line, and give the same numbers to the tracker."""
+        trainer, window = self.trainer, self.window
+        loss, positions, waited = trainer.mean_over_ranks(
             window.loss, window.positions, window.waited
         )
-        metrics = window.metrics(
-            loss * training.world_size, positions * training.world_size, waited
-        )
+        ranks = trainer.world_size
+        metrics = window.metrics(trainer.task, loss * ranks, positions * ranks, waited)
         metrics |= {
-            "learning_rate": training.engine.get_lr()[0],
-            "grad_norm": float(training.engine.get_global_grad_norm() or 0.0),
-            "epoch": training.step / training.plan.steps_per_epoch,
-            "skipped_steps": training.engine.skipped_steps,
+            "learning_rate": trainer.engine.get_lr()[0],
+            "grad_norm": float(trainer.engine.get_global_grad_norm() or 0.0),
+            "epoch": trainer.step / trainer.task.plan.steps_per_epoch,
+            "skipped_steps": trainer.engine.skipped_steps,
         }
-        elapsed, steps = time.monotonic() - self.started, training.step - self.first_step
-        eta = (training.last_step - training.step) * elapsed / steps
+        elapsed, steps = time.monotonic() - self.started, trainer.step - self.first_step
+        eta = (trainer.last_step - trainer.step) * elapsed / steps
         self._tell(
-            progress_line(metrics, training.step, training.last_step, eta),
+            progress_line(trainer.task, metrics, trainer.step, trainer.last_step, eta),
             metrics,
             once=["train_loss", "learning_rate"],
         )
         self.window = self._new_window()
 
-    def _tell(self, line: str, metrics: dict[str, float], once: list[str]) -> None:
+    def _tell(self, line: str, metrics: Mapping[str, float], once: Sequence[str]) -> None:
+        """Log on rank 0.
+
+        :param once: if an interrupted run has logged the same of these, the tracker has all.
+        """
         if self.tracker:
             log.info("%s", line)
-            self.tracker.log_metrics(metrics, self.training.step, once=once)
-
-
-def _look_before(recipe: Recipe, held: ExitStack) -> Checkpoint | None:
-    """Rank 0's look at everything that training depends on. :returns: the checkpoint to resume.
-
-    :raises DataError, CheckpointError, PreflightError: it cannot work, and why.
-    """
-    held.enter_context(only_command_in(recipe.run_dir))
-    started = time.monotonic()
-    train = ShardReader(recipe.run_dir / "shards", "train", verify=True)
-    ShardReader(recipe.run_dir / "shards", "valid", verify=True)
-    newest = checkpoint_to_resume(recipe, train.manifest)
-    if newest is not None and is_finished(recipe.training, newest):
-        return newest
-    checkpoints = recipe.run_dir / "checkpoints"
-    if newest is not None:
-        set_aside_damaged(checkpoints, newest)
-    remove_unfinished(checkpoints)
-    clean = recipe.run_dir / "clean"
-    if recipe.training.bleu_every and not (clean / f"valid.{recipe.data.source_lang}").exists():
-        raise TrainingError(f"training.bleu_every needs the text in {clean}: run ./run.sh prepare")
-    sizes = train.manifest["vocabulary"]["sizes"]
-    free, needed = check_space(recipe, sizes)
-    log.info(
-        "preflight: %s training pairs; %.1f GiB free, %.2f GiB for checkpoints; %.1f s",
-        f"{len(train):,}",
-        free,
-        needed,
-        time.monotonic() - started,
-    )
-    return newest
-
-
-def _train(recipe: Recipe, newest: Checkpoint | None, console: Console | None) -> None:
-    """:raises Stopped: by a signal, after saving."""
-    fits = rehearse(recipe)
-    training = Training(recipe)
-    if newest is not None:
-        training.resume(newest)
-    tracker = None
-    if training.rank == 0:
-        log.info("preflight: %s", fits)
-        if newest is None and recipe.training.init_from:
-            log.info("initial weights: %s", recipe.training.init_from)
-        log.info(
-            "%s, %s core parameters; %s; %d rank(s) × %d micro-batch(es) a step, ZeRO stage %d; "
-            "padding %.1f%%",
-            recipe.model.architecture,
-            f"{training.core_parameters:,}",
-            training.device,
-            training.world_size,
-            training.accumulation_steps,
-            training.engine.zero_optimization_stage(),
-            100 * training.plan.padding_share(),
-        )
-        tracker = open_tracker(recipe)
-        log_data(tracker, recipe)
-        log_training(tracker, recipe, training)
-    status = "FAILED"
-    try:
-        with SystemMetrics(tracker, training) if tracker else nullcontext():
-            Loop(training, newest, tracker).run(console)
-        status = "FINISHED"
-    except Stopped:
-        status = "KILLED"
-        raise
-    finally:
-        if tracker:
-            _log_losses(tracker, recipe)
-            tracker.close(status)
-
-
-def _log_losses(tracker: Tracker, recipe: Recipe) -> None:
-    """The picture of the run, for those who have no dashboard at hand."""
-    picture = recipe.run_dir / "loss.png"
-    try:
-        draw_losses(tracker.history, picture)
-        tracker.log_artifact(picture)
-    except OSError as error:  # a full disk: training ends as it has, not with a traceback
-        log.warning("%s: not drawn: %s", picture, error.strerror)
+            self.tracker.log_metrics(metrics, self.trainer.step, once=once)

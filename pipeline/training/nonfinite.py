@@ -17,18 +17,18 @@ def dump(
     *,
     step: int,
     learning_rate: float,
-    sentences: list[Indices],
+    examples: list[Indices],
     losses: list[torch.Tensor],
 ) -> None:
-    """Write one rank's view of a step: its sentences, their losses, and the state of `weights`.
+    """Write one rank's view of a step: its examples, their losses, and the state of `weights`.
 
-    :param sentences: of each micro-batch, their numbers in the training shards.
-    :param losses: of each micro-batch, summed over its target tokens.
+    :param examples: the numbers of each micro-batch's examples in the training data.
+    :param losses: the loss of each micro-batch, summed over its targets.
     """
     path.parent.mkdir(exist_ok=True)
     work = [
-        {"loss": str(float(loss)), "sentences": indices.tolist()}
-        for indices, loss in zip(sentences, losses, strict=True)
+        {"loss": str(float(loss)), "examples": indices.tolist()}
+        for indices, loss in zip(examples, losses, strict=True)
     ]
     state = {
         name: {

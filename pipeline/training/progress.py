@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from pipeline.preflight import GIB
+from pipeline.training.task import Batch, Task
 
 log = logging.getLogger("train")
 
@@ -31,31 +32,42 @@ class Window:
     """What happened since the last progress line; `loss`, `positions` and `waited` on this rank."""
 
     loss: torch.Tensor
-    """Summed over target tokens."""
+    """Summed over the targets."""
 
     steps: int = 0
-    source_tokens: int = 0
-    target_tokens: int = 0
+
+    units: int = 0
+    """The size of the global batches, in the task's units."""
+
+    normaliser: int = 0
+    """The number of their targets."""
+
     positions: int = 0
-    """Source and target positions, padding included."""
+    """Positions that were computed, padding included."""
 
     waited: float = 0.0
     """Seconds without a batch to work on."""
 
     since: float = field(default_factory=time.monotonic)
 
-    def metrics(self, total_loss: float, total_positions: float, waited: float) -> dict[str, float]:
-        """:param total_loss, total_positions: over all ranks. :param waited: mean of the ranks."""
+    def metrics(
+        self, task: Task[Batch], total_loss: float, total_positions: float, waited: float
+    ) -> dict[str, float]:
+        """Return what MLflow gets.
+
+        :param total_loss, total_positions: summed over all ranks.
+        :param waited: the mean of the ranks.
+        """
         seconds = time.monotonic() - self.since
-        tokens = self.source_tokens + self.target_tokens
-        loss = total_loss / self.target_tokens if tokens else math.nan  # all steps were skipped
+        # When all steps were skipped there is no loss.
+        loss = total_loss / self.normaliser if self.normaliser else math.nan
         return {
             "train_loss": loss,
             "train_ppl": perplexity(loss),
-            "speed/tokens_per_second": tokens / seconds,
-            "speed/target_tokens_per_second": self.target_tokens / seconds,
+            f"speed/{task.unit}_per_second": self.units / seconds,
+            f"speed/{task.target_unit}_per_second": self.normaliser / seconds,
             "speed/steps_per_second": self.steps / seconds,
-            "speed/padding_share": 1 - tokens / max(1.0, total_positions),
+            "speed/padding_share": 1 - self.units / max(1.0, total_positions),
             "speed/data_wait_share": waited / seconds,
             "speed/memory_gib": memory() / GIB,
         }
@@ -66,13 +78,19 @@ def perplexity(loss: float) -> float:
 
 
 def memory() -> int:
-    """Bytes: the GPU's peak so far, or what the process holds now."""
+    """Return the GPU's peak so far, or what the process holds now, in bytes."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return int(psutil.Process().memory_info().rss)
 
 
-def progress_line(metrics: dict[str, float], step: int, last_step: int, eta: float) -> str:
+def progress_line(
+    task: Task[Batch], metrics: dict[str, float], step: int, last_step: int, eta: float
+) -> str:
+    """Return what the log says of a step.
+
+    :param eta: seconds to the last step.
+    """
     parts = [
         f"step {step}/{last_step}",
         f"epoch {metrics['epoch']:.2f}",
@@ -80,7 +98,7 @@ def progress_line(metrics: dict[str, float], step: int, last_step: int, eta: flo
         f"ppl {metrics['train_ppl']:.2f}",
         f"lr {metrics['learning_rate']:.2e}",
         f"grad norm {metrics['grad_norm']:.2f}",
-        f"{metrics['speed/tokens_per_second']:,.0f} tokens/s",
+        f"{metrics[f'speed/{task.unit}_per_second']:,.0f} {task.unit}/s",
         f"padding {metrics['speed/padding_share']:.1%}",
         f"data wait {metrics['speed/data_wait_share']:.1%}",
         f"{metrics['speed/memory_gib']:.2f} GiB",
@@ -90,7 +108,7 @@ def progress_line(metrics: dict[str, float], step: int, last_step: int, eta: flo
 
 
 def start_logging(rank: int) -> Console | None:
-    """Log to stderr: rank 0 all, others their errors.
+    """Log to stderr: rank 0 everything, the others their errors.
 
     :returns: the terminal that rank 0 writes to, if it is one.
     """
@@ -108,7 +126,7 @@ def start_logging(rank: int) -> Console | None:
 
 
 def progress_bar(console: Console | None) -> Progress:
-    """Over the steps, on a terminal; without one it shows nothing."""
+    """Return a bar over the steps; it shows nothing without a terminal."""
     columns = (
         TextColumn("step"),
         MofNCompleteColumn(),

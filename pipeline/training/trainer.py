@@ -1,53 +1,49 @@
-"""DeepSpeed's engine around our model: one step, its loss, saving and resuming.
+"""DeepSpeed's engine around a task's model: one step, saving and resuming.
 
-The way of a batch: `BatchPlan[step]` names the sentences of a global batch; this rank's share comes
-collated from `feed`; the summed loss of each micro-batch is divided by the target tokens of the
-whole global batch, and DeepSpeed accumulates, averages and steps. Which rank works on what changes
-nothing in the sum, nor in the dropout masks while the ranks divide the micro-batches.
+The way of a batch: `BatchPlan[step]` names the examples of a global batch; this rank's share comes
+collated from `feed`; the summed loss of each micro-batch is divided by the normaliser of the whole
+global batch (a translation's target tokens), and DeepSpeed accumulates, averages and steps. Which
+rank works on what changes nothing in the sum, nor in the dropout masks while the ranks divide the
+micro-batches.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
+from typing import Generic
 
 import deepspeed
 import numpy as np
 import torch
 from deepspeed import comm as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_model
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from data_prep.batch_plan import BatchPlan, pieces_of_each
-from data_prep.shards import ShardReader
-from data_prep.vocabulary import PAD_IDX, vocabulary_digest
-from models.factory import create_model
-from models.seq2seq import TranslationModel, core_parameters
-from pipeline.checkpoints.folder import Checkpoint, CheckpointError, finish_checkpoint, tag_of
-from pipeline.checkpoints.relayout import carry_over
-from pipeline.checkpoints.resume import last_step, training_identity
-from pipeline.ranks import first_line, lost_contact
-from pipeline.recipe import Recipe, TrainingConfig, UsageError
-from pipeline.training.deepspeed_config import (
-    activation_checkpointing,
-    deepspeed_config,
-    offloads,
-    precision,
-    zero_stage,
+from pipeline.checkpoints.folder import (
+    Checkpoint,
+    CheckpointError,
+    CheckpointInfo,
+    Layout,
+    ValidationState,
+    finish_checkpoint,
+    tag_of,
 )
+from pipeline.checkpoints.relayout import carry_over
+from pipeline.checkpoints.resume import last_step
+from pipeline.ranks import first_line, lost_contact
+from pipeline.recipe import UsageError
+from pipeline.training.deepspeed_config import deepspeed_config, offloads, precision, zero_stage
 from pipeline.training.ema import MovingAverage
-from pipeline.training.feed import StepBatches, feed
+from pipeline.training.feed import Share, feed
+from pipeline.training.learning_rate import learning_rate_factor
 from pipeline.training.nonfinite import dump
 from pipeline.training.progress import Window
-from pipeline.translation.batches import Batch, collate
+from pipeline.training.task import Batch, Task
 
 log = logging.getLogger("train")
 
@@ -56,47 +52,17 @@ class TrainingError(Exception):
     """Training cannot go on."""
 
 
-def learning_rate_factor(training: TrainingConfig, step: int, model_dim: int) -> float:
-    """What the learning rate is multiplied with in step 0, 1, …: linear warm-up, then decay."""
-    warmup_steps = training.warmup_steps
-    if training.schedule == "noam":
-        return float(model_dim**-0.5 * min((step + 1) ** -0.5, (step + 1) * warmup_steps**-1.5))
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if training.schedule == "inverse_sqrt":
-        return math.sqrt(max(1, warmup_steps) / (step + 1))
-    decay_steps = max(1, training.max_steps - warmup_steps)
-    progress = min(1.0, (step - warmup_steps) / decay_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
-    """Seed of the dropout masks of a micro-batch, numbered within its global batch."""
+    """Return the seed of the dropout masks of a micro-batch, numbered within its global batch."""
     entropy = np.random.SeedSequence([seed, step, micro_batch])
     return int(entropy.generate_state(1, np.uint64)[0]) >> 1
 
 
-def load_initial_weights(model: TranslationModel, folder: Path, shards: Path) -> None:
-    """:param folder: written by `./run.sh export`.
-    :raises CheckpointError: it has another vocabulary than the shards, or another shape.
+def freeze(model: nn.Module, prefixes: list[str]) -> None:
+    """Leave the parameters whose names begin with one of `prefixes` out of training.
+
+    :raises UsageError: no parameter is called so, or none is left to train.
     """
-    try:
-        same = vocabulary_digest(folder) == vocabulary_digest(shards)
-        if same:
-            load_model(model, folder / "model.safetensors")
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"training.init_from: {folder} does not fit the recipe's model: {first_line(error)}"
-        ) from error
-    if not same:
-        raise CheckpointError(
-            f"training.init_from: {folder} has another vocabulary than {shards}; prepare the data "
-            "with its SentencePiece model"
-        )
-
-
-def freeze(model: TranslationModel, prefixes: list[str]) -> None:
-    """:raises UsageError: no parameter is called so, or none is left to train."""
     names = [name for name, _ in model.named_parameters()]
     for prefix in prefixes:
         if not any(name.startswith(prefix) for name in names):
@@ -110,44 +76,24 @@ def freeze(model: TranslationModel, prefixes: list[str]) -> None:
         raise UsageError("training.freeze leaves no parameter to train")
 
 
-class Training:
-    """One training on this rank: engine, data, and the position in it, `step`."""
+class Trainer(Generic[Batch]):
+    """One training on this rank: DeepSpeed's engine, the data, and the position in it, `step`."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.config = config = recipe.training
+    def __init__(self, task: Task[Batch]) -> None:
+        self.task, self.recipe = task, task.recipe
+        self.config = config = task.recipe.training
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.reader = ShardReader(recipe.run_dir / "shards", "train")
-        self.plan = BatchPlan(
-            *self.reader.lengths(),
-            max_tokens=config.max_tokens,
-            micro_batch_tokens=config.micro_batch_tokens,
-            seed=config.seed,
-            cache=recipe.run_dir / "plan",
-        )
         self.step = 0
-        self.last_step = last_step(config, self.plan.steps_per_epoch)
-        self.accumulation_steps = self.plan.micro_batches_per_rank(self.world_size)
+        self.last_step = last_step(config, task.plan.steps_per_epoch)
+        self.accumulation_steps = task.plan.micro_batches_per_rank(self.world_size)
         self.deepspeed_config = deepspeed_config(config, self.accumulation_steps)
-        self.checkpoints = recipe.run_dir / "checkpoints"
-        self.model = self._create_model()
-        self.core_parameters = core_parameters(self.model)
+        torch.manual_seed(config.seed)
+        self.model = task.create_model()
+        freeze(self.model, config.freeze)
         self.engine = self._create_engine()
         self.ema = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.device: torch.device = self.engine.device
-        self._batches: Iterator[StepBatches] | None = None
-
-    def _create_model(self) -> TranslationModel:
-        torch.manual_seed(self.config.seed)
-        vocab_sizes = self.reader.manifest["vocabulary"]["sizes"]
-        model = create_model(self.recipe.model, vocab_sizes, PAD_IDX)
-        if self.config.init_from:
-            load_initial_weights(model, self.config.init_from, self.recipe.run_dir / "shards")
-        freeze(model, self.config.freeze)
-        model.checkpoint_activations(activation_checkpointing(self.config, self.recipe.model))
-        if self.config.compile:
-            model.compile_layers()
-        return model
+        self._shares: Iterator[Share[Batch]] | None = None
 
     def _create_engine(self) -> deepspeed.DeepSpeedEngine:
         settings = dict(self.deepspeed_config)
@@ -184,46 +130,49 @@ class Training:
         :raises TrainingError: a gradient is not finite, and the recipe says to stop then.
         """
         started = time.monotonic()
-        if self._batches is None:
-            self._batches = self.batches()
-        batches = next(self._batches)
+        if self._shares is None:
+            self._shares = self.shares()
+        share = next(self._shares)
         window.waited += time.monotonic() - started
         skipped = self.engine.skipped_steps
-        losses = self.optimizer_step(batches)
+        losses = self.optimizer_step(share)
         window.steps += 1
         if self.engine.skipped_steps > skipped:
-            self._skipped(batches, losses)
+            self._skipped(share, losses)
         else:
             window.loss += torch.stack(losses).sum()
-            window.source_tokens += batches.source_tokens
-            window.target_tokens += batches.target_tokens
-            window.positions += batches.positions
+            window.units += share.units
+            window.normaliser += share.normaliser
+            window.positions += share.positions
             if self.ema:
                 self.ema.update()
         self.step += 1
 
-    def batches(self) -> Iterator[StepBatches]:
-        """What this rank works on, from the step at hand on."""
+    def shares(self) -> Iterator[Share[Batch]]:
+        """Yield what this rank works on, from the step at hand on."""
         return feed(
-            self.plan, self.reader, self.device,
+            self.task, self.device,
             rank=self.rank, world_size=self.world_size, first_step=self.step,
         )  # fmt: skip
 
-    def optimizer_step(self, batches: StepBatches) -> list[torch.Tensor]:
-        """:returns: the loss of each of this rank's micro-batches, summed over target tokens."""
+    def optimizer_step(self, share: Share[Batch]) -> list[Tensor]:
+        """Run one step of the optimizer.
+
+        :returns: the loss of each of this rank's micro-batches, summed over its targets.
+        """
         self.engine.train()
         learning_rate = self.learning_rate
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         # DeepSpeed divides by ranks and accumulation steps; we want the sum over the global batch.
-        scale = self.world_size * self.accumulation_steps / batches.target_tokens
+        scale = self.world_size * self.accumulation_steps / share.normaliser
         losses = []
-        for number, batch in enumerate(batches.micro_batches):
+        for number, batch in enumerate(share.micro_batches):
             # Dropout depends on the place of a micro-batch in training alone: whoever works on it,
             # and however often training was resumed.
             place = self.rank + number * self.world_size
             torch.manual_seed(micro_batch_seed(self.config.seed, self.step, place))
-            loss = self.loss(batch, label_smoothing=self.config.label_smoothing)
+            loss = self.task.loss(self.engine, batch)
             self.engine.backward(loss * scale)
             self.engine.step()
             losses.append(loss.detach())
@@ -231,24 +180,15 @@ class Training:
 
     @property
     def learning_rate(self) -> float:
-        """Of the step at hand. A function of the step has no state to save."""
+        """The learning rate of the step at hand. A function of the step has no state to save."""
         factor = learning_rate_factor(self.config, self.step, self.recipe.model.model_dim)
         return self.config.learning_rate * factor
 
-    def loss(self, batch: Batch, *, label_smoothing: float = 0.0) -> torch.Tensor:
-        """Cross-entropy summed over the target tokens of `batch`."""
-        loss: torch.Tensor = self.engine(
-            batch.source,
-            batch.source_layout,
-            batch.target_input,
-            batch.target_layout,
-            batch.targets,
-            label_smoothing=label_smoothing,
-        )
-        return loss
+    def _skipped(self, share: Share[Batch], losses: list[Tensor]) -> None:
+        """Tell of a step that DeepSpeed has left out, on all ranks.
 
-    def _skipped(self, batches: StepBatches, losses: list[torch.Tensor]) -> None:
-        """DeepSpeed has left out a step, on all ranks."""
+        :raises TrainingError: the recipe says to stop then.
+        """
         loss = self.mean_over_ranks(torch.stack(losses).sum())[0]
         if math.isfinite(loss) and precision(self.deepspeed_config) == "fp16":
             return  # the loss scale was too large, and is halved now
@@ -257,7 +197,7 @@ class Training:
         dump(
             path, self.full_weights(),
             step=step, learning_rate=self.learning_rate,
-            sentences=batches.sentences, losses=losses,
+            examples=share.examples, losses=losses,
         )  # fmt: skip
         what = f"the gradient of step {step} is not finite (loss {loss:.4g}); see {path}"
         if self.config.on_nonfinite == "stop":
@@ -269,8 +209,8 @@ class Training:
         if self.rank == 0:
             log.warning("%s; skipped, %d so far", what, self.engine.skipped_steps)
 
-    def mean_over_ranks(self, *values: torch.Tensor | float) -> list[float]:
-        """Every rank must call this."""
+    def mean_over_ranks(self, *values: Tensor | float) -> list[float]:
+        """Return the mean of each value over the ranks. Every rank must call this."""
         together = torch.stack(
             [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
         )
@@ -278,8 +218,9 @@ class Training:
             dist.all_reduce(together)
         return [float(value) / self.world_size for value in together.tolist()]
 
-    def full_weights(self) -> dict[str, torch.Tensor]:
-        """The model's parameters and buffers, whole and on every rank, which all must call this."""
+    def full_weights(self) -> dict[str, Tensor]:
+        """Return the model's parameters and buffers, whole and on every rank. Every rank must call
+        this."""
         stage = self.engine.zero_optimization_stage()
         parameters = list(self.model.parameters())
         whole = deepspeed.zero.GatheredParameters(parameters) if stage == 3 else nullcontext()
@@ -288,30 +229,30 @@ class Training:
 
     # ── Checkpoints ─────────────────────────────────────────────────────────────────────────────
 
-    def save(self, tracker_run_id: str | None, validation: dict[str, Any]) -> None:
-        """Every rank calls this: each holds a part of the optimizer.
+    def save(self, tracker_run_id: str | None, validation: ValidationState) -> None:
+        """Save a checkpoint. Every rank calls this: each holds a part of the optimizer.
 
-        :param validation: what a resumed run must know of it.
         :raises CheckpointError: it cannot be written. Those before are as they were.
         """
-        folder = self.checkpoints / tag_of(self.step)
-        info = {
-            **training_identity(self.recipe, self.reader.manifest),
-            **self.layout(),
-            "training": self.config.model_dump(mode="json"),
-            "steps_per_epoch": self.plan.steps_per_epoch,
-            "validation": validation,
-            "tracker_run_id": tracker_run_id,
-            "saved_at": time.time(),
-        }
+        checkpoints = self.recipe.checkpoints
+        folder = checkpoints / tag_of(self.step)
+        info = CheckpointInfo(
+            step=self.step,
+            **self.task.identity(),
+            **self.layout().model_dump(),
+            training=self.config.model_dump(mode="json"),
+            steps_per_epoch=self.task.plan.steps_per_epoch,
+            validation=validation,
+            tracker_run_id=tracker_run_id,
+            saved_at=time.time(),
+        )
         try:
             self.engine.save_checkpoint(
-                str(self.checkpoints),
+                str(checkpoints),
                 tag=folder.name,
                 client_state={
-                    "step": self.step,
                     "recipe": self.recipe.model_dump(mode="json"),
-                    **info,
+                    **info.model_dump(mode="json"),
                     "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
                 },
                 save_latest=False,
@@ -320,8 +261,7 @@ class Training:
                 self.ema.save(folder)
             dist.barrier()
             if self.rank == 0:
-                keep, best = self.config.keep_checkpoints, validation["best_step"]
-                finish_checkpoint(self.checkpoints, self.step, info, keep, best)
+                finish_checkpoint(checkpoints, info, self.config.keep_checkpoints)
                 log.info("checkpoint %s", folder)
         except (OSError, RuntimeError) as error:
             if lost_contact(error):
@@ -332,26 +272,25 @@ class Training:
             ) from error
         dist.barrier()
 
-    def layout(self) -> dict[str, Any]:
-        """How DeepSpeed has cut the optimizer state, and what it is made of."""
-        return {
-            "zero_stage": self.engine.zero_optimization_stage(),
-            "world_size": self.world_size,
-            "precision": precision(self.deepspeed_config),
-            "offload": offloads(self.deepspeed_config, "optimizer"),
-        }
+    def layout(self) -> Layout:
+        """Return how DeepSpeed has cut the optimizer's state."""
+        return Layout(
+            zero_stage=self.engine.zero_optimization_stage(),
+            world_size=self.world_size,
+            precision=precision(self.deepspeed_config),
+            offload=offloads(self.deepspeed_config, "optimizer"),
+        )
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, whatever ranks and ZeRO stage wrote it.
 
         :raises CheckpointError: it cannot be read.
         """
-        layout, written = self.layout(), checkpoint.info
-        cut_differently = any(written[key] != layout[key] for key in layout)
+        layout, written = self.layout(), checkpoint.info.layout
         note = ""
-        if cut_differently and max(layout["zero_stage"], written["zero_stage"]) > 0:
+        if layout != written and max(layout.zero_stage, written.zero_stage) > 0:
             carry_over(self.engine, checkpoint)
-            note = f" (written by {_in_words(written)}; now {_in_words(layout)})"
+            note = f" (written by {written}; now {layout})"
         else:
             self._load(checkpoint)
         if self.ema:
@@ -363,7 +302,7 @@ class Training:
 
     def _load(self, checkpoint: Checkpoint) -> None:
         try:
-            path, _ = self.engine.load_checkpoint(str(self.checkpoints), tag=checkpoint.tag)
+            path, _ = self.engine.load_checkpoint(str(checkpoint.folder.parent), tag=checkpoint.tag)
             if path is None:
                 raise CheckpointError("DeepSpeed found nothing in it")
         except Exception as error:
@@ -373,7 +312,7 @@ class Training:
             ) from error
 
     def _set_hyperparameters(self) -> None:
-        """The recipe's, which may have changed; the checkpoint has brought back its own."""
+        """Set the recipe's, which may have changed; the checkpoint has brought back its own."""
         config, optimizer = self.config, self.engine.optimizer
         for group in optimizer.param_groups:
             group["betas"], group["eps"] = config.adam_betas, config.adam_eps
@@ -382,43 +321,3 @@ class Training:
                 group["decoupled_weight_decay"] = config.optimizer == "adamw"
         if hasattr(optimizer, "clip_grad"):
             optimizer.clip_grad = config.clip_norm
-
-
-def _in_words(layout: dict[str, Any]) -> str:
-    ranks = "1 rank" if layout["world_size"] == 1 else f"{layout['world_size']} ranks"
-    words = [f"{ranks} at ZeRO stage {layout['zero_stage']}", layout["precision"]]
-    return ", ".join([*words, "offload"] if layout["offload"] else words)
-
-
-def rehearse(recipe: Recipe) -> str:
-    """One step on the largest micro-batch, which then never was. Every rank must call this.
-
-    :returns: what it took.
-    :raises TrainingError: it does not fit into the GPU's memory.
-    """
-    what = "the model with its optimizer"
-    advice = "shard them (ds_configs/zero3.json on several GPUs) or offload (zero3_offload.json)"
-    try:
-        training = Training(recipe)
-        largest = training.plan.largest_micro_batch()
-        pieces = pieces_of_each(training.plan.micro_batches_per_step, training.world_size)
-        batch = collate(training.reader, largest[::pieces], training.device)
-        size = f"{batch.source.size(0)} × {batch.source.size(1)} + {batch.targets.size(1)} tokens"
-        what = f"the largest micro-batch ({size})"
-        checkpointing = "training.activation_checkpointing.levels"
-        advice = f"lower training.micro_batch_tokens, or set {checkpointing} to 1"
-        started = time.monotonic()
-        tokens = int(batch.targets.numel())
-        step = StepBatches([batch] * training.accumulation_steps, [], tokens, tokens)
-        training.optimizer_step(step)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"rank {dist.get_rank()}: {what} does not fit into the GPU's memory; {advice}"
-        ) from error
-    seconds = time.monotonic() - started
-    training.engine.destroy()
-    del training
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return f"{what} fits, {seconds:.1f} s"

@@ -1,145 +1,96 @@
-"""Validation while training: loss, BLEU, which step was the best, and whether to go on."""
+"""Validation while training: when it stops for a signal, and what becomes of its verdicts."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 
-from data_prep.batch_plan import BatchPlan
-from data_prep.corpora import read_lines
-from data_prep.shards import ShardReader
-from data_prep.vocabulary import PAD_IDX, load_vocabularies
-from models.factory import create_model
-from pipeline.checkpoints.resume import criterion
-from pipeline.evaluation.metrics import bleu
-from pipeline.ranks import gather_shares, share_of
-from pipeline.recipe import TrainingConfig
-from pipeline.training.progress import perplexity
-from pipeline.training.trainer import Training
-from pipeline.translation.batches import collate
-from pipeline.translation.translator import Translator
+from data_prep.batch_plan import BatchPlan, Indices
+from pipeline.checkpoints.folder import ValidationState
+from pipeline.training.trainer import Trainer
 
 
 class Stopped(Exception):
-    """A signal has come."""
+    """A signal has come, and training stops."""
 
 
-def not_validated(training: TrainingConfig) -> dict[str, Any]:
-    """The state of a validation that has not been."""
-    return {
-        "criterion": criterion(training),
-        "best": None,
-        "best_step": None,
-        "stale": 0,
-        "due": False,
-    }
+class Interruption:
+    """Asks whether a signal has come, and stops what is at work."""
+
+    def __init__(self, trainer: Trainer[Any], signalled: Callable[[], bool]) -> None:
+        """:param signalled: tells whether a signal has come to this rank."""
+        self._trainer, self._signalled = trainer, signalled
+
+    def everywhere(self) -> bool:
+        """Tell whether a signal has come to any rank. Every rank must call this equally often."""
+        return self._trainer.mean_over_ranks(float(self._signalled()))[0] > 0
+
+    def agree(self) -> None:
+        """Go on if no rank has a signal. Every rank must call this equally often.
+
+        :raises Stopped: on every rank, when a signal has come to one.
+        """
+        if self.everywhere():
+            raise Stopped(f"stopped by a signal at step {self._trainer.step}")
+
+    def here(self) -> None:
+        """Go on if this rank has no signal; the ranks must `agree` afterwards.
+
+        :raises Stopped: on this rank, when a signal has come to it.
+        """
+        if self._signalled():
+            raise Stopped
 
 
 class Validation:
-    """Every rank has one, and they agree in everything."""
+    """The validations of a training. Every rank has one, and they agree in everything."""
 
-    def __init__(self, training: Training, check: Callable[[], bool]) -> None:
-        """:param check: called often; whether a signal has come to this rank."""
-        self.training, self.check = training, check
-        self.reader = ShardReader(training.recipe.run_dir / "shards", "valid")
-        self.state = not_validated(training.config)
-        """What a resumed run goes on with. `stale`: validations since the best one; `due`: one at
-        this step has not been done."""
+    def __init__(self, trainer: Trainer[Any], interruption: Interruption) -> None:
+        self.trainer, self.interruption = trainer, interruption
+        self.state = ValidationState(criterion=trainer.task.criterion.metric)
 
-    def resume(self, state: dict[str, Any]) -> None:
-        if state["criterion"] == self.state["criterion"]:
-            self.state = dict(state)
-        else:  # the best so far is begun anew
-            self.state["due"] = state["due"]
+    def put_off(self, due: bool) -> None:
+        """Note that the validation of this step is still to be done, if it is `due`."""
+        self.state = self.state.put_off(due)
+
+    def resume(self, state: ValidationState) -> None:
+        """Go on with the state of a checkpoint; with another criterion, the best is begun anew."""
+        if state.criterion == self.state.criterion:
+            self.state = state
+        else:
+            self.put_off(state.due)
 
     def run(self) -> dict[str, float]:
-        """:returns: metrics, the same on every rank.
+        """Validate, and judge this step by the criterion, if it is among the metrics.
+
+        :returns: the metrics, the same on every rank.
         :raises Stopped: on every rank, when a signal has come to one.
         """
-        loss = self.loss()
-        metrics = {"valid_loss": loss, "valid_ppl": perplexity(loss)}
-        every = self.training.config.bleu_every
-        if every and (
-            self.training.step % every == 0 or self.training.step == self.training.last_step
-        ):
-            metrics["valid_bleu"] = self.bleu()
-        if (value := metrics.get(self.state["criterion"])) is not None:
-            self._compare(value)
-        self.state["due"] = False
+        task, step = self.trainer.task, self.trainer.step
+        metrics = task.validate(self.trainer, self.interruption)
+        metric, larger_is_better = task.criterion
+        if (value := metrics.get(metric)) is not None:
+            self.state = self.state.judged(value, step, larger_is_better=larger_is_better)
+        self.put_off(False)
         return metrics
-
-    def _compare(self, value: float) -> None:
-        sign = 1 if self.state["criterion"] == "valid_bleu" else -1
-        best = self.state["best"]
-        if math.isfinite(value) and (best is None or sign * value > sign * best):
-            self.state |= {"best": value, "best_step": self.training.step, "stale": 0}
-        else:
-            self.state["stale"] += 1
 
     @property
     def improved(self) -> bool:
         """Whether the newest validation was the best."""
-        return bool(self.state["best_step"] == self.training.step)
+        return self.state.best_step == self.trainer.step
 
     @property
     def gave_up(self) -> bool:
         """Whether early stopping ends training."""
-        return bool(0 < self.training.config.early_stopping <= self.state["stale"])
-
-    def loss(self) -> float:
-        """Cross-entropy per target token."""
-        training, config = self.training, self.training.config
-        lengths = self.reader.lengths()
-        budget = config.micro_batch_tokens or config.max_tokens
-        plan = BatchPlan(*lengths, max_tokens=budget, micro_batch_tokens=None, seed=0)
-        micro_batches = plan.sorted_micro_batches()
-        # Ranks must run equally many forward passes: ZeRO-3 gathers parameters in each.
-        while len(micro_batches) % training.world_size:
-            micro_batches.append(np.empty(0, dtype=np.int64))
-        total = torch.zeros((), device=training.device)
-        training.engine.eval()  # until the next step
-        with torch.no_grad():
-            for indices in micro_batches[training.rank :: training.world_size]:
-                total += training.loss(collate(self.reader, indices, training.device))
-                self._agree_to_go_on()
-        (mean,) = training.mean_over_ranks(total)
-        return mean * float(training.world_size) / int(lengths[1].sum())
-
-    def bleu(self) -> float:
-        """BLEU of the validation set, which the ranks share among them."""
-        training, recipe = self.training, self.training.recipe
-        clean = recipe.run_dir / "clean"
-        sources, references = (
-            list(read_lines(clean / f"valid.{language}")) for language in recipe.data.languages
-        )
-        vocabularies = load_vocabularies(recipe.run_dir / "shards")
-        sizes = training.reader.manifest["vocabulary"]["sizes"]
-        # A model of its own: decoding while ZeRO-3 has the weights cut up would deadlock.
-        model = create_model(recipe.model, sizes, PAD_IDX)
-        model.load_state_dict(training.full_weights())
-        translator = Translator(model, vocabularies, recipe.evaluation)
-        share = share_of(sources, training.rank, training.world_size)
-        try:
-            translations = translator.translate(sources[share], self._go_on_alone)
-        except Stopped:
-            translations = []
-        self._agree_to_go_on()
-        hypotheses = gather_shares(translations)
-        return round(bleu(hypotheses, [references], recipe.data.target_lang).score, 2)
-
-    def _go_on_alone(self, count: int) -> None:
-        if self.check():
-            raise Stopped
-
-    def _agree_to_go_on(self) -> None:
-        if any_rank(self.training, self.check()):
-            raise Stopped(f"stopped by a signal at step {self.training.step}")
+        return self.state.gives_up(self.trainer.config.early_stopping)
 
 
-def any_rank(training: Training, flag: bool) -> bool:
-    """Whether it is set on any rank. Every rank must call this equally often."""
-    return training.mean_over_ranks(float(flag))[0] > 0
+def shared_micro_batches(plan: BatchPlan, trainer: Trainer[Any]) -> Iterator[Indices]:
+    """Yield this rank's micro-batches of a validation set, equally many on every rank: ZeRO-3
+    gathers parameters in each forward pass. Those that make up the number are empty."""
+    micro_batches = plan.sorted_micro_batches()
+    while len(micro_batches) % trainer.world_size:
+        micro_batches.append(np.empty(0, dtype=np.int64))
+    yield from micro_batches[trainer.rank :: trainer.world_size]

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Pairs of token ids as the tensors that a model takes."""
 
 from __future__ import annotations
 
@@ -16,44 +16,52 @@ from data_prep.vocabulary import BOS_IDX, PAD_IDX
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A collated micro-batch; sequences are padded on the right."""
+class PairBatch:
+    """A collated micro-batch of pairs, in fairseq2's terms; sequences are padded on the right."""
 
-    source: Tensor
-    """Token ids with EOS `[B, S]`."""
+    source_seqs: Tensor
+    """Source token ids with EOS, int64 `[B, S]`."""
 
-    source_layout: BatchLayout
+    source_seqs_layout: BatchLayout
 
-    target_input: Tensor
-    """BOS and the target without its EOS `[B, T]`."""
+    target_seqs: Tensor
+    """What the decoder reads: BOS and the target without its EOS, int64 `[B, T]`."""
 
-    target_layout: BatchLayout
+    target_seqs_layout: BatchLayout
 
     targets: Tensor
-    """Target token ids with EOS `[B, T]`."""
+    """What is predicted: target token ids with EOS, int64 `[B, T]`."""
+
+    @property
+    def positions(self) -> int:
+        """Source and target positions, padding included."""
+        return self.source_seqs.numel() + self.targets.numel()
+
+    def __str__(self) -> str:
+        pairs, source_length = self.source_seqs.shape
+        return f"{pairs} × {source_length} + {self.targets.size(1)} tokens"
 
 
-def collate(reader: ShardReader, indices: Indices, device: torch.device) -> Batch:
-    """Read and pad the pairs `indices`.
+def collate(reader: ShardReader, pairs: Indices, device: torch.device) -> PairBatch:
+    """Read and pad `pairs`.
 
-    For an empty micro-batch (more ranks than sentences) it is a pair without anything to predict,
-    so that all ranks take part in the step.
+    An empty micro-batch (there are more ranks than pairs) is a pair without anything to predict, so
+    that all ranks take part in the step.
     """
-    pairs = [reader[int(index)] for index in (indices if len(indices) else [0])]
-    sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
+    token_ids = [reader[int(pair)] for pair in (pairs if len(pairs) else [0])]
+    sources, targets = ([pair[side] for pair in token_ids] for side in (0, 1))
     source, target = _pad(sources), _pad(targets)
-    target_input = np.concatenate(
-        [np.full((len(target), 1), BOS_IDX, dtype=np.int64), target[:, :-1]], axis=1
-    )
-    if not len(indices):
+    begin = np.full((len(target), 1), BOS_IDX, dtype=np.int64)
+    shifted = np.concatenate([begin, target[:, :-1]], axis=1)
+    if not len(pairs):
         target[:] = PAD_IDX
-    tensors = [_to(device, ids) for ids in (source, target_input, target)]
-    return Batch(
-        tensors[0],
-        BatchLayout.of(tensors[0], [len(ids) for ids in sources]),
-        tensors[1],
-        BatchLayout.of(tensors[1], [len(ids) for ids in targets]),
-        tensors[2],
+    source_seqs, target_seqs, predicted = (_to(device, ids) for ids in (source, shifted, target))
+    return PairBatch(
+        source_seqs,
+        BatchLayout.of(source_seqs, [len(ids) for ids in sources]),
+        target_seqs,
+        BatchLayout.of(target_seqs, [len(ids) for ids in targets]),
+        predicted,
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.seq2seq import TranslationModel
-from pipeline.recipe import EvaluationConfig
+from pipeline.recipe import SearchConfig
 from pipeline.translation.serving import DIVERGED, Hypothesis, ModelError, length_limit
 
 SHRINK_AT = 0.75  # sentences that are done leave when at most this share of the batch goes on
@@ -34,7 +34,7 @@ class Candidates(NamedTuple):
 
 @torch.inference_mode()
 def beam_search(
-    model: TranslationModel, sources: Sequence[Sequence[int]], search: EvaluationConfig
+    model: TranslationModel, sources: Sequence[Sequence[int]], search: SearchConfig
 ) -> list[list[Hypothesis]]:
     """Translate `sources` (token ids with EOS) in one batch.
 
@@ -85,7 +85,7 @@ def _candidates(
     hypotheses: Tensor,
     scores: Tensor,
     at_limit: list[int],
-    search: EvaluationConfig,
+    search: SearchConfig,
 ) -> Candidates:
     """:param logits: `[B, K, V]`, overwritten. :param at_limit: sentences that must end now."""
     log_sum = logits.logsumexp(dim=2, keepdim=True)
@@ -120,7 +120,7 @@ def _finish(
     active: list[int],
     hypotheses: Tensor,
     candidates: Candidates,
-    search: EvaluationConfig,
+    search: SearchConfig,
 ) -> None:
     """Collect the candidates that end."""
     beam_size, length = search.beam_size, hypotheses.size(2)

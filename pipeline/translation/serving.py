@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ctranslate2
 from sentencepiece import SentencePieceProcessor
+
+if TYPE_CHECKING:  # where this file is served there is no recipe
+    from pipeline.recipe import SearchConfig
 
 log = logging.getLogger("translate")
 
@@ -39,23 +42,6 @@ class ModelError(Exception):
     """A folder is not an exported model, or the model gives no usable probabilities."""
 
 
-class Search(Protocol):
-    """The part of a recipe's `evaluation` that decides on translations (documented there)."""
-
-    @property
-    def beam_size(self) -> int: ...
-    @property
-    def length_penalty(self) -> float: ...
-    @property
-    def no_repeat_ngram_size(self) -> int: ...
-    @property
-    def max_length_ratio(self) -> float: ...
-    @property
-    def max_length_offset(self) -> int: ...
-    @property
-    def batch_tokens(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class Hypothesis:
     """A translation of one sentence."""
@@ -67,7 +53,7 @@ class Hypothesis:
     """Log-probability ÷ tokens to the power of the length penalty."""
 
 
-def length_limit(source_length: int, search: Search, longest: int) -> int:
+def length_limit(source_length: int, search: SearchConfig, longest: int) -> int:
     """Longest translation in tokens, EOS included; a function of its own source only.
 
     :param longest: that the model can produce.
@@ -76,7 +62,7 @@ def length_limit(source_length: int, search: Search, longest: int) -> int:
     return max(1, min(wanted, longest))
 
 
-def batches(lengths: Mapping[int, int], search: Search) -> Iterator[list[int]]:
+def batches(lengths: Mapping[int, int], search: SearchConfig) -> Iterator[list[int]]:
     """Keys of `lengths` (source tokens), the longest first, in batches of similar length.
 
     As many go together as `batch_tokens` allows.
@@ -116,16 +102,16 @@ class TextTranslator(ABC):
     def __init__(
         self,
         vocabularies: tuple[SentencePieceProcessor, SentencePieceProcessor],
-        search: Search,
+        search: SearchConfig,
         max_source_tokens: int,
-        engine: str,
+        backend: str,
     ) -> None:
         """
         :param max_source_tokens: EOS included; longer lines are translated in parts.
-        :param engine: what translates and where, for people.
+        :param backend: what translates and where, for people.
         """
         self.source_vocabulary, self.target_vocabulary = vocabularies
-        self.search, self.max_source_tokens, self.engine = search, max_source_tokens, engine
+        self.search, self.max_source_tokens, self.backend = search, max_source_tokens, backend
 
     @abstractmethod
     def search_batches(
@@ -257,7 +243,7 @@ class CTranslate2Translator(TextTranslator):
             self.model = ctranslate2.Translator(str(folder), inter_threads=workers, intra_threads=1)
             super().__init__(
                 (files[0], files[-1]),
-                cast(Search, SimpleNamespace(**{**settings["evaluation"], **search})),
+                cast("SearchConfig", SimpleNamespace(**{**settings["evaluation"], **search})),
                 settings["max_source_tokens"],
                 f"CTranslate2 {self.model.compute_type}, {workers} worker(s) on the CPU",
             )
@@ -266,8 +252,8 @@ class CTranslate2Translator(TextTranslator):
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         self.workers = workers
         self._never = {self.target_vocabulary.pad_id(), self.target_vocabulary.bos_id()}
-        self._pieces = pieces_of(self.source_vocabulary)
-        self._ids = {piece: i for i, piece in enumerate(pieces_of(self.target_vocabulary))}
+        self._tokens = tokens_of(self.source_vocabulary)
+        self._ids = {token: i for i, token in enumerate(tokens_of(self.target_vocabulary))}
 
     def search_batches(
         self, batches: Iterable[list[list[int]]]
@@ -286,7 +272,7 @@ class CTranslate2Translator(TextTranslator):
         return length_limit(len(source), self.search, self.max_target_tokens)
 
     def _spell(self, source: list[int]) -> list[str]:
-        return [self._pieces[token] for token in source[:-1]]  # CTranslate2 adds EOS
+        return [self._tokens[token] for token in source[:-1]]  # CTranslate2 adds EOS
 
     def _start(self, sources: list[list[int]], limit: int, *, suppress: bool = False) -> list[Any]:
         """
@@ -338,8 +324,8 @@ class CTranslate2Translator(TextTranslator):
         if any(score != score for score in result.scores):
             raise ModelError(DIVERGED)
         return [
-            Hypothesis([self._ids[piece] for piece in pieces], score)
-            for pieces, score in zip(result.hypotheses, result.scores, strict=True)
+            Hypothesis([self._ids[token] for token in tokens], score)
+            for tokens, score in zip(result.hypotheses, result.scores, strict=True)
         ]
 
     def _end(self, source: list[int], hypotheses: list[Hypothesis]) -> list[Hypothesis]:
@@ -359,6 +345,7 @@ class CTranslate2Translator(TextTranslator):
         return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
 
 
-def pieces_of(vocabulary: SentencePieceProcessor) -> list[str]:
-    pieces: list[str] = vocabulary.id_to_piece(list(range(vocabulary.get_piece_size())))
-    return pieces
+def tokens_of(vocabulary: SentencePieceProcessor) -> list[str]:
+    """Return the tokens of a vocabulary as text, in the order of their ids."""
+    tokens: list[str] = vocabulary.id_to_piece(list(range(vocabulary.get_piece_size())))
+    return tokens

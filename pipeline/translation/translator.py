@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sentencepiece import SentencePieceProcessor
 
 from models.config import ModelConfig
-from pipeline.recipe import EvaluationConfig, Recipe, UsageError
+from pipeline.recipe import Recipe, SearchConfig, UsageError
 from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
@@ -28,13 +28,13 @@ Vocabularies = tuple[SentencePieceProcessor, SentencePieceProcessor]  # source, 
 class Translator(TextTranslator):
     """A PyTorch model that translates sentences by beam search, on a GPU if there is one."""
 
-    search: EvaluationConfig
+    search: SearchConfig
 
     def __init__(
         self,
         model: TranslationModel,
         vocabularies: Vocabularies,
-        search: EvaluationConfig,
+        search: SearchConfig,
         max_source_tokens: int | None = None,
     ) -> None:
         """:param max_source_tokens: longer lines are translated in parts; None: the most that the
@@ -51,12 +51,9 @@ class Translator(TextTranslator):
     def of_run(cls, recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Translator:
         """The average of checkpoints of `run_dir`."""
         from data_prep.vocabulary import load_vocabularies
-        from pipeline.checkpoints.weights import average_weights
+        from pipeline.translation.run_model import model_of_run
 
-        model = untrained_model(recipe)
-        use_ema = recipe.evaluation.use_ema
-        model.load_state_dict(average_weights(checkpoints, use_ema=use_ema))
-        vocabularies = load_vocabularies(recipe.run_dir / "shards")
+        model, vocabularies = model_of_run(recipe, checkpoints), load_vocabularies(recipe.shards)
         return cls(model, vocabularies, recipe.evaluation, recipe.data.max_tokens_per_side)
 
     @classmethod
@@ -85,9 +82,7 @@ class Translator(TextTranslator):
             vocabularies = load_vocabularies(folder)
             model = _fresh_model(ModelConfig.model_validate(settings["model"]), vocabularies)
             load_model(model, folder / "model.safetensors")
-            evaluation = EvaluationConfig.model_validate(
-                {**settings.get("evaluation", {}), **search}
-            )
+            evaluation = SearchConfig.model_validate({**settings.get("evaluation", {}), **search})
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, DataError) as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         return cls(model, vocabularies, evaluation, settings.get("max_source_tokens"))
@@ -100,16 +95,6 @@ class Translator(TextTranslator):
 
         for sources in batches:
             yield beam_search(self.model, sources, self.search)
-
-
-def untrained_model(recipe: Recipe) -> TranslationModel:
-    """The model as training starts with it."""
-    import torch
-
-    from data_prep.vocabulary import load_vocabularies
-
-    torch.manual_seed(recipe.training.seed)
-    return _fresh_model(recipe.model, load_vocabularies(recipe.run_dir / "shards"))
 
 
 def _fresh_model(config: ModelConfig, vocabularies: Vocabularies) -> TranslationModel:

@@ -25,6 +25,8 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "pipeline.train",
+        "pipeline.training.run",
+        "pipeline.translation.validation",
         "tests.pipeline.ranks",
         # What these import when they are first used takes most of a short training's time.
         "mlflow",
@@ -70,10 +72,10 @@ def _train(environment: dict[str, object], arguments: list[str], log: str) -> No
     import torch
 
     from pipeline.command_line import run_command
-    from pipeline.train import main, program
+    from pipeline.train import add_arguments, main, program
 
     torch.set_num_threads(1)
-    run_command(program(), "", main)
+    run_command(program(), "", main, add_arguments)
 
 
 def train(

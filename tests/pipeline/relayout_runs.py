@@ -19,40 +19,41 @@ from deepspeed import comm as dist
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor
 
-from data_prep.shards import ShardReader
-from pipeline.checkpoints.folder import CheckpointError
+from pipeline.checkpoints.folder import CheckpointError, ValidationState
 from pipeline.checkpoints.resume import checkpoint_to_resume
 from pipeline.command_line import load_recipe
 from pipeline.ranks import RankZeroFailed, init_distributed
 from pipeline.recipe import Recipe
 from pipeline.training.progress import Window
-from pipeline.training.trainer import Training
-from pipeline.training.validation import not_validated
+from pipeline.training.trainer import Trainer
+from pipeline.translation.batches import PairBatch
+from pipeline.translation.task import TranslationTask
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
     """Train to the end. :returns: what to compare."""
-    newest = checkpoint_to_resume(recipe, ShardReader(recipe.run_dir / "shards", "train").manifest)
-    training = Training(recipe)
+    task = TranslationTask(recipe)
+    newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
+    trainer = Trainer(task)
     if newest:
-        training.resume(newest)
+        trainer.resume(newest)
     losses: dict[int, float] = {}
-    states = {"start": optimizer_state(training)} if newest else {}
-    while training.step < recipe.training.max_steps:
+    states = {"start": optimizer_state(trainer)} if newest else {}
+    while trainer.step < recipe.training.max_steps:
         window = Window(torch.zeros(()))
-        training.train_step(window)
-        (loss,) = training.mean_over_ranks(window.loss)
-        losses[training.step] = loss * training.world_size / window.target_tokens
-        if training.step % recipe.training.checkpoint_every == 0:
-            training.save(None, not_validated(recipe.training))
-            states[f"step {training.step}"] = optimizer_state(training)
-    training.engine.destroy()
+        trainer.train_step(window)
+        (loss,) = trainer.mean_over_ranks(window.loss)
+        losses[trainer.step] = loss * trainer.world_size / window.normaliser
+        if trainer.step % recipe.training.checkpoint_every == 0:
+            trainer.save(None, ValidationState(criterion=task.criterion.metric))
+            states[f"step {trainer.step}"] = optimizer_state(trainer)
+    trainer.engine.destroy()
     return {"losses": losses, **states}
 
 
-def optimizer_state(training: Training) -> dict[str, Tensor]:
+def optimizer_state(trainer: Trainer[PairBatch]) -> dict[str, Tensor]:
     """Weights in fp32 under their names, moments under NAME/MOMENT, steps under /COUNTER."""
-    engine = training.engine
+    engine = trainer.engine
     moments = engine.basic_optimizer.state
     (step,) = {float(state["step"]) for state in moments.values()}
     whole = {"/step": torch.tensor(step)}

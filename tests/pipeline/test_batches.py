@@ -89,7 +89,7 @@ def test_padding_share(reader: ShardReader) -> None:
     batches = [collate(reader, micro, torch.device("cpu")) for micro in plan.sorted_micro_batches()]
     padding, positions = 0, 0
     for batch in batches:
-        for side in (batch.source, batch.targets):
+        for side in (batch.source_seqs, batch.targets):
             padding += int((side == PAD_IDX).sum())
             positions += side.numel()
     assert plan.padding_share() == pytest.approx(padding / positions)
@@ -154,13 +154,13 @@ def test_collation(reader: ShardReader) -> None:
     for row, index in enumerate(indices):
         source, target = (ids.tolist() for ids in reader[int(index)])
         assert source[-1] == target[-1] == EOS_IDX
-        assert batch.source_layout.seq_lens[row] == len(source)
-        assert [i for i in batch.source[row].tolist() if i != PAD_IDX] == source
+        assert batch.source_seqs_layout.seq_lens[row] == len(source)
+        assert [i for i in batch.source_seqs[row].tolist() if i != PAD_IDX] == source
         assert [i for i in batch.targets[row].tolist() if i != PAD_IDX] == target
-        assert batch.target_input[row, : len(target)].tolist() == [BOS_IDX, *target[:-1]]
+        assert batch.target_seqs[row, : len(target)].tolist() == [BOS_IDX, *target[:-1]]
 
 
 def test_an_empty_share_predicts_nothing(reader: ShardReader) -> None:
     batch = collate(reader, np.empty(0, dtype=np.int64), torch.device("cpu"))
     assert (batch.targets == PAD_IDX).all()
-    assert batch.source.numel() > 0
+    assert batch.source_seqs.numel() > 0

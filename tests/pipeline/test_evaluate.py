@@ -13,16 +13,16 @@ import pytest
 
 from data_prep.files import DataError
 from pipeline.command_line import load_recipe
-from pipeline.evaluation.metrics import (
+from pipeline.evaluation.test_sets import load_test_sets
+from pipeline.pictures import draw_bleu_by_length, draw_losses
+from pipeline.ranks import share_of
+from pipeline.recipe import Recipe, UsageError
+from pipeline.translation.scores import (
     by_source_length,
     corpus_scores,
     paired_bootstrap,
     suspicious,
 )
-from pipeline.evaluation.test_sets import load_test_sets
-from pipeline.pictures import draw_bleu_by_length, draw_losses
-from pipeline.ranks import share_of
-from pipeline.recipe import Recipe, UsageError
 from tests.conftest import Command, run_process
 
 
@@ -168,7 +168,7 @@ def test_a_test_set_of_sacrebleus_cache(
         )
     code = (
         "import sys; from pathlib import Path; from pipeline.command_line import load_recipe;"
-        "from pipeline.test_sets import load_test_sets;"
+        "from pipeline.evaluation.test_sets import load_test_sets;"
         "recipe = load_recipe(Path(sys.argv[1]), [('evaluation.test_sets', sys.argv[2])]);"
         "print([(t.slug, len(t.sources), len(t.references)) for t in load_test_sets(recipe)][1:])"
     )

@@ -23,6 +23,7 @@ from models.seq2seq import TranslationModel
 from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import Format, Quantization, export
 from pipeline.recipe import Recipe, UsageError
+from pipeline.translation.run_model import untrained_model
 from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
@@ -31,7 +32,7 @@ from pipeline.translation.serving import (
     batches,
     split,
 )
-from pipeline.translation.translator import Translator, untrained_model
+from pipeline.translation.translator import Translator
 from tests.conftest import run_process, save_checkpoint
 
 VARIANTS: list[tuple[Architecture, LevelSignals]] = [("transformer", "all")]
@@ -159,7 +160,7 @@ def test_a_thousand_real_sentences(run: Recipe, folder: Path, shared: Path) -> N
 def test_int8_is_a_quarter_and_close(run: Recipe, folder: Path, sentences: list[str]) -> None:
     small = exported(run, "ctranslate2", "int8")
     theirs, ours = Translator.of_export(small), Translator.of_export(folder)
-    assert "int8" in theirs.engine
+    assert "int8" in theirs.backend
     quarter = (folder / "model.bin").stat().st_size / 4
     assert (small / "model.bin").stat().st_size < 1.6 * quarter  # positions and norms stay float32
     assert isinstance(theirs, CTranslate2Translator)
@@ -273,7 +274,7 @@ def test_a_damaged_or_foreign_folder(folder: Path, tmp_path: Path) -> None:
 def test_translate_needs_neither_torch_nor_fairseq2(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.translate import main\n"
-        "from pipeline.translator import Translator\n"
+        "from pipeline.translation.translator import Translator\n"
         f"print(Translator.of_export(Path({str(folder)!r})).translate(['Ja.', '']))\n"
         "assert not {'torch', 'fairseq2', 'mlflow', 'deepspeed'} & sys.modules.keys()"
     )

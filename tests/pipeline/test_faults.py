@@ -109,7 +109,7 @@ def test_sigterm_saves_on_all_ranks_and_exits_75(prepared: Recipe, tiny_recipe: 
     assert (
         f"stopped by a signal at step {saved.step}; run the same command again" in log.read_text()
     )
-    assert saved.info["validation"]["due"]
+    assert saved.info.validation.due
     ranks = start(arguments(tiny_recipe, run_dir, **settings), log)
     assert finish(ranks) == [0, 0], log.read_text()
     assert f"resumed from {saved.folder}" in log.read_text()

@@ -126,7 +126,7 @@ def one_host(prepared: Recipe, tiny_recipe: Path) -> Path:
 
 def test_torchrun(one_host: Path) -> None:
     (*_, last) = list_checkpoints(one_host / "checkpoints")
-    assert (last.step, last.info["world_size"]) == (STEPS, 2)
+    assert (last.step, last.info.world_size) == (STEPS, 2)
     assert list(tracked(one_host, "train_loss")) == list(range(1, STEPS + 1))
 
 

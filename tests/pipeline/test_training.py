@@ -21,7 +21,7 @@ from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.checkpoints.weights import average_weights, load_weights
 from pipeline.recipe import ROOT, Recipe, TrainingConfig, UsageError
 from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config
-from pipeline.training.trainer import learning_rate_factor
+from pipeline.training.learning_rate import learning_rate_factor
 from tests.conftest import Command, free_port, launcher, run_process
 from tests.pipeline.ranks import new_run, tracked, train
 
@@ -227,8 +227,8 @@ def test_checkpoints_of_another_vocabulary_are_refused(
     shutil.copytree(undisturbed, run_dir)
     arguments = ["--config", tiny_recipe, "--run_dir", run_dir, "--data.vocabulary.size", "310"]
     assert command("pipeline.prepare", *arguments).returncode == 0
-    for module in ("pipeline.checkpoint", "pipeline.evaluate", "pipeline.export"):
-        done = command(module, *arguments)
+    for module in (["pipeline.train", "--steps_left"], ["pipeline.evaluate"], ["pipeline.export"]):
+        done = command(*module, *arguments)
         assert done.returncode == 1
         assert "belongs to another vocabulary" in done.stderr
         assert "Traceback" not in done.stderr

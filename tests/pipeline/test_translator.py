@@ -19,7 +19,8 @@ from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe
-from pipeline.translation.translator import Translator, untrained_model
+from pipeline.translation.run_model import untrained_model
+from pipeline.translation.translator import Translator
 from tests.conftest import save_checkpoint
 
 SENTENCES = [

@@ -23,9 +23,11 @@ from models.factory import create_model
 from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed
 from pipeline.recipe import ROOT, Recipe
+from pipeline.training.learning_rate import learning_rate_factor
 from pipeline.training.progress import Window
-from pipeline.training.trainer import Training, learning_rate_factor, micro_batch_seed
+from pipeline.training.trainer import Trainer, micro_batch_seed
 from pipeline.translation.batches import collate
+from pipeline.translation.task import TranslationTask
 
 STEPS = 2
 FLOAT32 = ["zero0", "zero1", "zero2", "zero3", "zero3_offload"]
@@ -80,16 +82,16 @@ def recipe_of(
 
 def train(recipe: Recipe) -> dict[str, Any]:
     """:returns: loss and gradient norm of each step, and the weights after the last."""
-    training = Training(recipe)
+    trainer = Trainer(TranslationTask(recipe))
     losses, norms = [], []
     for _ in range(STEPS):
         window = Window(torch.zeros(()))
-        training.train_step(window)
-        (loss,) = training.mean_over_ranks(window.loss)
-        losses.append(loss * training.world_size / window.target_tokens)
-        norms.append(float(training.engine.get_global_grad_norm()))
-    weights = {name: tensor.float() for name, tensor in training.full_weights().items()}
-    training.engine.destroy()
+        trainer.train_step(window)
+        (loss,) = trainer.mean_over_ranks(window.loss)
+        losses.append(loss * trainer.world_size / window.normaliser)
+        norms.append(float(trainer.engine.get_global_grad_norm()))
+    weights = {name: tensor.float() for name, tensor in trainer.full_weights().items()}
+    trainer.engine.destroy()
     return {"losses": losses, "norms": norms, "weights": weights}
 
 
@@ -114,10 +116,9 @@ def reference(recipe: Recipe) -> dict[str, Any]:
         for number, indices in enumerate(batch.micro_batches):
             torch.manual_seed(micro_batch_seed(config.seed, step, number))
             micro = collate(reader, indices, torch.device("cpu"))
-            loss = model(
-                micro.source, micro.source_layout, micro.target_input, micro.target_layout,
-                micro.targets, label_smoothing=config.label_smoothing,
-            )  # fmt: skip
+            loss = TranslationTask.cross_entropy(
+                model, micro, label_smoothing=config.label_smoothing
+            )
             (loss / batch.target_tokens).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)))

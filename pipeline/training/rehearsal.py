@@ -1,0 +1,49 @@
+"""A step before training: the largest micro-batch must fit into memory."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+import torch
+from deepspeed import comm as dist
+
+from data_prep.batch_plan import pieces_of_each
+from pipeline.training.feed import Share
+from pipeline.training.task import Batch, Task
+from pipeline.training.trainer import Trainer, TrainingError
+
+
+def rehearse(task: Task[Batch]) -> str:
+    """Train one step on the largest micro-batch, with a trainer that is thrown away. Every rank
+    must call this.
+
+    :returns: what fits, and the seconds that it took, in words.
+    :raises TrainingError: it does not fit into the GPU's memory.
+    """
+    what = "the model with its optimizer"
+    advice = "shard them (ds_configs/zero3.json on several GPUs) or offload (zero3_offload.json)"
+    try:
+        trainer = Trainer(task)
+        largest = task.plan.largest_micro_batch()
+        pieces = pieces_of_each(task.plan.micro_batches_per_step, trainer.world_size)
+        batch = task.collate(largest[::pieces], trainer.device)
+        what = f"the largest micro-batch ({batch})"
+        checkpointing = "training.activation_checkpointing.levels"
+        advice = f"lower training.micro_batch_tokens, or set {checkpointing} to 1"
+        started = time.monotonic()
+        positions = batch.positions
+        trainer.optimizer_step(
+            Share([batch] * trainer.accumulation_steps, [], units=positions, normaliser=positions)
+        )
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"rank {dist.get_rank()}: {what} does not fit into the GPU's memory; {advice}"
+        ) from error
+    seconds = time.monotonic() - started
+    trainer.engine.destroy()
+    del trainer
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return f"{what} fits, {seconds:.1f} s"

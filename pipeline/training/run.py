@@ -1,0 +1,119 @@
+"""A training from its first check to its last checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack, nullcontext
+
+from rich.console import Console
+
+from data_prep.files import only_command_in
+from pipeline.checkpoints.folder import Checkpoint, remove_unfinished, set_aside_damaged
+from pipeline.checkpoints.resume import checkpoint_to_resume, is_finished
+from pipeline.pictures import draw_losses
+from pipeline.preflight import check_space
+from pipeline.recipe import Recipe
+from pipeline.tracking.provenance import TrainingFacts, log_data, log_training
+from pipeline.tracking.system_metrics import SystemMetrics
+from pipeline.tracking.tracker import Tracker, open_tracker
+from pipeline.training.loop import Loop
+from pipeline.training.rehearsal import rehearse
+from pipeline.training.task import Batch, Task
+from pipeline.training.trainer import Trainer
+from pipeline.training.validation import Stopped
+
+log = logging.getLogger("train")
+
+
+def check_run(task: Task[Batch], held: ExitStack) -> Checkpoint | None:
+    """Look at everything that training depends on, and clear away what interrupted runs have left.
+    Rank 0 calls this for all.
+
+    :param held: takes the lock of `run_dir`.
+    :returns: the checkpoint to go on from; None to start from step 0.
+    :raises DataError, CheckpointError, PreflightError: training cannot work, and why.
+    """
+    recipe, started = task.recipe, time.monotonic()
+    held.enter_context(only_command_in(recipe.run_dir))
+    data = task.check_data()
+    newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
+    if newest is not None and is_finished(recipe.training, task.criterion, newest):
+        return newest
+    if newest is not None:
+        set_aside_damaged(recipe.checkpoints, newest)
+    remove_unfinished(recipe.checkpoints)
+    free, needed = check_space(recipe, task.parameter_count())
+    seconds = time.monotonic() - started
+    text = "preflight: %s; %.1f GiB free, %.2f GiB for checkpoints; %.1f s"
+    log.info(text, data, free, needed, seconds)
+    return newest
+
+
+def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None) -> None:
+    """Train to the end. Every rank calls this.
+
+    :param newest: the checkpoint to go on from.
+    :param console: the terminal to show a bar on.
+    :raises Stopped: by a signal, after saving.
+    """
+    fits = rehearse(task)
+    trainer = Trainer(task)
+    if newest is not None:
+        trainer.resume(newest)
+    tracker = None
+    if trainer.rank == 0:
+        log.info("preflight: %s", fits)
+        _introduce(trainer, newest)
+        tracker = open_tracker(task.recipe)
+        log_data(tracker, task.recipe)
+        log_training(tracker, task.recipe, _facts(trainer))
+    status = "FAILED"
+    try:
+        with SystemMetrics(tracker, lambda: trainer.step) if tracker else nullcontext():
+            Loop(trainer, newest, tracker).run(console)
+        status = "FINISHED"
+    except Stopped:
+        status = "KILLED"
+        raise
+    finally:
+        if tracker:
+            _log_losses(tracker, task.recipe)
+            tracker.close(status)
+
+
+def _introduce(trainer: Trainer[Batch], newest: Checkpoint | None) -> None:
+    """Say what is trained, and where."""
+    recipe, task = trainer.recipe, trainer.task
+    if newest is None and recipe.training.init_from:
+        log.info("initial weights: %s", recipe.training.init_from)
+    log.info(
+        "%s, %s core parameters; %s; %d rank(s) × %d micro-batch(es) a step, ZeRO stage %d; "
+        "padding %.1f%%",
+        recipe.model.architecture,
+        f"{task.core_parameters(trainer.model):,}",
+        trainer.device,
+        trainer.world_size,
+        trainer.accumulation_steps,
+        trainer.engine.zero_optimization_stage(),
+        100 * task.plan.padding_share(),
+    )
+
+
+def _facts(trainer: Trainer[Batch]) -> TrainingFacts:
+    return TrainingFacts(
+        deepspeed_config=trainer.deepspeed_config,
+        ranks=trainer.world_size,
+        device=str(trainer.device),
+        core_parameters=trainer.task.core_parameters(trainer.model),
+    )
+
+
+def _log_losses(tracker: Tracker, recipe: Recipe) -> None:
+    """Draw the picture of the run, for those who have no dashboard at hand."""
+    picture = recipe.run_dir / "loss.png"
+    try:
+        draw_losses(tracker.history, picture)
+        tracker.log_artifact(picture)
+    except OSError as error:  # a full disk: training ends as it has, not with a traceback
+        log.warning("%s: not drawn: %s", picture, error.strerror)

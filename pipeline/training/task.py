@@ -1,0 +1,114 @@
+"""What a task is to the trainer, which knows no more of any task than this."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices
+from pipeline.checkpoints.folder import Criterion
+from pipeline.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from pipeline.training.trainer import Trainer
+    from pipeline.training.validation import Interruption
+
+    Model = Callable[..., Tensor]
+
+
+class MicroBatch(Protocol):
+    """What one forward pass works on. In words it is its size: `64 × 8 + 8 tokens`."""
+
+    @property
+    def positions(self) -> int:
+        """Positions that the model computes, padding included."""
+
+
+Batch = TypeVar("Batch", bound=MicroBatch)
+
+
+class Task(ABC, Generic[Batch]):
+    """A task: its data, model, loss and judgement.
+
+    It is cheap to make: neither torch nor data are needed to ask for its identity and criterion.
+    """
+
+    unit: str
+    """What an example is measured in; progress tells how many a second."""
+
+    target_unit: str
+    """What the loss is summed over, likewise."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @property
+    @abstractmethod
+    def criterion(self) -> Criterion:
+        """Which of the metrics of `validate` says which step is the best."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint is bound to, the model and what a step counts batches of: JSON
+        values, each under the words that an error calls it.
+
+        :raises DataError: there are no prepared data.
+        """
+
+    @abstractmethod
+    def check_data(self) -> str:
+        """Read all data that training needs and compare them with their checksums.
+
+        :returns: what there is, in words.
+        :raises DataError: something is missing or damaged, and what to do.
+        """
+
+    @abstractmethod
+    def parameter_count(self) -> int:
+        """Return the number of the model's parameters."""
+
+    @abstractmethod
+    def core_parameters(self, model: nn.Module) -> int:
+        """Return the number of parameters of `model` without those that depend on the data's size,
+        such as embeddings of a vocabulary."""
+
+    @abstractmethod
+    def create_model(self) -> nn.Module:
+        """Return the model as training starts with it, ready for the forward pass of training.
+
+        :raises CheckpointError: `training.init_from` does not fit.
+        """
+
+    @property
+    @abstractmethod
+    def plan(self) -> BatchPlan:
+        """Which examples each step sees."""
+
+    @abstractmethod
+    def collate(self, examples: Indices, device: torch.device) -> Batch:
+        """Read `examples` into one micro-batch. Of no examples it is one with a loss of zero."""
+
+    @abstractmethod
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        """Return the training loss of `batch`, summed over the targets that `normaliser` counts."""
+
+    @abstractmethod
+    def normaliser(self, batch: GlobalBatch) -> int:
+        """Return the number of targets of a global batch: what its summed loss is divided by."""
+
+    @abstractmethod
+    def units(self, batch: GlobalBatch) -> int:
+        """Return the size of a global batch in `unit`s."""
+
+    @abstractmethod
+    def validate(self, trainer: Trainer[Batch], interruption: Interruption) -> dict[str, float]:
+        """Judge the model that `trainer` has. Every rank calls this.
+
+        :returns: metrics, the same on every rank, `valid_loss` among them; and the one of
+            `criterion`, where it is due at this step.
+        :raises Stopped: a signal has come; `interruption` is asked after every batch.
+        """

@@ -1,0 +1,51 @@
+"""The model of a run: as training starts with it, and as its checkpoints have it."""
+
+# Functions import torch and what needs it themselves: choosing checkpoints needs none of it.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from data_prep.vocabulary import PAD_IDX, load_vocabularies
+from pipeline.checkpoints.folder import Checkpoint
+from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
+from pipeline.recipe import Recipe
+from pipeline.translation.task import model_identity
+
+if TYPE_CHECKING:
+    from models.seq2seq import TranslationModel
+
+
+def checkpoints_of_run(recipe: Recipe) -> list[Checkpoint]:
+    """Return the checkpoints of `run_dir` that evaluation averages, oldest first.
+
+    :raises CheckpointError: there is none, or one belongs to another vocabulary or model.
+    """
+    checkpoints = checkpoints_to_average(recipe)
+    identity = model_identity(recipe)
+    for checkpoint in checkpoints:
+        checkpoint.refuse_other(identity)
+    return checkpoints
+
+
+def untrained_model(recipe: Recipe) -> TranslationModel:
+    """Return the model as training starts with it."""
+    import torch
+
+    from models.factory import create_model
+
+    torch.manual_seed(recipe.training.seed)
+    source, target = load_vocabularies(recipe.shards)
+    sizes = source.get_piece_size(), target.get_piece_size()
+    return create_model(recipe.model, sizes, PAD_IDX)
+
+
+def model_of_run(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> TranslationModel:
+    """Return the model with the average of the checkpoints' weights, or of their moving averages.
+
+    :raises CheckpointError: a checkpoint is damaged, or has no moving average.
+    """
+    model = untrained_model(recipe)
+    model.load_state_dict(average_weights(checkpoints, use_ema=recipe.evaluation.use_ema))
+    return model

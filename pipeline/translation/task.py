@@ -1,0 +1,196 @@
+"""Translation as a task for the trainer: pairs in, cross-entropy of the target out."""
+
+# Methods import what needs torch themselves: that takes seconds, and whoever asks whether there are
+# steps left to train needs none of it.
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
+from data_prep.files import DataError, digest_of
+from data_prep.shards import ShardReader
+from data_prep.vocabulary import vocabulary_digest
+from pipeline.checkpoints.folder import Criterion
+from pipeline.recipe import Recipe
+from pipeline.training.task import Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from models.seq2seq import TranslationModel
+    from pipeline.training.task import Model
+    from pipeline.training.trainer import Trainer
+    from pipeline.training.validation import Interruption
+    from pipeline.translation.batches import PairBatch
+
+
+def model_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return what weights are bound to.
+
+    :raises DataError: there is no vocabulary.
+    """
+    try:
+        vocabulary = vocabulary_digest(recipe.shards)
+    except OSError as error:
+        raise DataError(
+            f"{recipe.shards}: no prepared data here; run `./run.sh prepare`"
+        ) from error
+    return {"model": recipe.model.model_dump(mode="json"), "vocabulary": vocabulary}
+
+
+class TranslationTask(Task["PairBatch"]):
+    """Trains a sequence-to-sequence model on the shards of `run_dir`."""
+
+    unit = "tokens"
+    target_unit = "target_tokens"
+
+    @property
+    def criterion(self) -> Criterion:
+        if self.recipe.training.bleu_every:
+            return Criterion("valid_bleu", larger_is_better=True)
+        return Criterion("valid_loss", larger_is_better=False)
+
+    # ── Data ────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def pairs(self) -> ShardReader:
+        """The training pairs."""
+        return ShardReader(self.recipe.shards, "train")
+
+    @cached_property
+    def valid_pairs(self) -> ShardReader:
+        """The validation pairs."""
+        return ShardReader(self.recipe.shards, "valid")
+
+    @cached_property
+    def plan(self) -> BatchPlan:
+        training = self.recipe.training
+        return BatchPlan(
+            *self.pairs.lengths(),
+            max_tokens=training.max_tokens,
+            micro_batch_tokens=training.micro_batch_tokens,
+            seed=training.seed,
+            cache=self.recipe.run_dir / "batch_plan",
+        )
+
+    def identity(self) -> dict[str, Any]:
+        training, shards = self.recipe.training, self.pairs.manifest["shards"]
+        return {
+            **model_identity(self.recipe),
+            "data": digest_of([s["sha256"] for s in shards if s["split"] == "train"]),
+            "batch plan": [
+                BATCH_PLAN_VERSION,
+                training.seed,
+                training.max_tokens,
+                training.micro_batch_tokens,
+            ],
+            "frozen parameters": training.freeze,
+        }
+
+    def check_data(self) -> str:
+        recipe = self.recipe
+        train = ShardReader(recipe.shards, "train", verify=True)
+        ShardReader(recipe.shards, "valid", verify=True)
+        clean = recipe.clean_text
+        if recipe.training.bleu_every and not (clean / f"valid.{recipe.data.source_lang}").exists():
+            raise DataError(f"training.bleu_every needs the text in {clean}: run ./run.sh prepare")
+        return f"{len(train):,} training pairs"
+
+    def collate(self, examples: Indices, device: torch.device) -> PairBatch:
+        from pipeline.translation.batches import collate
+
+        return collate(self.pairs, examples, device)
+
+    def units(self, batch: GlobalBatch) -> int:
+        return batch.source_tokens + batch.target_tokens
+
+    def normaliser(self, batch: GlobalBatch) -> int:
+        return batch.target_tokens
+
+    # ── Model and loss ──────────────────────────────────────────────────────────────────────────
+
+    @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        source, target = self.pairs.manifest["vocabulary"]["sizes"]
+        return source, target
+
+    def parameter_count(self) -> int:
+        from models.factory import parameter_count
+
+        return parameter_count(self.recipe.model, self.vocab_sizes)
+
+    def core_parameters(self, model: nn.Module) -> int:
+        from models.seq2seq import core_parameters
+
+        return core_parameters(model)
+
+    def create_model(self) -> TranslationModel:
+        from data_prep.vocabulary import PAD_IDX
+        from models.factory import create_model
+        from pipeline.training.deepspeed_config import activation_checkpointing
+
+        recipe, training = self.recipe, self.recipe.training
+        model = create_model(recipe.model, self.vocab_sizes, PAD_IDX)
+        if training.init_from:
+            self._load_initial_weights(model)
+        model.checkpoint_activations(activation_checkpointing(training, recipe.model))
+        if training.compile:
+            model.compile_layers()
+        return model
+
+    def _load_initial_weights(self, model: TranslationModel) -> None:
+        """Take the weights of the export that `training.init_from` names.
+
+        :raises CheckpointError: it has another vocabulary than the shards, or another shape.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_model
+
+        from pipeline.checkpoints.folder import CheckpointError
+        from pipeline.ranks import first_line
+
+        folder, shards = self.recipe.training.init_from, self.recipe.shards
+        assert folder is not None
+        try:
+            same = vocabulary_digest(folder) == vocabulary_digest(shards)
+            if same:
+                load_model(model, folder / "model.safetensors")
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"training.init_from: {folder} does not fit the recipe's model: {first_line(error)}"
+            ) from error
+        if not same:
+            raise CheckpointError(
+                f"training.init_from: {folder} has another vocabulary than {shards}; prepare the "
+                "data with its SentencePiece model"
+            )
+
+    def loss(self, model: Model, batch: PairBatch) -> Tensor:
+        smoothing = self.recipe.training.label_smoothing
+        return self.cross_entropy(model, batch, label_smoothing=smoothing)
+
+    @staticmethod
+    def cross_entropy(model: Model, batch: PairBatch, *, label_smoothing: float = 0.0) -> Tensor:
+        """Return the cross-entropy of the targets of `batch`, summed (nats)."""
+        return model(
+            batch.source_seqs,
+            batch.source_seqs_layout,
+            batch.target_seqs,
+            batch.target_seqs_layout,
+            batch.targets,
+            label_smoothing=label_smoothing,
+        )
+
+    # ── Validation ──────────────────────────────────────────────────────────────────────────────
+
+    def validate(self, trainer: Trainer[PairBatch], interruption: Interruption) -> dict[str, float]:
+        from pipeline.translation.validation import valid_bleu, valid_metrics
+
+        metrics = valid_metrics(self, trainer, interruption)
+        every, step = self.recipe.training.bleu_every, trainer.step
+        if every and (step % every == 0 or step == trainer.last_step):
+            metrics |= valid_bleu(self, trainer, interruption)
+        return metrics

@@ -1,0 +1,71 @@
+"""The validation of a translation model while it trains: loss and BLEU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_prep.batch_plan import BatchPlan
+from data_prep.corpora import read_lines
+from data_prep.vocabulary import PAD_IDX, load_vocabularies
+from models.factory import create_model
+from pipeline.ranks import gather_shares, share_of
+from pipeline.training.progress import perplexity
+from pipeline.training.trainer import Trainer
+from pipeline.training.validation import Interruption, Stopped, shared_micro_batches
+from pipeline.translation.batches import PairBatch, collate
+from pipeline.translation.scores import bleu
+from pipeline.translation.translator import Translator
+
+if TYPE_CHECKING:
+    from pipeline.translation.task import TranslationTask
+
+
+def valid_metrics(
+    task: TranslationTask, trainer: Trainer[PairBatch], interruption: Interruption
+) -> dict[str, float]:
+    """Return `valid_loss`, the cross-entropy per target token (nats), and its perplexity.
+
+    :raises Stopped: on every rank, when a signal has come to one.
+    """
+    config, lengths = trainer.config, task.valid_pairs.lengths()
+    budget = config.micro_batch_tokens or config.max_tokens
+    plan = BatchPlan(*lengths, max_tokens=budget, micro_batch_tokens=None, seed=0)
+    total = torch.zeros((), device=trainer.device)
+    trainer.engine.eval()  # until the next step
+    with torch.no_grad():
+        for pairs in shared_micro_batches(plan, trainer):
+            batch = collate(task.valid_pairs, pairs, trainer.device)
+            total += task.cross_entropy(trainer.engine, batch)
+            interruption.agree()
+    (mean,) = trainer.mean_over_ranks(total)
+    loss = mean * float(trainer.world_size) / int(lengths[1].sum())
+    return {"valid_loss": loss, "valid_ppl": perplexity(loss)}
+
+
+def valid_bleu(
+    task: TranslationTask, trainer: Trainer[PairBatch], interruption: Interruption
+) -> dict[str, float]:
+    """Return `valid_bleu`, the BLEU of the validation set, which the ranks share among them.
+
+    :raises Stopped: on every rank, when a signal has come to one.
+    """
+    recipe = task.recipe
+    sources, references = (
+        list(read_lines(recipe.clean_text / f"valid.{language}"))
+        for language in recipe.data.languages
+    )
+    # A model of its own: decoding while ZeRO-3 has the weights cut up would deadlock.
+    model = create_model(recipe.model, task.vocab_sizes, PAD_IDX)
+    model.load_state_dict(trainer.full_weights())
+    translator = Translator(model, load_vocabularies(recipe.shards), recipe.evaluation)
+    share = share_of(sources, trainer.rank, trainer.world_size)
+    try:
+        translations = translator.translate(sources[share], lambda count: interruption.here())
+    except Stopped:
+        translations = []
+    interruption.agree()
+    hypotheses = gather_shares(translations)
+    score = bleu(hypotheses, [references], recipe.data.target_lang).score
+    return {"valid_bleu": round(score, 2)}
