@@ -44,7 +44,7 @@ def test_checkpoints_keep_a_part_of_the_activations() -> None:
 
 
 def test_command(command: Command) -> None:
-    done = command("pipeline.plan", "--nodes", 2, "--gpus", 4)
+    done = command("pipeline.estimate", "--nodes", 2, "--gpus", 4)
     assert done.returncode == 0, done.stderr
     assert "8 GPUs; a global batch of 512 tokens" in done.stdout
-    assert command("pipeline.plan", "--nodes", 0).returncode == 2
+    assert command("pipeline.estimate", "--nodes", 0).returncode == 2
