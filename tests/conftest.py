@@ -27,7 +27,7 @@ from pipeline.checkpoints.folder import (
 from pipeline.command_line import load_recipe
 from pipeline.dashboard import SERVER_SETTINGS
 from pipeline.recipe import Recipe
-from pipeline.translation.task import model_identity
+from pipeline.translation.run_model import model_identity
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

@@ -5,16 +5,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from data_prep.vocabulary import PAD_IDX, load_vocabularies
+from data_prep.files import DataError
+from data_prep.vocabulary import PAD_IDX, load_vocabularies, vocabulary_digest
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
 from pipeline.recipe import Recipe
-from pipeline.translation.task import model_identity
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
+
+
+def model_identity(recipe: Recipe) -> dict[str, Any]:
+    """Return what weights are bound to.
+
+    :raises DataError: there is no vocabulary.
+    """
+    try:
+        vocabulary = vocabulary_digest(recipe.shards)
+    except OSError as error:
+        raise DataError(
+            f"{recipe.shards}: no prepared data here; run `./run.sh prepare`"
+        ) from error
+    return {"model": recipe.model.model_dump(mode="json"), "vocabulary": vocabulary}
 
 
 def checkpoints_of_run(recipe: Recipe) -> list[Checkpoint]:

@@ -13,8 +13,8 @@ from data_prep.files import DataError, digest_of
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import vocabulary_digest
 from pipeline.checkpoints.folder import Criterion
-from pipeline.recipe import Recipe
 from pipeline.training.task import Task
+from pipeline.translation.run_model import model_identity
 
 if TYPE_CHECKING:
     import torch
@@ -25,20 +25,6 @@ if TYPE_CHECKING:
     from pipeline.training.trainer import Trainer
     from pipeline.training.validation import Interruption
     from pipeline.translation.batches import PairBatch
-
-
-def model_identity(recipe: Recipe) -> dict[str, Any]:
-    """Return what weights are bound to.
-
-    :raises DataError: there is no vocabulary.
-    """
-    try:
-        vocabulary = vocabulary_digest(recipe.shards)
-    except OSError as error:
-        raise DataError(
-            f"{recipe.shards}: no prepared data here; run `./run.sh prepare`"
-        ) from error
-    return {"model": recipe.model.model_dump(mode="json"), "vocabulary": vocabulary}
 
 
 class TranslationTask(Task["PairBatch"]):
