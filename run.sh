@@ -145,7 +145,7 @@ with socket.socket() as probe:
 tests() {
   # A file's tests share what they have trained, so they stay in one process; two such processes
   # that each take all cores would be slower than one.
-  ruff check . && ruff format --check . && mypy &&
+  ruff check . && ruff format --check . && mypy && lint-imports --no-logo &&
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest \
       --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
 }

@@ -50,7 +50,10 @@ def carry_over(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> None:
 
 
 def _take_apart(engine: DeepSpeedEngine, checkpoint: Checkpoint, folder: Path) -> None:
-    """:raises CheckpointError: it cannot be read, or not written."""
+    """Write the universal format into `folder`.
+
+    :raises CheckpointError: the checkpoint cannot be read, or the folder not written.
+    """
     try:
         _write_universal(engine, checkpoint, folder)
     except Exception as error:
@@ -67,9 +70,11 @@ def _write_universal(engine: DeepSpeedEngine, checkpoint: Checkpoint, folder: Pa
     stage = checkpoint.info.zero_stage
     states = _load(Path(get_model_state_file(str(checkpoint.folder), stage)))
     if stage == 0:
-        _split(states, [name for name, _ in _trained(engine)], folder / "zero")
+        _write_parameters(
+            states, [name for name, _ in _trained_parameters(engine)], folder / "zero"
+        )
     else:
-        _convert(checkpoint.folder, folder)
+        _convert_partitions(checkpoint.folder, folder)
     common = {key: states[key] for key in ("global_steps", "skipped_steps")}
     # DeepSpeed's module lacks what ZeRO-3 has cut; ours lacks parameters that are not trained.
     common["module"] = {**states["module"], **load_weights(checkpoint)}
@@ -87,8 +92,8 @@ def _write_universal(engine: DeepSpeedEngine, checkpoint: Checkpoint, folder: Pa
     )
 
 
-def _split(states: dict[str, Any], names: list[str], folder: Path) -> None:
-    """Of stage 0, whose optimizer numbers the parameters."""
+def _write_parameters(states: dict[str, Any], names: list[str], folder: Path) -> None:
+    """Write the parameters of stage 0, whose optimizer numbers them: `names` are in that order."""
     for index, moments in states["optimizer"]["state"].items():
         name = names[index]
         (folder / name).mkdir(parents=True)
@@ -97,8 +102,8 @@ def _split(states: dict[str, Any], names: list[str], folder: Path) -> None:
             torch.save({"param": moments[key]}, folder / name / f"{key}.pt")
 
 
-def _convert(source: Path, folder: Path) -> None:
-    """Of stages 1 to 3, with DeepSpeed's converter."""
+def _convert_partitions(source: Path, folder: Path) -> None:
+    """Write the parameters of stages 1 to 3, with DeepSpeed's converter."""
     arguments = Namespace(
         input_folder=str(source),
         output_folder=str(folder),
@@ -130,7 +135,7 @@ def _read_part(engine: DeepSpeedEngine, folder: Path) -> None:
         optimizer.checkpoint_event_prologue()
     engine.load_module_state_dict(common, fetch_z3_params=stage == 3)
     if stage == 0:
-        optimizer.load_state_dict(_whole(engine, folder))
+        optimizer.load_state_dict(_whole_optimizer_state(engine, folder))
     else:
         optimizer.load_state_dict(None, checkpoint_folder=str(folder))
     if stage in (1, 2):
@@ -145,8 +150,8 @@ def _read_part(engine: DeepSpeedEngine, folder: Path) -> None:
     engine.global_steps, engine.skipped_steps = common["global_steps"], common["skipped_steps"]
 
 
-def _whole(engine: DeepSpeedEngine, folder: Path) -> dict[str, Any]:
-    """The state of stage 0's optimizer, which is torch's."""
+def _whole_optimizer_state(engine: DeepSpeedEngine, folder: Path) -> dict[str, Any]:
+    """Return the state of stage 0's optimizer, which is torch's."""
     state = {
         index: {
             "step": 0,  # the caller sets it
@@ -155,18 +160,18 @@ def _whole(engine: DeepSpeedEngine, folder: Path) -> dict[str, Any]:
                 for key in MOMENTS
             },
         }
-        for index, (name, parameter) in enumerate(_trained(engine))
+        for index, (name, parameter) in enumerate(_trained_parameters(engine))
     }
     return {"state": state, "param_groups": engine.optimizer.state_dict()["param_groups"]}
 
 
-def _trained(engine: DeepSpeedEngine) -> list[tuple[str, torch.nn.Parameter]]:
-    """The parameters in the order in which torch's optimizer numbers them."""
+def _trained_parameters(engine: DeepSpeedEngine) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the trained parameters in the order in which torch's optimizer numbers them."""
     return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
 
 
 def _adam_step(common: dict[str, Any]) -> int:
-    """DeepSpeed counts a step whose gradient overflowed, Adam does not."""
+    """Return Adam's step: DeepSpeed counts a step whose gradient overflowed, Adam does not."""
     return int(common["global_steps"] - common["skipped_steps"])
 
 

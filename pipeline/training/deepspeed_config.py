@@ -24,7 +24,7 @@ REFUSED = {
 
 
 def deepspeed_config(training: TrainingConfig, accumulation_steps: int) -> dict[str, Any]:
-    """The JSON of `training.deepspeed_config` with the recipe's values filled in.
+    """Return the JSON of `training.deepspeed_config` with the recipe's values filled in.
 
     :raises UsageError: unreadable JSON, a value that the recipe owns, or a combination that cannot
         work.
@@ -56,7 +56,7 @@ def deepspeed_config(training: TrainingConfig, accumulation_steps: int) -> dict[
 def activation_checkpointing(
     training: TrainingConfig, model: ModelConfig
 ) -> ActivationCheckpointing:
-    """What the recipe says, or else the JSON's `activation_checkpointing`.
+    """Return what the recipe says, or else the JSON's `activation_checkpointing`.
 
     :raises UsageError: they disagree, or the JSON asks for what cannot be.
     """
@@ -99,17 +99,21 @@ def activation_checkpointing(
 
 
 def offloads(config: dict[str, Any], what: str) -> bool:
-    """:param what: `optimizer` or `param`."""
+    """Tell whether the JSON moves something to the host.
+
+    :param what: `optimizer` or `param`.
+    """
     section = config.get("zero_optimization", {}).get(f"offload_{what}", {})
     return bool(section.get("device", "none") != "none")
 
 
 def zero_stage(config: dict[str, Any]) -> Any:
+    """Return the ZeRO stage as the JSON says it."""
     return config.get("zero_optimization", {}).get("stage", 0)
 
 
 def precision(config: dict[str, Any]) -> str:
-    """`bf16`, `fp16` or `fp32`."""
+    """Return `bf16`, `fp16` or `fp32`."""
     return next((key for key in ("bf16", "fp16") if config.get(key, {}).get("enabled")), "fp32")
 
 
@@ -156,7 +160,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _optimizer(training: TrainingConfig, offload: bool) -> dict[str, Any]:
-    """DeepSpeed's optimizer block: torch's Adam, or DeepSpeed's CPU Adam when offloaded."""
+    """Return DeepSpeed's optimizer block: torch's Adam, or DeepSpeed's CPU Adam when offloaded."""
     adamw = training.optimizer == "adamw"
     return {
         "type": "AdamW" if adamw else "Adam",

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights."""
+"""An exponential moving average of the weights, kept while they are trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.checkpoints.folder import EMA_FILE
 
 
 class MovingAverage:
-    """θ_ema ← decay · θ_ema + (1 - decay) · θ after each step, in float32.
+    """Keeps θ_ema ← decay · θ_ema + (1 - decay) · θ, in float32.
 
     In the n-th step the decay is at most (1 + n) / (10 + n), so that the weights of the beginning
     are soon forgotten.
@@ -24,12 +24,14 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Take in the weights of another step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         current = [parameter.detach().float() for parameter in self.model.parameters()]
         torch._foreach_lerp_(self._averages, current, 1 - decay)
 
     def save(self, folder: Path) -> None:
+        """Write the averages, under the model's own names, into a checkpoint."""
         averages = dict(zip(self.model.parameters(), self._averages, strict=True))
         # Tied parameters under all their names, and buffers as they are.
         state = self.model.state_dict(keep_vars=True)
@@ -37,7 +39,7 @@ class MovingAverage:
         torch.save({"weights": weights, "updates": self.updates}, folder / EMA_FILE)
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint; from its weights if it has no average."""
+        """Go on from the averages in a checkpoint, or from its weights if it has none."""
         if not (folder / EMA_FILE).exists():
             self._averages = [p.detach().float().clone() for p in self.model.parameters()]
             return

@@ -1,4 +1,4 @@
-"""What to look at when a gradient is not finite."""
+"""The file to look at when a gradient was not finite."""
 
 from __future__ import annotations
 

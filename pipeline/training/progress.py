@@ -1,4 +1,4 @@
-"""What training tells while it runs: a line in the log, a bar on a terminal, metrics for MLflow."""
+"""What training tells while it runs: lines in the log, a bar on a terminal, metrics for MLflow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ log = logging.getLogger("train")
 
 @dataclass
 class Window:
-    """What happened since the last progress line; `loss`, `positions` and `waited` on this rank."""
+    """Counts what happened since the last progress line; `loss`, `positions` and `waited` are this
+    rank's."""
 
     loss: torch.Tensor
     """Summed over the targets."""
@@ -74,6 +75,7 @@ class Window:
 
 
 def perplexity(loss: float) -> float:
+    """Return e to the cross-entropy (nats), with an end to how large it gets."""
     return math.exp(min(loss, 50.0)) if loss == loss else loss
 
 

@@ -1,4 +1,4 @@
-"""A rank that waits for others which hang says so and ends, instead of waiting in silence."""
+"""The watchdog ends a rank that waits in vain for another one, and says so."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ class Watchdog:
     """Ends this process when `seen` was not called for `seconds`, until `stop` is."""
 
     def __init__(self, seconds: float, rank: int, where: Callable[[], str], stacks: Path) -> None:
-        """
-        :param where: what to say about the position in training.
-        :param stacks: file for the Python stacks of this rank.
+        """Begin to watch.
+
+        :param where: tells the position in training, in words.
+        :param stacks: the file that gets the Python stacks of this rank.
         """
         self._seconds, self._rank, self._where, self._stacks = seconds, rank, where, stacks
         self._last, self._stopped = time.monotonic(), Event()
         Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def seen(self) -> None:
-        """There is progress."""
+        """Note that there is progress."""
         self._last = time.monotonic()
 
     def stop(self) -> None:
+        """Watch no longer."""
         self._stopped.set()
 
     def _watch(self) -> None:
