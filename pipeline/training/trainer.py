@@ -26,7 +26,7 @@ from safetensors.torch import load_model
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from data_prep.batch_plan import BatchPlan, pieces_of_each
+from data_prep.batch_plan import BatchPlan, fractions_of_each
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX, vocabulary_digest
 from models.factory import create_model
@@ -401,7 +401,7 @@ def rehearse(recipe: Recipe) -> str:
     try:
         training = Training(recipe)
         largest = training.plan.largest_micro_batch()
-        pieces = pieces_of_each(training.plan.micro_batches_per_step, training.world_size)
+        pieces = fractions_of_each(training.plan.micro_batches_per_step, training.world_size)
         batch = collate(training.reader, largest[::pieces], training.device)
         size = f"{batch.source.size(0)} × {batch.source.size(1)} + {batch.targets.size(1)} tokens"
         what = f"the largest micro-batch ({size})"
