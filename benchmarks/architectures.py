@@ -173,7 +173,7 @@ def training_steps(run: Run) -> tuple[Callable[[], None], int]:
     plan = BatchPlan(
         *reader.lengths(), max_tokens=recipe.training.max_tokens, micro_batch_tokens=None, seed=0
     )
-    model = create_model(recipe.model, reader.manifest["vocabulary"]["sizes"], PAD_IDX).train()
+    model = create_model(recipe.model, reader.data.vocabulary.sizes, PAD_IDX).train()
     batches = [plan[step] for step in range(TIMED_STEPS)]
     collated = [collate(reader, b.micro_batches[0], torch.device("cpu")) for b in batches]
     return steps_of(model, list(map(loss_of, collated))), sum(b.target_tokens for b in batches)

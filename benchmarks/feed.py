@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.rounds import options, progress, seconds_of, spread, table
 from data_prep.batch_plan import BatchPlan
-from data_prep.files import write_json
-from data_prep.shards import ShardReader, open_shard, write_shard
+from data_prep.files import read_json, write_json
+from data_prep.shards import ShardReader, open_shard, read_shards_manifest, write_shard
 from data_prep.vocabulary import vocabulary_files
 from pipeline.translation.batches import collate
 
@@ -34,17 +34,20 @@ MAX_TOKENS, MICRO_BATCH_TOKENS = 32768, 4096
 
 
 def many_shards(shards: Path, number: int, folder: Path) -> None:
-    """A data set of `number` small shards, cut from the first of `shards`."""
-    manifest = ShardReader(shards, "train").manifest
+    """Write a data set of `number` small shards, cut from the first of `shards`."""
     for path in vocabulary_files(shards):
         shutil.copyfile(path, folder / path.name)
-    first = next(shard for shard in manifest["shards"] if shard["split"] == "train")
-    pairs = open_shard(shards / first["name"])
-    cut = [{**first, "name": f"train-{i:05d}.arrow", "pairs": PAIRS_A_SHARD} for i in range(number)]
+    first = read_shards_manifest(shards).of_split("train")[0]
+    pairs = open_shard(shards / first.name)
+    cut = [
+        first.model_copy(update={"name": f"train-{i:05d}.arrow", "pairs": PAIRS_A_SHARD})
+        for i in range(number)
+    ]
     for i, shard in enumerate(cut):
         begin = i * PAIRS_A_SHARD % (len(pairs) - PAIRS_A_SHARD)
-        write_shard(folder / shard["name"], pairs.slice(begin, PAIRS_A_SHARD))
-    write_json(folder / "manifest.json", {**manifest, "shards": cut})
+        write_shard(folder / shard.name, pairs.slice(begin, PAIRS_A_SHARD))
+    manifest = {**read_json(shards / "manifest.json"), "shards": [s.model_dump() for s in cut]}
+    write_json(folder / "manifest.json", manifest)
 
 
 def opening(shards: Path, number: int, rounds: int) -> list[Row]:

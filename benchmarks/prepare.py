@@ -1,4 +1,4 @@
-"""Data preparation, measured as it is run: rate, memory, the binarize stage beside SentencePiece.
+"""Measure data preparation as users run it: rate, memory, the binarize stage beside SentencePiece.
 
     python -m benchmarks.prepare --data ../shared/data [--pairs 500000 4000000] [--rounds 5]
 
@@ -23,6 +23,7 @@ import psutil
 
 from benchmarks.rounds import figure, options, progress, ratios, spread, table
 from data_prep.corpora import read_pairs, read_text
+from data_prep.stage import SHARDS, VOCABULARY
 from data_prep.vocabulary import load_vocabulary
 
 LANGUAGES = ("de", "en")
@@ -114,12 +115,12 @@ def against_sentencepiece(folder: Path, vocabulary: str, size: int, rounds: int)
     sides = [read_text(folder / "data" / f"train.{lang}") for lang in LANGUAGES]
     lines = sum(map(len, sides))
     prepare(folder, vocabulary, size)
-    processor = load_vocabulary(folder / "run" / "vocabulary" / "spm.model")
+    processor = load_vocabulary(folder / "run" / VOCABULARY / "spm.model")
     ours, theirs = [], []
     for number in range(rounds):
-        shutil.rmtree(folder / "run" / "shards")
+        shutil.rmtree(folder / "run" / SHARDS)
         stages, _ = prepare(folder, vocabulary, size)
-        ours.append(stages["shards"])
+        ours.append(stages[SHARDS])
         started = time.perf_counter()
         for side in sides:
             processor.encode(side, num_threads=CORES)
@@ -146,7 +147,7 @@ def main() -> None:
             stages, peak = prepare(folder, "bpe", size)
             again, _ = prepare(folder, "bpe", size)
             peaks.append(peak)
-            rate = total / (stages["total"] - stages["vocabulary"])
+            rate = total / (stages["total"] - stages[VOCABULARY])
             stages_of.append(
                 [
                     f"{total:,}",

@@ -71,7 +71,7 @@ def main() -> None:
     parts = [part[lengths[:, part].max(0) <= PADDED_LENGTH] for part in parts]
     parts = [part for part in parts if len(part)]
     chosen = np.random.default_rng(0).permutation(np.concatenate(parts))
-    vocab_sizes = reader.manifest["vocabulary"]["sizes"]
+    vocab_sizes = reader.data.vocabulary.sizes
     config = ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
     dtype = dtype_of(arguments.dtype)
 

@@ -1,4 +1,10 @@
-"""TODO docstring."""
+"""The batch plan: which pairs each step of training sees.
+
+The plan is a pure function of (lengths, seed, epoch, token budgets). Micro-batches of pairs of
+similar length are shuffled and grouped into global batches; how many ranks and accumulation steps
+share a global batch does not change what is in it. So a position in training is one number: the
+step.
+"""
 
 from __future__ import annotations
 
@@ -18,43 +24,43 @@ from data_prep.shards import open_shard, write_shard
 
 BATCH_PLAN_VERSION = 3  # raise it when the same shards and seed would give other batches
 
-
 Indices = NDArray[np.signedinteger[Any]]
+"""Indices of pairs, `[pairs]`."""
 
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What one optimizer step sees."""
+    """A global batch is what one optimizer step sees."""
 
     micro_batches: list[Indices]
-    """Sentence indices of each micro-batch, longest last."""
+    """Indices of the pairs of each micro-batch, longest pair last."""
 
     source_tokens: int
-    """Source tokens in all of them, EOS included."""
+    """Source tokens in all micro-batches, EOS included."""
 
     target_tokens: int
-    """Target tokens likewise: what the summed loss is divided by."""
+    """Target tokens in all micro-batches, EOS included: what the summed loss is divided by."""
 
     def share(self, rank: int, world_size: int) -> list[Indices]:
-        """The micro-batches of one of `world_size` ranks, equally many for each.
+        """Return the micro-batches of one of `world_size` ranks, equally many for each.
 
-        When the micro-batches do not divide among the ranks, each is first split into as many
-        pieces as makes them divide; a piece can be empty.
+        When the micro-batches do not divide among the ranks, each is first cut into as many
+        fractions as makes them divide; a fraction can be empty.
         """
-        pieces = pieces_of_each(len(self.micro_batches), world_size)
+        fractions = fractions_of_each(len(self.micro_batches), world_size)
         return [
-            self.micro_batches[i // pieces][i % pieces :: pieces]
-            for i in range(rank, pieces * len(self.micro_batches), world_size)
+            self.micro_batches[i // fractions][i % fractions :: fractions]
+            for i in range(rank, fractions * len(self.micro_batches), world_size)
         ]
 
 
-def pieces_of_each(micro_batches: int, world_size: int) -> int:
-    """Into how many pieces each is split so that they divide among the ranks."""
+def fractions_of_each(micro_batches: int, world_size: int) -> int:
+    """Return into how many fractions to cut each micro-batch so that all ranks get as many."""
     return world_size // gcd(world_size, micro_batches)
 
 
 class BatchPlan:
-    """The global batches of all steps."""
+    """The plan gives the global batch of every step."""
 
     def __init__(
         self,
@@ -66,12 +72,13 @@ class BatchPlan:
         seed: int,
         cache: Path | None = None,
     ) -> None:
-        """
+        """Plan batches of pairs within a budget of tokens.
+
         :param source_lengths, target_lengths: tokens of each pair, EOS included, `[pairs]`.
-        :param max_tokens: budget of a global batch: sentences × longest side, padding included,
-            summed over its micro-batches.
+        :param max_tokens: budget of a global batch: pairs × longest side, padding included, summed
+            over its micro-batches.
         :param micro_batch_tokens: the same for one micro-batch; None: one micro-batch a step.
-        :param cache: folder for the epoch at hand, which ranks and later runs share.
+        :param cache: folder for the order of the current epoch, which ranks and later runs share.
         """
         lengths = np.stack([source_lengths, target_lengths])
         # Narrow keys are sorted by radix, ten times as fast; `_sorted` adds two lengths.
@@ -88,12 +95,12 @@ class BatchPlan:
         self._begins: Indices = np.empty(0, dtype=np.int32)
 
     def micro_batches_per_rank(self, world_size: int) -> int:
-        """How many micro-batches, or pieces of them, each rank gets in a step."""
+        """Return how many micro-batches, or fractions of them, each rank gets in a step."""
         micro_batches = self.micro_batches_per_step
-        return micro_batches * pieces_of_each(micro_batches, world_size) // world_size
+        return micro_batches * fractions_of_each(micro_batches, world_size) // world_size
 
     def __getitem__(self, step: int) -> GlobalBatch:
-        """The batch of step 0, 1, …, over as many epochs as it takes."""
+        """Return the batch of step 0, 1, …; steps go on into the epochs that follow."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             micro_batches = self._micro_batches(epoch)
@@ -108,9 +115,9 @@ class BatchPlan:
         return GlobalBatch(chosen, source, target)
 
     def _micro_batches(self, epoch: int) -> pa.ListArray:
-        """Those of an epoch in its order, from the cache if there is one.
+        """Return the micro-batches of an epoch in its order, from the cache if there is one.
 
-        The first rank to ask fills the cache, and the others wait for it.
+        The first rank that needs an epoch fills the cache, and the others wait for it.
         """
         if self._cache is None:
             return self._shuffled(epoch)
@@ -131,7 +138,7 @@ class BatchPlan:
                 fsync(partial)
                 partial.replace(path)
                 fsync(self._cache)
-            except OSError:  # the disk is full: a cache is not worth an end
+            except OSError:  # a full disk: training can go on without a cache
                 partial.unlink(missing_ok=True)
                 return shuffled
             # The epoch before stays: a slower rank may be reading it.
@@ -141,6 +148,7 @@ class BatchPlan:
             return open_shard(path).column("pairs")
 
     def _shuffled(self, epoch: int) -> pa.ListArray:
+        """Return the micro-batches of an epoch in its order, computed anew."""
         generator = np.random.default_rng([self._seed, epoch])
         order = self._all_pairs()
         generator.shuffle(order)
@@ -149,20 +157,20 @@ class BatchPlan:
         return micro_batches.take(pa.array(generator.permutation(len(micro_batches))))
 
     def sorted_micro_batches(self) -> list[Indices]:
-        """Every pair once, shortest first."""
+        """Return the micro-batches from the shortest pairs to the longest, each pair once."""
         return list(np.split(self._sorted(self._all_pairs()), self._cuts[1:]))
 
     def largest_micro_batch(self) -> Indices:
-        """The one with most positions, padding included."""
-        order, sentences, widths = self._shapes()
-        largest = int(np.argmax(sentences * widths))
-        return order[self._cuts[largest] :][: sentences[largest]]
+        """Return the micro-batch with most positions, padding included."""
+        order, pairs, widths = self._shapes()
+        largest = int(np.argmax(pairs * widths))
+        return order[self._cuts[largest] :][: pairs[largest]]
 
     def _all_pairs(self) -> NDArray[np.int32]:
         return np.arange(self._lengths.shape[1], dtype=np.int32)
 
     def _sorted(self, order: NDArray[np.int32]) -> NDArray[np.int32]:
-        """By the longer side, shortest first.
+        """Sort pairs by their longer side, shortest first.
 
         Pairs with an equally long longer side go from the longest targets to the longest sources,
         and back in the next length: neighbours are alike on both sides. Pairs of equal lengths
@@ -176,20 +184,20 @@ class BatchPlan:
         return order
 
     def padding_share(self) -> float:
-        """Share of padding among the source and target positions of an epoch."""
-        _, sentences, widths = self._shapes()
-        return 1 - float(self._lengths.sum()) / float(sentences @ widths)
+        """Return the share of padding among the source and target positions of an epoch."""
+        _, pairs, widths = self._shapes()
+        return 1 - float(self._lengths.sum()) / float(pairs @ widths)
 
     def _shapes(self) -> tuple[Indices, Indices, Indices]:
-        """All pairs in their order; of each micro-batch the sentences, and its positions a row."""
+        """Return all pairs, sorted; and of each micro-batch, its pairs and the positions of one."""
         order = self._sorted(self._all_pairs())
-        sentences = np.diff(self._cuts, append=len(order))
+        pairs = np.diff(self._cuts, append=len(order))
         widths = np.maximum.reduceat(self._lengths[:, order], self._cuts, axis=1).sum(0)
-        return order, sentences, widths
+        return order, pairs, widths
 
 
 def _cut_points(sorted_longest: NDArray[Any], budget: int) -> Indices:
-    """Where a new micro-batch begins, so that sentences × longest side stays within budget."""
+    """Return where micro-batches begin so that pairs × longest side stays within the budget."""
     cuts = []
     begin = 0
     while begin < len(sorted_longest):

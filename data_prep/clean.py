@@ -9,18 +9,18 @@ from concurrent.futures import Executor
 from functools import cache
 from functools import partial as bind
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data_prep.clean_report import EXAMPLES, LENGTH_EDGES, RATIO_EDGES, draw, report_of, summary
 from data_prep.config import Corpus, DataConfig
-from data_prep.corpora import hash_text, read_pairs, read_piece, read_text
+from data_prep.corpora import Fetched, Piece, hash_text, read_pairs, read_piece, read_text
 from data_prep.files import DataError, digest_of, save_array, write_json
 from data_prep.filters import Language, OverAllCorpora, TestOverlap
-from data_prep.pieces import map_pieces
+from data_prep.pieces import Result, map_pieces
 from data_prep.repeats import find_repeats, rounds_of, write_keys
-from data_prep.stage import Manifest, log, run_stage
+from data_prep.stage import Record, log, run_stage
 
 VERSION = 3  # raise it when the same settings would clean differently
 EXAMPLE_CHARS = 300
@@ -32,7 +32,7 @@ _INVISIBLE = re.compile(r"[\u0000-\u0008\u000b\u000e-\u001f\u007f-\u009f\u200b\u
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC, no control characters, single spaces."""
+    """Return text in Unicode NFC, without control characters, with single spaces."""
     return _normalise_lines(text.replace("\n", " "))[0]
 
 
@@ -41,78 +41,135 @@ def _normalise_lines(text: str) -> list[str]:
     return [" ".join(line.split()) for line in visible.split("\n")]
 
 
+class CleanedCorpus(Record):
+    """The record counts the pairs of a training corpus before and after cleaning."""
+
+    corpus: str
+    """Its name."""
+
+    read: int
+    kept: int
+    dropped: dict[str, int]
+    """By filter."""
+
+
+class Cleaned(NamedTuple):
+    """The record holds what later stages need to know of the cleaning stage."""
+
+    pieces: Sequence[Piece]
+    """Of the training corpora, as they were fetched."""
+
+    kept: Sequence[int]
+    """Pairs left of each piece."""
+
+    corpora: Sequence[CleanedCorpus]
+    files: Mapping[str, str]
+    """The sha256 of every corpus file."""
+
+    digest: str
+    """Changes with the manifest of the stage."""
+
+
 def clean(
-    config: DataConfig, fetched: Manifest, source: Path, folder: Path, executor: Executor
-) -> Manifest:
+    config: DataConfig, fetched: Fetched, source: Path, folder: Path, executor: Executor
+) -> Cleaned:
     """Write `train/NNNNN/text.LANG` for every piece of the training corpora, and `valid.LANG`,
     `test.LANG`, `report.json` and `report.png` beside them.
 
-    :param source: folder of the fetch stage.
-
     Validation and test text is not filtered; the test set is not even normalised.
 
-    :returns: manifest with `pairs` of each split, and `kept` of each training piece.
+    :param source: folder of the fetch stage.
     :raises DataError: unreadable corpora, or nothing left to train on.
     """
-    files, pieces = fetched["files"], fetched["pieces"]
+    files = {path: file.sha256 for path, file in fetched.files.items()}
     inputs = {
         "corpora": [corpus.name for corpus in config.train],
-        "pieces": pieces,
+        "pieces": [piece.model_dump() for piece in fetched.pieces],
         "valid": config.valid.model_dump(),
         "test": config.test.model_dump(),
-        "files": {path: file["sha256"] for path, file in files.items()},
+        "files": files,
         "cleaning": config.cleaning.model_dump(),
         "languages": config.languages,
         "version": VERSION,
     }
+    manifest = run_stage(folder, inputs, bind(_build, config, fetched, source, executor))
+    return Cleaned(
+        fetched.pieces,
+        manifest["kept"],
+        [CleanedCorpus.model_validate(corpus) for corpus in manifest["corpora"]],
+        files,
+        digest_of(manifest),
+    )
 
-    def pairs_of(corpus: Corpus) -> list[Pair]:
-        paths = (source / files[side]["path"] for side in (corpus.source, corpus.target))
-        return read_pairs(*paths)
 
-    def build(partial: Path) -> dict[str, Any]:
-        valid = [(normalise(s), normalise(t)) for s, t in pairs_of(config.valid)]
-        test = pairs_of(config.test)
-        for name, pairs in ((config.valid.name, valid), (config.test.name, test)):
-            if not any(source.strip() and target.strip() for source, target in pairs):
-                raise DataError(f"{name}: no pair with text on both sides")
-        normal_test = [(normalise(s), normalise(t)) for s, t in test]
-        held_out = _write_hashes(partial / "scratch-held-out", [*valid, *normal_test])
-        passed = partial / "scratch-filtered"
-        filtered = map_pieces(executor, bind(_filter, config, held_out, source), pieces, passed)
-        counts = [piece["kept"] for piece in filtered]
-        rounds = list(rounds_of(config.cleaning.filters))
-        fates = find_repeats(executor, rounds, passed, counts, partial / "scratch-repeats")
-        keep = bind(_keep, config, passed, fates, [each.filter for each in rounds])
-        kept = map_pieces(executor, keep, list(range(len(pieces))), partial / "train")
-        report = report_of(config, filtered, kept)
-        lines = [summary(corpus) for corpus in report["corpora"]]
-        if not report["kept"]:
-            raise DataError(f"No training pair is left after cleaning. {'; '.join(lines)}")
-        for split, pairs in (("valid", valid), ("test", test)):
-            _write_pairs(partial, split, config, pairs)
-        write_json(partial / "report.json", report)
-        draw(report, partial / "report.png")
-        for line in lines:
-            log.info("clean: %s", line)
-        return {
-            "pairs": {"train": report["kept"], "valid": len(valid), "test": len(test)},
-            "kept": [piece["kept"] for piece in kept],
-            "corpora": [
-                {key: corpus[key] for key in ("corpus", "read", "kept", "dropped")}
-                for corpus in report["corpora"]
-            ],
-            "report": digest_of(report),
-        }
+def _build(
+    config: DataConfig, fetched: Fetched, source: Path, executor: Executor, folder: Path
+) -> dict[str, Any]:
+    """Write all files of the stage into `folder` and return what to record about them."""
+    valid, test = (_read(corpus, fetched, source) for corpus in (config.valid, config.test))
+    normal_valid, normal_test = (
+        [(normalise(s), normalise(t)) for s, t in pairs] for pairs in (valid, test)
+    )
+    for name, pairs in ((config.valid.name, normal_valid), (config.test.name, test)):
+        if not any(source.strip() and target.strip() for source, target in pairs):
+            raise DataError(f"{name}: no pair with text on both sides")
+    held_out = _write_hashes(folder / "scratch-held-out", [*normal_valid, *normal_test])
+    filtered, kept = _clean_pieces(config, fetched.pieces, held_out, source, executor, folder)
+    report = report_of(config, filtered, kept)
+    summaries = [summary(corpus) for corpus in report["corpora"]]
+    if not report["kept"]:
+        raise DataError(f"No training pair is left after cleaning. {'; '.join(summaries)}")
+    for split, pairs in (("valid", normal_valid), ("test", test)):
+        _write_pairs(folder, split, config, pairs)
+    write_json(folder / "report.json", report)
+    draw(report, folder / "report.png")
+    for line in summaries:
+        log.info("clean: %s", line)
+    return {
+        "pairs": {"train": report["kept"], "valid": len(valid), "test": len(test)},
+        "kept": [piece["kept"] for piece in kept],
+        "corpora": [
+            CleanedCorpus.model_validate(corpus).model_dump() for corpus in report["corpora"]
+        ],
+        "report": digest_of(report),
+    }
 
-    return run_stage(folder, inputs, build)
+
+def _read(corpus: Corpus, fetched: Fetched, source: Path) -> list[Pair]:
+    return read_pairs(
+        *(source / fetched.files[side].path for side in (corpus.source, corpus.target))
+    )
+
+
+def _clean_pieces(
+    config: DataConfig,
+    pieces: Sequence[Piece],
+    held_out: Path,
+    source: Path,
+    executor: Executor,
+    folder: Path,
+) -> tuple[list[Result], list[Result]]:
+    """Write `train/NNNNN` for every piece, after all filters.
+
+    :returns: of each piece, what the filters on one pair did and what those on all pairs did.
+    """
+    passed = folder / "scratch-filtered"
+    filtered = map_pieces(executor, bind(_filter, config, held_out, source), pieces, passed)
+    counts = [piece["kept"] for piece in filtered]
+    rounds = list(rounds_of(config.cleaning.filters))
+    fates = find_repeats(executor, rounds, passed, counts, folder / "scratch-repeats")
+    keep = bind(_keep, config, passed, fates, [each.filter for each in rounds])
+    return filtered, map_pieces(executor, keep, range(len(pieces)), folder / "train")
 
 
 # ── Filters that look at one pair ───────────────────────────────────────────────────────────────
 
 
 def _write_hashes(folder: Path, pairs: Sequence[Pair]) -> Path:
-    """:returns: what `_hashes` reads, and keeps: a file of another name for other pairs."""
+    """Write the hashes of both sides of pairs to a file that is named after them.
+
+    Workers keep what `_hashes` has read, and so other pairs need a file of another name.
+    """
     hashes = np.array([[hash_text(side) for side in pair] for pair in pairs], np.uint64)
     path = folder / f"{digest_of(hashes.tolist())[:16]}.npy"
     folder.mkdir(exist_ok=True)
@@ -124,13 +181,13 @@ def _filter(
     config: DataConfig,
     held_out: Path,
     source: Path,
-    piece: Mapping[str, Any],
+    piece: Piece,
     folder: Path,
 ) -> dict[str, Any]:
-    """One piece: normalised text that passes, keys to find repeats by, and counts."""
+    """Write the normalised text of a piece that passes and keys to find repeats by; count it."""
     sides = [
-        _normalise_lines(read_piece(source / path, begin, end, piece["line"]))[: piece["pairs"]]
-        for path, begin, end in (piece["source"], piece["target"])
+        _normalise_lines(read_piece(source / path, begin, end, piece.line))[: piece.pairs]
+        for path, begin, end in (piece.source, piece.target)
     ]
     filters = _filters(config, held_out)
     dropped: dict[str, list[Pair]] = {name: [] for name in filters}
@@ -144,18 +201,18 @@ def _filter(
             kept.append(pair)
     _write_pairs(folder, "text", config, kept)
     write_keys(folder, kept, list(rounds_of(config.cleaning.filters)))
-    return {"corpus": piece["corpus"], "read": piece["pairs"], "kept": len(kept), **_tally(dropped)}
+    return {"corpus": piece.corpus, "read": piece.pairs, "kept": len(kept), **_tally(dropped)}
 
 
 @cache
 def _hashes(held_out: Path) -> tuple[frozenset[int], frozenset[int]]:
-    """Of the source and the target sides of validation and test set."""
+    """Return hashes of the source sides and of the target sides of validation and test set."""
     sources, targets = np.load(held_out).T.tolist()
     return frozenset(sources), frozenset(targets)
 
 
 def _filters(config: DataConfig, held_out: Path) -> dict[str, Drops]:
-    """What looks at one pair, by name, in order."""
+    """Return the filters that look at one pair, by name, in order."""
     sources, targets = _hashes(held_out)
     filters: dict[str, Drops] = {}
     for each in config.cleaning.filters:
@@ -169,6 +226,7 @@ def _filters(config: DataConfig, held_out: Path) -> dict[str, Drops]:
 
 
 def _tally(dropped: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
+    """Return how many pairs each filter dropped, and the first of them as examples."""
     return {
         "dropped": {name: len(pairs) for name, pairs in dropped.items()},
         "examples": {
@@ -189,7 +247,7 @@ def _keep(
     piece: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """One piece: the text that is no repeat, and what there is to say about it."""
+    """Write the text of a piece that is no repeat, and return counts and histograms of it."""
     sides = [read_text(passed / f"{piece:05d}" / f"text.{lang}") for lang in config.languages]
     dropped: dict[str, list[Pair]] = {name: [] for name in reasons}
     kept: list[Pair] = []

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from data_prep.config import DataConfig
+from data_prep.pieces import Result
 
 EXAMPLES = 5  # pairs shown of what a filter dropped from a corpus
 LENGTH_EDGES = np.arange(0, 501, 10)  # characters; the last bin also holds what is longer
 RATIO_EDGES = np.arange(0, 4.05, 0.1)  # target characters over source characters, likewise
 
-Piece = Mapping[str, Any]
-
 
 def report_of(
-    config: DataConfig, filtered: Sequence[Piece], kept: Sequence[Piece]
+    config: DataConfig, filtered: Sequence[Result], kept: Sequence[Result]
 ) -> dict[str, Any]:
-    """
+    """Put together the report on all training corpora.
+
     :param filtered, kept: of each piece, what the filters on a pair and those on all pairs did.
     :returns: `kept`, and of each of `corpora` its `read`, `kept` and `dropped` pairs, each of its
         `filters` with counts, share and examples, and histograms of what was kept.
@@ -31,9 +31,9 @@ def report_of(
         left = read = sum(piece["read"] for piece, _ in pieces)
         filters = []
         for name in (each.filter for each in config.cleaning.filters):
-            tallies = [part for piece in pieces for part in piece if name in part["dropped"]]
-            dropped = sum(part["dropped"][name] for part in tallies)
-            examples = [pair for part in tallies for pair in part["examples"][name]][:EXAMPLES]
+            tallies = [result for piece in pieces for result in piece if name in result["dropped"]]
+            dropped = sum(tally["dropped"][name] for tally in tallies)
+            examples = [pair for tally in tallies for pair in tally["examples"][name]][:EXAMPLES]
             filters.append(
                 {
                     "filter": name,
@@ -56,7 +56,7 @@ def report_of(
 
 
 def summary(corpus: Mapping[str, Any]) -> str:
-    """One line about a corpus of the report."""
+    """Return one line about a corpus of the report."""
     dropped = ", ".join(f"{count} {why}" for why, count in corpus["dropped"].items() if count)
     return f"{corpus['corpus']}: kept {corpus['kept']} of {corpus['read']} pairs" + (
         f" (dropped: {dropped})" if dropped else ""
@@ -64,7 +64,7 @@ def summary(corpus: Mapping[str, Any]) -> str:
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """What each filter dropped from each corpus, and the lengths and ratios of what was kept."""
+    """Draw what each filter dropped from each corpus, and lengths and ratios of what was kept."""
     from matplotlib.figure import Figure  # takes a second to import
 
     corpora = report["corpora"]

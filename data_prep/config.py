@@ -53,7 +53,7 @@ class Download(Section):
 
     @property
     def provides(self) -> tuple[str, ...]:
-        """Paths below `data.root` that exist after this download."""
+        """Return the paths below `data.root` that exist after this download."""
         names = self.members or (self.url.rsplit("/", 1)[-1],)
         return tuple(str(Path(self.folder) / name) for name in names)
 
@@ -98,20 +98,20 @@ class VocabularyConfig(Section):
     """SentencePiece model type."""
 
     size: PositiveInt = 32000
-    """Number of pieces, special ones included."""
+    """Number of tokens, special ones included."""
 
     joint: bool = True
     """One vocabulary for both languages; false trains one for each side (then model.tied_embeddings
     must be false)."""
 
     character_coverage: float = Limit(default=1.0, gt=0.9, le=1)
-    """Share of characters that get a piece; lower it for Chinese or Japanese."""
+    """Share of characters that get a token; lower it for Chinese or Japanese."""
 
     byte_fallback: bool = False
     """Spell unknown characters in bytes instead of `<unk>`."""
 
     user_defined_symbols: tuple[str, ...] = ()
-    """Symbols that are always one piece, such as `<2de>`."""
+    """Symbols that are always one token, such as `<2de>`."""
 
     sample_lines: PositiveInt = 1_000_000
     """Train on at most that many lines, drawn with the recipe's seed; memory grows with them."""

@@ -18,21 +18,53 @@ import numpy as np
 from data_prep import toy_corpus
 from data_prep.config import Corpus, DataConfig, ToyCorpusConfig
 from data_prep.downloads import download
-from data_prep.files import DataError, sha256_of
+from data_prep.files import DataError, first_line, sha256_of
 from data_prep.pieces import map_pieces
-from data_prep.stage import Manifest, read_manifest, run_stage
+from data_prep.stage import Record, read_manifest, run_stage
 
 VERSION = 1  # raise it when the same files would be cut differently
 
 
-def fetch(config: DataConfig, folder: Path, executor: Executor) -> Manifest:
+class Piece(Record):
+    """A piece is a slice of a training corpus that one worker takes at once."""
+
+    corpus: int
+    """Index in `data.train`."""
+
+    line: int
+    """Number of its first line in the corpus, from 1."""
+
+    pairs: int
+    source: tuple[str, int, int]
+    """File (see `FetchedFile.path`), its first byte in it, and the one after its last."""
+
+    target: tuple[str, int, int]
+
+
+class FetchedFile(Record):
+    """The record says where a corpus file is."""
+
+    path: str
+    """An absolute path, or a file in the folder of the fetch stage, which made it."""
+
+    sha256: str
+
+
+class Fetched(Record):
+    """The record holds what later stages need to know of the fetch stage."""
+
+    files: dict[str, FetchedFile]
+    """Of each path that the recipe names."""
+
+    pieces: tuple[Piece, ...]
+    """Of all training corpora, in order."""
+
+
+def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
     """Make every corpus file available, record what it holds, and cut training corpora into pieces.
 
     Files are looked for below `config.root`, then generated (toy corpus), then downloaded.
 
-    :returns: manifest with `files`: corpus path → `{"path", "sha256", …}`; and `pieces`, each
-        `{"corpus": index in config.train, "line": its first, from 1, "pairs", "source", "target"}`
-        with the last two `[path, first byte, end]`. Paths of files in `folder` are relative to it.
     :raises DataError: a file is missing or is not what the recipe says.
     """
     paths = sorted({p for corpus in _corpora(config) for p in (corpus.source, corpus.target)})
@@ -73,13 +105,14 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Manifest:
         ]
         cut = functools.partial(_cut, every=config.pairs_per_piece)
         cuts = map_pieces(executor, cut, corpora, partial / "text")
-        return {"files": files, "pieces": list(_pieces(config, files, cuts))}
+        pieces = _pieces(config, files, cuts)
+        return {"files": files, "pieces": [piece.model_dump() for piece in pieces]}
 
-    return run_stage(folder, inputs, build)
+    return Fetched.model_validate(run_stage(folder, inputs, build))
 
 
 def _cut(corpus: Sequence[Path], folder: Path, every: int) -> dict[str, Any]:
-    """Where every `every`-th line of a corpus begins on both sides; copies that are plain text."""
+    """Find where every `every`-th line of a corpus begins; copy what is not plain text."""
     sides: dict[str, Any] = {}
     for side, path in zip(("source", "target"), corpus, strict=True):
         plain = path
@@ -93,7 +126,7 @@ def _cut(corpus: Sequence[Path], folder: Path, every: int) -> dict[str, Any]:
 
 
 def _line_starts(path: Path, every: int) -> dict[str, Any]:
-    """The number of lines, and the first byte of lines 0, every, 2 × every, …, and the end."""
+    """Count lines, and find the first bytes of lines 0, `every`, 2 × `every`, …, and the end."""
     starts, lines, size, last = [0], 0, 0, b"\n"
     with path.open("rb") as file:
         while block := file.read(1 << 24):
@@ -108,7 +141,8 @@ def _line_starts(path: Path, every: int) -> dict[str, Any]:
 
 def _pieces(
     config: DataConfig, files: Mapping[str, Any], cuts: Sequence[Mapping[str, Any]]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Piece]:
+    """Yield the pieces of all training corpora, from where `_cut` found that lines begin."""
     every = config.pairs_per_piece
     for index, (corpus, cut) in enumerate(zip(config.train, cuts, strict=True)):
         lines = cut["source"]["lines"]
@@ -121,7 +155,7 @@ def _pieces(
                 for side, path in (("source", corpus.source), ("target", corpus.target))
             }
             pairs = min(every, lines - begin)
-            yield {"corpus": index, "line": begin + 1, "pairs": pairs, **places}
+            yield Piece(corpus=index, line=begin + 1, pairs=pairs, **places)
 
 
 def _corpora(config: DataConfig) -> Iterable[Corpus]:
@@ -129,7 +163,10 @@ def _corpora(config: DataConfig) -> Iterable[Corpus]:
 
 
 def _fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Path, size, time and sha256; the last is not computed again when the others are as known."""
+    """Return path, size, time and sha256 of a file.
+
+    The sha256 is taken from `known` if the rest is as it says.
+    """
     status = path.stat()
     cheap = {
         "path": str(path.absolute()),
@@ -155,10 +192,10 @@ def _write_toy_corpus(config: DataConfig, sizes: ToyCorpusConfig, folder: Path) 
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_piece(path: Path, begin: int, end: int, first_line: int) -> str:
-    """The text of a file from byte `begin` to `end`.
+def read_piece(path: Path, begin: int, end: int, line: int) -> str:
+    """Return the text of a file from byte `begin` to `end`.
 
-    :param first_line: of the piece in the file, for the error.
+    :param line: number of the first line, for the error.
     :raises DataError: invalid UTF-8.
     """
     with path.open("rb") as file:
@@ -167,7 +204,7 @@ def read_piece(path: Path, begin: int, end: int, first_line: int) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
+        line += data.count(b"\n", 0, error.start)
         place = error.start - (data.rfind(b"\n", 0, error.start) + 1)
         raise _not_utf8(path, line, place) from error
 
@@ -180,14 +217,15 @@ def _not_utf8(path: Path, line: int, place: int) -> DataError:
 
 
 def read_text(path: Path) -> list[str]:
-    """The lines of a file that a stage has written."""
+    """Return the lines of a file that a stage has written."""
     return path.read_bytes().decode().split("\n")[:-1]
 
 
 def read_pairs(source: Path, target: Path) -> list[tuple[str, str]]:
-    """Line-aligned pairs.
+    """Return the pairs of two line-aligned files.
 
-    :raises DataError: different numbers of lines, invalid UTF-8, a damaged `.gz`; with the place.
+    :raises DataError: the files differ in their number of lines, hold invalid UTF-8, or are a
+        damaged `.gz`; with the place.
     """
     sides = [list(read_lines(path)) for path in (source, target)]
     _check_lengths((source, target), [len(side) for side in sides])
@@ -195,7 +233,10 @@ def read_pairs(source: Path, target: Path) -> list[tuple[str, str]]:
 
 
 def _check_lengths(sides: Sequence[Path], lines: Sequence[int]) -> None:
-    """:raises DataError: one side has fewer lines."""
+    """Compare the numbers of lines of source and target.
+
+    :raises DataError: one side has fewer lines.
+    """
     if lines[0] != lines[1]:
         shorter, longer = sides if lines[0] < lines[1] else reversed(sides)
         raise DataError(
@@ -205,7 +246,10 @@ def _check_lengths(sides: Sequence[Path], lines: Sequence[int]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines without their end; only LF ends a line (real corpora hold U+2028 and U+0085)."""
+    """Yield lines without their end; only LF ends a line (real corpora hold U+2028 and U+0085).
+
+    :raises DataError: the file holds invalid UTF-8 or is a damaged `.gz`; with the place.
+    """
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -215,15 +259,17 @@ def read_lines(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise _not_utf8(path, number, error.start) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged or truncated after line {number}: {error}") from error
+        raise DataError(
+            f"{path}: damaged or truncated after line {number}: {first_line(error)}"
+        ) from error
 
 
 def _segments(sgm: bytes) -> Iterator[bytes]:
-    """The segments of a WMT test set, one line each."""
+    """Yield the segments of a WMT test set, one line each."""
     for segment in re.findall(rb"<seg\b[^>]*>(.*?)</seg>", sgm, re.DOTALL | re.IGNORECASE):
         yield " ".join(html.unescape(segment.decode("utf-8")).split()).encode()
 
 
 def hash_text(text: str) -> int:
-    """64 bits that are the same on every machine and run."""
+    """Return 64 bits that are the same on every machine and in every run."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

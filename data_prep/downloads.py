@@ -1,4 +1,4 @@
-"""Downloads of corpora: continued where they stopped, checked, unpacked."""
+"""Downloading corpora: files are continued where they stopped, checked, and unpacked."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 from tenacity import RetryCallState, retry, retry_if_exception, wait_exponential_jitter
 
 from data_prep.config import DataConfig, Download
-from data_prep.files import DataError, sha256_of
+from data_prep.files import DataError, first_line, sha256_of
 from data_prep.stage import log
 
 RETRIES = 5
-BLOCK = 1 << 16  # bytes; less than that is lost with a connection
+BLOCK = 1 << 16  # bytes; at most that much is lost when a connection breaks
 CONNECT_AND_READ_TIMEOUT = (10, 60)  # seconds
 
 
 def download(config: DataConfig, missing: list[str]) -> None:
-    """Fetch what the corpus files `missing` need.
+    """Download what provides the corpus files `missing`.
 
-    :raises DataError: one message about everything that cannot be had.
+    :raises DataError: something cannot be downloaded; one message names all that is missing.
     """
     if not missing:
         return
@@ -57,7 +57,7 @@ def download(config: DataConfig, missing: list[str]) -> None:
 
 
 def _places(config: DataConfig, missing: list[str], sources: Mapping[str, Download]) -> str:
-    """A line for every file that is still missing: where it comes from, where it belongs."""
+    """Return a line for every file that is still missing: where it comes from, where it belongs."""
     lines = []
     for path in missing:
         if not (config.root / path).is_file():
@@ -67,6 +67,7 @@ def _places(config: DataConfig, missing: list[str], sources: Mapping[str, Downlo
 
 
 def _fetch(download: Download, root: Path) -> None:
+    """Download a file, check it, and put it or what it holds below `root`."""
     folder = root / download.folder
     partial = folder / f".{download.url.rsplit('/', 1)[-1]}.partial"
     existing = next(parent for parent in partial.absolute().parents if parent.exists())
@@ -88,26 +89,26 @@ def _fetch(download: Download, root: Path) -> None:
         partial.replace(root / download.provides[0])
 
 
-def _may_pass(error: BaseException) -> bool:
-    """A connection lost, a server overloaded: not a file that is not there."""
+def _is_temporary(error: BaseException) -> bool:
+    """Return whether to try again: a connection was lost or a server is overloaded."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code == 429 or error.response.status_code >= 500
     return isinstance(error, requests.RequestException)
 
 
-def _say_retry(state: RetryCallState) -> None:
+def _log_retry(state: RetryCallState) -> None:
     log.info("fetch: interrupted; tried again in %.0f s", state.upcoming_sleep)
 
 
 @retry(
-    retry=retry_if_exception(_may_pass),
+    retry=retry_if_exception(_is_temporary),
     stop=lambda state: state.attempt_number > RETRIES,
     wait=wait_exponential_jitter(initial=1, max=60),
-    before_sleep=_say_retry,
+    before_sleep=_log_retry,
     reraise=True,
 )
 def _receive(download: Download, partial: Path) -> None:
-    """Download to `partial`, continuing what an interrupted try left there."""
+    """Download to `partial`, going on after what an interrupted attempt left there."""
     have = partial.stat().st_size if partial.exists() else 0
     if have > download.bytes:
         partial.unlink()
@@ -142,7 +143,7 @@ def _receive(download: Download, partial: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
-    """Unpack only the named members, each under a name of ours: no path traversal."""
+    """Unpack only the members that the recipe names, so that an archive cannot write elsewhere."""
     try:
         with tarfile.open(archive) as tar:
             for member in members:
@@ -157,4 +158,6 @@ def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
                     shutil.copyfileobj(content, file, 1 << 20)
                 partial.replace(target)
     except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
-        raise DataError(f"{archive}: cannot unpack {', '.join(members)}: {error}") from error
+        raise DataError(
+            f"{archive}: cannot unpack {', '.join(members)}: {first_line(error)}"
+        ) from error

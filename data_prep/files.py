@@ -1,4 +1,7 @@
-"""TODO docstring."""
+"""Files as data preparation and training write them: atomically, JSON, with digests, under a lock.
+
+The error that says what is wrong with them is here too.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,23 @@ from numpy.typing import NDArray
 
 
 class DataError(Exception):
-    """Something is wrong with the data; the message says what, where, and what to do."""
+    """The data is wrong in some way; the message says what, where, and what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text that is not blank, or its type if it says nothing.
+
+    Messages of ours are one line, those of libraries that they quote often are not.
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
 
 
 def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal.
+
+    :raises OSError: it cannot be read.
+    """
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
@@ -29,12 +45,12 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """A digest of anything JSON can hold."""
+    """Return a SHA-256 of any JSON value, in hexadecimal; the order of keys does not count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file (text as UTF-8) that is either the old or the new one, never half of it."""
+    """Write a file (text as UTF-8) so that others find the old or the new one, never half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -47,14 +63,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
-    """`np.save`, which by itself does not say that the disk is full."""
+    """Write what `np.save` would.
+
+    :raises OSError: of a full disk too, which `np.save` does not notice when it writes to a file.
+    """
     buffer = io.BytesIO()
     np.save(buffer, array)
     path.write_bytes(buffer.getbuffer())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote; empty if there is no such file, or it holds something else."""
+    """Return the JSON object in a file; an empty one if the file is missing or holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -63,14 +82,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people to read, with `write_atomically`."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def only_command_in(run_dir: Path) -> Iterator[None]:
-    """Hold `run_dir` (made if need be) against other commands that write to it.
+    """Keep other commands from writing to `run_dir`, which is made if need be.
 
-    :raises DataError: another one has it.
+    :raises DataError: another command is writing to it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("w") as lock:
@@ -85,6 +105,7 @@ def only_command_in(run_dir: Path) -> Iterator[None]:
 
 
 def fsync(path: Path) -> None:
+    """Return when the disk has the content of a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,7 @@
 """The filters that a recipe can name: what each drops, and its settings.
 
-A filter sees normalised text (`data_prep.clean.normalise`). `drops` says whether a pair goes.
+A filter sees normalised text (`data_prep.clean.normalise`). Its method `drops` returns whether to
+drop a pair.
 """
 
 from __future__ import annotations
@@ -162,7 +163,10 @@ class Language(Section):
     almost no good text and still finds most of the bad."""
 
     def drops_between(self, source_lang: str, target_lang: str) -> Callable[[str, str], bool]:
-        """:raises DataError: no identifier, or it does not know a language."""
+        """Return a function that says whether to drop a pair of these languages.
+
+        :raises DataError: py3langid is not installed, or does not know a language.
+        """
         identifier = _language_identifier()
         for lang in (source_lang, target_lang):
             if lang not in identifier.labels:
@@ -232,7 +236,7 @@ _NOT_LETTERS_IN_ASCII = bytes(code for code in range(128) if not chr(code).isalp
 
 
 def _count_letters(text: str) -> int:
-    """Letters and the marks on them."""
+    """Return the number of letters and of the marks on them."""
     if text.isascii():  # five times as fast
         return len(text.encode().translate(None, _NOT_LETTERS_IN_ASCII))
     return len(_NOT_LETTERS.sub("", text))

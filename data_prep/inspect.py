@@ -1,4 +1,4 @@
-"""What prepared data holds: statistics, decoded samples, and whether it is intact.
+"""Show what prepared data holds: statistics, decoded samples, and whether it is intact.
 
 python -m data_prep.inspect RUN_DIR [--samples 5] [--seed 1]
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from rich.text import Text
 
 from data_prep.batch_plan import BatchPlan
 from data_prep.files import DataError
-from data_prep.shards import ShardReader
-from data_prep.stage import Manifest
+from data_prep.shards import CorpusInfo, Counts, ShardReader, ShardsManifest
+from data_prep.stage import SHARDS
 from data_prep.vocabulary import load_vocabularies
 
 MICRO_BATCH_TOKENS = 4096
@@ -29,36 +28,38 @@ LENGTHS = {"median": 50, "90%": 90, "99%": 99, "longest": 100}  # percentiles
 def inspect(folder: Path, samples: int, seed: int) -> None:
     """Print all about the shards in `folder`.
 
-    :raises DataError: there are none, or one of its files is not what the manifest says.
+    :param samples: number of training pairs to decode.
+    :param seed: decides which pairs those are.
+    :raises DataError: there are no shards, or one is not what the manifest says.
     """
     readers = {
         split: ShardReader(folder, split, verify=True) for split in ("train", "valid", "test")
     }
     train = readers["train"]
-    manifest = train.manifest
+    data = train.data
     source, target = load_vocabularies(folder)
     console = Console()
-    console.print(Text(f"{folder}: {' → '.join(manifest['languages'])}", style="bold"))
+    console.print(Text(f"{folder}: {' → '.join(data.languages)}", style="bold"))
     console.print(_splits(readers))
-    console.print(_corpora(manifest))
+    console.print(_corpora(data))
     sizes = [f"{len(vocabulary):,}" for vocabulary in (source, target)]
-    pieces = f"{sizes[0]} joint" if source is target else f"{sizes[0]} source, {sizes[1]} target"
+    tokens = f"{sizes[0]} joint" if source is target else f"{sizes[0]} source, {sizes[1]} target"
     plan = BatchPlan(
         *train.lengths(), max_tokens=MICRO_BATCH_TOKENS, micro_batch_tokens=None, seed=seed
     )
-    megabytes = sum(manifest["bytes"][shard["name"]] for shard in manifest["shards"]) / 1e6
-    too_long = sum(corpus["too_long"] for corpus in manifest["corpora"])
+    megabytes = sum((folder / shard.name).stat().st_size for shard in data.shards) / 1e6
+    too_long = sum(corpus.too_long for corpus in data.corpora)
     for line in (
         f"dropped for data.max_tokens_per_side: {too_long:,} training pairs",
-        f"vocabulary: {pieces} pieces, sha256 {manifest['vocabulary']['sha256'][:12]}…",
+        f"vocabulary: {tokens} tokens, sha256 {data.vocabulary.sha256[:12]}…",
         f"padding: {plan.padding_share():.1%} of an epoch at {MICRO_BATCH_TOKENS:,} tokens a "
         "micro-batch",
-        f"checksums: all {len(manifest['shards']):,} shards ({megabytes:,.1f} MB) and the "
+        f"checksums: all {len(data.shards):,} shards ({megabytes:,.1f} MB) and the "
         "vocabulary are as the manifest says",
     ):
         console.print(Text(line))
     if samples:
-        table = Table("pair", *manifest["languages"], title="Samples of train", show_lines=True)
+        table = Table("pair", *data.languages, title="Samples of train", show_lines=True)
         generator = np.random.default_rng(seed)
         drawn = generator.choice(len(train), min(samples, len(train)), replace=False)
         for index in sorted(drawn.tolist()):
@@ -71,14 +72,13 @@ def inspect(folder: Path, samples: int, seed: int) -> None:
 
 
 def _splits(readers: dict[str, ShardReader]) -> Table:
-    manifest = readers["train"].manifest
+    data = readers["train"].data
     table = Table(title="Splits", caption="lengths in tokens, EOS included")
     for name in ("split", "shards", "pairs", "side", "tokens", *LENGTHS):
         table.add_column(name, justify="left" if name in ("split", "side") else "right")
     for split, reader in readers.items():
-        shards = sum(shard["split"] == split for shard in manifest["shards"])
-        first = [split, f"{shards:,}", f"{len(reader):,}"]
-        for language, lengths in zip(manifest["languages"], reader.lengths(), strict=True):
+        first = [split, f"{len(data.of_split(split)):,}", f"{len(reader):,}"]
+        for language, lengths in zip(data.languages, reader.lengths(), strict=True):
             table.add_row(*first, language, f"{lengths.sum():,}", *_percentiles(lengths))
             first = ["", "", ""]
     return table
@@ -90,29 +90,29 @@ def _percentiles(lengths: NDArray[np.int32]) -> list[str]:
     return [str(np.percentile(lengths, share, method="nearest")) for share in LENGTHS.values()]
 
 
-def _corpora(manifest: Manifest) -> Table:
+def _corpora(data: ShardsManifest) -> Table:
     table = Table(
         title="Training corpora", caption="tokens: source and target, % of those in the shards"
     )
     for name in ("corpus", "read", "kept", "weight", "in shards", "tokens", "dropped"):
         table.add_column(name, justify="left" if name in ("corpus", "dropped") else "right")
-    train = manifest["totals"]["train"]
-    for corpus in manifest["corpora"]:
-        dropped = [f"{name} {count:,}" for name, count in corpus["dropped"].items() if count]
+    train = data.totals["train"]
+    for corpus in data.corpora:
+        dropped = [f"{name} {count:,}" for name, count in corpus.dropped.items() if count]
         table.add_row(
-            Text(corpus["corpus"]),
-            f"{corpus['read']:,}",
-            f"{corpus['kept']:,}",
-            f"{corpus['weight']:g}",
-            f"{corpus['pairs']:,}",
+            Text(corpus.corpus),
+            f"{corpus.read:,}",
+            f"{corpus.kept:,}",
+            f"{corpus.weight:g}",
+            f"{corpus.pairs:,}",
             f"{_tokens(corpus) / _tokens(train):.1%}",
             ", ".join(dropped) or "nothing",
         )
     return table
 
 
-def _tokens(counts: Mapping[str, int]) -> int:
-    return counts["source_tokens"] + counts["target_tokens"]
+def _tokens(counts: Counts | CorpusInfo) -> int:
+    return counts.source_tokens + counts.target_tokens
 
 
 def main() -> None:
@@ -129,7 +129,7 @@ def main() -> None:
     if min(arguments.samples, arguments.seed) < 0:
         parser.error("--samples and --seed must not be negative")
     try:
-        inspect(arguments.run_dir / "shards", arguments.samples, arguments.seed)
+        inspect(arguments.run_dir / SHARDS, arguments.samples, arguments.seed)
     except (DataError, OSError) as error:
         sys.exit(f"inspect: error: {error}")
     except KeyboardInterrupt:

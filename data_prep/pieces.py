@@ -1,8 +1,9 @@
-"""Work in independent pieces, on any `concurrent.futures.Executor`, restartable piece by piece.
+"""A map over pieces on any `concurrent.futures.Executor`, which can be interrupted and continued.
 
-A piece's files appear all at once, by a rename, so that a killed command loses only the pieces that
-it had in hand. What a piece holds depends on nothing but the piece: the bytes are the same for any
-number of workers, on one machine or on many.
+The files made from a piece appear all at once, by a rename, so a killed command loses only the
+pieces that were being worked on. They depend on nothing but the piece: the bytes are the same for
+any number of workers, on one machine or on many. Steps that are not cut by pieces of a corpus (a
+shard to gather, a range of hashes to compare) are mapped over in the same way.
 """
 
 from __future__ import annotations
@@ -33,19 +34,20 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_prep.config import DataConfig
-from data_prep.files import DataError, fsync, write_json
+from data_prep.files import DataError, first_line, fsync, write_json
 from data_prep.stage import log
 
-Piece = TypeVar("Piece")
+PieceT = TypeVar("PieceT")
 Result = dict[str, Any]
+"""What work on a piece returned, in JSON values."""
 
 SECONDS_TO_CONNECT = 10
-SECONDS_BETWEEN_LINES = 20.0  # of progress, where there is no terminal
+SECONDS_BETWEEN_LINES = 20.0  # of progress in the log, where there is no terminal
 
 
 @contextmanager
-def executor_of(config: DataConfig) -> Iterator[Executor]:
-    """Processes of this machine, or the workers of a Dask scheduler.
+def open_executor(config: DataConfig) -> Iterator[Executor]:
+    """Start processes on this machine, or connect to the workers of a Dask scheduler.
 
     :raises DataError: Dask is not installed, or its scheduler does not answer.
     """
@@ -54,15 +56,15 @@ def executor_of(config: DataConfig) -> Iterator[Executor]:
             yield executor
         return
     workers = config.workers or len(os.sched_getaffinity(0))
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # others keep what is freed
-    # Not forked: a child would inherit the lock of run_dir and hold it after our death.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # others keep freed memory
+    # Not forked: a child would inherit the lock on run_dir and hold it after its parent is killed.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_tie_to_parent) as pool:
         yield pool
 
 
-def _start_worker() -> None:
-    """A worker leaves interrupts to its parent and ends when that is gone."""
+def _tie_to_parent() -> None:
+    """Let this worker leave Ctrl-C to its parent, and end when its parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -86,7 +88,7 @@ def _dask_executor(scheduler: str) -> Iterator[Executor]:
         client = Client(scheduler, timeout=SECONDS_TO_CONNECT, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise DataError(
-            f"data.scheduler {scheduler}: no Dask scheduler answers there ({error})"
+            f"data.scheduler {scheduler}: no Dask scheduler answers there ({first_line(error)})"
         ) from error
     with client:
         try:
@@ -99,21 +101,21 @@ def _dask_executor(scheduler: str) -> Iterator[Executor]:
 
 def map_pieces(
     executor: Executor,
-    work: Callable[[Piece, Path], Mapping[str, Any]],
-    pieces: Sequence[Piece],
+    work: Callable[[PieceT, Path], Mapping[str, Any]],
+    pieces: Sequence[PieceT],
     folder: Path,
 ) -> list[Result]:
-    """Call `work(piece, its folder)` for every piece that `folder` does not hold yet.
+    """Call `work(piece, its folder)` for every piece that has no folder in `folder` yet.
 
-    :param work: a function of a module (it is pickled); writes files into the folder it is given
-        and returns JSON values.
-    :param folder: receives a folder `NNNNN` of each piece; absolute, seen by all workers.
+    :param work: a module-level function (it is pickled), which writes files into the folder it is
+        given and returns JSON values.
+    :param folder: receives a folder `NNNNN` for each piece; an absolute path that all workers see.
     :returns: what `work` returned for each piece, in the order of `pieces`.
-    :raises DataError: a worker died, or what `work` raises; finished pieces stay.
+    :raises DataError: a worker died, or `work` raised it; finished pieces stay.
     """
     folder.mkdir(exist_ok=True)
     label = folder.name.removeprefix("scratch-")
-    _remove_torn(folder)
+    _remove_unfinished(folder)
     done = {place.name for place in folder.iterdir()}
     places = [folder / f"{index:05d}" for index in range(len(pieces))]
     todo = [index for index, place in enumerate(places) if place.name not in done]
@@ -125,16 +127,16 @@ def map_pieces(
             len(pieces),
         )
     if len(todo) == 1:  # not worth a worker
-        _do(work, pieces[todo[0]], places[todo[0]])
+        _make_folder(work, pieces[todo[0]], places[todo[0]])
     else:
         futures: list[Future[None]] = []
         try:
             for index in todo:
-                futures.append(executor.submit(_do, work, pieces[index], places[index]))
-            for future in _with_progress(label, as_completed(futures), len(futures)):
+                futures.append(executor.submit(_make_folder, work, pieces[index], places[index]))
+            for future in _show_progress(label, as_completed(futures), len(futures)):
                 future.result()
         except Exception as error:
-            # Dask's is named here, for it may not be installed.
+            # Dask may not be installed, so its error is known by name only.
             died = isinstance(error, BrokenProcessPool | CancelledError)
             if not died and type(error).__name__ != "KilledWorker":
                 raise
@@ -145,16 +147,19 @@ def map_pieces(
         finally:
             for future in futures:
                 future.cancel()
-        _remove_torn(folder)  # of a worker that died and whose piece another one took
+        _remove_unfinished(folder)  # left by a worker that died and whose piece another one took
     return [json.loads((place / "result.json").read_text(encoding="utf-8")) for place in places]
 
 
-def _remove_torn(folder: Path) -> None:
-    for torn in folder.glob(".*"):
-        shutil.rmtree(torn, ignore_errors=True)
+def _remove_unfinished(folder: Path) -> None:
+    for unfinished in folder.glob(".*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _do(work: Callable[[Any, Path], Mapping[str, Any]], piece: Any, place: Path) -> None:
+def _make_folder(
+    work: Callable[[PieceT, Path], Mapping[str, Any]], piece: PieceT, place: Path
+) -> None:
+    """Call `work` on a piece in a temporary folder, and rename that to `place` when it is whole."""
     partial = place.with_name(f".{place.name}.{uuid4().hex}")
     partial.mkdir()
     try:
@@ -165,14 +170,15 @@ def _do(work: Callable[[Any, Path], Mapping[str, Any]], piece: Any, place: Path)
         try:
             partial.rename(place)
         except OSError:
-            if not place.exists():  # else a worker of a killed command was faster
+            if not place.exists():  # a worker of a killed command may have been faster
                 raise
         fsync(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _with_progress(label: str, done: Iterator[Any], total: int) -> Iterator[Any]:
+def _show_progress(label: str, done: Iterator[Future[None]], total: int) -> Iterator[Future[None]]:
+    """Pass on what is done; show a bar meanwhile, or write a line now and then to the log."""
     console = Console(stderr=True)
     columns = (TextColumn(f"{label}:"), *Progress.get_default_columns()[1:3])
     started = said = time.monotonic()

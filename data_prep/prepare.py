@@ -9,20 +9,23 @@ from data_prep.clean import clean
 from data_prep.config import DataConfig
 from data_prep.corpora import fetch
 from data_prep.files import only_command_in
-from data_prep.pieces import executor_of
-from data_prep.stage import Manifest
+from data_prep.pieces import open_executor
+from data_prep.shards import ShardsManifest
+from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
 from data_prep.vocabulary import train_vocabulary
 
 
-def prepare(config: DataConfig, run_dir: Path) -> Manifest:
+def prepare(config: DataConfig, run_dir: Path) -> ShardsManifest:
     """Bring `RUN_DIR/{fetch,clean,vocabulary,shards}` up to date.
 
-    :returns: the manifest of the shards.
+    :returns: what is in the shards.
+    :raises DataError: something is wrong with the corpora, the disk or the workers; what is
+        finished stays, and the next call goes on from there.
     """
     folder = run_dir.absolute()
-    text, models = folder / "clean", folder / "vocabulary"
-    with only_command_in(folder), executor_of(config) as executor:
-        fetched = fetch(config, folder / "fetch", executor)
-        cleaned = clean(config, fetched, folder / "fetch", text, executor)
+    raw, text, models, shards = (folder / name for name in (FETCH, CLEAN, VOCABULARY, SHARDS))
+    with only_command_in(folder), open_executor(config) as executor:
+        fetched = fetch(config, raw, executor)
+        cleaned = clean(config, fetched, raw, text, executor)
         vocabulary = train_vocabulary(config, cleaned, text, models, executor)
-        return binarize(config, cleaned, vocabulary, text, models, folder / "shards", executor)
+        return binarize(config, cleaned, vocabulary, text, models, shards, executor)

@@ -1,7 +1,8 @@
-"""Repeats over all corpora, found in memory that hardly grows with them: by a byte a pair.
+"""Finding repeats over all corpora, in memory that grows by one byte a pair.
 
-Each piece writes the hashes of its pairs, sorted. A task then takes one range of hash values from
-all pieces: it sees every pair whose hash lies there, and says which of them are repeats.
+The hashes of the pairs of each piece are written to a file, sorted. A task then takes one range of
+hash values from the files of all pieces: it sees every pair whose hash lies in the range, and so
+knows which of them are repeats.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from data_prep.files import save_array
 from data_prep.filters import Duplicates, Filter, RepeatedSide
 from data_prep.pieces import map_pieces
 
-PAIRS_PER_TASK = 500_000  # about 40 bytes each
+PAIRS_PER_TASK = 500_000  # a task needs about 40 bytes for each
 
 
 class Round(NamedTuple):
-    """One look at all pairs: of those with the same key, all after the first `most` go."""
+    """A round looks at all pairs, and drops all but the first `most` of those with the same key."""
 
     filter: str
     key: str  # pair, source or target
@@ -32,6 +33,7 @@ class Round(NamedTuple):
 
 
 def rounds_of(filters: Sequence[Filter]) -> Iterator[Round]:
+    """Yield the rounds that the filters over all corpora take, in order."""
     for each in filters:
         if isinstance(each, Duplicates):
             yield Round(each.filter, "pair", 1)
@@ -41,7 +43,7 @@ def rounds_of(filters: Sequence[Filter]) -> Iterator[Round]:
 
 
 def write_keys(folder: Path, pairs: Sequence[tuple[str, str]], rounds: Sequence[Round]) -> None:
-    """Write `KEY.npy`, uint64 hashes in order, and `KEY-rows.npy`, uint32 rows that they are of."""
+    """Write `KEY.npy`, sorted hashes (uint64), and `KEY-rows.npy`, whose they are (uint32)."""
     for key in {each.key for each in rounds}:
         if key == "pair":
             hashes = (hash_text(f"{source}\n{target}") for source, target in pairs)
@@ -60,11 +62,12 @@ def find_repeats(
     counts: Sequence[int],
     scratch: Path,
 ) -> Path:
-    """
-    :param pieces: folder of the pieces' keys.
+    """Find the pairs that each round drops.
+
+    :param pieces: folder with the keys of every piece, see `write_keys`.
     :param counts: pairs of each piece.
-    :returns: folder with a file `NNNNN.npy` of each piece, uint8 `[pairs]`: the round, from 1, that
-        drops a pair; 0 for one that stays.
+    :returns: folder with a file `NNNNN.npy` for each piece, uint8 `[pairs]`: the round, from 1,
+        that drops a pair; 0 for one that stays.
     """
     scratch.mkdir(exist_ok=True)
     first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -77,8 +80,8 @@ def find_repeats(
         map_pieces(executor, work, tasks, found)
         for task in tasks:
             fate[np.load(found / f"{task:05d}" / "rows.npy")] = number
-    for piece, part in enumerate(np.split(fate, first[1:-1])):
-        save_array(scratch / f"{piece:05d}.npy", part)
+    for piece, fate_of_piece in enumerate(np.split(fate, first[1:-1])):
+        save_array(scratch / f"{piece:05d}.npy", fate_of_piece)
     return scratch
 
 
@@ -91,7 +94,7 @@ def _repeats(
     task: int,
     folder: Path,
 ) -> dict[str, Any]:
-    """Write `rows.npy`: which rows, counted over all pieces, repeat within a range of hashes."""
+    """Write `rows.npy`: which pairs, counted over all pieces, repeat within a range of hashes."""
     bounds = np.array([((task + end) << 64) // tasks - end for end in (0, 1)], np.uint64)
     fate = np.load(fate_before, mmap_mode="r")
     hashes, rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]

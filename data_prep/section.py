@@ -1,4 +1,4 @@
-"""What every section of a recipe is."""
+"""What all sections of a recipe have in common."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """Unknown keys are refused; the docstring under a key is its documentation."""
+    """A section refuses keys it does not know; the docstring under a key is its documentation."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False

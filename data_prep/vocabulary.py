@@ -8,17 +8,18 @@ from concurrent.futures import Executor
 from functools import partial as bind
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencepiece
 from sentencepiece import SentencePieceProcessor
 
+from data_prep.clean import Cleaned
 from data_prep.config import DataConfig
 from data_prep.corpora import read_lines
-from data_prep.files import DataError, digest_of, sha256_of
+from data_prep.files import DataError, digest_of, first_line, sha256_of
 from data_prep.pieces import map_pieces
-from data_prep.stage import Manifest, run_stage
+from data_prep.stage import Record, run_stage
 
 VERSION = 3  # raise it when the same inputs would give another vocabulary
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3
@@ -26,12 +27,32 @@ JOINT = ("spm.model",)
 SEPARATE = ("spm.source.model", "spm.target.model")
 
 
+class VocabularyInfo(Record):
+    """The record identifies a vocabulary."""
+
+    sizes: tuple[int, int]
+    """Tokens of the source and the target vocabulary."""
+
+    sha256: str
+    """See `vocabulary_digest`."""
+
+
+class TrainedVocabulary(VocabularyInfo):
+    """The record holds what the binarize stage needs to know of the vocabulary stage."""
+
+    versions: dict[str, str]
+    """Versions of the libraries that made it."""
+
+
 def load_vocabulary(path: Path) -> SentencePieceProcessor:
-    """:raises DataError: no such file, not a SentencePiece model, or with other special ids."""
+    """Load a SentencePiece model.
+
+    :raises DataError: there is no such file, it is no model, or its special tokens have other ids.
+    """
     try:
         model = SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot read the vocabulary: {error}") from error
+        raise DataError(f"{path}: cannot read the vocabulary: {first_line(error)}") from error
     ids = (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id())
     if ids != (PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX):
         raise DataError(f"{path}: pad, unk, bos and eos have ids {ids}; they must be 0, 1, 2 and 3")
@@ -39,37 +60,40 @@ def load_vocabulary(path: Path) -> SentencePieceProcessor:
 
 
 def vocabulary_files(folder: Path) -> list[Path]:
-    """`spm.model`, or `spm.source.model` and `spm.target.model` where languages have their own."""
+    """Return the path of a joint `spm.model`, or of `spm.source.model` and `spm.target.model`."""
     joint, separate = ([folder / name for name in names] for names in (JOINT, SEPARATE))
     return separate if separate[0].exists() and not joint[0].exists() else joint
 
 
 def load_vocabularies(folder: Path) -> tuple[SentencePieceProcessor, SentencePieceProcessor]:
-    """Source and target vocabulary of a folder: the same object when they are joint.
+    """Load source and target vocabulary of a folder; they are one object when they are joint.
 
-    :raises DataError: as `load_vocabulary`.
+    :raises DataError: as `load_vocabulary` does.
     """
     models = [load_vocabulary(path) for path in vocabulary_files(folder)]
     return models[0], models[-1]
 
 
 def vocabulary_digest(folder: Path) -> str:
-    """What data sets, checkpoints and exports compare: changes with any byte of the models."""
+    """Return a digest of all bytes of the vocabulary, for data, checkpoints and exports to compare.
+
+    :raises OSError: a file of it cannot be read.
+    """
     digests = [sha256_of(path) for path in vocabulary_files(folder)]
     return digests[0] if len(digests) == 1 else digest_of(digests)
 
 
 def train_vocabulary(
-    config: DataConfig, cleaned: Manifest, text: Path, folder: Path, executor: Executor
-) -> Manifest:
-    """Train the vocabulary on `text`/train of the cleaning stage.
+    config: DataConfig, cleaned: Cleaned, text: Path, folder: Path, executor: Executor
+) -> TrainedVocabulary:
+    """Train the vocabulary on a sample of the cleaned training text.
 
-    :returns: manifest with `sizes` (source, target) and `sha256` (see `vocabulary_digest`).
+    :param text: folder of the cleaning stage.
     :raises DataError: the text does not support a vocabulary of that size.
     """
     settings = config.vocabulary
     inputs = {
-        "cleaned": digest_of(cleaned),
+        "cleaned": cleaned.digest,
         "vocabulary": settings.model_dump(),
         "seed": config.seed,
         "version": VERSION,
@@ -77,15 +101,15 @@ def train_vocabulary(
 
     def build(partial: Path) -> dict[str, Any]:
         sample = partial / "scratch-sample"
-        pieces = _pieces_to_sample(config, cleaned["kept"])
-        map_pieces(executor, bind(_sample, config, text / "train"), pieces, sample)
+        draws = _draws(config, cleaned.kept)
+        map_pieces(executor, bind(_sample, config, text / "train"), draws, sample)
         names = JOINT if settings.joint else SEPARATE
         sides = [config.languages] if settings.joint else [(lang,) for lang in config.languages]
         for name, languages in zip(names, sides, strict=True):
             files = [
-                sample / f"{number:05d}" / f"text.{lang}"
+                sample / f"{piece:05d}" / f"text.{lang}"
                 for lang in languages
-                for number in range(len(pieces))
+                for piece in range(len(draws))
             ]
             (partial / name).write_bytes(_train(config, files))
         vocabularies = load_vocabularies(partial)
@@ -95,34 +119,49 @@ def train_vocabulary(
             "versions": {"sentencepiece": sentencepiece.__version__},
         }
 
-    return run_stage(folder, inputs, build)
+    return TrainedVocabulary.model_validate(run_stage(folder, inputs, build))
 
 
-def _pieces_to_sample(config: DataConfig, kept: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(piece, its pairs, how many of them to draw); each side of a pair is a line."""
+class _Draw(NamedTuple):
+    """A draw says how much the sample takes of a piece."""
+
+    piece: int
+    pairs: int
+    """Pairs of the piece."""
+
+    wanted: int
+    """How many of them to draw."""
+
+
+def _draws(config: DataConfig, kept: Sequence[int]) -> list[_Draw]:
+    """Return how many pairs to draw from each piece, every pair being as likely as any other.
+
+    A joint vocabulary is trained on both sides of a pair, and so a pair is two of its lines.
+
+    :param kept: pairs of each piece.
+    """
     lines_a_pair = 2 if config.vocabulary.joint else 1
     wanted = config.vocabulary.sample_lines // lines_a_pair
     counts = np.array(kept)
     if counts.sum() > wanted:
         generator = np.random.default_rng(config.seed)
         counts = np.minimum(counts, generator.multinomial(wanted, counts / counts.sum()))
-    return list(zip(range(len(kept)), kept, counts.tolist(), strict=True))
+    return list(map(_Draw, range(len(kept)), kept, counts.tolist()))
 
 
-def _sample(
-    config: DataConfig, train: Path, piece: tuple[int, int, int], folder: Path
-) -> dict[str, Any]:
-    """Write the drawn lines of both sides."""
-    number, pairs, draw = piece
-    generator = np.random.default_rng([config.seed, 1, number])
-    rows = np.sort(generator.choice(pairs, draw, replace=False, shuffle=False)).tolist()
+def _sample(config: DataConfig, train: Path, draw: _Draw, folder: Path) -> dict[str, Any]:
+    """Write the drawn lines of both sides of a piece."""
+    generator = np.random.default_rng([config.seed, 1, draw.piece])
+    rows = generator.choice(draw.pairs, draw.wanted, replace=False, shuffle=False)
+    rows = np.sort(rows).tolist()
     for lang in config.languages:
-        lines = (train / f"{number:05d}" / f"text.{lang}").read_bytes().split(b"\n")
+        lines = (train / f"{draw.piece:05d}" / f"text.{lang}").read_bytes().split(b"\n")
         (folder / f"text.{lang}").write_bytes(b"".join(lines[row] + b"\n" for row in rows))
     return {}
 
 
 def _train(config: DataConfig, files: Sequence[Path]) -> bytes:
+    """Return a SentencePiece model trained on the lines of `files`."""
     settings = config.vocabulary
     model = io.BytesIO()
     try:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.batch_plan import pieces_of_each
+from data_prep.batch_plan import fractions_of_each
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model, parameter_count
 from models.seq2seq import TranslationModel
@@ -97,7 +97,7 @@ def plan(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     half = precision(settings) != "fp32"
     micro_tokens = training.micro_batch_tokens or training.max_tokens
     micro_batches = training.max_tokens // micro_tokens
-    pieces = pieces_of_each(micro_batches, gpus)
+    pieces = fractions_of_each(micro_batches, gpus)
     accumulation = micro_batches * pieces // gpus
     tokens = micro_tokens / pieces
     per_token = activations_per_token(recipe, torch.bfloat16 if half else torch.float32)

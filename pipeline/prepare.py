@@ -19,14 +19,14 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries end in our one message
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says that it makes a font cache
     started = time.monotonic()
-    totals = prepare(recipe.data, recipe.run_dir)["totals"]["train"]
+    totals = prepare(recipe.data, recipe.run_dir).totals["train"]
     tracker = open_tracker(recipe)
     log_data(tracker, recipe)
     log.info(
         "done in %.1f s: %d training pairs, %d target tokens in %s",
         time.monotonic() - started,
-        totals["pairs"],
-        totals["target_tokens"],
+        totals.pairs,
+        totals.target_tokens,
         recipe.shards,
     )
     tracker.close(status=None)

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from data_prep.files import first_line
+
 LINGER_SECONDS = 3  # the launcher kills all when one ends, and rank 0 may be telling why
 
 Result = TypeVar("Result")
@@ -59,7 +61,8 @@ def join_ranks(timeout: timedelta) -> None:
             else "name the network card in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME on every node: "
             "docs/multi_node.md"
         )
-        raise RanksError(f"cannot reach the other ranks ({first_line(error)}); {advice}") from error
+        message = f"cannot reach the other ranks ({short_message(error)}); {advice}"
+        raise RanksError(message) from error
 
 
 def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -135,7 +138,7 @@ def failing_together(advice: str = "") -> Iterator[None]:
     except RuntimeError as error:
         if not lost_contact(error):
             raise
-        message = f"lost contact with another rank ({first_line(error)}){advice}"
+        message = f"lost contact with another rank ({short_message(error)}){advice}"
         raise RanksError(message) from error
 
 
@@ -153,10 +156,10 @@ def gather_shares(share: Sequence[str]) -> list[str]:
 def lost_contact(error: Exception) -> bool:
     """Tell whether an error says that another rank is gone, or cannot be reached."""
     signs = ("Connection closed", "Connection reset", "Connection refused", "Timed out", "NCCL")
-    return isinstance(error, RuntimeError) and any(sign in first_line(error) for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in short_message(error) for sign in signs)
 
 
-def first_line(error: Exception) -> str:
+def short_message(error: Exception) -> str:
     """Return the first line of an error, without the C++ file that gloo begins with."""
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     return text.partition("] ")[2] if text.startswith("[/") else text

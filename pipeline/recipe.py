@@ -13,6 +13,7 @@ from pydantic import Field as Limit
 
 from data_prep.config import DataConfig
 from data_prep.section import Section
+from data_prep.stage import CLEAN, SHARDS
 from models.config import ActivationCheckpointing, ModelConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -245,12 +246,12 @@ class Recipe(Section):
     @property
     def shards(self) -> Path:
         """The folder of binarized pairs, and of the vocabulary beside them."""
-        return self.run_dir / "shards"
+        return self.run_dir / SHARDS
 
     @property
     def clean_text(self) -> Path:
         """The folder of cleaned text."""
-        return self.run_dir / "clean"
+        return self.run_dir / CLEAN
 
     @property
     def checkpoints(self) -> Path:

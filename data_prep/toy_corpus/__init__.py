@@ -13,11 +13,11 @@ from data_prep.toy_corpus.lexicon import Pair
 
 VERSION = 1  # raise it when the same seed would give other sentences
 MIN_WORDS, MAX_WORDS = 4, 22
-MAX_MISSES = 20_000  # this many sentences without a new one: the grammar has run dry
+MAX_MISSES = 20_000  # after so many sentences without a new one, the grammar has run dry
 
 
 def sentences(seed: int) -> Iterator[Pair]:
-    """Endless stream of (German, English) pairs; a pair may come again."""
+    """Yield (German, English) pairs without end; a pair may come again."""
     grammar = Grammar(seed)
     while True:
         german, english = grammar.sentence()
@@ -26,10 +26,13 @@ def sentences(seed: int) -> Iterator[Pair]:
 
 
 def generate(counts: Mapping[str, int], seed: int) -> dict[str, list[Pair]]:
-    """Split name -> that many pairs; the first split is the one to train on.
+    """Make as many pairs as each split should have; the first split is the one to train on.
 
     Every German sentence occurs once over all splits, and no English sentence of a later split
-    occurs in another one. Raises ValueError if the grammar cannot supply that many.
+    occurs in another one.
+
+    :param counts: number of pairs of each split, by name.
+    :raises ValueError: the grammar cannot supply that many.
     """
     if any(count < 0 for count in counts.values()):
         raise ValueError(f"cannot generate a negative number of pairs: {dict(counts)}")

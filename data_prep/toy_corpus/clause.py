@@ -16,7 +16,7 @@ PARTICLE = 1  # English rank: behind a pronoun, before any other object
 
 
 class Role(Enum):
-    """What a part is to its clause: its German and its English rank."""
+    """A role says what a part is to its clause, and its German and English rank."""
 
     PRONOUN = (0, 0)
     DATIVE_PRONOUN = (1, 3)
@@ -35,7 +35,7 @@ class Role(Enum):
 
 
 class Part(NamedTuple):
-    """What a clause holds besides subject and verb."""
+    """A part is what a clause holds besides subject and verb."""
 
     role: Role
     de: str
@@ -56,7 +56,7 @@ def dative(np: NP, preposition: str = "") -> Part:
 
 
 def _front(np: NP, case: int) -> str:
-    """An object may open a German sentence if its case tells that it is no subject."""
+    """Return "de" if an object may open a German sentence: its case tells that it is no subject."""
     return "de" if np.form == "definite" and np.de[case] != np.de[NOM] else ""
 
 
@@ -81,14 +81,14 @@ class Clause:
         return join(*(word for _, word in sorted(words, key=lambda word: word[0])))
 
     def german(self, opening: str | None = None) -> str:
-        """Verb second: the subject opens, or something else, or in a question nothing ("")."""
+        """Put the verb second, behind the subject, another opening, or nothing (""; a question)."""
         finite, tail, _ = german_verb(self.verb, self.mode, self.subject.who)
         subject = self.subject.de[NOM]
         start = (subject, finite) if opening is None else (opening, finite, subject)
         return join(*start, *(part.de for part in self._german_parts()), tail)
 
     def german_final(self, opening: str = "") -> str:
-        """Verb last, behind a conjunction, a question word or a relative pronoun."""
+        """Put the verb last, behind a conjunction, a question word or a relative pronoun."""
         _, _, final = german_verb(self.verb, self.mode, self.subject.who)
         parts = self._german_parts()
         than = parts.pop().de if parts[-1].role is Role.THAN else ""
@@ -113,7 +113,7 @@ class Clause:
         )
 
     def state(self, front: str = "") -> Pair:
-        """A statement, with a part of the clause in front if there is one that may go there."""
+        """Make a statement, with a part of the clause in front if one may go there."""
         part = next((part for part in self.parts if front and part.front == front), None)
         if part is None:
             return f"{self.german()}.", f"{self.english()}."

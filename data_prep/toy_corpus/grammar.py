@@ -30,7 +30,7 @@ LOCAL = [verb for verb in VERBS if "@" in verb.flags]
 
 
 class Grammar:
-    """Makes up sentences; all chance comes from one random generator."""
+    """The grammar makes up sentences; all chance comes from one random generator."""
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -45,7 +45,7 @@ class Grammar:
         return (adjective.stem, adjective.en) if self.often(0.3) else None
 
     def person(self, kinds: Sequence[str] = PEOPLE) -> NP:
-        """Someone who is not a pronoun."""
+        """Pick someone, but not a pronoun."""
         if self.often(0.25):
             return self.pick(inf.NAMES)
         kind = self.pick(kinds)
@@ -62,20 +62,20 @@ class Grammar:
         return inf.possessed(self.pick((owner, self.pick(inf.NAMES))), noun, adjective)
 
     def other(self, subject: NP, kinds: Sequence[str] = PEOPLE) -> NP:
-        """Somebody in particular, but not the subject."""
+        """Pick somebody in particular, but not the subject."""
         while (np := self.person(kinds)).en == subject.en or np.form == "indefinite":
             pass
         return np
 
     def subject(self, barred: Sequence[int] = ()) -> NP:
-        """Somebody to ask about or refer to, so not "ein Mann", nor barred persons (0: ich)."""
+        """Pick somebody to ask about or refer to: not "ein Mann", and no barred person (0: ich)."""
         np = self.person()
         if self.often(0.35):
             np = self.pick((*inf.SPEAKERS, inf.HE, inf.SHE, inf.THEY))
         return self.subject(barred) if np.form == "indefinite" or np.who in barred else np
 
     def thing(self, kind: str, clause: Clause | None = None) -> NP:
-        """Something; without a clause, something in particular."""
+        """Pick something; without a clause, something in particular."""
         noun, adjective = self.pick(lex.NOUNS[kind]), self.adjective(kind)
         mass, ownable = noun.pl == "-", kind not in ("building", "drink")
         det = self.pick((*KNOWN, *KNOWN, *[lex.A] * 7) if clause else KNOWN)
@@ -109,7 +109,7 @@ class Grammar:
     def gapped(
         self, subject: NP, modes: Sequence[str], verbs: Sequence[Verb], negated: bool = False
     ) -> Clause:
-        """A clause whose objects are still to come, or stand outside."""
+        """Make a clause whose objects are still to come, or stand outside."""
         verb, mode = self.pick(verbs), self.pick(modes)
         while not verb.allows(mode):
             verb, mode = self.pick(verbs), self.pick(modes)
@@ -122,7 +122,7 @@ class Grammar:
         plain: bool = False,
         verbs: Sequence[Verb] = VERBS,
     ) -> Clause:
-        """A clause about a person; a plain one is short and affirmative."""
+        """Make a clause about a person; a plain one is short and affirmative."""
         negated = not plain and subject.form != "indefinite" and self.often(0.18)
         clause = self.gapped(subject, modes, verbs, negated)
         self.complements(clause)
@@ -194,7 +194,7 @@ class Grammar:
         return Part(Role.TIME, german, english, "both")
 
     def copula(self, subject: NP, mode: str = "") -> Clause:
-        """How somebody or something is or was, maybe compared."""
+        """Say how somebody or something is or was, maybe compared."""
         clause = Clause(
             subject,
             VERB["sein"],
@@ -226,7 +226,7 @@ class Grammar:
         return clause
 
     def relative(self, head: NP, avoid: Verb | None = None) -> Pair:
-        """A relative clause about the head, with a gap at subject, object or dative."""
+        """Make a relative clause about the head, with a gap at subject, object or dative."""
         pronouns, human = inf.RELATIVE[head.gender], head.kind in PEOPLE
         if human and self.often(0.6):
             clause = self.clause(head._replace(de=pronouns, en="who"), plain=self.often(0.5))
@@ -248,7 +248,7 @@ class Grammar:
         return clause.german_final(opening), join("whom" if human else "that", clause.english())
 
     def subordinate(self, german: str, english: str, mode: str, subject: NP) -> Pair:
-        """A clause behind a conjunction, often about the subject of the main clause."""
+        """Make a clause behind a conjunction, often about the subject of the main clause."""
         about = inf.pronoun_for(subject)
         if self.often(0.4):  # but er or sie means nobody else
             about = self.pick((self.other(subject), *inf.SPEAKERS))
@@ -331,7 +331,7 @@ class Grammar:
         return f"{clause.german()}, {german}.", f"{clause.english()} {english}."
 
     def reported(self) -> Pair:
-        """dass and ob behind a verb of saying or knowing."""
+        """Put a clause with dass or ob behind a verb of saying or knowing."""
         verb, mode = self.pick(
             (
                 ("wissen", "pres"),
@@ -353,7 +353,7 @@ class Grammar:
         return f"{main.german()}, {german}.", f"{main.english()} {english}."
 
     def relative_sentence(self) -> Pair:
-        """A relative clause at the subject or, behind the verb, at the object."""
+        """Put a relative clause at the subject or, behind the verb, at the object."""
         if self.often(0.5):
             noun = self.pick(lex.NOUNS[self.pick(("adult", "child"))])
             np = noun_phrase(self.pick((THE, THE, lex.THIS)), None, noun, self.often(0.25))
@@ -382,7 +382,7 @@ class Grammar:
         return clause.ask() if self.often(0.2) else clause.state(self.pick(("", "both")))
 
     def liking(self) -> Pair:
-        """gefallen, whose German subject is the English object."""
+        """Make a sentence with gefallen, whose German subject is the English object."""
         thing = self.thing(self.pick(("clothes", "small", "vehicle", "furniture", "text")))
         german = Clause(
             thing, VERB["gefallen"], self.pick(("pres", "pres", "past")), negated=self.often(0.2)
@@ -393,7 +393,7 @@ class Grammar:
         return f"{german.german(english.subject.de[DAT])}.", f"{english.english()}."
 
     def contrast(self) -> Pair:
-        """Two clauses about the same thing: er, sie, es and it."""
+        """Make two clauses about the same thing: er, sie or es in German, and it in English."""
         subject = self.subject()
         first = self.gapped(subject, ("past",), HANDLING)
         thing = self.thing(self.pick(first.verb.kinds))

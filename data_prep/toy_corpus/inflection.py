@@ -73,7 +73,7 @@ LEXICAL_MODALS = {
 
 
 class NP(NamedTuple):
-    """A noun phrase in both languages, with all that agreement and word order ask about it."""
+    """A noun phrase is in both languages, with all that agreement and word order ask about it."""
 
     de: tuple[str, ...]  # by case
     en: str
@@ -110,7 +110,7 @@ NAMES = [
 
 
 def pronoun_for(np: NP) -> NP:
-    """Grammatical gender in German, natural gender in English: der Tisch is er and it."""
+    """Return the pronoun, by grammatical gender in German (Tisch: er), by natural in English."""
     if np.form == "pronoun":
         return np
     german, english = GERMAN_PRONOUN[np.gender], ENGLISH_PRONOUN[np.sex]
@@ -118,7 +118,7 @@ def pronoun_for(np: NP) -> NP:
 
 
 def own(np: NP) -> Det:
-    """The possessive that points back to this subject."""
+    """Return the possessive that points back to this subject."""
     if np.who == 2:
         german = "ihr" if np.gender == "f" else "sein"
         return {"m": lex.HIS, "f": lex.HER, "n": lex.ITS}[np.sex]._replace(stem=german)
@@ -126,7 +126,7 @@ def own(np: NP) -> Det:
 
 
 def _determiner(det: Det, gender: str, case: int) -> tuple[str, bool]:
-    """The determiner, and whether it shows the case itself."""
+    """Return the determiner, and whether it shows the case itself."""
     if det.family == "der":
         return DER[gender][case], True
     if not det.family:
@@ -172,7 +172,7 @@ def noun_phrase(det: Det, adjective: Pair | None, noun: Noun, plural: bool = Fal
 
 
 def possessed(owner: NP, noun: Noun, adjective: Pair | None) -> NP:
-    """das neue Auto des alten Lehrers, the old teacher's new car; Annas neues Auto."""
+    """Make phrases such as das neue Auto des alten Lehrers, the old teacher's new car."""
     english = f"{owner.en}'s"
     if owner in NAMES:
         name = Det(owner.en + "s", "", english, english)
@@ -183,7 +183,7 @@ def possessed(owner: NP, noun: Noun, adjective: Pair | None) -> NP:
 
 
 def number(n: int) -> Pair:
-    """einundzwanzig, twenty-one."""
+    """Return a number in words: einundzwanzig, twenty-one."""
     if n < 20:
         return lex.UNITS[n]
     (tens, en_tens), (unit, en_unit) = lex.TENS[n // 10], lex.UNITS[n % 10]
@@ -205,7 +205,7 @@ def _present(verb: Verb) -> tuple[str, ...]:
 
 @cache
 def german_verb(verb: Verb, mode: str, who: int) -> tuple[str, str, str]:
-    """The finite verb, what stands at the end of the clause, and both where they meet there."""
+    """Return the finite verb, what ends the clause, and both where they meet there."""
     if mode == "pres":
         finite = _present(verb)[who]
         return finite, verb.prefix, verb.prefix + finite
@@ -218,7 +218,7 @@ def german_verb(verb: Verb, mode: str, who: int) -> tuple[str, str, str]:
 
 @cache
 def english_verb(verb: Verb, mode: str, who: int) -> tuple[str, str, str]:
-    """Operator, the verb behind it, and the finite form that stands for both unless "do" is due."""
+    """Return operator, the verb behind it, and the finite form for both unless "do" is due."""
     base, past, participle = verb.en
     if mode == "passive":
         return WAS[who], participle, ""

@@ -156,7 +156,7 @@ TENS = _pairs(
 
 
 class Det(NamedTuple):
-    """A determiner: inflected like der, dieser or ein; family "" does not inflect."""
+    """A determiner is inflected like der, dieser or ein; family "" does not inflect."""
 
     stem: str
     family: str
@@ -207,7 +207,7 @@ class Verb(NamedTuple):
     flags: str
 
     def allows(self, mode: str) -> bool:
-        """Whether somebody can be said to want, have to ... do this."""
+        """Return whether somebody can be said to want, have to ... do this."""
         if "=" in self.flags:
             return mode in ("pres", "past")
         return (
@@ -218,7 +218,7 @@ class Verb(NamedTuple):
 
 
 def with_s(word: str) -> str:
-    """The English ending -s, of verbs and of regular plurals."""
+    """Add the English ending -s, of verbs and of regular plurals."""
     if word.endswith("y") and word[-2] not in "aeou":
         return word[:-1] + "ies"
     return word + ("es" if word.endswith(("s", "sh", "ch", "x", "go")) else "s")

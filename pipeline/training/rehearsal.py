@@ -8,7 +8,7 @@ import time
 import torch
 from deepspeed import comm as dist
 
-from data_prep.batch_plan import pieces_of_each
+from data_prep.batch_plan import fractions_of_each
 from pipeline.training.feed import Share
 from pipeline.training.task import Batch, Task
 from pipeline.training.trainer import Trainer, TrainingError
@@ -26,8 +26,8 @@ def rehearse(task: Task[Batch]) -> str:
     try:
         trainer = Trainer(task)
         largest = task.plan.largest_micro_batch()
-        pieces = pieces_of_each(task.plan.micro_batches_per_step, trainer.world_size)
-        batch = task.collate(largest[::pieces], trainer.device)
+        fractions = fractions_of_each(task.plan.micro_batches_per_step, trainer.world_size)
+        batch = task.collate(largest[::fractions], trainer.device)
         what = f"the largest micro-batch ({batch})"
         checkpointing = "training.activation_checkpointing.levels"
         advice = f"lower training.micro_batch_tokens, or set {checkpointing} to 1"

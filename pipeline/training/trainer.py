@@ -35,7 +35,7 @@ from pipeline.checkpoints.folder import (
 )
 from pipeline.checkpoints.relayout import carry_over
 from pipeline.checkpoints.resume import last_step
-from pipeline.ranks import first_line, lost_contact
+from pipeline.ranks import lost_contact, short_message
 from pipeline.recipe import UsageError
 from pipeline.training.deepspeed_config import deepspeed_config, offloads, precision, zero_stage
 from pipeline.training.ema import MovingAverage
@@ -267,7 +267,7 @@ class Trainer(Generic[Batch]):
             if lost_contact(error):
                 raise
             raise CheckpointError(
-                f"{folder}: cannot be written: {first_line(error)}. The checkpoints before are "
+                f"{folder}: cannot be written: {short_message(error)}. The checkpoints before are "
                 "whole: make room, and run the same command again to continue from the newest"
             ) from error
         dist.barrier()

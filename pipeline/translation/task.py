@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
-from data_prep.files import DataError, digest_of
+from data_prep.files import DataError, digest_of, first_line
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import vocabulary_digest
 from pipeline.checkpoints.folder import Criterion
@@ -63,10 +63,10 @@ class TranslationTask(Task["PairBatch"]):
         )
 
     def identity(self) -> dict[str, Any]:
-        training, shards = self.recipe.training, self.pairs.manifest["shards"]
+        training, shards = self.recipe.training, self.pairs.data.of_split("train")
         return {
             **model_identity(self.recipe),
-            "data": digest_of([s["sha256"] for s in shards if s["split"] == "train"]),
+            "data": digest_of([shard.sha256 for shard in shards]),
             "batch plan": [
                 BATCH_PLAN_VERSION,
                 training.seed,
@@ -100,8 +100,7 @@ class TranslationTask(Task["PairBatch"]):
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
-        source, target = self.pairs.manifest["vocabulary"]["sizes"]
-        return source, target
+        return self.pairs.data.vocabulary.sizes
 
     def parameter_count(self) -> int:
         from models.factory import parameter_count
@@ -136,7 +135,6 @@ class TranslationTask(Task["PairBatch"]):
         from safetensors.torch import load_model
 
         from pipeline.checkpoints.folder import CheckpointError
-        from pipeline.ranks import first_line
 
         folder, shards = self.recipe.training.init_from, self.recipe.shards
         assert folder is not None

@@ -15,6 +15,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tenacity import wait_none
 
 from data_prep.config import DataConfig
 from data_prep.corpora import fetch, read_lines
@@ -23,10 +24,10 @@ from data_prep.files import DataError
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves files with byte ranges; remembers what was asked for."""
+    """The handler serves files with byte ranges and remembers what was asked for."""
 
     requests: list[str | None]
-    failures: list[str]  # of the next requests: "busy", "lost"
+    failures: list[str]  # how the next requests fail, last first: "busy", "lost"
 
     def do_GET(self) -> None:
         begin = self.headers.get("Range")
@@ -59,7 +60,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """Serves tmp_path/served."""
+    """Serve tmp_path/served on this machine."""
     (tmp_path / "served").mkdir()
     Handler.requests, Handler.failures = [], []
     handler = functools.partial(Handler, directory=str(tmp_path / "served"))
@@ -76,7 +77,7 @@ def executor() -> Iterator[Executor]:
 
 
 def archive(path: Path, members: dict[str, str]) -> dict[str, object]:
-    """Write a .tgz; returns its bytes and sha256 as a recipe has them."""
+    """Write a .tgz, and return its bytes and sha256 as a recipe has them."""
     with tarfile.open(path, "w:gz") as tar:
         for name, text in members.items():
             info = tarfile.TarInfo(name)
@@ -103,13 +104,13 @@ def test_fetch_unpacks_only_the_named_members(
 ) -> None:
     checks = archive(tmp_path / "served" / "c.tgz", MEMBERS)
     config = config_of(tmp_path / "root", f"{server}/c.tgz", checks)
-    files = fetch(config, tmp_path / "run" / "fetch", executor)["files"]
-    assert Path(files["wmt/train/c.de"]["path"]).read_text() == "Hallo\n"
+    files = fetch(config, tmp_path / "run" / "fetch", executor).files
+    assert Path(files["wmt/train/c.de"].path).read_text() == "Hallo\n"
     found = {str(p.relative_to(tmp_path / "root")) for p in (tmp_path / "root").rglob("[!.]*.*")}
     assert found == {"wmt/train/c.de", "wmt/train/c.en"}
     assert not (tmp_path / "evil").exists()
     fetch(config, tmp_path / "run" / "fetch", executor)
-    assert len(Handler.requests) == 1  # what is there is not fetched again
+    assert len(Handler.requests) == 1  # the second call found the files and did not download
 
 
 def test_fetch_continues_a_partial_download(
@@ -125,8 +126,9 @@ def test_fetch_continues_a_partial_download(
 
 
 def test_fetch_goes_on_after_a_lost_connection_and_a_busy_server(
-    tmp_path: Path, server: str, executor: Executor
+    tmp_path: Path, server: str, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("data_prep.downloads._receive.retry.wait", wait_none())
     noise = random.Random(1).randbytes(BLOCK).hex()
     checks = archive(tmp_path / "served" / "c.tgz", {**MEMBERS, "noise": noise})
     Handler.failures = ["busy", "lost"]

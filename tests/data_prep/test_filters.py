@@ -1,4 +1,4 @@
-"""Every filter on pairs that it must keep and pairs that it must drop."""
+"""Each filter is tried on pairs that it must keep and pairs that it must drop."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_languages_of_real_text(shared: Path) -> None:
     assert sum(drops(target, source) for source, target in pairs) >= 480
 
 
-def test_a_language_that_nobody_knows() -> None:
+def test_an_unknown_language() -> None:
     with pytest.raises(DataError, match="py3langid does not know `xx`"):
         Language().drops_between("de", "xx")
 

@@ -13,8 +13,7 @@ import pytest
 
 from data_prep import prepare as stages
 from data_prep.files import sha256_of
-from data_prep.shards import ShardReader
-from data_prep.stage import Manifest
+from data_prep.shards import CorpusInfo, ShardReader, ShardsManifest
 from data_prep.vocabulary import EOS_IDX, load_vocabularies, load_vocabulary
 from pipeline.command_line import load_recipe
 from pipeline.recipe import Recipe
@@ -23,8 +22,8 @@ from tests.conftest import Command
 GOOD = [(f"Das ist der Satz {i}.", f"This is sentence {i}.") for i in range(400)]
 
 
-def prepare(recipe: Recipe) -> Manifest:
-    """All stages of a recipe."""
+def prepare(recipe: Recipe) -> ShardsManifest:
+    """Run all stages of a recipe."""
     return stages.prepare(recipe.data, recipe.run_dir)
 
 
@@ -37,7 +36,7 @@ def write_corpus(folder: Path, name: str, pairs: list[tuple[str, str]]) -> None:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A folder with a good corpus, and `recipe.yaml` that uses it."""
+    """Make a folder with a good corpus and a `recipe.yaml` that uses it."""
     write_corpus(tmp_path / "data", "train", GOOD)
     write_corpus(tmp_path / "data", "valid", [("Guten Tag.", "Good day."), ("Nein.", "No.")])
     write_corpus(tmp_path / "data", "test", [("Guten Abend, Anna.", "Good evening, Anna.")])
@@ -50,6 +49,7 @@ data:
   valid: {{name: valid, source: valid.de, target: valid.en}}
   test: {{name: test, source: test.de, target: test.en}}
   vocabulary: {{size: 60}}
+  workers: 1
 """
     )
     return tmp_path
@@ -75,9 +75,9 @@ def test_shards_are_plain_arrow_and_decode_to_the_text(corpus: Path) -> None:
     manifest = prepare(recipe)
     shards = recipe.run_dir / "shards"
     vocabulary = load_vocabulary(shards / "spm.model")
-    assert sha256_of(shards / "spm.model") == manifest["vocabulary"]["sha256"]
-    for shard in manifest["shards"]:
-        assert sha256_of(shards / shard["name"]) == shard["sha256"]
+    assert sha256_of(shards / "spm.model") == manifest.vocabulary.sha256
+    for shard in manifest.shards:
+        assert sha256_of(shards / shard.name) == shard.sha256
     table = pa.ipc.open_file(pa.memory_map(str(shards / "train-00000.arrow"))).read_all()
     assert table.schema.field("source").type == pa.list_(pa.uint16())
     decoded = [
@@ -89,14 +89,14 @@ def test_shards_are_plain_arrow_and_decode_to_the_text(corpus: Path) -> None:
     reader = ShardReader(shards, "train", verify=True)
     assert len(reader) == len(GOOD)
     assert reader[7][0].base is not None  # a view into the mapped file
-    assert manifest["totals"]["train"]["target_tokens"] == reader.lengths()[1].sum()
+    assert manifest.totals["train"].target_tokens == reader.lengths()[1].sum()
 
 
 def test_many_shards_read_as_one(corpus: Path) -> None:
     one = recipe_of(corpus)
     prepare(one)
     many = recipe_of(corpus, run_dir=f"{corpus}/many", data__pairs_per_shard="64")
-    assert len([s for s in prepare(many)["shards"] if s["split"] == "train"]) == 6
+    assert len(prepare(many).of_split("train")) == 6
     pairs = []
     for recipe in (one, many):
         reader = ShardReader(recipe.run_dir / "shards", "train")
@@ -108,8 +108,8 @@ def test_many_shards_read_as_one(corpus: Path) -> None:
 def test_same_input_same_bytes(corpus: Path) -> None:
     first = prepare(recipe_of(corpus))
     second = prepare(recipe_of(corpus, run_dir=f"{corpus}/again"))
-    assert first["shards"] == second["shards"]
-    assert first["vocabulary"] == second["vocabulary"]
+    assert first.shards == second.shards
+    assert first.vocabulary == second.vocabulary
 
 
 def test_rerun_reuses_and_a_change_redoes_only_what_follows(
@@ -144,7 +144,7 @@ def test_gz_files_and_odd_line_separators(corpus: Path) -> None:
             file.write(text + "".join(f"Zeile {language} {i}\n" for i in range(300)))
     train = "[{name: gz, source: train.de.gz, target: train.en.gz}]"
     manifest = prepare(recipe_of(corpus, data__train=train))
-    assert manifest["totals"]["train"]["pairs"] == 302
+    assert manifest.totals["train"].pairs == 302
 
 
 def test_cleaning_counts_what_it_drops(corpus: Path) -> None:
@@ -160,7 +160,7 @@ def test_cleaning_counts_what_it_drops(corpus: Path) -> None:
     ]
     write_corpus(corpus / "data", "train", [*GOOD, *bad])
     recipe = recipe_of(corpus)
-    assert prepare(recipe)["totals"]["train"]["pairs"] == len(GOOD)
+    assert prepare(recipe).totals["train"].pairs == len(GOOD)
     assert report_of(recipe) == {
         "empty_side": 2,
         "length": 1,
@@ -172,7 +172,7 @@ def test_cleaning_counts_what_it_drops(corpus: Path) -> None:
 
 
 def test_repeats_over_all_corpora(corpus: Path) -> None:
-    """The first of equal pairs stays; of a side's many translations, the first `max`."""
+    """The first of equal pairs stays, and of a side's many translations the first `max`."""
     repeated = [("Ja doch.", f"Yes {i}.") for i in range(5)]
     write_corpus(corpus / "data", "more", [*GOOD[:10], *repeated, *GOOD[:3]])
     train = (
@@ -202,7 +202,7 @@ def test_weights_say_how_often_an_epoch_has_a_corpus(
 ) -> None:
     write_corpus(corpus / "data", "more", [(f"Mehr davon, {i}.", f"More, {i}.") for i in range(90)])
 
-    def prepared(weight: str, more: str) -> tuple[Counter[str], list[dict[str, float]]]:
+    def prepared(weight: str, more: str) -> tuple[Counter[str], tuple[CorpusInfo, ...]]:
         train = (
             f"[{{name: train, source: train.de, target: train.en, weight: {weight}}},"
             f" {{name: more, source: more.de, target: more.en, weight: {more}}}]"
@@ -212,7 +212,7 @@ def test_weights_say_how_often_an_epoch_has_a_corpus(
         reader = ShardReader(recipe.run_dir / "shards", "train", verify=True)
         decode = load_vocabulary(recipe.run_dir / "shards" / "spm.model").decode
         targets = Counter(decode(reader[i][1].tolist()) for i in range(len(reader)))
-        return targets, manifest["corpora"]
+        return targets, manifest.corpora
 
     once, _ = prepared("1", "1")
     assert set(once.values()) == {1}
@@ -227,7 +227,7 @@ def test_weights_say_how_often_an_epoch_has_a_corpus(
     assert first == {2: 200, 3: 200}
     second = Counter(count for text, count in mixed.items() if text.startswith("More"))
     assert second == {1: 45}
-    assert [(c["weight"], c["kept"], c["pairs"]) for c in corpora] == [
+    assert [(c.weight, c.kept, c.pairs) for c in corpora] == [
         (2.5, 400, 1000),
         (0.5, 90, 45),
     ]
@@ -269,7 +269,7 @@ def test_pairs_over_the_token_limit(corpus: Path, caplog: pytest.LogCaptureFixtu
     )
     caplog.set_level("INFO")
     manifest = prepare(recipe)
-    assert manifest["totals"]["train"]["pairs"] == len(GOOD)
+    assert manifest.totals["train"].pairs == len(GOOD)
     assert "shards: dropped 1 training pairs over the token limit" in caplog.text
     assert "shards: cut 1 valid pairs at the token limit" in caplog.text
     assert "test pairs at the token limit" not in caplog.text
@@ -289,7 +289,7 @@ def test_vocabularies_of_their_own(corpus: Path) -> None:
     manifest = prepare(recipe)
     shards = corpus / "run" / "shards"
     assert {p.name for p in shards.glob("spm*")} == {"spm.source.model", "spm.target.model"}
-    assert manifest["vocabulary"]["sizes"] == [40, 40]
+    assert manifest.vocabulary.sizes == (40, 40)
     source, target = load_vocabularies(shards)
     assert source.encode("<2en>", out_type=str)[-1] == "<2en>"
     reader = ShardReader(shards, "train", verify=True)
@@ -310,7 +310,7 @@ def test_a_sample_is_enough_for_the_vocabulary(corpus: Path) -> None:
                 data__seed=seed,
                 data__vocabulary__sample_lines="100",
             )
-        )["vocabulary"]["sha256"]
+        ).vocabulary.sha256
         for number, seed in enumerate(["1", "1", "2"])
     ]
     assert digests[0] == digests[1] != digests[2]
@@ -321,10 +321,10 @@ def test_multi30k(shared: Path, tmp_path: Path) -> None:
         Path("recipes/multi30k_de_en.yaml"),
         [("data.root", str(shared / "data")), ("run_dir", str(tmp_path / "run"))],
     )
-    totals = prepare(recipe)["totals"]
-    assert totals["valid"]["pairs"] == 1014
-    assert totals["test"]["pairs"] == 1000
-    assert 28900 < totals["train"]["pairs"] <= 29000
+    totals = prepare(recipe).totals
+    assert totals["valid"].pairs == 1014
+    assert totals["test"].pairs == 1000
+    assert 28900 < totals["train"].pairs <= 29000
 
 
 # ── Bad input: one clear message, exit code 1, nothing half-written ─────────────────────────────

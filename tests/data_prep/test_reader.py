@@ -1,24 +1,27 @@
-"""Reading shards: lazily, without copies, and nothing that is damaged."""
+"""Reading shards: lazily, without copies, and never damaged ones."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from data_prep.files import DataError
 from data_prep.prepare import prepare
-from data_prep.shards import ShardReader
+from data_prep.shards import ShardReader, read_shards_manifest
+from data_prep.stage import Manifest
 from pipeline.recipe import Recipe
-from tests.conftest import Command
+from tests.conftest import Command, run_process
 
 
 @pytest.fixture
 def recipe(prepared: Recipe, tmp_path: Path) -> Recipe:
-    """The prepared recipe in a folder that a test may damage."""
+    """Copy the prepared recipe to a folder that a test may damage."""
     shutil.copytree(prepared.run_dir, tmp_path / "run")
     return prepared.model_copy(update={"run_dir": tmp_path / "run"})
 
@@ -35,12 +38,50 @@ def flip_a_byte(path: Path) -> None:
 
 
 def split_into(shards: Path, number: int) -> None:
-    """Let the manifest speak of `number` training shards, all like the one that is there."""
+    """Make the manifest name `number` training shards, all like the one that is there."""
     manifest = json.loads((shards / "manifest.json").read_text())
     (first,) = (shard for shard in manifest["shards"] if shard["split"] == "train")
     names = [f"train-{i:05d}.arrow" for i in range(number)]
     manifest["shards"] = [{**first, "name": name} for name in names]
     (shards / "manifest.json").write_text(json.dumps(manifest))
+
+
+# ── The manifest ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_manifest_is_what_is_on_disk(shards: Path) -> None:
+    reader = ShardReader(shards, "valid")
+    on_disk = json.loads((shards / "manifest.json").read_text())
+    assert reader.data.model_dump(mode="json").items() <= on_disk.items()
+    assert reader.data == read_shards_manifest(shards)
+    assert reader.data.totals["valid"].pairs == len(reader) == 40
+    assert [shard.name for shard in reader.data.of_split("train")] == ["train-00000.arrow"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda manifest: manifest.pop("vocabulary"), "`vocabulary` is missing"),
+        (lambda manifest: manifest["shards"][1].pop("sha256"), r"`shards\.1\.sha256` is missing"),
+        (
+            lambda manifest: manifest["totals"]["train"].update(pairs="many"),
+            r"`totals\.train\.pairs`: Input should be a valid integer",
+        ),
+    ],
+)
+def test_a_manifest_that_lacks_something(
+    recipe: Recipe, shards: Path, damage: Callable[[Manifest], object], expected: str
+) -> None:
+    path = shards / "manifest.json"
+    manifest = json.loads(path.read_text())
+    damage(manifest)
+    path.write_text(json.dumps(manifest))
+    remedy = rf"remove {shards} and run `\./run\.sh prepare`"
+    with pytest.raises(DataError, match=rf"manifest\.json: key {expected}.*; {remedy}"):
+        ShardReader(shards, "train")
+    shutil.rmtree(shards)
+    prepare(recipe.data, recipe.run_dir)
+    ShardReader(shards, "train", verify=True)
 
 
 # ── Opening ─────────────────────────────────────────────────────────────────────────────────────
@@ -138,10 +179,21 @@ def test_inspect_shows_what_is_there(recipe: Recipe, command: Command) -> None:
     reader = ShardReader(recipe.run_dir / "shards", "train")
     for length in reader.lengths():
         assert f"{length.sum():,}" in done.stdout
-    for text in ("600", "toy", "300 joint pieces", "padding: ", "checksums: all 3 shards"):
+    for text in ("600", "toy", "300 joint tokens", "padding: ", "checksums: all 3 shards"):
         assert text in done.stdout
     same = command("data_prep.inspect", recipe.run_dir, "--samples", 3, "--seed", 1)
     assert same.stdout == done.stdout
+
+
+def test_inspect_needs_no_deep_learning(recipe: Recipe) -> None:
+    blocked = dict.fromkeys(("torch", "fairseq2", "deepspeed", "pipeline"))
+    script = (
+        f"import runpy, sys; sys.modules.update({blocked});"
+        "runpy.run_module('data_prep.inspect', run_name='__main__', alter_sys=True)"
+    )
+    done = run_process([sys.executable, "-c", script, str(recipe.run_dir)])
+    assert done.returncode == 0, done.stderr
+    assert "checksums: all 3 shards" in done.stdout
 
 
 def test_inspect_names_what_is_damaged(recipe: Recipe, shards: Path, command: Command) -> None:

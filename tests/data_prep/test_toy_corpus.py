@@ -1,4 +1,4 @@
-"""The toy corpus: reproducible, disjoint, well formed, and not to be had word for word."""
+"""The toy corpus is reproducible, disjoint, well formed, and cannot be translated word by word."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def test_word_for_word_translation_scores_low(splits: dict[str, list[Pair]]) -> None:
-    """The best that a dictionary can do: each word's partner by the Dice coefficient."""
+    """A dictionary does its best: it gives each word its partner by the Dice coefficient."""
     alone, together = Counter[str](), Counter[Pair]()
     for german, english in splits["train"][:10_000]:
         source, target = set(_tokens(german)), {f"{token} " for token in _tokens(english)}

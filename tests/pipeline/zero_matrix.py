@@ -106,7 +106,7 @@ def reference(recipe: Recipe) -> dict[str, Any]:
         seed=config.seed,
     )
     torch.manual_seed(config.seed)
-    model = create_model(recipe.model, reader.manifest["vocabulary"]["sizes"], PAD_IDX).train()
+    model = create_model(recipe.model, reader.data.vocabulary.sizes, PAD_IDX).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=config.adam_betas, eps=config.adam_eps, weight_decay=0
     )

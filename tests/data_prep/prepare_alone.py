@@ -1,0 +1,19 @@
+"""Prepare data as `./run.sh prepare` does, but without its records for MLflow (some seconds)."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from data_prep.prepare import prepare
+from pipeline.command_line import run_command
+from pipeline.recipe import Recipe
+
+
+def main(recipe: Recipe, _: argparse.Namespace) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    prepare(recipe.data, recipe.run_dir)
+
+
+if __name__ == "__main__":
+    run_command("prepare", "Prepare data and tell nobody.", main)
