@@ -106,7 +106,7 @@ def _build(
     config: DataConfig, fetched: Fetched, source: Path, executor: Executor, folder: Path
 ) -> dict[str, Any]:
     """Write all files of the stage into `folder` and return what to record about them."""
-    valid, test = (_read(corpus, fetched, source) for corpus in (config.valid, config.test))
+    valid, test = (_read(config, corpus, fetched, source) for corpus in (config.valid, config.test))
     normal_valid, normal_test = (
         [(normalise(s), normalise(t)) for s, t in pairs] for pairs in (valid, test)
     )
@@ -135,10 +135,9 @@ def _build(
     }
 
 
-def _read(corpus: Corpus, fetched: Fetched, source: Path) -> list[Pair]:
-    return read_pairs(
-        *(source / fetched.files[side].path for side in (corpus.source, corpus.target))
-    )
+def _read(config: DataConfig, corpus: Corpus, fetched: Fetched, source: Path) -> list[Pair]:
+    sides = (fetched.place(config, source, path) for path in (corpus.source, corpus.target))
+    return read_pairs(*sides)
 
 
 def _clean_pieces(
@@ -186,8 +185,10 @@ def _filter(
 ) -> dict[str, Any]:
     """Write the normalised text of a piece that passes and keys to find repeats by; count it."""
     sides = [
-        _normalise_lines(read_piece(source / path, begin, end, piece.line))[: piece.pairs]
-        for path, begin, end in (piece.source, piece.target)
+        _normalise_lines(read_piece(side.place(config, source), side.begin, side.end, piece.line))[
+            : piece.pairs
+        ]
+        for side in (piece.source, piece.target)
     ]
     filters = _filters(config, held_out)
     dropped: dict[str, list[Pair]] = {name: [] for name in filters}

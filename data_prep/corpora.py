@@ -16,13 +16,34 @@ from typing import Any
 import numpy as np
 
 from data_prep import toy_corpus
-from data_prep.config import Corpus, DataConfig, ToyCorpusConfig
+from data_prep.config import DataConfig, ToyCorpusConfig
 from data_prep.downloads import download
-from data_prep.files import DataError, first_line, sha256_of
+from data_prep.files import DataError, first_line, read_json, sha256_of, write_json
 from data_prep.pieces import map_pieces
-from data_prep.stage import Record, read_manifest, run_stage
+from data_prep.stage import Record, run_stage
 
 VERSION = 1  # raise it when the same files would be cut differently
+FINGERPRINTS = ".fingerprints.json"  # in the folder of the fetch stage, of no weight in it
+
+
+class Slice(Record):
+    """A slice of a corpus file, wherever corpora lie."""
+
+    path: str
+    """Below the folder of the fetch stage if that made the file, else below `data.root`."""
+
+    made: bool
+    """Whether the fetch stage made the file: generated it, or unpacked it to plain text."""
+
+    begin: int
+    """Its first byte."""
+
+    end: int
+    """The byte after its last."""
+
+    def place(self, config: DataConfig, folder: Path) -> Path:
+        """:param folder: of the fetch stage."""
+        return (folder if self.made else config.root.absolute()) / self.path
 
 
 class Piece(Record):
@@ -35,18 +56,24 @@ class Piece(Record):
     """Number of its first line in the corpus, from 1."""
 
     pairs: int
-    source: tuple[str, int, int]
-    """File (see `FetchedFile.path`), its first byte in it, and the one after its last."""
-
-    target: tuple[str, int, int]
+    source: Slice
+    target: Slice
 
 
 class FetchedFile(Record):
-    """The record says where a corpus file is."""
+    """The record says what a corpus file is."""
 
-    path: str
-    """An absolute path, or a file in the folder of the fetch stage, which made it."""
+    sha256: str
 
+    made: bool
+    """Whether the fetch stage generated it; else it is below `data.root`."""
+
+
+class Fingerprint(Record):
+    """A fingerprint says what a file below `data.root` was when it was last read."""
+
+    bytes: int
+    mtime_ns: int
     sha256: str
 
 
@@ -59,6 +86,13 @@ class Fetched(Record):
     pieces: tuple[Piece, ...]
     """Of all training corpora, in order."""
 
+    def place(self, config: DataConfig, folder: Path, path: str) -> Path:
+        """Return where a file that the recipe names is.
+
+        :param folder: of the fetch stage.
+        """
+        return (folder if self.files[path].made else config.root.absolute()) / path
+
 
 def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
     """Make every corpus file available, record what it holds, and cut training corpora into pieces.
@@ -67,23 +101,18 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
 
     :raises DataError: a file is missing or is not what the recipe says.
     """
-    paths = sorted({p for corpus in _corpora(config) for p in (corpus.source, corpus.target)})
+    paths = corpus_paths(config)
     missing = [path for path in paths if not (config.root / path).is_file()]
     if config.toy_corpus is not None:
         missing = [path for path in missing if not path.startswith("toy/")]
     download(config, missing)
 
-    local = [path for path in paths if (config.root / path).is_file()]
-    previous = read_manifest(folder)
-    known = previous["inputs"].get("local", {}) if previous else {}
-    with ThreadPoolExecutor() as threads:
-        prints = threads.map(lambda path: _fingerprint(config.root / path, known.get(path)), local)
-        found = dict(zip(local, prints, strict=True))
+    found = fingerprints(config, folder)
     generated = [path for path in paths if path not in found]
     toy = config.toy_corpus if generated else None
     inputs = {
         "train": [[corpus.source, corpus.target] for corpus in config.train],
-        "local": found,
+        "local": {path: file.sha256 for path, file in found.items()},
         "pairs_per_piece": config.pairs_per_piece,
         "version": VERSION,
         "toy_corpus": {**toy.model_dump(), "seed": config.seed, "version": toy_corpus.VERSION}
@@ -92,23 +121,53 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
     }
 
     def build(partial: Path) -> dict[str, Any]:
-        files = dict(found)
+        files = {path: FetchedFile(sha256=f.sha256, made=False) for path, f in found.items()}
         if toy:
             _write_toy_corpus(config, toy, partial)
         for path in generated:
             if not (partial / path).is_file():
                 raise DataError(f"{path}: the toy corpus has no such file")
-            files[path] = {"path": path, "sha256": sha256_of(partial / path)}
+            files[path] = FetchedFile(sha256=sha256_of(partial / path), made=True)
+        fetched = Fetched(files=files, pieces=())
         corpora = [
-            [partial / files[path]["path"] for path in (corpus.source, corpus.target)]
+            [fetched.place(config, partial, path) for path in (corpus.source, corpus.target)]
             for corpus in config.train
         ]
         cut = functools.partial(_cut, every=config.pairs_per_piece)
         cuts = map_pieces(executor, cut, corpora, partial / "text")
-        pieces = _pieces(config, files, cuts)
-        return {"files": files, "pieces": [piece.model_dump() for piece in pieces]}
+        pieces = tuple(_pieces(config, files, cuts))
+        return fetched.model_copy(update={"pieces": pieces}).model_dump()
 
-    return Fetched.model_validate(run_stage(folder, inputs, build))
+    fetched = Fetched.model_validate(run_stage(folder, inputs, build))
+    write_json(folder / FINGERPRINTS, {path: file.model_dump() for path, file in found.items()})
+    return fetched
+
+
+def corpus_paths(config: DataConfig) -> list[str]:
+    """Return the files that the recipe names, below `data.root`."""
+    corpora = (*config.train, config.valid, config.test)
+    return sorted({path for corpus in corpora for path in (corpus.source, corpus.target)})
+
+
+def fingerprints(config: DataConfig, folder: Path) -> dict[str, Fingerprint]:
+    """Return what the corpus files are that lie below `data.root`, by their paths.
+
+    A file of the size and time that the fetch stage has seen is not read again.
+
+    :param folder: of the fetch stage.
+    """
+    known = read_json(folder / FINGERPRINTS)
+
+    def look(path: str) -> Fingerprint:
+        status = (config.root / path).stat()
+        seen = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+        if (before := known.get(path, {})).items() >= seen.items():
+            return Fingerprint.model_validate(before)
+        return Fingerprint(**seen, sha256=sha256_of(config.root / path))
+
+    local = [path for path in corpus_paths(config) if (config.root / path).is_file()]
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(local, threads.map(look, local), strict=True))
 
 
 def _cut(corpus: Sequence[Path], folder: Path, every: int) -> dict[str, Any]:
@@ -140,42 +199,25 @@ def _line_starts(path: Path, every: int) -> dict[str, Any]:
 
 
 def _pieces(
-    config: DataConfig, files: Mapping[str, Any], cuts: Sequence[Mapping[str, Any]]
+    config: DataConfig, files: Mapping[str, FetchedFile], cuts: Sequence[Mapping[str, Any]]
 ) -> Iterator[Piece]:
     """Yield the pieces of all training corpora, from where `_cut` found that lines begin."""
     every = config.pairs_per_piece
     for index, (corpus, cut) in enumerate(zip(config.train, cuts, strict=True)):
         lines = cut["source"]["lines"]
         for number, begin in enumerate(range(0, lines, every)):
-            places = {
-                side: [
-                    f"text/{index:05d}/{side}.txt" if cut[side]["copied"] else files[path]["path"],
-                    *cut[side]["starts"][number : number + 2],
-                ]
-                for side, path in (("source", corpus.source), ("target", corpus.target))
-            }
+            slices = {}
+            for side, path in (("source", corpus.source), ("target", corpus.target)):
+                copied = cut[side]["copied"]
+                first, end = cut[side]["starts"][number : number + 2]
+                slices[side] = Slice(
+                    path=f"text/{index:05d}/{side}.txt" if copied else path,
+                    made=copied or files[path].made,
+                    begin=first,
+                    end=end,
+                )
             pairs = min(every, lines - begin)
-            yield Piece(corpus=index, line=begin + 1, pairs=pairs, **places)
-
-
-def _corpora(config: DataConfig) -> Iterable[Corpus]:
-    return (*config.train, config.valid, config.test)
-
-
-def _fingerprint(path: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return path, size, time and sha256 of a file.
-
-    The sha256 is taken from `known` if the rest is as it says.
-    """
-    status = path.stat()
-    cheap = {
-        "path": str(path.absolute()),
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-    }
-    if known and known.items() >= cheap.items():
-        return known
-    return {**cheap, "sha256": sha256_of(path)}
+            yield Piece(corpus=index, line=begin + 1, pairs=pairs, **slices)
 
 
 def _write_toy_corpus(config: DataConfig, sizes: ToyCorpusConfig, folder: Path) -> None:

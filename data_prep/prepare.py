@@ -9,6 +9,7 @@ from data_prep.clean import clean
 from data_prep.config import DataConfig
 from data_prep.corpora import fetch
 from data_prep.files import only_command_in
+from data_prep.identity import begin_identity, write_identity
 from data_prep.pieces import open_executor
 from data_prep.shards import ShardsManifest
 from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
@@ -25,7 +26,10 @@ def prepare(config: DataConfig, run_dir: Path) -> ShardsManifest:
     folder = run_dir.absolute()
     raw, text, models, shards = (folder / name for name in (FETCH, CLEAN, VOCABULARY, SHARDS))
     with only_command_in(folder), open_executor(config) as executor:
+        begin_identity(config, folder)
         fetched = fetch(config, raw, executor)
         cleaned = clean(config, fetched, raw, text, executor)
         vocabulary = train_vocabulary(config, cleaned, text, models, executor)
-        return binarize(config, cleaned, vocabulary, text, models, shards, executor)
+        made = binarize(config, cleaned, vocabulary, text, models, shards, executor)
+        write_identity(config, cleaned.files, folder)
+        return made

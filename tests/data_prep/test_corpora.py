@@ -104,8 +104,9 @@ def test_fetch_unpacks_only_the_named_members(
 ) -> None:
     checks = archive(tmp_path / "served" / "c.tgz", MEMBERS)
     config = config_of(tmp_path / "root", f"{server}/c.tgz", checks)
-    files = fetch(config, tmp_path / "run" / "fetch", executor).files
-    assert Path(files["wmt/train/c.de"].path).read_text() == "Hallo\n"
+    place = tmp_path / "run" / "fetch"
+    fetched = fetch(config, place, executor)
+    assert fetched.place(config, place, "wmt/train/c.de").read_text() == "Hallo\n"
     found = {str(p.relative_to(tmp_path / "root")) for p in (tmp_path / "root").rglob("[!.]*.*")}
     assert found == {"wmt/train/c.de", "wmt/train/c.en"}
     assert not (tmp_path / "evil").exists()

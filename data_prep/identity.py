@@ -1,0 +1,89 @@
+"""What prepared data were made from, so that no later command takes them for something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.config import DataConfig
+from data_prep.corpora import fingerprints
+from data_prep.files import DataError, digest_of, fsync, read_json, write_json
+from data_prep.stage import FETCH, SHARDS
+
+FILE = "prepared_from.json"  # in the folder of shards
+REMEDY = "`./run.sh prepare` brings them up to date"
+
+# Where files lie and who does the work is no part of what is made.
+NO_PART = {"root", "downloads", "executor", "workers", "scheduler"}
+
+
+def identity_of(config: DataConfig) -> dict[str, Any]:
+    """Return all keys of `data` that shape what is prepared, as JSON values."""
+    return config.model_dump(mode="json", exclude=NO_PART)
+
+
+def begin_identity(config: DataConfig, run_dir: Path) -> None:
+    """Take back what is said of the shards, if it does not hold for `config`. Stages that are
+    redone for it leave folders behind that belong to nothing until all are done."""
+    path = run_dir / SHARDS / FILE
+    if path.exists() and read_json(path).get("data") != identity_of(config):
+        path.unlink()
+        fsync(path.parent)
+
+
+def write_identity(config: DataConfig, files: Mapping[str, str], run_dir: Path) -> None:
+    """Say what the shards of `run_dir` were made from, now that all stages are up to date.
+
+    :param files: the sha256 of every corpus file.
+    """
+    content = {"data": identity_of(config), "files": dict(files)}
+    path = run_dir / SHARDS / FILE
+    if read_json(path) != content:
+        write_json(path, content)
+
+
+def check_identity(config: DataConfig, run_dir: Path) -> None:
+    """Compare what the data of `run_dir` were made from with what the recipe says now, and with the
+    corpus files as far as they are at hand: those that are absent cannot have changed.
+
+    :raises DataError: they differ; it names the key and both values, and what to do.
+    """
+    shards = run_dir / SHARDS
+    made_from = read_json(shards / FILE)
+    if not made_from:
+        if (shards / "manifest.json").exists():
+            raise DataError(f"{shards}: what these data were made from is not known; {REMEDY}")
+        raise DataError(f"{shards}: no prepared data here; run `./run.sh prepare` first")
+    wanted = identity_of(config)
+    for key, then, now in _differences(made_from["data"], wanted, "data"):
+        raise DataError(
+            f"{shards} were prepared with {key} {then}, the recipe says {now}; {REMEDY}"
+        )
+    for path, file in fingerprints(config, run_dir / FETCH).items():
+        if file.sha256 != made_from["files"].get(path):
+            raise DataError(
+                f"{config.root / path} has changed since {shards} were prepared from it; {REMEDY}"
+            )
+
+
+def identity_digest(run_dir: Path) -> str:
+    """Return a digest of what the data of `run_dir` were made from."""
+    return digest_of(read_json(run_dir / SHARDS / FILE))
+
+
+def _differences(then: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted keys whose values differ, with both values."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in sorted(then.keys() | now.keys()):
+            yield from _differences(then.get(name), now.get(name), f"{key}.{name}")
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        for number, (old, new) in enumerate(zip(then, now, strict=True)):
+            yield from _differences(old, new, f"{key}.{number}")
+    elif then != now:
+        yield key, _in_words(then), _in_words(now)
+
+
+def _in_words(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
