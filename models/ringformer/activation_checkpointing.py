@@ -1,14 +1,14 @@
-"""What the backward pass finds kept from a ring's forward pass, and what it recomputes.
+"""These functions keep less for the backward pass and recompute the rest in it.
 
-Always torch's non-reentrant form: the only one that works with every ZeRO stage when the levels
-share their weights.
+Recomputing always takes torch's non-reentrant form: the only one that works with every ZeRO stage
+when the levels share their weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-Function = Callable[..., Tensor]
+P = ParamSpec("P")
 
 # The kernels behind `scaled_dot_product_attention`; without one of them all is recomputed.
 ATTENTION = {
@@ -29,23 +29,31 @@ ATTENTION = {
 }
 
 
-def recompute(function: Function, *arguments: Any) -> Tensor:
-    """Keep the arguments only."""
-    result: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+def recompute(function: Callable[[range, Tensor], Tensor], levels: range, x: Tensor) -> Tensor:
+    """Return `function(levels, x)`, and keep only `x` for the backward pass."""
+    result: Tensor = checkpoint(function, levels, x, use_reentrant=False)
     return result
 
 
-def recompute_but_attention(function: Function, *arguments: Any) -> Tensor:
-    """Keep the arguments and the outputs of attention."""
-    if not torch.is_grad_enabled():
-        return function(*arguments)
-    result: Tensor = checkpoint(
-        function, *arguments, use_reentrant=False, context_fn=_keep_attention
-    )
-    return result
+def recompute_but_attention(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Make `function` keep only its arguments and the outputs of attention."""
+
+    def recomputed(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        if not torch.is_grad_enabled():
+            return function(*args, **kwargs)
+        result: Tensor = checkpoint(
+            function,
+            *args,
+            use_reentrant=False,
+            context_fn=_keep_attention,
+            **kwargs,  # type: ignore[arg-type]
+        )
+        return result
+
+    return recomputed
 
 
-def _policy(context: object, operator: object, *arguments: Any, **options: Any) -> CheckpointPolicy:
+def _policy(context: object, operator: object, *args: object, **kwargs: object) -> CheckpointPolicy:
     kept = operator in ATTENTION
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
