@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.config import ActivationCheckpointing, ModelConfig
 from models.output import OutputProjection
 from models.positions import InterleavedSinusoids
-from models.ringformer.ring import Ring
+from models.stack import Stack
 
 
 def _embedding(vocab_size: int, pad_idx: int, dim: int) -> StandardEmbedding:
@@ -138,7 +138,7 @@ class TranslationModel(Seq2SeqModel):
         :raises ValueError: the architecture has no levels to recompute.
         """
         for stack in (self.encoder, self.decoder):
-            if isinstance(stack, Ring):
+            if isinstance(stack, Stack):
                 stack.checkpoint_activations(policy)
             elif policy.levels:
                 raise ValueError(
@@ -149,7 +149,7 @@ class TranslationModel(Seq2SeqModel):
     def compile_layers(self, backend: str = "inductor") -> None:
         """Compile the layers with torch.compile: a ring's one, or each of a Transformer's."""
         for stack in (self.encoder, self.decoder):
-            if isinstance(stack, Ring):
+            if isinstance(stack, Stack):
                 stack.compile_layer(backend)
             else:
                 for layer in stack.layers:

@@ -18,7 +18,7 @@ from models.config import Architecture, ModelConfig
 from models.positions import InterleavedSinusoids
 from models.ringformer import level_signal
 from models.ringformer.level_signal import Signal
-from models.ringformer.stack import Stack
+from models.stack import Stack
 
 # As fairseq2 initialises the layers of a Transformer.
 INIT_QKV = partial(nn.init.xavier_uniform_, gain=2**-0.5)
@@ -109,6 +109,12 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
             self.encodings = InterleavedSinusoids(dim, length, persistent=False)
         self._levels: list[Level] = []
         self._made_of: tuple[object, ...] = ()
+
+    def signals(self, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """Make A and B of every level, each `[N, *shape]`."""
+        a = torch.zeros(self.num_levels, *shape)
+        b = torch.empty(self.num_levels, *shape).normal_(std=level_signal.INIT_STD)
+        return nn.Parameter(a), nn.Parameter(b)
 
     def levels(self) -> list[Level]:
         """Return every level's weights.

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.factored_signals import FactoredModel
+from models.activation_checkpointing import ATTENTION
 from models.config import ActivationCheckpointing, Architecture, LevelSignals, ModelConfig
 from models.factory import create_model
 from models.ringformer import RingEncoder
-from models.ringformer.activation_checkpointing import ATTENTION
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel, core_parameters
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.nn import functional as F
 
+from models.activation_checkpointing import recompute, recompute_but_attention
 from models.config import ActivationCheckpointing
-from models.ringformer import level_signal
-from models.ringformer.activation_checkpointing import recompute, recompute_but_attention
 
 P = ParamSpec("P")  # what a layer takes after x
 
@@ -67,12 +66,6 @@ class Stack(nn.Module, Generic[P]):
         """
         norm = torch.stack([torch.ones(dim), torch.zeros(dim)])
         return nn.Parameter(norm.repeat(self.num_levels, 1, 1) if owned else norm)
-
-    def signals(self, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
-        """Make A and B of every level, each `[N, *shape]`."""
-        a = torch.zeros(self.num_levels, *shape)
-        b = torch.empty(self.num_levels, *shape).normal_(std=level_signal.INIT_STD)
-        return nn.Parameter(a), nn.Parameter(b)
 
     # ── Parts of a layer ────────────────────────────────────────────────────────────────────────
 
