@@ -9,24 +9,28 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from data_prep.files import write_atomically, write_json
+from data_prep.files import write_atomically
 from data_prep.stage import run_stage
 from data_prep.vocabulary import load_vocabularies, vocabulary_files
+from models.export_format import (
+    ExportSettings,
+    Format,
+    Quantization,
+    write_settings,
+    write_weights,
+)
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.results import weights_digest
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
-from pipeline.translation.serving import SETTINGS, tokens_of
+from pipeline.translation.serving import tokens_of
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
 
 log = logging.getLogger("export")
-
-Format = Literal["safetensors", "ctranslate2"]
-Quantization = Literal["int8"]
 
 
 def export(
@@ -51,15 +55,15 @@ def export(
     _refuse_impossible(recipe, format, quantization)
     checkpoints = checkpoints or checkpoints_of_run(recipe)
     card = model_card(recipe, checkpoints)
-    settings: dict[str, Any] = {
-        "format": format,
-        "quantization": quantization,
-        "model": recipe.model.model_dump(mode="json"),
-        "evaluation": recipe.evaluation.search.model_dump(mode="json"),
-        "max_source_tokens": min(recipe.data.max_tokens_per_side, recipe.model.max_seq_len),
-        "source_lang": recipe.data.source_lang,
-        "target_lang": recipe.data.target_lang,
-    }
+    settings = ExportSettings(
+        format=format,
+        quantization=quantization,
+        model=recipe.model.model_dump(mode="json"),
+        evaluation=recipe.evaluation.search.model_dump(mode="json"),
+        max_source_tokens=min(recipe.data.max_tokens_per_side, recipe.model.max_seq_len),
+        source_lang=recipe.data.source_lang,
+        target_lang=recipe.data.target_lang,
+    )
 
     def build(partial: Path) -> dict[str, int]:
         model = model_of_run(recipe, checkpoints)
@@ -68,12 +72,12 @@ def export(
         if format == "ctranslate2":
             _write_ctranslate2(model, partial, quantization)
         else:
-            _write_safetensors(model, partial)
-        write_json(partial / SETTINGS, settings)
+            write_weights(model, partial)
+        write_settings(partial, settings)
         write_atomically(partial / "README.md", card)
         return {"parameters": sum(p.numel() for p in model.parameters())}
 
-    inputs = {**settings, "weights": weights_digest(recipe, checkpoints), "card": card}
+    inputs = {**settings.to_json(), "weights": weights_digest(recipe, checkpoints), "card": card}
     run_stage(folder, inputs, build, log)
 
 
@@ -93,12 +97,6 @@ def _refuse_impossible(recipe: Recipe, format: Format, quantization: Quantizatio
             f"--format ctranslate2: model.architecture {recipe.model.architecture} is not a "
             "standard Transformer; --format safetensors takes it"
         )
-
-
-def _write_safetensors(model: TranslationModel, folder: Path) -> None:
-    from safetensors.torch import save_model
-
-    save_model(model, str(folder / "model.safetensors"))
 
 
 def _write_ctranslate2(

@@ -32,6 +32,8 @@ log = logging.getLogger("evaluate")
 CHAMPION = "champion"
 SERVING_PACKAGES = ("mlflow", "ctranslate2", "sentencepiece")  # what serving a model needs
 SERVED_CODE = (  # all of our code that serving a model needs
+    "models/__init__.py",
+    "models/export_format.py",
     "pipeline/__init__.py",
     "pipeline/translation/__init__.py",
     "pipeline/translation/serving.py",

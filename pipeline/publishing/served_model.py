@@ -1,6 +1,7 @@
 """The registered model: MLflow runs this file where the model is loaded.
 
-Of our other code it needs `pipeline/translation/serving.py` alone, which is stored with it.
+Of our other code it needs `pipeline/translation/serving.py` and `models/export_format.py` alone,
+which are stored with it.
 """
 
 from __future__ import annotations

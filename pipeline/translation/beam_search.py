@@ -18,9 +18,10 @@ from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor
 
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
+from models.export_format import ModelError
 from models.seq2seq import TranslationModel
 from pipeline.recipe import SearchConfig
-from pipeline.translation.serving import DIVERGED, Hypothesis, ModelError, length_limit
+from pipeline.translation.serving import DIVERGED, Hypothesis, length_limit
 
 SHRINK_AT = 0.75  # finished sentences leave when at most this share of the batch is unfinished
 

@@ -1,14 +1,13 @@
 """Translate text: what every translator does, and the one that runs a CTranslate2 export.
 
-Besides `ctranslate2` and `sentencepiece` this file needs nothing, none of our other modules either,
-so that it can be copied to where a model is served:
+This file needs `ctranslate2`, `sentencepiece`, and of our other modules `models/export_format.py`
+alone, so that both can be copied to where a model is served:
 
     CTranslate2Translator(Path("my-model")).translate(["Guten Morgen."])
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -23,12 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import ctranslate2
 from sentencepiece import SentencePieceProcessor
 
+from models.export_format import ModelError, read_settings
+
 if TYPE_CHECKING:  # where this file is served there is no recipe
     from pipeline.recipe import SearchConfig
 
 log = logging.getLogger("translate")
 
-SETTINGS = "export.json"  # beside the weights, in every format
 DIVERGED = "The model's output is not a number; its training has diverged"
 VOCABULARIES = (("spm.model",), ("spm.source.model", "spm.target.model"))
 # Where a line may be cut, the best kind of place first. Without any it is cut in its middle.
@@ -37,10 +37,6 @@ BREAKS = [
     re.compile(r"[,;:)–—]\s+|[、，；：]"),
     re.compile(r"\s+"),
 ]
-
-
-class ModelError(Exception):
-    """A folder holds no exported model, or the model's probabilities are not numbers."""
 
 
 @dataclass(frozen=True)
@@ -224,20 +220,6 @@ class TextTranslator(ABC):
         return " ".join(self.target_vocabulary.decode(hypothesis.tokens).split())
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what `./run.sh export` wrote about the model in `folder`.
-
-    :raises ModelError: `folder` is no such folder.
-    """
-    try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: not an exported model: {error}") from error
-    if not isinstance(settings, dict) or "format" not in settings:
-        raise ModelError(f"{folder}: not an exported model: {SETTINGS} names no format")
-    return settings
-
-
 def thread_count() -> int:
     """Return OMP_NUM_THREADS, or the number of cores that this process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
@@ -263,9 +245,10 @@ class CTranslate2Translator(TextTranslator):
         """
         settings = read_settings(folder)
         try:
-            if settings["format"] != "ctranslate2":
-                raise ModelError(f"{folder}: not a CTranslate2 model but {settings['format']}")
-            if unknown := search.keys() - settings["evaluation"].keys():
+            if settings.format != "ctranslate2":
+                raise ModelError(f"{folder}: not a CTranslate2 model but {settings.format}")
+            evaluation = settings.evaluation or {}
+            if unknown := search.keys() - evaluation.keys():
                 raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
             names = VOCABULARIES[not (folder / VOCABULARIES[0][0]).exists()]
             files = [SentencePieceProcessor(model_file=str(folder / name)) for name in names]
@@ -273,11 +256,11 @@ class CTranslate2Translator(TextTranslator):
             self.model = ctranslate2.Translator(str(folder), inter_threads=workers, intra_threads=1)
             super().__init__(
                 (files[0], files[-1]),
-                cast("SearchConfig", SimpleNamespace(**{**settings["evaluation"], **search})),
-                settings["max_source_tokens"],
+                cast("SearchConfig", SimpleNamespace(**{**evaluation, **search})),
+                settings.max_source_tokens or settings.model["max_seq_len"],
                 f"CTranslate2 {self.model.compute_type}, {workers} worker(s) on the CPU",
             )
-            self.max_target_tokens: int = settings["model"]["max_seq_len"]
+            self.max_target_tokens: int = settings.model["max_seq_len"]
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         self.workers = workers

@@ -133,14 +133,15 @@ class TranslationTask(Task["PairBatch"]):
             have other shapes.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_model
+
+        from models.export_format import load_weights
 
         folder, shards = self.recipe.training.init_from, self.recipe.shards
         assert folder is not None
         try:
             same = vocabulary_digest(folder) == vocabulary_digest(shards)
             if same:
-                load_model(model, folder / "model.safetensors")
+                load_weights(model, folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"training.init_from: {folder} does not fit the recipe's model: {first_line(error)}"

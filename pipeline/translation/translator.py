@@ -13,13 +13,12 @@ from sentencepiece import SentencePieceProcessor
 
 from data_prep.files import DataError
 from models.config import ModelConfig
+from models.export_format import ModelError, load_weights, read_settings
 from pipeline.recipe import Recipe, SearchConfig, UsageError
 from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
-    ModelError,
     TextTranslator,
-    read_settings,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class Translator(TextTranslator):
         :raises UsageError: `evaluation.dtype` was given for a CTranslate2 model, which has its own.
         """
         settings = read_settings(folder)
-        if settings["format"] == "ctranslate2":
+        if settings.format == "ctranslate2":
             if "dtype" in search:
                 raise UsageError(
                     "evaluation.dtype is for PyTorch; a CTranslate2 model computes in what "
@@ -84,18 +83,17 @@ class Translator(TextTranslator):
                 )
             return CTranslate2Translator(folder, **search)
         from safetensors import SafetensorError
-        from safetensors.torch import load_model
 
         from data_prep.vocabulary import load_vocabularies
 
         try:
             vocabularies = load_vocabularies(folder)
-            model = _create_model(ModelConfig.model_validate(settings["model"]), vocabularies)
-            load_model(model, folder / "model.safetensors")
-            evaluation = SearchConfig.model_validate({**settings.get("evaluation", {}), **search})
+            model = _create_model(ModelConfig.model_validate(settings.model), vocabularies)
+            load_weights(model, folder)
+            evaluation = SearchConfig.model_validate({**(settings.evaluation or {}), **search})
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, DataError) as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
-        return cls(model, vocabularies, evaluation, settings.get("max_source_tokens"))
+        return cls(model, vocabularies, evaluation, settings.max_source_tokens)
 
     def search_batches(
         self, batches: Iterable[list[list[int]]]

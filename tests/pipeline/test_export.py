@@ -18,16 +18,16 @@ from sentencepiece import SentencePieceProcessor
 from data_prep.files import sha256_of
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, LevelSignals
+from models.export_format import Format, ModelError, Quantization
 from models.ringformer import RingDecoder
 from models.seq2seq import TranslationModel
 from pipeline.command_line import load_recipe
-from pipeline.publishing.exports import Format, Quantization, export
+from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
-    ModelError,
     TextTranslator,
     batches_by_length,
     split_to_fit,
