@@ -38,7 +38,7 @@ from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.recipe import EvaluationConfig
 from pipeline.translation.beam_search import beam_search
-from pipeline.translation.serving import batches
+from pipeline.translation.serving import batches_by_length
 
 VOCAB = 32000
 OURS = "RingFormer, our search"
@@ -104,7 +104,7 @@ def generate(peer: Any, sentences: list[list[int]], beam_size: int, size: int = 
 
 def ours(model: TranslationModel, sentences: list[list[int]], search: EvaluationConfig) -> None:
     lengths = {index: len(ids) for index, ids in enumerate(sentences)}
-    for batch in batches(lengths, search):
+    for batch in batches_by_length(lengths, search):
         found = beam_search(model, [sentences[index] for index in batch], search)
         assert all(len(best[0].tokens) == lengths[i] for i, best in zip(batch, found, strict=True))
 
@@ -120,7 +120,7 @@ def fairseq2s(
         max_gen_len=(1, 0),
     )
     lengths = {index: len(ids) for index, ids in enumerate(sentences)}
-    for batch in batches(lengths, search):
+    for batch in batches_by_length(lengths, search):
         source = padded([sentences[index] for index in batch], next(model.parameters()).device)
         prompt = source.new_full((len(batch), 1), BOS_IDX)
         generator(source, model.layout(source), prompt, BatchLayout.of(prompt))

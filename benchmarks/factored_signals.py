@@ -1,4 +1,4 @@
-"""RingFormer with its level signals applied to the tokens, to measure against folding them.
+"""This RingFormer applies its level signals to the tokens, to measure against folding them.
 
 The same parameters and the same result as `models.ringformer`; but the FFN's input is x + Aᵀ(B x),
 and with `fold_qkv` off q is W x + Aᵀ(B x), and k and v alike.
@@ -16,56 +16,66 @@ from models.config import ModelConfig
 from models.ringformer import RingDecoder, RingEncoder
 from models.ringformer.level_signal import Signal
 from models.ringformer.ring import Ring
-from models.ringformer.stack import Level
+from models.ringformer.weights import FeedForward, SelfAttention
 from models.seq2seq import TranslationModel
 
 
-class FactoredLevel(Level):
-    """A level whose FFN, and maybe q, k and v, are those that all levels share."""
+class FactoredSelfAttention(SelfAttention):
+    """A level's self-attention has the projections that all levels share, and its signal."""
 
-    qkv_signal: Signal | None = None  # where it is not folded: [3, r, d]
-    ffn_signal: Signal  # [r, d]
+    signal: Signal  # [3, r, d]
+
+
+class FactoredFeedForward(FeedForward):
+    """A level's feed-forward network has the projections that all levels share, and its signal."""
+
+    signal: Signal  # [r, d]
 
 
 class FactoredRing(Ring):
-    """Of a RingFormer with all level signals."""
+    """The ring is that of a RingFormer with all level signals."""
 
     fold_qkv = False
 
-    def folded_qkv(self) -> Sequence[Tensor]:
+    def self_attn_of_levels(self) -> Sequence[SelfAttention]:
         if self.fold_qkv:
-            return super().folded_qkv()
-        return self.per_level(self.self_attn_qkv.flatten(0, 1), False)
+            return super().self_attn_of_levels()
+        own = []
+        norms = self.self_attn_layer_norm.unbind()
+        for norm, signal in zip(norms, self._signals("qkv"), strict=True):
+            qkv, output = self.self_attn_qkv.flatten(0, 1), self.self_attn_output
+            own.append(FactoredSelfAttention(qkv, None, output, norm))
+            own[-1].signal = signal
+        return own
 
-    def folded_ffn_up(self) -> Sequence[Tensor | None]:
-        return self.per_level(self.ffn_up, False)
+    def ffn_of_levels(self) -> Sequence[FeedForward]:
+        own = []
+        up, down = self.get_parameter("ffn_up"), self.get_parameter("ffn_down")
+        norms = self.get_parameter("ffn_layer_norm").unbind()
+        for norm, signal in zip(norms, self._signals("ffn"), strict=True):
+            own.append(FactoredFeedForward(up, None, down, norm))
+            own[-1].signal = signal
+        return own
 
-    def make_levels(self) -> list[Level]:
-        levels = [FactoredLevel(*level) for level in super().make_levels()]
-        if not self.fold_qkv:
-            for level, a, b in zip(levels, *self._signal_of("qkv"), strict=True):
-                level.qkv_signal = Signal(a, b)
-        for level, a, b in zip(levels, *self._signal_of("ffn"), strict=True):
-            level.ffn_signal = Signal(a, b)
-        return [*levels]
+    def _signals(self, part: str) -> list[Signal]:
+        a, b = self.get_parameter(f"{part}_signal_a"), self.get_parameter(f"{part}_signal_b")
+        return [Signal(*own) for own in zip(a, b, strict=True)]
 
-    def _signal_of(self, part: str) -> Sequence[Tensor]:
-        return getattr(self, f"{part}_signal_a"), getattr(self, f"{part}_signal_b")
+    def qkv(self, x: Tensor, own: SelfAttention) -> tuple[Tensor, ...]:
+        if not isinstance(own, FactoredSelfAttention):
+            return super().qkv(x, own)
+        return self.heads(F.linear(x, own.qkv) + apply(x, own.signal), 3)
 
-    def qkv(self, x: Tensor, level: Level) -> tuple[Tensor, ...]:
-        assert isinstance(level, FactoredLevel)
-        if level.qkv_signal is None:
-            return super().qkv(x, level)
-        return self.heads(F.linear(x, level.qkv) + apply(x, level.qkv_signal), 3)
-
-    def feed_forward(self, x: Tensor, level: Level) -> Tensor:
-        assert isinstance(level, FactoredLevel)
-        return super().feed_forward(x + apply(x, level.ffn_signal), level)
+    def feed_forward(self, x: Tensor, own: FeedForward) -> Tensor:
+        assert isinstance(own, FactoredFeedForward)
+        return super().feed_forward(x + apply(x, own.signal), own)
 
 
 def apply(x: Tensor, signal: Signal) -> Tensor:
-    """M x = Aᵀ(B x). :param x: `[B, S, d]`; :param signal: of k projections `[k, r, d]`.
+    """Return M x = Aᵀ(B x).
 
+    :param x: `[B, S, d]`.
+    :param signal: of one projection `[r, d]`, or of k projections `[k, r, d]`.
     :returns: `[B, S, k·d]`.
     """
     low = F.linear(x, signal.b.flatten(0, -2))  # [B, S, k·r]
@@ -76,14 +86,16 @@ def apply(x: Tensor, signal: Signal) -> Tensor:
 
 
 class FactoredEncoder(FactoredRing, RingEncoder):
-    pass
+    """The encoder has these equations."""
 
 
 class FactoredDecoder(FactoredRing, RingDecoder):
-    pass
+    """The decoder has these equations."""
 
 
 class FactoredModel(TranslationModel):
+    """The model has these equations in both stacks."""
+
     def __init__(
         self,
         config: ModelConfig,

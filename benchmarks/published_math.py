@@ -1,4 +1,4 @@
-"""RingFormer computed as the published implementation does, to measure against.
+"""This RingFormer computes as the published implementation does, to measure against.
 
 The same parameters and the same result as `models.ringformer`; but level signals are d×d matrices
 multiplied with each token, attention is softmax(QKᵀ)V in separate steps, q, k and v are separate
@@ -8,7 +8,7 @@ products, and every level projects the encoder's output again.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from fairseq2.nn import BatchLayout, IncrementalStateBag
@@ -17,37 +17,42 @@ from torch.nn import functional as F
 
 from models.config import ModelConfig
 from models.ringformer import RingDecoder, RingEncoder
+from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
+
+Weights = Mapping[str, Tensor]  # of a ring, by name
 
 
 def _signal(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(a.T @ b, x.unsqueeze(-1)).squeeze(-1)
 
 
-def _attention(ring: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """:param mask: True where hidden, `[B, 1, T, S]`."""
+def _attention(ring: Ring, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attend in separate steps.
+
+    :param q, k, v: `[B, S, d]`.
+    :param mask: True where hidden, `[B, 1, T, S]`.
+    :returns: `[B, T, d]`.
+    """
     q, k, v = (ring.heads(x, 1)[0] for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.size(-1))
     weights = torch.softmax(scores.masked_fill(mask, -1e9), dim=-1)
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
-def _self_attention(ring: Any, i: int, x: Tensor, mask: Tensor) -> Tensor:
+def _self_attention(ring: Ring, weights: Weights, i: int, x: Tensor, mask: Tensor) -> Tensor:
+    a, b = weights["qkv_signal_a"], weights["qkv_signal_b"]
     q, k, v = (
-        F.linear(x, ring.self_attn_qkv[j])
-        + _signal(x, ring.qkv_signal_a[i, j], ring.qkv_signal_b[i, j])
-        for j in range(3)
+        F.linear(x, weights["self_attn_qkv"][j]) + _signal(x, a[i, j], b[i, j]) for j in range(3)
     )
-    y = F.linear(_attention(ring, q, k, v, mask), ring.self_attn_output)
-    output: Tensor = ring.add_norm(x, y, ring.self_attn_layer_norm[i])
-    return output
+    y = F.linear(_attention(ring, q, k, v, mask), weights["self_attn_output"])
+    return ring.add_norm(x, y, weights["self_attn_layer_norm"][i])
 
 
-def _feed_forward(ring: Any, i: int, x: Tensor) -> Tensor:
-    y = x + _signal(x, ring.ffn_signal_a[i], ring.ffn_signal_b[i])
-    y = F.linear(ring.dropout(F.gelu(F.linear(y, ring.ffn_up))), ring.ffn_down)
-    output: Tensor = ring.add_norm(x, y, ring.ffn_layer_norm[i])
-    return output
+def _feed_forward(ring: Ring, weights: Weights, i: int, x: Tensor) -> Tensor:
+    y = x + _signal(x, weights["ffn_signal_a"][i], weights["ffn_signal_b"][i])
+    y = ring.dropout(F.gelu(F.linear(y, weights["ffn_up"])))
+    return ring.add_norm(x, F.linear(y, weights["ffn_down"]), weights["ffn_layer_norm"][i])
 
 
 def _padding(layout: BatchLayout) -> Tensor:
@@ -55,14 +60,19 @@ def _padding(layout: BatchLayout) -> Tensor:
 
 
 class PublishedEncoder(RingEncoder):
+    """The encoder computes so."""
+
     def forward(self, seqs: Tensor, seqs_layout: BatchLayout) -> Tensor:
-        x, mask = seqs, _padding(seqs_layout)
+        x, mask, weights = seqs, _padding(seqs_layout), dict(self.named_parameters())
         for i in range(self.num_levels):
-            x = _feed_forward(self, i, _self_attention(self, i, x, mask))
+            x = _self_attention(self, weights, i, x, mask)
+            x = _feed_forward(self, weights, i, x)
         return x
 
 
 class PublishedDecoder(RingDecoder):
+    """The decoder computes so, all positions at once."""
+
     def forward(
         self,
         seqs: Tensor,
@@ -74,19 +84,19 @@ class PublishedDecoder(RingDecoder):
     ) -> Tensor:
         x, cross_mask = seqs, _padding(encoder_output_layout)
         future = torch.ones(x.size(1), x.size(1), dtype=torch.bool, device=x.device).triu(1)
-        mask = _padding(seqs_layout) | future
+        mask, weights = _padding(seqs_layout) | future, dict(self.named_parameters())
         for i in range(self.num_levels):
-            x = _self_attention(self, i, x, mask)
+            x = _self_attention(self, weights, i, x, mask)
             q = F.linear(x, self.cross_attn_q)
             k, v = (F.linear(encoder_output, weight) for weight in self.cross_attn_kv)
             y = F.linear(_attention(self, q, k, v, cross_mask), self.cross_attn_output)
             x = self.add_norm(x, y, self.cross_attn_layer_norm[i])
-            x = _feed_forward(self, i, x)
+            x = _feed_forward(self, weights, i, x)
         return x
 
 
 class PublishedModel(TranslationModel):
-    """Holds all logits at once, and their cross-entropy as PyTorch computes it."""
+    """The model holds all logits at once, and computes their cross-entropy as PyTorch does."""
 
     def __init__(self, config: ModelConfig, vocab_sizes: tuple[int, int], pad_idx: int) -> None:
         encoder, decoder = PublishedEncoder(config), PublishedDecoder(config)

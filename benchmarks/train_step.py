@@ -1,4 +1,4 @@
-"""Training step (forward, backward, AdamW) of RingFormer, its rivals and the published math.
+"""Measure training steps (forward, backward, AdamW) of RingFormer, rivals, the published math.
 
 python -m benchmarks.train_step [--parts systems memory] [--tokens 4096 16384] [--dtype bfloat16]
 """
@@ -48,7 +48,7 @@ POLICIES = {
 
 
 def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
-    """One of `SYSTEMS`."""
+    """Build one of `SYSTEMS`."""
     system, vocab_sizes = SYSTEMS[name], (vocab_size, vocab_size)
     if not isinstance(system, str):
         return system(config, vocab_sizes, PAD)
@@ -64,7 +64,11 @@ def trainable(name: str, arguments: argparse.Namespace) -> TranslationModel:
 
 
 def batch(tokens: int, vocab_size: int, device: torch.device) -> Loss:
-    """A batch of `tokens` positions a side. :returns: its loss as a function of the model."""
+    """Make a batch of random ids.
+
+    :param tokens: positions a side.
+    :returns: the batch's loss as a function of the model.
+    """
     torch.manual_seed(0)
     sentences = tokens // LONGEST
     lengths = torch.linspace(LONGEST * 3 // 4, LONGEST, sentences).long()
@@ -86,7 +90,7 @@ def batch(tokens: int, vocab_size: int, device: torch.device) -> Loss:
 
 
 def steps_of(model: TranslationModel, losses: Sequence[Loss]) -> Callable[[], None]:
-    """An optimizer step on each loss."""
+    """Return a function that takes an optimizer step on each loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98))
 
     def step() -> None:
@@ -101,9 +105,9 @@ def steps_of(model: TranslationModel, losses: Sequence[Loss]) -> Callable[[], No
 def peak_bytes(
     name: str, policy: ActivationCheckpointing, arguments: argparse.Namespace, tokens: int
 ) -> int:
-    """Most memory that a forward and backward pass takes beside the parameters.
+    """Measure the most memory that a forward and backward pass takes beside the parameters.
 
-    On CPU in a process of its own, to see its resident memory.
+    On CPU this needs a process of its own, to see its resident memory.
     """
     model = trainable(name, arguments)
     model.checkpoint_activations(policy)

@@ -1,1 +1,1 @@
-"""Translation models; `models.factory.create_model` builds them."""
+"""`models.factory.create_model` builds translation models; `models.export_format` stores them."""

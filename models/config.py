@@ -1,4 +1,4 @@
-"""The `model` section of a recipe."""
+"""This is the `model` section of a recipe, and a ring's policy of activation checkpointing."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from data_prep.section import Section
 Architecture = Literal["ringformer", "transformer", "universal", "one_wide_ffn"]
 LevelSignals = Literal["all", "attention", "ffn", "static", "none"]
 
-
 LAYER_NORM_EPS = 1e-5
-"""In every architecture."""
+"""The LayerNorms' of every architecture."""
 
 
 class ActivationCheckpointing(Section):
@@ -81,6 +80,7 @@ class ModelConfig(Section):
 
     @property
     def rank(self) -> int:
+        """Return the rank r of the level signals."""
         return self.signal_rank or max(1, self.model_dim // 16)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""A trained model as a standard post-norm Transformer, in CTranslate2's terms.
+"""This module describes a trained model to CTranslate2 as a standard post-norm Transformer.
 
 Level signals are linear: folded into the weights they leave a Transformer of N layers, of which
 most matrices are the same in every layer. CTranslate2 stores equal tensors once.
@@ -12,11 +12,19 @@ import numpy as np
 import torch
 from ctranslate2.specs import TransformerSpec
 from ctranslate2.specs.common_spec import Activation
+from fairseq2.models.transformer import (
+    TransformerDecoder,
+    TransformerEmbeddingFrontend,
+    TransformerEncoder,
+)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.config import LAYER_NORM_EPS, Architecture
-from models.ringformer.ring import Ring, RingDecoder
+from models.positions import InterleavedSinusoids
+from models.ringformer import RingDecoder
+from models.ringformer.ring import Ring
+from models.ringformer.weights import FeedForward, SelfAttention
 from models.seq2seq import TranslationModel
 
 EXPRESSIBLE: tuple[Architecture, ...] = ("ringformer", "transformer")
@@ -24,22 +32,25 @@ EXPRESSIBLE: tuple[Architecture, ...] = ("ringformer", "transformer")
 no feed-forward network)."""
 
 
-class Layer(NamedTuple):
-    """Of an encoder or a decoder; weights are `[output, input]`."""
+class CrossAttention(NamedTuple):
+    """A layer's encoder-decoder attention has these weights."""
 
-    qkv: Tensor  # [3d, d]
-    qkv_bias: Tensor | None  # [3d]
-    self_output: Tensor  # [d, d]
-    self_norm: Tensor  # weight and bias [2, d]
-    cross: tuple[Tensor, Tensor, Tensor, Tensor] | None  # q, k and v, output, norm
-    up: Tensor  # [m, d]
-    up_bias: Tensor | None  # [m]
-    down: Tensor  # [d, m]
-    ffn_norm: Tensor  # [2, d]
+    q: Tensor  # [d, d]
+    kv: Tensor  # [2d, d]
+    output: Tensor  # [d, d]
+    layer_norm: Tensor  # weight and bias, [2, d]
+
+
+class Layer(NamedTuple):
+    """A layer of an encoder or decoder has these weights, `[output, input]`."""
+
+    self_attn: SelfAttention
+    cross_attn: CrossAttention | None  # None in the encoder
+    ffn: FeedForward | None
 
 
 def ctranslate2_spec(model: TranslationModel) -> TransformerSpec:
-    """The model without its vocabularies; those are to be registered.
+    """Describe a model to CTranslate2, but for its vocabularies; those are to be registered.
 
     :raises ValueError: the architecture is not `EXPRESSIBLE`.
     """
@@ -61,69 +72,63 @@ def ctranslate2_spec(model: TranslationModel) -> TransformerSpec:
     return spec
 
 
-def _fill_stack(spec: Any, stack: nn.Module, frontend: Any, embeddings: Any) -> None:
-    embeddings.weight = _array(frontend.embed.weight)
+def _fill_stack(
+    spec: Any,
+    stack: TransformerEncoder | TransformerDecoder,
+    frontend: TransformerEmbeddingFrontend,
+    embeddings: Any,
+) -> None:
+    embeddings.weight = _array(frontend.get_parameter("embed.weight"))
+    assert isinstance(frontend.pos_encoder, InterleavedSinusoids)
     spec.position_encodings.encodings = _array(frontend.pos_encoder.table)
-    layers = _ring_layers(stack) if isinstance(stack, Ring) else _transformer_layers(stack)
-    for target, layer in zip(spec.layer, layers, strict=True):
+    if isinstance(stack, Ring):
+        layers = _ring_layers(stack)
+    else:
+        layers = [_transformer_layer(layer) for layer in stack.layers]
+    for target, (self_attn, cross_attn, ffn) in zip(spec.layer, layers, strict=True):
         attention = target.self_attention
-        _set(attention.linear[0], layer.qkv, layer.qkv_bias)
-        _set(attention.linear[1], layer.self_output)
-        _set_norm(attention.layer_norm, layer.self_norm)
-        if layer.cross is not None:
-            *weights, norm = layer.cross
+        _set(attention.linear[0], self_attn.qkv, self_attn.qkv_bias)
+        _set(attention.linear[1], self_attn.output)
+        _set_norm(attention.layer_norm, self_attn.layer_norm)
+        if cross_attn is not None:
+            *weights, norm = cross_attn
             for linear, weight in zip(target.attention.linear, weights, strict=True):
                 _set(linear, weight)
             _set_norm(target.attention.layer_norm, norm)
-        _set(target.ffn.linear_0, layer.up, layer.up_bias)
-        _set(target.ffn.linear_1, layer.down)
-        _set_norm(target.ffn.layer_norm, layer.ffn_norm)
+        assert ffn is not None  # or the architecture is not expressible
+        _set(target.ffn.linear_0, ffn.up, ffn.up_bias)
+        _set(target.ffn.linear_1, ffn.down)
+        _set_norm(target.ffn.layer_norm, ffn.layer_norm)
 
 
 def _ring_layers(ring: Ring) -> list[Layer]:
-    """W_i = W + M_i and W_up,i = W_up + W_up M_i are `Ring.levels`; static signals are biases."""
-    norms = ring.cross_attn_layer_norm.unbind() if isinstance(ring, RingDecoder) else ()
-    layers = []
-    for index, level in enumerate(ring.levels()):
-        own = None
-        if isinstance(ring, RingDecoder):
-            kv = ring.cross_attn_kv.flatten(0, 1)
-            own = ring.cross_attn_q, kv, ring.cross_attn_output, norms[index]
-        layers.append(
-            Layer(
-                level.qkv, level.qkv_bias, level.self_attn_output, level.self_attn_layer_norm,
-                own, level.ffn_up, level.ffn_up_bias, level.ffn_down, level.ffn_layer_norm,
-            )
-        )  # fmt: skip
-    return layers
+    """Take W_i = W + M_i and W_up,i = W_up + W_up M_i from `levels`; static signals are biases."""
+    cross: list[CrossAttention | None] = [None] * ring.num_levels
+    if isinstance(ring, RingDecoder):
+        q, kv, output = ring.cross_attn_q, ring.cross_attn_kv.flatten(0, 1), ring.cross_attn_output
+        cross = [CrossAttention(q, kv, output, norm) for norm in ring.cross_attn_layer_norm]
+    levels = zip(ring.levels(), cross, strict=True)
+    return [Layer(level.self_attn, own, level.ffn) for level, own in levels]
 
 
-def _transformer_layers(stack: Any) -> list[Layer]:
-    layers = []
-    for layer in stack.layers:
-        q, k, v, output = _projections(layer.self_attn)
-        cross = None
-        if hasattr(layer, "encoder_decoder_attn"):
-            cross_q, cross_k, cross_v, cross_output = _projections(layer.encoder_decoder_attn)
-            norm = _norm(layer.encoder_decoder_attn_layer_norm)
-            cross = cross_q, torch.cat([cross_k, cross_v]), cross_output, norm
-        layers.append(
-            Layer(
-                torch.cat([q, k, v]), None, output, _norm(layer.self_attn_layer_norm), cross,
-                layer.ffn.inner_proj.weight, None, layer.ffn.output_proj.weight,
-                _norm(layer.ffn_layer_norm),
-            )
-        )  # fmt: skip
-    return layers
+def _transformer_layer(layer: nn.Module) -> Layer:
+    def weights_of(attention: str) -> list[Tensor]:
+        names = ("q_proj", "k_proj", "v_proj", "output_proj")
+        return [layer.get_parameter(f"{attention}.{name}.weight") for name in names]
 
+    def norm_of(sublayer: str) -> Tensor:
+        norm = f"{sublayer}_layer_norm"
+        names = ("weight", "bias")
+        return torch.stack([layer.get_parameter(f"{norm}.{name}") for name in names])
 
-def _projections(attention: Any) -> list[Tensor]:
-    names = ("q_proj", "k_proj", "v_proj", "output_proj")
-    return [getattr(attention, name).weight for name in names]
-
-
-def _norm(module: Any) -> Tensor:
-    return torch.stack([module.weight, module.bias])
+    q, k, v, output = weights_of("self_attn")
+    self_attn = SelfAttention(torch.cat([q, k, v]), None, output, norm_of("self_attn"))
+    cross = None
+    if hasattr(layer, "encoder_decoder_attn"):
+        q, k, v, output = weights_of("encoder_decoder_attn")
+        cross = CrossAttention(q, torch.cat([k, v]), output, norm_of("encoder_decoder_attn"))
+    up, down = (layer.get_parameter(f"ffn.{name}_proj.weight") for name in ("inner", "output"))
+    return Layer(self_attn, cross, FeedForward(up, None, down, norm_of("ffn")))
 
 
 def _set(linear: Any, weight: Tensor, bias: Tensor | None = None) -> None:

@@ -1,4 +1,4 @@
-"""One factory for every architecture."""
+"""The factory turns a recipe's `model` section into a model, whatever its architecture."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def create_model(
 
 
 def abstract_model(config: ModelConfig, vocab_sizes: tuple[int, int]) -> TranslationModel:
-    """Its shapes, without memory for its numbers."""
+    """Build the same model without memory for its numbers, to know its shapes."""
     with torch.device("meta"):
         return create_model(config, vocab_sizes, pad_idx=0)
 
 
 def parameter_count(config: ModelConfig, vocab_sizes: tuple[int, int]) -> int:
-    """Of the whole model."""
+    """Count the parameters of the whole model, each shared one once."""
     model = abstract_model(config, vocab_sizes)
     return sum(parameter.numel() for parameter in model.parameters())

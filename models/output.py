@@ -1,4 +1,4 @@
-"""From the decoder's output to logits, or straight to the loss."""
+"""The output projection leads from the decoder's output to logits, or straight to the loss."""
 
 from __future__ import annotations
 
@@ -13,18 +13,27 @@ MAX_LOGITS = 1 << 25  # elements of a chunk of logits: 1,024 tokens of a vocabul
 
 
 class OutputProjection(nn.Module):
-    """Logits W h (+ b); with targets their cross-entropy, without ever holding all logits."""
+    """The projection computes logits W h (+ b), or straight their cross-entropy.
+
+    The cross-entropy is computed without ever holding all logits.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, pad_idx: int) -> None:
-        """:param weight: a parameter `[V, d]`, an embedding's or its own."""
+        """Hold parameters that may belong to others too.
+
+        :param weight: `[V, d]`, an embedding's or its own.
+        :param bias: `[V]`, or None.
+        :param pad_idx: the target that is not predicted.
+        """
         super().__init__()
         self.weight, self.bias, self.pad_idx = weight, bias, pad_idx
 
     def forward(
         self, seqs: Tensor, targets: Tensor | None = None, label_smoothing: float = 0.0
     ) -> Tensor:
-        """
-        :param seqs: `[B, T, d]`.
+        """Compute logits, or with `targets` the loss.
+
+        :param seqs: the decoder's output, `[B, T, d]`.
         :param targets: token ids `[B, T]`; `pad_idx` is not predicted.
         :returns: logits `[B, T, V]`, or the float32 cross-entropy summed over the targets.
         """
@@ -47,7 +56,7 @@ class OutputProjection(nn.Module):
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """`F.cross_entropy(F.linear(x, weight, bias), …, reduction="sum")`, chunk by chunk of tokens.
+    """This computes `F.cross_entropy(F.linear(x, weight, bias), …, reduction="sum")` by chunks.
 
     The forward pass has each chunk's probabilities at hand and computes the gradients from them at
     once; nothing of size tokens × vocabulary outlives its chunk.
@@ -64,7 +73,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         label_smoothing: float,
         wanted: bool,
     ) -> Tensor:
-        """:param wanted: whether gradients are."""
+        """Compute the loss, and the gradients that `backward` returns.
+
+        :param x: `[tokens, d]`.
+        :param targets: `[tokens]`.
+        :param wanted: whether gradients are.
+        """
         dtype = torch.promote_types(weight.dtype, torch.float32)
         grad_x = torch.empty_like(x)
         grad_weight = torch.zeros_like(weight, dtype=dtype)

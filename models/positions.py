@@ -1,4 +1,4 @@
-"""Positions in a sequence: their sinusoids, interleaved as in the published model; padding."""
+"""This module knows positions in a sequence: their sinusoids, and which are padding."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from typing_extensions import Self
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
-    """`[length, dim]`: sin in even, cos in odd columns, angle p / 10000^{i/d} (fairseq2's own
-    table keeps the halves apart)."""
+    """Return the table of positions: sin in even, cos in odd columns, angle p / 10000^{i/d}.
+
+    fairseq2's own table keeps sines and cosines apart, in halves.
+
+    :returns: `[length, dim]`, float32.
+    """
     position = torch.arange(length, dtype=torch.float32)[:, None]
     frequency = torch.exp(torch.arange(0, dim, 2).float() * (-math.log(10000.0) / dim))
     angles = position * frequency
@@ -21,18 +25,27 @@ def sinusoids(length: int, dim: int) -> Tensor:
 
 
 def padding_mask(layout: BatchLayout) -> Tensor | None:
-    """True where a key may be attended to, `[B, 1, 1, S]`; None when nothing is padded."""
+    """Return which keys may be attended to.
+
+    :returns: True where one may be, `[B, 1, 1, S]`; None when nothing is padded.
+    """
     return (layout.position_indices >= 0)[:, None, None] if layout.padded else None
 
 
 class InterleavedSinusoids(PositionEncoder):
-    """Adds sinusoidal positions; the table is a buffer because a frozen Parameter would break
-    ZeRO-3's recomputation. It keeps its precision when the model is cast to another."""
+    """The encoder adds sinusoidal positions, interleaved as in the published model.
+
+    The table is a buffer because a frozen Parameter would break ZeRO-3's recomputation. It keeps
+    its precision when the model is cast to another.
+    """
 
     table: Tensor
 
     def __init__(self, dim: int, max_seq_len: int, *, persistent: bool = True) -> None:
-        """:param persistent: whether the table is part of the state dict."""
+        """Make the table.
+
+        :param persistent: whether it is part of the state dict.
+        """
         super().__init__(dim)
         self.register_buffer("table", sinusoids(max_seq_len, dim), persistent=persistent)
 
@@ -50,12 +63,22 @@ class InterleavedSinusoids(PositionEncoder):
         *,
         state_bag: IncrementalStateBag | None = None,
     ) -> Tensor:
-        """:param seqs: `[B, S, d]`. :raises ValueError: longer than the table."""
+        """Add positions to embeddings.
+
+        :param seqs: `[B, S, d]`.
+        :param state_bag: its `step_nr` is the first position.
+        :returns: same shape.
+        :raises ValueError: the sequence is longer than the table.
+        """
         begin = state_bag.step_nr if state_bag is not None else 0
         return seqs + self.at(range(begin, begin + seqs.size(1))).to(seqs.dtype)
 
     def at(self, positions: range) -> Tensor:
-        """What is added at these positions, `[S, d]`. :raises ValueError: the table ends before."""
+        """Return what is added at these positions.
+
+        :returns: `[S, d]`.
+        :raises ValueError: the table ends before.
+        """
         if positions.stop > self.table.size(0):
             raise ValueError(
                 f"A sequence of {positions.stop} tokens exceeds model.max_seq_len "

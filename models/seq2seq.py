@@ -1,8 +1,8 @@
-"""The encoder-decoder around any pair of stacks: embeddings, positions, output, loss."""
+"""This module puts embeddings, output and loss around any encoder and decoder."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from fairseq2.models.seq2seq import Seq2SeqModel
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.config import ActivationCheckpointing, ModelConfig
 from models.output import OutputProjection
 from models.positions import InterleavedSinusoids
-from models.ringformer.ring import Ring
+from models.stack import Stack
 
 
 def _embedding(vocab_size: int, pad_idx: int, dim: int) -> StandardEmbedding:
@@ -30,7 +30,7 @@ def _embedding(vocab_size: int, pad_idx: int, dim: int) -> StandardEmbedding:
 
 
 class TranslationModel(Seq2SeqModel):
-    """A fairseq2 sequence-to-sequence model: what the trainer and the beam search see."""
+    """This fairseq2 sequence-to-sequence model is what the trainer and the beam search see."""
 
     final_proj: OutputProjection
 
@@ -42,7 +42,8 @@ class TranslationModel(Seq2SeqModel):
         encoder: TransformerEncoder,
         decoder: TransformerDecoder,
     ) -> None:
-        """
+        """Put embeddings and output projection around the two stacks.
+
         :param vocab_sizes: of the source and the target side.
         :raises ValueError: embeddings to tie are of different sizes.
         """
@@ -71,10 +72,12 @@ class TranslationModel(Seq2SeqModel):
 
     @property
     def source_embed(self) -> StandardEmbedding:
+        """Return the embedding of source tokens."""
         return cast(StandardEmbedding, self.encoder_frontend.embed)
 
     @property
     def target_embed(self) -> StandardEmbedding:
+        """Return the embedding of target tokens; tied, it is the same."""
         return cast(StandardEmbedding, self.decoder_frontend.embed)
 
     @staticmethod
@@ -99,7 +102,8 @@ class TranslationModel(Seq2SeqModel):
         state_bag: IncrementalStateBag | None = None,
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        """
+        """Compute logits, or with `targets` the loss.
+
         :param source_seqs: token ids `[B, S]`, padded on the right.
         :param target_seqs: decoder input `[B, T]`: BOS and all target tokens but the last.
         :param targets: what to predict `[B, T]`, ending with EOS.
@@ -118,14 +122,23 @@ class TranslationModel(Seq2SeqModel):
         output: Tensor = self.final_proj(seqs, targets, label_smoothing)
         return output
 
-    def logits(self, source: Tensor, target: Tensor) -> Tensor:
-        """:param source: padded ids `[B, S]`. :param target: `[B, T]`. :returns: `[B, T, V]`."""
-        return self(source, self.layout(source), target, self.layout(target))
+    def logits(self, source_seqs: Tensor, target_seqs: Tensor) -> Tensor:
+        """Compute logits from padded ids.
+
+        :param source_seqs: `[B, S]`.
+        :param target_seqs: `[B, T]`.
+        :returns: `[B, T, V]`.
+        """
+        layouts = self.layout(source_seqs), self.layout(target_seqs)
+        return self(source_seqs, layouts[0], target_seqs, layouts[1])
 
     def checkpoint_activations(self, policy: ActivationCheckpointing) -> None:
-        """:raises ValueError: the architecture has no levels to recompute."""
+        """Keep for the backward pass what `policy` says, from now on.
+
+        :raises ValueError: the architecture has no levels to recompute.
+        """
         for stack in (self.encoder, self.decoder):
-            if isinstance(stack, Ring):
+            if isinstance(stack, Stack):
                 stack.checkpoint_activations(policy)
             elif policy.levels:
                 raise ValueError(
@@ -136,19 +149,25 @@ class TranslationModel(Seq2SeqModel):
     def compile_layers(self, backend: str = "inductor") -> None:
         """Compile the layers with torch.compile: a ring's one, or each of a Transformer's."""
         for stack in (self.encoder, self.decoder):
-            if isinstance(stack, Ring):
+            if isinstance(stack, Stack):
                 stack.compile_layer(backend)
             else:
                 for layer in stack.layers:
                     layer.compile(dynamic=True, backend=backend)  # type: ignore[no-untyped-call]
 
     def layout(self, seqs: Tensor) -> BatchLayout:
-        """The layout of ids padded on the right with `pad_idx`, `[B, S]`."""
+        """Return the layout of ids padded on the right with `pad_idx`.
+
+        :param seqs: `[B, S]`.
+        """
         return BatchLayout.of(seqs, (seqs != self.pad_idx).sum(1).tolist())
 
 
 class _EncoderOutput(IncrementalState):
-    """Read by a decoder in its first step only; later steps use their cache, and the lengths."""
+    """The encoder output is kept while decoding, with its layout.
+
+    A decoder reads it in its first step only; later steps use its cache, and the layout.
+    """
 
     def __init__(self, seqs: Tensor, layout: BatchLayout) -> None:
         self.seqs, self.layout = seqs, layout
@@ -171,8 +190,8 @@ class _EncoderOutput(IncrementalState):
 
 
 def core_parameters(model: nn.Module) -> int:
-    """Parameters without embeddings and output projection, each shared one counted once."""
-    outside: set[Any] = {
+    """Count parameters outside embeddings and output projection, each shared one once."""
+    outside = {
         id(parameter)
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if "frontend" in name or "final_proj" in name

@@ -1,5 +1,7 @@
-"""The plain post-LN Transformer, from fairseq2's own layers: the baseline RingFormer is measured
-against. Same activation, norms and absence of biases, so that only the sharing differs."""
+"""The plain post-LN Transformer of fairseq2's own layers is RingFormer's baseline.
+
+Activation, norms and the absence of biases are RingFormer's, so that only the sharing differs.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,11 @@ from models.positions import padding_mask
 
 
 class RightPaddedSDPA(SDPA):
-    """PyTorch's fused attention with one mask a batch (fairseq2's builds one per sequence in
-    Python). Right padding needs no mask under causal attention."""
+    """The attention is PyTorch's fused one, with one mask per batch.
+
+    fairseq2's own builds one per sequence in Python. Causal attention over sequences that are
+    padded on the right needs none.
+    """
 
     def __init__(self, causal: bool) -> None:
         super().__init__()
@@ -41,7 +46,11 @@ class RightPaddedSDPA(SDPA):
         *,
         needs_weights: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """:param q, k, v: `[B, S, H, d/H]`."""
+        """Compute attention.
+
+        :param q, k, v: `[B, S, H, d/H]`.
+        :returns: `[B, S, H, d/H]`, and no attention weights.
+        """
         attention = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -73,6 +82,7 @@ def _ffn(config: ModelConfig) -> StandardFeedForwardNetwork:
 
 
 def transformer_encoder(config: ModelConfig) -> StandardTransformerEncoder:
+    """Build the encoder, freshly initialised."""
     encoder = StandardTransformerEncoder(
         [
             StandardTransformerEncoderLayer(
@@ -90,6 +100,7 @@ def transformer_encoder(config: ModelConfig) -> StandardTransformerEncoder:
 
 
 def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
+    """Build the decoder, freshly initialised."""
     decoder = StandardTransformerDecoder(
         [
             StandardTransformerDecoderLayer(
@@ -109,7 +120,7 @@ def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
 
 
 def _start_small(stack: nn.Module, num_levels: int) -> None:
-    """What a layer adds to the residual stream starts at 1/N, as in a ring (`Stack`)."""
+    """Scale what a layer adds to the residual stream to 1/N, as in a ring (`Stack.matrices`)."""
     with torch.no_grad():
         for name, weight in stack.named_parameters():
             if name.endswith("output_proj.weight"):  # of attention, and of the FFN

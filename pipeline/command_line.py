@@ -1,7 +1,7 @@
-"""Recipes and command lines: reading them, and telling what is wrong with them.
+"""Read recipes and command lines, and say what is wrong with them.
 
-Every command is called as `COMMAND --config RECIPE [--SECTION.KEY VALUE]...`; `run_command` is the
-one door through which they all parse it and report errors.
+Every command is called as `COMMAND --config RECIPE [--SECTION.KEY VALUE]...`, and begins with
+`run_command`, which parses that and reports errors.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ DEFAULT_RECIPE = ROOT / "recipes" / "quickstart.yaml"
 
 
 def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key that holds a value, with its pydantic field."""
+    """Return every dotted key that holds a value, with its pydantic field.
+
+    :param prefix: of the keys of `section`, with a dot at its end.
+    """
     for name, field in section.model_fields.items():
         nested = [t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)]
         if nested and not is_sequence(field.annotation):
@@ -38,23 +41,27 @@ def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator
 
 
 def is_sequence(annotation: object) -> bool:
+    """Tell whether a field with this annotation holds a list."""
     return get_origin(annotation) in (tuple, list)
 
 
 def _is_text(annotation: object) -> bool:
+    """Tell whether a field with this annotation can hold text or a path."""
     return not is_sequence(annotation) and not {str, Path}.isdisjoint(
         {annotation, *get_args(annotation)}
     )
 
 
 def is_section(annotation: object) -> bool:
+    """Tell whether a field with this annotation holds a section with keys of its own."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
-    """Read a recipe and apply `(dotted key, text)` overrides.
+    """Read a recipe, and apply overrides.
 
-    :raises UsageError: one line naming file, line, key, what was expected and the nearest key.
+    :param overrides: dotted keys, each with the text that is given for it.
+    :raises UsageError: its one line names file, line, key, what was expected, and the nearest key.
     """
     try:
         content = YAML().load(path.read_text(encoding="utf-8"))
@@ -71,32 +78,39 @@ def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe
     fields = dict(recipe_keys())
     for key, text in overrides:
         if key not in fields:
-            raise UsageError(f"unknown argument `--{key}`{_suggestion(key, '--')}")
+            raise UsageError(f"unknown argument `--{key}`{_nearest_key_hint(key, '--')}")
         *parents, last = key.split(".")
         section = content
         for parent in parents:
             if not isinstance(section.get(parent), dict):
                 section[parent] = {}
             section = section[parent]
-        as_it_is = _is_text(fields[key].annotation) and text != "null"
-        section[last] = text if as_it_is else _value(key, text)
+        is_text = _is_text(fields[key].annotation) and text != "null"
+        section[last] = text if is_text else _parse_value(key, text)
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         overridden = {key for key, _ in overrides}
-        raise UsageError(_describe(error, path, content, overridden)) from error
+        raise UsageError(_describe_error(error, path, content, overridden)) from error
 
 
-def _value(key: str, text: str) -> Any:
-    """The value that `text` would be in a recipe."""
+def _parse_value(key: str, text: str) -> Any:
+    """Return the value that a recipe with `text` in it would have.
+
+    :raises UsageError: it is not YAML.
+    """
     try:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
         raise UsageError(f"command line: `{key}`: cannot read {text!r} as YAML") from error
 
 
-def _describe(error: ValidationError, path: Path, content: Any, overridden: set[str]) -> str:
-    """One line for the first of the errors."""
+def _describe_error(error: ValidationError, path: Path, content: Any, overridden: set[str]) -> str:
+    """Return one line about the first of the errors.
+
+    :param content: the recipe as ruamel.yaml read it, with line numbers.
+    :param overridden: dotted keys that the command line has set.
+    """
     first = error.errors()[0]
     location = [part for part in first["loc"] if not str(part).startswith(("function-", "some "))]
     key = ".".join(map(str, location))
@@ -113,7 +127,7 @@ def _describe(error: ValidationError, path: Path, content: Any, overridden: set[
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         in_a_list = any(isinstance(part, int) for part in location)
-        hint = "; docs/recipe.md has its keys" if in_a_list else _suggestion(key)
+        hint = "; docs/recipe.md has its keys" if in_a_list else _nearest_key_hint(key)
         return f"{where}: unknown key `{key}`{hint}{more}"
     if first["type"] == "missing":
         return f"{where}: key `{key}` is required{more}"
@@ -122,7 +136,8 @@ def _describe(error: ValidationError, path: Path, content: Any, overridden: set[
     return f"{where}: `{key or 'recipe'}`: {message[:1].lower() + message[1:]}{given}{more}"
 
 
-def _suggestion(key: str, prefix: str = "") -> str:
+def _nearest_key_hint(key: str, prefix: str = "") -> str:
+    """Return the question whether the nearest key was meant; nothing if none is near."""
     keys = {name: name for name, _ in recipe_keys()}
     keys |= {name.rsplit(".", 1)[-1]: name for name in keys}
     for wanted in (key, key.rsplit(".", 1)[-1]):
@@ -139,25 +154,29 @@ def keys_on_command_line(
 ) -> dict[str, Any]:
     """Return the keys of a recipe's section that are on the command line, with their values.
 
-    :param section: `evaluation`, for example. :param values: that section of the recipe.
+    :param section: its name; `evaluation`, for example.
+    :param values: that section of the recipe.
     """
     given = (key.partition(".") for key in vars(arguments))
     return {name: getattr(values, name) for prefix, _, name in given if prefix == section}
 
 
 class _Parser(argparse.ArgumentParser):
+    """A parser that raises UsageError, and leaves it to `run_command` to exit."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see --help)")
 
 
 def default_of(field: Any) -> str:
-    """The default of a pydantic field as a recipe would say it."""
+    """Return the default of a pydantic field in the form that a recipe has."""
     value = to_jsonable_python(field.default)
     text = value if value and isinstance(value, str) else json.dumps(value)
     return text.removeprefix(f"{ROOT}/")
 
 
-def _parser(program: str, description: str) -> _Parser:
+def _create_parser(program: str, description: str) -> _Parser:
+    """Return a parser of the arguments that all commands have."""
     parser = _Parser(prog=program, description=description, allow_abbrev=False)
     parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE, help="recipe (YAML)")
     parser.add_argument("--deepspeed_config", help="short for --training.deepspeed_config")
@@ -190,12 +209,12 @@ def run_command(
     """
     debug = "--debug" in sys.argv or os.environ.get("RINGFORMER_DEBUG") == "1"
     try:
-        parser = _parser(program, description)
+        parser = _create_parser(program, description)
         add_arguments(parser)
         arguments, unknown = parser.parse_known_args()
         if unknown:
             wanted = unknown[0].split("=")[0]
-            hint = _suggestion(wanted.lstrip("-"), "--") if wanted.startswith("--") else ""
+            hint = _nearest_key_hint(wanted.lstrip("-"), "--") if wanted.startswith("--") else ""
             raise UsageError(f"unknown argument `{unknown[0]}`{hint} (see --help)")
         values = vars(arguments)
         overrides = [(key, values[key]) for key, _ in recipe_keys() if key in values]
@@ -203,21 +222,22 @@ def run_command(
             overrides.append(("training.deepspeed_config", arguments.deepspeed_config))
         command(load_recipe(arguments.config, overrides), arguments)
     except UsageError as error:
-        _fail(program, str(error), debug, exit_code=2)
+        _exit_with_error(program, str(error), debug, exit_code=2)
     except KeyboardInterrupt:
-        _fail(program, "interrupted", debug, exit_code=1)
+        _exit_with_error(program, "interrupted", debug, exit_code=1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        # Our own errors carry their whole message; of a foreign one the type is half the message.
+        # Our own errors say everything; a library's message often makes no sense without the type.
         ours = type(error).__module__.split(".")[0] in OUR_MODULES
         name = "" if ours or isinstance(error, OSError) else f"{type(error).__name__}: "
-        _fail(program, f"{name}{error}", debug, exit_code=1)
+        _exit_with_error(program, f"{name}{error}", debug, exit_code=1)
     sys.exit(0)
 
 
-def _fail(program: str, message: str, debug: bool, *, exit_code: int) -> NoReturn:
+def _exit_with_error(program: str, message: str, debug: bool, *, exit_code: int) -> NoReturn:
+    """Print a message, and with `debug` the traceback of the current exception, and exit."""
     if debug:
         traceback.print_exc()
     print(f"{program}: error: {message}", file=sys.stderr, flush=True)

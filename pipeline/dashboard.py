@@ -1,5 +1,7 @@
 """`./run.sh dashboard`: MLflow's UI over the recipe's tracking store, on this machine only."""
 
+# `_runs_page` imports mlflow itself: that takes seconds, and --help and a wrong argument need none.
+
 from __future__ import annotations
 
 import argparse
@@ -9,18 +11,20 @@ import sys
 from pipeline.command_line import run_command
 from pipeline.recipe import Recipe
 
-SERVER_SETTINGS = {  # unless the user has set them
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # a dashboard of one's own tells nobody, and works offline
-    # Seven processes of 0.2 GB that would wait for LLM jobs.
+SERVER_SETTINGS = {  # environment variables, unless the user has set them
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # nothing leaves this machine, and it works offline
+    # It would start seven processes of 0.2 GB that wait for LLM jobs.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     parser.add_argument("--port", type=int, default=5000, help="port on 127.0.0.1 [default 5000]")
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Become the server; or say where it is, if the recipe tracks to a server already."""
     uri = recipe.tracking_uri
     if uri.startswith(("http://", "https://")):
         print(f"The recipe tracks to a server; its dashboard is {uri}")
@@ -37,7 +41,10 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 def _runs_page(recipe: Recipe) -> str:
-    """Charts of the recipe's experiment; MLflow's home page would show its LLM side."""
+    """Return the path of the page with charts of the recipe's experiment.
+
+    MLflow's home page would show what it has for LLMs.
+    """
     from mlflow import MlflowClient
 
     experiment = MlflowClient(recipe.tracking_uri).get_experiment_by_name(

@@ -1,13 +1,14 @@
-"""What a training will need: memory per GPU by ZeRO stage, and bytes on the wire per step.
+"""Estimate what a training will need: memory per GPU by ZeRO stage, and bytes sent per step.
 
     python -m pipeline.estimate --config RECIPE --nodes 8 --gpus 8
 
-Nothing is trained and no data is read; a small forward pass tells what the activations take.
+Nothing is trained and no data is read; a small forward pass shows what activations take.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -22,15 +23,24 @@ from pipeline.preflight import GIB
 from pipeline.recipe import Recipe, UsageError
 from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config, precision
 
-SENTENCE = 32  # tokens a side of the sentences that activations are measured with
-ADAM = 8  # bytes a parameter: two moments in float32
+SENTENCE_TOKENS = 32  # tokens a side of the sentences that activations are measured with
+ADAM_BYTES = 8  # bytes a parameter: two moments in float32
+
+
+class StateBytes(NamedTuple):
+    """Bytes on each GPU."""
+
+    weights: float
+    gradients: float
+    optimizer: float
 
 
 def kept_activations(model: TranslationModel, sentences: int, vocab_size: int) -> int:
-    """Bytes that a forward pass with loss keeps for the backward pass."""
+    """Return how many bytes a forward pass with loss keeps for the backward pass."""
     generator = torch.Generator().manual_seed(1)
     sides = [
-        torch.randint(4, vocab_size, (sentences, SENTENCE), generator=generator) for _ in range(2)
+        torch.randint(4, vocab_size, (sentences, SENTENCE_TOKENS), generator=generator)
+        for _ in range(2)
     ]
     source, target = sides
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -49,37 +59,43 @@ def kept_activations(model: TranslationModel, sentences: int, vocab_size: int) -
 
 
 def activations_per_token(recipe: Recipe, dtype: torch.dtype) -> float:
-    """Bytes kept for each token position of the longer side, both stacks together."""
+    """Return the bytes kept for each token position of the longer side, both stacks together."""
     size = min(recipe.data.vocabulary.size, 1000)  # logits are never kept
     model = create_model(recipe.model, (size, size), PAD_IDX).to(dtype).train()
     policy = activation_checkpointing(recipe.training, recipe.model)
     model.checkpoint_activations(policy)
     few, many = (kept_activations(model, sentences, size) for sentences in (4, 12))
-    per_token = (many - few) / (8 * SENTENCE)
-    if policy.keep_attention:  # outputs that autograd does not see: self, self and cross
+    per_token = (many - few) / (8 * SENTENCE_TOKENS)
+    if policy.keep_attention:  # autograd does not see these outputs: encoder, decoder, cross
         per_token += 3 * recipe.model.num_levels * recipe.model.model_dim * dtype.itemsize
     return per_token
 
 
-def state_bytes(count: int, stage: int, gpus: int, half: bool) -> tuple[float, float, float]:
-    """Bytes on each GPU of parameters, gradients and optimizer (with float32 copies of bf16)."""
+def state_bytes(parameters: int, stage: int, gpus: int, half: bool) -> StateBytes:
+    """Return what weights, gradients and optimizer take on each GPU.
+
+    :param stage: of ZeRO.
+    :param half: with weights of 16 bits, of which the optimizer has float32 copies.
+    """
     width = 2 if half else 4
-    optimizer = ADAM + (4 if half else 0)
-    return (
-        count * width / (gpus if stage >= 3 else 1),
-        count * width / (gpus if stage >= 2 else 1),
-        count * optimizer / (gpus if stage >= 1 else 1),
+    optimizer = ADAM_BYTES + (4 if half else 0)
+    return StateBytes(
+        weights=parameters * width / (gpus if stage >= 3 else 1),
+        gradients=parameters * width / (gpus if stage >= 2 else 1),
+        optimizer=parameters * optimizer / (gpus if stage >= 1 else 1),
     )
 
 
-def sent_bytes(count: int, stage: int, gpus: int, half: bool, accumulation: int) -> float:
-    """Bytes that each GPU sends in a step, with ring collectives.
+def sent_bytes(parameters: int, stage: int, gpus: int, half: bool, accumulation: int) -> float:
+    """Return the bytes that each GPU sends in a step, with ring collectives.
 
-    Stage 0 all-reduces gradients (twice the gradients), 1 reduces them to their owners and gathers
-    the parameters, 2 reduces after every micro-batch, 3 also gathers the parameters for each
-    forward and each backward pass.
+    Stage 0 all-reduces the gradients, which sends them twice. Stage 1 reduces them to their owners
+    and gathers the weights. Stage 2 reduces after every micro-batch. Stage 3 also gathers the
+    weights for each forward and each backward pass.
+
+    :param accumulation: micro-batches of a GPU in a step.
     """
-    gradients = weights = count * (2 if half else 4)
+    gradients = weights = parameters * (2 if half else 4)
     volume = {
         0: 2 * gradients,
         1: gradients + weights,
@@ -89,40 +105,41 @@ def sent_bytes(count: int, stage: int, gpus: int, half: bool, accumulation: int)
     return volume[stage] * (gpus - 1) / gpus
 
 
-def plan(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
-    """Print the tables."""
+def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
+    """Print what the recipe's training will need on that many GPUs."""
     gpus = nodes * gpus_per_node
     training = recipe.training
     settings = deepspeed_config(training, accumulation_steps=1)
     half = precision(settings) != "fp32"
     micro_tokens = training.micro_batch_tokens or training.max_tokens
     micro_batches = training.max_tokens // micro_tokens
-    pieces = fractions_of_each(micro_batches, gpus)
-    accumulation = micro_batches * pieces // gpus
-    tokens = micro_tokens / pieces
+    fractions = fractions_of_each(micro_batches, gpus)
+    accumulation = micro_batches * fractions // gpus
+    tokens = micro_tokens / fractions
     per_token = activations_per_token(recipe, torch.bfloat16 if half else torch.float32)
     vocab_size = recipe.data.vocabulary.size
-    count = parameter_count(recipe.model, (vocab_size, vocab_size))
-    rival = parameter_count(
+    parameters = parameter_count(recipe.model, (vocab_size, vocab_size))
+    transformer_parameters = parameter_count(
         recipe.model.model_copy(update={"architecture": "transformer", "level_signals": "all"}),
         (vocab_size, vocab_size),
     )
     console = Console()
     console.print(
-        f"{count:,} parameters ({recipe.model.architecture}; a Transformer of this width and depth "
-        f"has {rival:,}), {'16' if half else '32'} bits\n"
+        f"{parameters:,} parameters ({recipe.model.architecture}; a Transformer of this width and "
+        f"depth has {transformer_parameters:,}), {'16' if half else '32'} bits\n"
         f"{gpus} GPUs; a global batch of {training.max_tokens:,} tokens is {accumulation} × "
         f"{tokens:,.0f} tokens a GPU; activations {per_token * tokens / GIB:.2f} GiB\n"
     )
     table = Table("ZeRO", title="GiB per GPU, by ZeRO stage")
     for column in ("weights", "gradients", "Adam", "all*", "sent†", "Transformer†"):
         table.add_column(column, justify="right")
-    for stage in range(1 if half else 0, 4):  # which training refuses at stage 0
-        state = state_bytes(count, stage, gpus, half)
-        sent, rival_sent = (
-            sent_bytes(number, stage, gpus, half, accumulation) for number in (count, rival)
+    for stage in range(1 if half else 0, 4):  # training refuses 16 bits at stage 0
+        state = state_bytes(parameters, stage, gpus, half)
+        sent, transformer_sent = (
+            sent_bytes(number, stage, gpus, half, accumulation)
+            for number in (parameters, transformer_parameters)
         )
-        values = (*state, sum(state) + per_token * tokens, sent, rival_sent)
+        values = (*state, sum(state) + per_token * tokens, sent, transformer_sent)
         table.add_row(str(stage), *(f"{value / GIB:.3f}" for value in values))
     console.print(table)
     console.print(
@@ -134,12 +151,14 @@ def plan(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Print the estimate for the GPUs that the command line names."""
     if min(arguments.nodes, arguments.gpus) < 1:
         raise UsageError("--nodes and --gpus must be at least 1")
-    plan(recipe, arguments.nodes, arguments.gpus)
+    print_estimate(recipe, arguments.nodes, arguments.gpus)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     parser.add_argument("--nodes", type=int, default=1, help="machines [1]")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs of each [1]")
 

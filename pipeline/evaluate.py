@@ -1,5 +1,6 @@
-"""`./run.sh evaluate`: translate test sets, score them with sacreBLEU, log to MLflow, and register
-the model. `deepspeed pipeline/evaluate.py` shares the sentences among ranks.
+"""`./run.sh evaluate`: translate test sets, score them, log to MLflow, and register the model.
+
+`deepspeed pipeline/evaluate.py` shares the sentences among ranks.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from pipeline.tracking.tracker import open_tracker, run_id_of
 
 log = logging.getLogger("evaluate")
 
-
-PATIENCE = timedelta(hours=2)  # of the other ranks while rank 0 scores and registers
+PATIENCE = timedelta(hours=2)  # how long the other ranks wait while rank 0 scores and registers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     parser.add_argument(
         "--model", type=Path, help="folder written by `export`; default: the run's checkpoints"
     )
@@ -39,27 +40,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Evaluate on every rank, and publish on rank 0."""
     logging.basicConfig(
         level=logging.INFO if rank() == 0 else logging.ERROR, format="%(name)s: %(message)s"
     )
-    for chatty in ("sacrebleu", "export"):  # the latter is of the model that is registered
+    for chatty in ("sacrebleu", "export"):  # registering a model exports it
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if world_size() > 1:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         join_ranks(PATIENCE)
     with failing_together():
-        # Before the work: a mistyped run id is told at once, and the run may be this one.
+        # This comes before the work: a mistyped run id is found at once; and if the baseline is
+        # this very run, its earlier evaluation is meant.
         baseline = from_rank_0(
             lambda: evaluations_of_run(recipe, arguments.baseline) if arguments.baseline else {}
         )
-        model, results = evaluate(recipe, arguments.model, _search(recipe, arguments))
+        model, results = evaluate(recipe, arguments.model, _search_keys(recipe, arguments))
         from_rank_0(lambda: _publish(model, results, baseline))
         if world_size() > 1:
             leave_ranks()
 
 
-def _search(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, object]:
-    """Return the search keys on the command line; warn of others that an export leaves out."""
+def _search_keys(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, object]:
+    """Return the search keys on the command line.
+
+    For an export warn of the section's other keys, which do not apply to it.
+    """
     given = keys_on_command_line("evaluation", recipe.evaluation, arguments)
     if arguments.model:
         for key in sorted(given.keys() - SearchConfig.model_fields.keys() - {"test_sets"}):
@@ -70,14 +76,19 @@ def _search(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, object]:
 def _publish(
     model: EvaluatedModel, results: Sequence[Result], baseline: Mapping[str, LoggedEvaluation]
 ) -> None:
-    """Tell MLflow and the user of the results."""
+    """Log the results to MLflow, compare them with the baseline, register the model, print scores.
+
+    :param baseline: evaluations to compare with, by the names of their folders; can be empty.
+    """
     recipe = model.recipe
     tracker = open_tracker(recipe)
     log_data(tracker, recipe)
     for result in results:
         result.log(tracker)
     if not model.export:
-        tracker.log_tags({"mlflow.note.content": "\n\n".join(_line(r.scores) for r in results)})
+        tracker.log_tags(
+            {"mlflow.note.content": "\n\n".join(_score_line(r.scores) for r in results)}
+        )
     compared = compare_all(recipe, results, baseline) if baseline else []
     for result, comparison in compared:
         tracker.log_json(f"{result.artifact_folder}/{comparison.file_name}", comparison.content)
@@ -90,14 +101,14 @@ def _publish(
 
 
 def summary(recipe: Recipe, results: Sequence[Result]) -> str:
-    """Return the last lines of a run."""
+    """Return the last lines that a run prints: the scores, those of the recipe's test set last."""
     own, *others = results
     run = run_id_of(recipe) or "not sent yet"
-    last = f"{_line(own.scores)} | MLflow run {run} | dashboard: {_dashboard(recipe)}"
-    return "\n".join([*(_line(other.scores) for other in others), last])
+    last = f"{_score_line(own.scores)} | MLflow run {run} | dashboard: {_dashboard_hint(recipe)}"
+    return "\n".join([*(_score_line(other.scores) for other in others), last])
 
 
-def _line(scores: Scores) -> str:
+def _score_line(scores: Scores) -> str:
     untrained = scores.get("untrained_bleu")
     beside = f" (untrained model: {untrained})" if untrained is not None else ""
     return (
@@ -106,12 +117,13 @@ def _line(scores: Scores) -> str:
     )
 
 
-def _dashboard(recipe: Recipe) -> str:
+def _dashboard_hint(recipe: Recipe) -> str:
+    """Return the command that shows the dashboard, or the address of the tracking server."""
     uri = recipe.tracking_uri
     if uri.startswith(("http://", "https://")):
         return uri
-    found = uri == load_recipe(DEFAULT_RECIPE).tracking_uri
-    return "./run.sh dashboard" + ("" if found else f" --tracking.uri {shlex.quote(uri)}")
+    is_default = uri == load_recipe(DEFAULT_RECIPE).tracking_uri
+    return "./run.sh dashboard" + ("" if is_default else f" --tracking.uri {shlex.quote(uri)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`./run.sh export`: a trained model as a folder that needs nothing else of the run."""
+"""`./run.sh export`: write a trained model to a folder that needs nothing else of the run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ log = logging.getLogger("export")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     parser.add_argument("--output", type=Path, help="folder to write; default: RUN_DIR/export")
     parser.add_argument(
         "--format",
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Export the model that the recipe's `evaluation` names."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     folder = arguments.output or recipe.run_dir / "export"
     export(recipe, folder, arguments.format, arguments.quantization)

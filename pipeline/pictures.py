@@ -1,4 +1,6 @@
-"""Pictures of a run."""
+"""Pictures of a run: losses over time, and BLEU by sentence length."""
+
+# Functions import matplotlib themselves: that takes a second, and few commands draw.
 
 from __future__ import annotations
 
@@ -17,9 +19,10 @@ BLUE, ORANGE = "#2b6cb0", "#dd6b20"
 
 
 def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Training and validation loss, and validation BLEU where there is one, against the step.
+    """Draw training and validation loss, and validation BLEU if there is any, over the steps.
 
     :param history: metric → step → value. Without losses nothing is drawn.
+    :param path: of the PNG.
     """
     from matplotlib.figure import Figure
 
@@ -35,7 +38,7 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
         if points := sorted(history.get(key, {}).items()):
             label = f"{label}, {points[-1][1]:.3f} at the end"
             axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4)
-    _plain(axes)
+    _style_axes(axes)
     axes.set_xlabel("step")
     axes.set_ylabel("cross-entropy per target token (nats)")
     figure.legend(frameon=False, loc="outside upper left", ncols=2)
@@ -44,12 +47,14 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
         bleu.plot(*zip(*points, strict=True), "s--", color=MUTED, markersize=4)
         bleu.set_ylabel("validation BLEU", color=MUTED)
         bleu.spines[["top", "left"]].set_visible(False)
-    _save(figure, path)
+    _write_png(figure, path)
 
 
 def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """
-    :param buckets: of `scores.by_source_length`.
+    """Draw a bar for the BLEU of each bucket of source lengths.
+
+    :param buckets: what `scores.by_source_length` returned.
+    :param path: of the PNG.
     """
     from matplotlib.figure import Figure
 
@@ -62,22 +67,23 @@ def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: 
     )
     for place, bucket in enumerate(buckets):
         axes.text(place, 0, f"{bucket['sentences']:,}", color="white", ha="center", va="bottom")
-    _plain(axes)
+    _style_axes(axes)
     axes.set_xticks(range(len(buckets)), [bucket["source_tokens"] for bucket in buckets])
     axes.set_xlabel("source tokens (in the bar: sentences)")
     axes.set_ylabel("BLEU, 95% confidence interval")
     axes.set_title(title, loc="left", fontsize=11, color=INK)
-    _save(figure, path)
+    _write_png(figure, path)
 
 
-def _plain(axes: Any) -> None:
+def _style_axes(axes: Any) -> None:
+    """Leave out the frame, and draw light horizontal lines behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID)
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    """The same bytes for the same picture."""
+def _write_png(figure: Figure, path: Path) -> None:
+    """Write a PNG; the same picture has the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     write_atomically(path, buffer.getvalue())

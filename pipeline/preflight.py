@@ -1,4 +1,7 @@
-"""What is looked at before time is spent: the environment, and the room for checkpoints."""
+"""Checks before time is spent: the environment, and the room for checkpoints."""
+
+# Functions import torch, fairseq2 and deepspeed themselves: to see whether they can be imported;
+# and other functions of this file are for commands that do not wait for them.
 
 from __future__ import annotations
 
@@ -11,22 +14,32 @@ import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
+from data_prep.files import first_line
 from pipeline.recipe import Recipe
 
 GIB = 1 << 30
 
 
 class PreflightError(Exception):
-    """The environment cannot work."""
+    """Training cannot work in this environment."""
 
 
-def check() -> list[str]:
-    """Import the heavy parts together and describe the machine.
+class Space(NamedTuple):
+    """Room on the disk for checkpoints, in GiB."""
 
-    :raises PreflightError: what does not fit, and what to do.
+    free: float
+    needed: float  # by all checkpoints together
+
+
+def check_environment() -> list[str]:
+    """Check that what training needs can be imported and compiled.
+
+    :returns: lines that describe the environment and the machine.
+    :raises PreflightError: it says what does not fit, and what to do.
     """
     if not (3, 10) <= sys.version_info[:2] <= (3, 12):
         raise PreflightError(
@@ -44,9 +57,9 @@ def check() -> list[str]:
     try:
         import fairseq2.models.transformer  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
-        first_line = str(error).strip().splitlines()[0]
         raise PreflightError(
-            f"fairseq2 {version('fairseq2')} does not fit torch {torch.__version__}: {first_line}"
+            f"fairseq2 {version('fairseq2')} does not fit torch {torch.__version__}: "
+            f"{first_line(error)}"
         ) from error
     try:
         from deepspeed.accelerator import get_accelerator
@@ -68,10 +81,12 @@ def check() -> list[str]:
 
 
 def remove_dead_build_locks() -> list[Path]:
-    """Remove the locks of builds of DeepSpeed's operators that were killed: torch waits for ever.
+    """Remove what killed builds of DeepSpeed's operators have locked; torch would wait for ever.
 
-    Operators lie in the environment (unless TORCH_EXTENSIONS_DIR says where), so that neither
-    another environment's torch nor its locks are in the way. A live build has its lock open.
+    Operators are built in the environment (unless TORCH_EXTENSIONS_DIR says where), so that another
+    environment with another torch does not interfere. A build that is alive has its lock open.
+
+    :returns: the locks that were removed.
     """
     home = Path(sys.prefix) if os.access(sys.prefix, os.W_OK) else Path.home() / ".cache"
     root = os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(home / "torch_extensions"))
@@ -88,15 +103,14 @@ def remove_dead_build_locks() -> list[Path]:
     return dead
 
 
-def check_space(recipe: Recipe, parameters: int) -> tuple[float, float]:
-    """Look whether there is room for the checkpoints that `recipe` will keep.
+def check_space(recipe: Recipe, parameters: int) -> Space:
+    """Check that there is room for the checkpoints that `recipe` will keep.
 
-    :param parameters: of the model.
-    :returns: GiB free, and GiB that the checkpoints will take in all.
+    :param parameters: how many the model has.
     :raises PreflightError: the folder cannot be written, or there is not enough room.
     """
     # Weights; for the optimizer a float32 copy of them and two moments; the moving average.
-    each = (20 if recipe.training.ema_decay else 16) * parameters
+    checkpoint_bytes = (20 if recipe.training.ema_decay else 16) * parameters
     folder = recipe.checkpoints
     try:
         folder.mkdir(exist_ok=True)
@@ -104,8 +118,8 @@ def check_space(recipe: Recipe, parameters: int) -> tuple[float, float]:
             pass
     except OSError as error:
         raise PreflightError(f"{folder}: cannot be written: {error.strerror}") from error
-    # The best, and one more: a new one is written before an old one is deleted.
-    needed = each * (recipe.training.keep_checkpoints + 2)
+    # Besides them the best, and one more: a new one is written before an old one is deleted.
+    needed = checkpoint_bytes * (recipe.training.keep_checkpoints + 2)
     there = sum(path.stat().st_size for path in folder.glob("step-*/*") if path.is_file())
     free = shutil.disk_usage(folder).free
     if free + there < needed:
@@ -114,25 +128,29 @@ def check_space(recipe: Recipe, parameters: int) -> tuple[float, float]:
             f"take {needed / GIB:.2f} GiB, and {(free + there) / GIB:.2f} GiB are there; make "
             "room, or lower training.keep_checkpoints"
         )
-    return free / GIB, needed / GIB
+    return Space(free / GIB, needed / GIB)
 
 
 def _build_cpu_operator() -> None:
-    """Compile what DeepSpeed needs to run ranks on CPU, now rather than in the first training."""
+    """Compile what DeepSpeed needs for ranks on CPUs, now rather than in the first training.
+
+    :raises PreflightError: it cannot be compiled.
+    """
     from deepspeed.accelerator import get_accelerator
 
     remove_dead_build_locks()
     try:
         get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise PreflightError(f"DeepSpeed cannot compile its CPU operator: {lines[0]}") from error
+        raise PreflightError(
+            f"DeepSpeed cannot compile its CPU operator: {first_line(error)}"
+        ) from error
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a build removes its lock
     try:
-        report = check()
+        report = check_environment()
     except PreflightError as problem:
         sys.exit(f"preflight: error: {problem}")
     print("\n".join(f"preflight: {line}" for line in report), file=sys.stderr)

@@ -15,9 +15,12 @@ from pipeline.tracking.tracker import open_tracker
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Bring the shards of `run_dir` up to date, and log what they were made from to MLflow."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # its retries end in our one message
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says that it makes a font cache
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # we report what its retries end in
+    logging.getLogger("matplotlib").setLevel(
+        logging.ERROR
+    )  # it reports that it builds a font cache
     started = time.monotonic()
     totals = prepare(recipe.data, recipe.run_dir).totals["train"]
     tracker = open_tracker(recipe)

@@ -1,4 +1,4 @@
-"""What a recipe is: one YAML file that describes a run from corpora to BLEU.
+"""The keys of a recipe, the YAML file that describes a run from corpora to BLEU.
 
 `command_line.py` reads it.
 """
@@ -22,7 +22,7 @@ Decay = Annotated[float, Limit(ge=0, lt=1)]
 
 
 class UsageError(Exception):
-    """Bad command line or recipe: exit code 2."""
+    """The command line or the recipe is wrong; commands exit with code 2."""
 
 
 class TrainingConfig(Section):
@@ -35,18 +35,18 @@ class TrainingConfig(Section):
     """Optimizer steps to train for; the cosine schedule ends there."""
 
     max_epochs: float | None = Limit(default=None, gt=0)
-    """End after so many passes over the data if max_steps does not end training before."""
+    """End after this many passes over the data, unless max_steps ends training before."""
 
     max_tokens: PositiveInt = 32768
-    """Tokens in a global batch: sentences × longest side, padding included, summed over its
+    """Tokens in a global batch: pairs × longest side, padding included, summed over its
     micro-batches. The batch is the same however many ranks share it."""
 
     micro_batch_tokens: PositiveInt | None = None
     """Most tokens in one forward pass; a global batch of more is accumulated. null: max_tokens."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
-    """They differ in what weight_decay does. Torch's fused kernels; DeepSpeed's for an optimizer
-    that is offloaded to the CPU."""
+    """The two differ in what weight_decay does. Torch's fused kernels compute them, or DeepSpeed's
+    where the optimizer is offloaded to the CPU."""
 
     learning_rate: float = Limit(default=7e-4, gt=0)
     """Peak learning rate; with the schedule `noam` the factor before its formula, about 1."""
@@ -77,7 +77,7 @@ class TrainingConfig(Section):
     """Warm start: take the initial weights from a folder written by `./run.sh export`."""
 
     freeze: list[str] = Limit(default=[])
-    """Do not train parameters whose names begin so: `[encoder_frontend.embed]`."""
+    """Do not train parameters whose names begin with one of these: `[encoder_frontend.embed]`."""
 
     ema_decay: float = Limit(default=0.0, ge=0, lt=1)
     """Keep an exponential moving average of the weights, for evaluation.use_ema; 0: none."""
@@ -101,22 +101,22 @@ class TrainingConfig(Section):
     multiple of validate_every. BLEU then says which model is best; 0: the validation loss does."""
 
     early_stopping: int = Limit(default=0, ge=0)
-    """End after so many validations in a row that found no better model (those with BLEU, when
-    bleu_every is set); 0 never."""
+    """End after this many validations in a row that found no better model (only those with BLEU
+    count when bleu_every is set); 0: never."""
 
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints (there is always one at the end)."""
 
     keep_checkpoints: PositiveInt = 5
-    """Newest checkpoints kept on disk; the best one is kept besides."""
+    """Newest checkpoints to keep on disk; the best one is kept too."""
 
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """When a gradient is not finite: end training, or leave out the step. RUN_DIR/nonfinite tells
-    what it worked on. (Steps that adjust the loss scale of fp16 are always left out.)"""
+    """When a gradient is not finite: end training, or skip the step. RUN_DIR/nonfinite records
+    the step's examples and losses. (Steps that adjust fp16's loss scale are always skipped.)"""
 
     collective_timeout: PositiveInt = 1800
-    """Seconds without progress after which a rank no longer waits for the others: it says so, and
-    ends. Longer than a compilation and a save take."""
+    """Seconds without progress after which a rank stops waiting for the others, says so, and ends.
+    It must be longer than compiling and saving take."""
 
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues from the newest checkpoint of run_dir; `never` refuses to touch one."""
@@ -142,7 +142,7 @@ class TestSetFiles(Section):
     """A test set in line-aligned files below `data.root`: plain text, `.gz` or `.sgm`."""
 
     name: str
-    """What scores call it."""
+    """Name of the test set in scores."""
 
     source: str
     """Source side, one sentence a line."""
@@ -193,11 +193,11 @@ class EvaluationConfig(SearchConfig):
     """Average the weights of that many newest checkpoints."""
 
     use_ema: bool = False
-    """Take the moving average that training.ema_decay has kept instead of the weights."""
+    """Take the moving average that training.ema_decay keeps instead of the weights."""
 
     test_sets: tuple[TestSetEntry, ...] = ()
-    """Test sets besides data.test: names that sacreBLEU knows (`wmt14/full`, fetched or from its
-    cache), or `{name: NAME, source: FILE, references: [FILE, …]}` with files below data.root."""
+    """Test sets besides data.test: names of sacreBLEU's (`wmt14/full`, fetched or from its cache),
+    or `{name: NAME, source: FILE, references: [FILE, …]}` with files below data.root."""
 
     untrained_baseline: bool = False
     """Also score the model as it is at step 0, to show what training was worth."""
@@ -213,7 +213,7 @@ class EvaluationConfig(SearchConfig):
 
     @property
     def search(self) -> SearchConfig:
-        """The keys that say how a model translates."""
+        """Return the keys that say how a model translates."""
         return SearchConfig.model_validate(self.model_dump(include=set(SearchConfig.model_fields)))
 
 
@@ -245,22 +245,22 @@ class Recipe(Section):
 
     @property
     def shards(self) -> Path:
-        """The folder of binarized pairs, and of the vocabulary beside them."""
+        """Return the folder of binarized pairs, and of the vocabulary beside them."""
         return self.run_dir / SHARDS
 
     @property
     def clean_text(self) -> Path:
-        """The folder of cleaned text."""
+        """Return the folder of cleaned text."""
         return self.run_dir / CLEAN
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
+        """Return the folder of checkpoints."""
         return self.run_dir / "checkpoints"
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's tracking server or store."""
+        """Return the URI of MLflow's tracking server or store."""
         neighbourhood = self.run_dir.absolute().parent
         return self.tracking.uri or f"sqlite:///{neighbourhood / 'mlflow.db'}"
 

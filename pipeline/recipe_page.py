@@ -1,4 +1,4 @@
-"""`docs/recipe.md`: every key of a recipe, from the models that read it.
+"""Write `docs/recipe.md`: every key of a recipe, from the models that read it.
 
 python -m pipeline.recipe_page
 """
@@ -31,14 +31,15 @@ TABLE = ("key", "value", "default", "what it says")
 
 
 def page() -> str:
-    """The whole of `docs/recipe.md`."""
-    return "\n".join([HEAD, *_section(Recipe, "", {})])
+    """Return the whole of `docs/recipe.md`."""
+    return "\n".join([HEAD, *_section_lines(Recipe, "", {})])
 
 
-def _section(model: type[BaseModel], prefix: str, shown: dict[Any, str]) -> Iterator[str]:
-    """The keys of a section, then its sections.
+def _section_lines(model: type[BaseModel], prefix: str, shown: dict[Any, str]) -> Iterator[str]:
+    """Return the lines about a section: a table of its keys, then its sections.
 
-    :param shown: where the keys of a model are that came before.
+    :param prefix: of the keys of `model`, with a dot at its end.
+    :param shown: for each model whose keys came before, the key where they are; it is added to.
     """
     inner = []
     rows = []
@@ -48,13 +49,13 @@ def _section(model: type[BaseModel], prefix: str, shown: dict[Any, str]) -> Iter
         if sections:
             inner.append((f"{key}[]" if is_sequence(field.annotation) else key, field, sections))
         if not sections or is_sequence(field.annotation):
-            rows.append((f"`{key}`", *_about(field)))
+            rows.append((f"`{key}`", *_describe_field(field)))
     if rows:
-        yield from _table(TABLE, rows)
+        yield from _table_lines(TABLE, rows)
     for key, field, sections in inner:
         yield f"{'#' * (2 + key.count('.'))} {key}\n"
         if len(sections) > 1:
-            yield from _variants(sections)
+            yield from _variants_table(sections)
             continue
         about = None if is_sequence(field.annotation) else field.description
         yield f"{_one_line(about or sections[0].__doc__)}\n"
@@ -62,49 +63,51 @@ def _section(model: type[BaseModel], prefix: str, shown: dict[Any, str]) -> Iter
             yield f"Keys as of {shown[sections[0]]}.\n"
         else:
             shown[sections[0]] = f"`{key}`"
-            yield from _section(sections[0], f"{key}.", shown)
+            yield from _section_lines(sections[0], f"{key}.", shown)
 
 
-def _variants(sections: list[type[BaseModel]]) -> Iterator[str]:
-    """Models of which an element is one, told apart by their first key."""
+def _variants_table(sections: list[type[BaseModel]]) -> Iterator[str]:
+    """Return a table of the sections that an element can be; their first key tells them apart."""
     (tag,) = {next(iter(section.model_fields)) for section in sections}
     rows = []
     for section in sections:
         fields = dict(section.model_fields)
         rows.append((f"`{fields.pop(tag).default}`", "", "", "", _one_line(section.__doc__)))
-        rows += [("", f"`{name}`", *_about(field)) for name, field in fields.items()]
-    yield from _table((tag, *TABLE), rows)
+        rows += [("", f"`{name}`", *_describe_field(field)) for name, field in fields.items()]
+    yield from _table_lines((tag, *TABLE), rows)
 
 
 def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Return the sections in a field's annotation, however deep."""
     if is_section(annotation):
         yield annotation
     for part in get_args(annotation):
         yield from _sections_in(part)
 
 
-def _about(field: Any) -> tuple[str, str, str]:
-    """What it can be, what it is by default, and its documentation."""
-    limited = Annotated[(field.annotation, *field.metadata, None)]  # which wants two at least
+def _describe_field(field: Any) -> tuple[str, str, str]:
+    """Return what values a field takes, its default, and its documentation."""
+    limited = Annotated[(field.annotation, *field.metadata, None)]  # Annotated wants two or more
     schema = TypeAdapter(limited).json_schema()
     sections = not field.is_required() and list(_sections_in(field.annotation)) and field.default
     if sections:
         default = ", ".join(f"`{next(iter(dict(each).values()))}`" for each in sections)
     else:
         default = "required" if field.is_required() else f"`{default_of(field)}`"
-    return _values(schema), default, _one_line(field.description)
+    return _describe_values(schema), default, _one_line(field.description)
 
 
-def _values(schema: dict[str, Any]) -> str:
+def _describe_values(schema: dict[str, Any]) -> str:
+    """Return in words what values a JSON schema allows."""
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if choices := schema.get("anyOf") or schema.get("oneOf"):
-        return " or ".join(dict.fromkeys(map(_values, choices)))
+        return " or ".join(dict.fromkeys(map(_describe_values, choices)))
     if "prefixItems" in schema:
-        return f"list of {len(schema['prefixItems'])}: {_values(schema['prefixItems'][0])}"
+        return f"list of {len(schema['prefixItems'])}: {_describe_values(schema['prefixItems'][0])}"
     if schema.get("type") == "array":
         least = ", at least one" if schema.get("minItems") else ""
-        return f"list of {_values(schema['items'])}{least}"
+        return f"list of {_describe_values(schema['items'])}{least}"
     if schema.get("format") == "path":
         return "path"
     if pattern := schema.get("pattern"):
@@ -115,7 +118,7 @@ def _values(schema: dict[str, Any]) -> str:
     return " ".join([name, ", ".join(bounds)]).strip()
 
 
-def _table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+def _table_lines(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     for row in (names, ("---",) * len(names), *rows):
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
     yield ""

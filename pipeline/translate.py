@@ -1,4 +1,6 @@
-"""`./run.sh translate`: source sentences in, one translation a line out."""
+"""`./run.sh translate`: read source sentences, and write one translation a line."""
+
+# Functions import the translator and rich themselves: --help and a wrong argument need neither.
 
 from __future__ import annotations
 
@@ -23,12 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger("translate")
 
 READ_BYTES = 1 << 16
-MAX_LINES = 2048  # translated together, at most: sorted by length, they pad little
+MAX_LINES = 2048  # at most so many are translated together; sorted by length, they pad little
 MAX_BYTES = 1 << 20
-PATIENCE = 0.02  # seconds for a producer to go on; someone who types is not kept waiting
+PATIENCE = 0.02  # seconds to wait for more lines; someone who types should not notice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
     parser.add_argument("--input", type=Path, help="file of source sentences; default: stdin")
     parser.add_argument(
         "--n_best",
@@ -46,9 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def batches_of_lines(descriptor: int, name: str) -> Iterator[list[str]]:
-    """Whole lines as they arrive: a fast producer gives large batches, a slow one single lines.
+    """Read whole lines as they arrive: a fast producer makes large batches, a slow one small ones.
 
-    :raises DataError: invalid UTF-8, with the line; those before it have been given.
+    :param descriptor: of an open file.
+    :param name: of the file, for errors.
+    :raises DataError: a line is not valid UTF-8. The lines before it have been returned.
     """
     number, size = 0, 0
     rest: list[bytes] = []  # blocks of a line that has not ended
@@ -83,7 +88,13 @@ def batches_of_lines(descriptor: int, name: str) -> Iterator[list[str]]:
             return
 
 
-def load(recipe: Recipe, arguments: argparse.Namespace) -> TextTranslator:
+def load_translator(recipe: Recipe, arguments: argparse.Namespace) -> TextTranslator:
+    """Load the export that `--model` names, or the model of the run's checkpoints.
+
+    :raises ModelError: the folder is not an exported model.
+    :raises CheckpointError: the run has no checkpoint that can be used.
+    :raises UsageError: a key on the command line does not apply to an export.
+    """
     from pipeline.translation.translator import Translator
 
     if arguments.model:
@@ -98,7 +109,11 @@ def load(recipe: Recipe, arguments: argparse.Namespace) -> TextTranslator:
 
 @contextmanager
 def progress_bar(path: Path | None) -> Iterator[Callable[[int], None]]:
-    """Rate and time left on a terminal, where the number of lines can be known."""
+    """Show rate and time left, if stderr is a terminal and the number of lines can be counted.
+
+    :param path: of the input; None for stdin.
+    :returns: a function to call with the number of sentences just translated.
+    """
     if path is None or not path.is_file() or not sys.stderr.isatty():
         yield lambda count: None
         return
@@ -115,8 +130,9 @@ def progress_bar(path: Path | None) -> Iterator[Callable[[int], None]]:
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Translate the input line by line."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    # Libraries that print to stdout must not get between the translations.
+    # Translations have a stdout of their own: what libraries print goes to stderr.
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     descriptor, name = sys.stdin.fileno(), "stdin"
@@ -126,7 +142,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     wanted = arguments.n_best or 1
     if arguments.n_best is not None and arguments.n_best < 1:
         raise UsageError("--n_best must be at least 1")
-    translator = load(recipe, arguments)
+    translator = load_translator(recipe, arguments)
     beam_size = translator.search.beam_size
     if wanted > beam_size:
         raise UsageError(f"--n_best {wanted} exceeds evaluation.beam_size ({beam_size})")

@@ -1,3 +1,5 @@
-from models.ringformer.ring import RingDecoder, RingEncoder
+"""This package is RingFormer (arXiv 2502.13181), and rivals that differ in what a level owns."""
+
+from models.ringformer.encoder_decoder import RingDecoder, RingEncoder
 
 __all__ = ["RingDecoder", "RingEncoder"]

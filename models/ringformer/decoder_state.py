@@ -1,4 +1,4 @@
-"""What a ring's decoder keeps from one decoding step to the next.
+"""A ring's decoder keeps this state from one decoding step to the next.
 
 The hypotheses of a sentence (its beam) are consecutive rows of the batch. They are decoded as query
 positions of one sequence, so neither the sentence's encoder output nor its cache is ever copied for
@@ -8,15 +8,13 @@ each of them: all write into one cache, and `visible` says what in it is whose p
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import groupby
 
 import torch
-from fairseq2.nn import BatchLayout, IncrementalState, IncrementalStateBag
+from fairseq2.nn import IncrementalState
 from torch import Tensor
 
-from models.positions import padding_mask
-from models.ringformer.stack import Cross, DecoderStack
+from models.ringformer.weights import CrossAttention
 
 CAPACITY_INCREMENT = 16  # decoding steps by which a cache grows
 
@@ -25,15 +23,16 @@ Append = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Cache:
-    """Keys and values of a level's self-attention."""
+    """A cache holds the keys and values of a level's self-attention so far."""
 
     def __init__(self) -> None:
         self.keys_values: Tensor | None = None  # [2, B, H, capacity, d/H]
 
     def append(self, k: Tensor, v: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """Add those of this step `[B, H, T, d/H]`, at the positions before `end`.
+        """Add a step's keys and values.
 
-        :returns: all so far.
+        :param k, v: of the positions before `end`, `[B, H, T, d/H]`.
+        :returns: those of all positions before `end`, `[B, H, end, d/H]`.
         """
         begin = end - k.size(2)
         if self.keys_values is None or self.keys_values.size(3) < end:
@@ -47,17 +46,18 @@ class Cache:
 
 
 class DecoderState(IncrementalState):
-    """State of B sentences with K hypotheses each: rows b·K to b·K + K - 1 of the batch."""
+    """The state is of B sentences with K hypotheses each: rows b·K to b·K + K - 1 of the batch."""
 
-    def __init__(self, cross: list[Cross], cross_mask: Tensor | None) -> None:
-        self.cross, self.cross_mask = cross, cross_mask
+    def __init__(self, cross: list[CrossAttention]) -> None:
+        self.cross = cross
         self.caches = [Cache() for _ in cross]
         k = cross[0].k
         self.visible = torch.ones(k.size(0), 1, 0, dtype=torch.bool, device=k.device)
-        """`[B, K, positions]`: what belongs to a hypothesis."""
+        """True where a position belongs to a hypothesis' past, `[B, K, positions]`."""
 
     def begin_step(self, seqs: Tensor) -> tuple[Tensor, Tensor]:
-        """
+        """Turn hypotheses into query positions of their sentences.
+
         :param seqs: one position of each hypothesis `[B·K, 1, d]`; in the first step `[B, T, d]`.
         :returns: `seqs` as queries `[B, K or T, d]`, and their mask `[B, 1, K or T, positions]`.
         :raises ValueError: several positions after the first step.
@@ -77,7 +77,9 @@ class DecoderState(IncrementalState):
         return x, mask[:, None]
 
     def reorder(self, new_order: Tensor) -> None:
-        """Hypotheses of a sentence may change places and multiply; sentences may leave.
+        """Put the batch in a new order.
+
+        The hypotheses of a sentence may change places and multiply; sentences may leave.
 
         Where sentences keep unequally many hypotheses, each becomes a sentence of its own.
         """
@@ -98,46 +100,28 @@ class DecoderState(IncrementalState):
         for cache in self.caches:
             if cache.keys_values is not None:
                 cache.keys_values = cache.keys_values.index_select(1, sentences)
-        if self.cross_mask is not None:
-            self.cross_mask = self.cross_mask.index_select(0, sentences)
-        selected: dict[int, Tensor] = {}  # the levels of a ring share keys and values
-        for cross in self.cross:
-            for tensor in (cross.k, cross.v):
-                if id(tensor) not in selected:
-                    selected[id(tensor)] = tensor.index_select(0, sentences)
-        self.cross = [c._replace(k=selected[id(c.k)], v=selected[id(c.v)]) for c in self.cross]
+        selected: dict[int, Tensor] = {}  # levels share the mask, and a ring's keys and values
+
+        def select(tensor: Tensor) -> Tensor:
+            if id(tensor) not in selected:
+                selected[id(tensor)] = tensor.index_select(0, sentences)
+            return selected[id(tensor)]
+
+        self.cross = [
+            cross._replace(
+                k=select(cross.k),
+                v=select(cross.v),
+                mask=None if cross.mask is None else select(cross.mask),
+            )
+            for cross in self.cross
+        ]
 
     def size_bytes(self) -> int:
+        """Return the same as `capacity_bytes`."""
         return self.capacity_bytes()
 
     def capacity_bytes(self) -> int:
+        """Return the size of keys and values, shared ones counted once."""
         held = {id(t): t.nbytes for c in self.cross for t in (c.k, c.v)}
         caches = (cache.keys_values for cache in self.caches)
         return sum(held.values()) + sum(cache.nbytes for cache in caches if cache is not None)
-
-
-def decode_step(
-    decoder: DecoderStack,
-    seqs: Tensor,
-    encoder_output: Tensor,
-    encoder_output_layout: BatchLayout,
-    state_bag: IncrementalStateBag,
-) -> Tensor:
-    """The decoder's forward pass over the positions from `state_bag.step_nr` on.
-
-    :param encoder_output: read in the first step only.
-    """
-    state = state_bag.maybe_get_state(decoder, DecoderState)
-    if state is None:
-        mask = padding_mask(encoder_output_layout)
-        state = DecoderState(decoder.cross(encoder_output), mask)
-        state_bag.set_state(decoder, state)
-    levels, cross, cross_mask = decoder.levels(), state.cross, state.cross_mask
-    x, self_mask = state.begin_step(seqs)
-    appends = [partial(cache.append, end=self_mask.size(3)) for cache in state.caches]
-
-    def layer(i: int, x: Tensor) -> Tensor:
-        return decoder.layer(x, levels[i], cross[i], cross_mask, self_mask, appends[i])
-
-    positions = range(state_bag.step_nr, state_bag.step_nr + seqs.size(1))
-    return decoder.run(x, layer, positions).reshape(seqs.shape)

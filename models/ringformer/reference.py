@@ -1,4 +1,4 @@
-"""Read the published implementation's checkpoints (code of https://arxiv.org/abs/2502.13181).
+"""This command converts the published implementation's checkpoints (code of https://arxiv.org/abs/2502.13181).
 
 python -m models.ringformer.reference CHECKPOINT.pt OUT [--num_heads 8] [--vocabulary MODEL...]
 """
@@ -12,17 +12,17 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_model
 from torch import Tensor
 
-from data_prep.files import DataError, sha256_of, write_json
+from data_prep.files import DataError, sha256_of
 from data_prep.stage import run_stage
 from data_prep.vocabulary import JOINT, PAD_IDX, SEPARATE
 from models.config import ModelConfig
-from models.ringformer.ring import RingDecoder, RingEncoder
+from models.export_format import ExportSettings, write_settings, write_weights
+from models.ringformer import RingDecoder, RingEncoder
+from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 
 log = logging.getLogger("convert")
@@ -71,7 +71,10 @@ def from_reference(
 
 
 def reference_names(model: TranslationModel) -> dict[str, Tensor]:
-    """The published name of every parameter (views into stacked ones)."""
+    """Map the published name of every parameter to it, or to a view into a stacked one.
+
+    :raises TypeError: the model is no RingFormer.
+    """
     names: dict[str, Tensor] = {
         "encoder.emb_layer.emb_layer.weight": model.source_embed.weight,
         "decoder.emb_layer.emb_layer.weight": model.target_embed.weight,
@@ -88,40 +91,33 @@ def reference_names(model: TranslationModel) -> dict[str, Tensor]:
     cross |= {"q": decoder.cross_attn_q, "attn": decoder.cross_attn_output}
     for letter, weight in cross.items():
         names[f"decoder.decoders.0.enc_dec_attention.{letter}_proj.weight"] = weight
-    encoder_norms = encoder.self_attn_layer_norm, encoder.ffn_layer_norm
-    names |= _norm_names("encoder", *encoder_norms)
-    decoder_norms = decoder.self_attn_layer_norm, decoder.cross_attn_layer_norm
-    names |= _norm_names("decoder", *decoder_norms, decoder.ffn_layer_norm)
     return names
 
 
-def _ring_names(ring: Any, stack: str, layer: str, attention: str) -> dict[str, Any]:
-    names = {
-        f"{stack}.{layer}.{attention}.attn_proj.weight": ring.self_attn_output,
-        f"{stack}.{layer}.positionWiseFeedForward.FFN1.0.weight": ring.ffn_up,
-        f"{stack}.{layer}.positionWiseFeedForward.FFN2.0.weight": ring.ffn_down,
-        f"{stack}.lev_param_FF_01": ring.ffn_signal_a,
-        f"{stack}.lev_param_FF_02": ring.ffn_signal_b,
+def _ring_names(ring: Ring, stack: str, layer: str, attention: str) -> dict[str, Tensor]:
+    weights = dict(ring.named_parameters())
+    names: dict[str, Tensor] = {
+        f"{stack}.{layer}.{attention}.attn_proj.weight": weights["self_attn_output"],
+        f"{stack}.{layer}.positionWiseFeedForward.FFN1.0.weight": weights["ffn_up"],
+        f"{stack}.{layer}.positionWiseFeedForward.FFN2.0.weight": weights["ffn_down"],
+        f"{stack}.lev_param_FF_01": weights["ffn_signal_a"],
+        f"{stack}.lev_param_FF_02": weights["ffn_signal_b"],
     }
     for index, letter in enumerate("qkv"):
-        names[f"{stack}.{layer}.{attention}.{letter}_proj.weight"] = ring.self_attn_qkv[index]
-        names[f"{stack}.lev_param_SA_{letter.upper()}_01"] = ring.qkv_signal_a[:, index]
-        names[f"{stack}.lev_param_SA_{letter.upper()}_02"] = ring.qkv_signal_b[:, index]
+        names[f"{stack}.{layer}.{attention}.{letter}_proj.weight"] = weights["self_attn_qkv"][index]
+        names[f"{stack}.lev_param_SA_{letter.upper()}_01"] = weights["qkv_signal_a"][:, index]
+        names[f"{stack}.lev_param_SA_{letter.upper()}_02"] = weights["qkv_signal_b"][:, index]
+    sublayers = ("self_attn", "cross_attn", "ffn")
+    own_norms = [weights[f"{s}_layer_norm"] for s in sublayers if f"{s}_layer_norm" in weights]
+    for number, norms in enumerate(own_norms, start=1):
+        for level, norm in enumerate(norms):
+            for kind, tensor in zip(("weight", "bias"), norm, strict=True):
+                names[f"{stack}.layer_norms_{number:02d}.{level}.{kind}"] = tensor
     return names
-
-
-def _norm_names(stack: str, *sublayers: Any) -> dict[str, Tensor]:
-    """:param sublayers: `[N, 2, d]`."""
-    return {
-        f"{stack}.layer_norms_{sublayer:02d}.{level}.{kind}": tensor
-        for sublayer, norms in enumerate(sublayers, start=1)
-        for level, norm in enumerate(norms)
-        for kind, tensor in zip(("weight", "bias"), norm, strict=True)
-    }
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, also below a key of its own; tensors only, never code.
+    """Read the state dict in a file, also below a key of its own; tensors only, never code.
 
     :raises ValueError: it is not a checkpoint of the published implementation.
     """
@@ -137,6 +133,7 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(
         prog="python -m models.ringformer.reference",
         description="Convert a checkpoint of the published implementation to an exported model.",
@@ -168,18 +165,18 @@ def main() -> None:
             raise ValueError(f"--vocabulary goes with --pad_idx {PAD_IDX} only")
         for path in vocabulary:
             path.open("rb").close()
-        settings = {"format": "safetensors", "model": model.config.model_dump(mode="json")}
+        settings = ExportSettings(format="safetensors", model=model.config.model_dump(mode="json"))
         names = SEPARATE if len(vocabulary) > 1 else JOINT
 
-        def build(partial: Path) -> dict[str, Any]:
-            save_model(model, str(partial / "model.safetensors"))
-            write_json(partial / "export.json", settings)
+        def build(partial: Path) -> dict[str, object]:
+            write_weights(model, partial)
+            write_settings(partial, settings)
             for path, name in zip(vocabulary, names, strict=False):
                 shutil.copyfile(path, partial / name)
             return {}
 
         files = [sha256_of(path) for path in (arguments.checkpoint, *vocabulary)]
-        run_stage(arguments.output, {**settings, "files": files}, build, log)
+        run_stage(arguments.output, {**settings.to_json(), "files": files}, build, log)
     except KeyError as error:
         sys.exit(f"error: {arguments.checkpoint}: tensor {error} is missing")
     except (OSError, ValueError, DataError) as error:

@@ -1,4 +1,4 @@
-"""Is this evaluation better than that of another MLflow run? Paired bootstrap says."""
+"""Compare an evaluation with that of another MLflow run, by paired bootstrap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.results import Result
 from pipeline.recipe import Recipe
-from pipeline.tracking.mlflow_records import client_of, short
+from pipeline.tracking.mlflow_records import client_of, describe_error
 from pipeline.translation.scores import paired_bootstrap
 
 if TYPE_CHECKING:
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("evaluate")
 
-SIGNIFICANT = 0.05  # p below which a difference counts
+SIGNIFICANT = 0.05  # a difference counts when its p is below this
 
 
 class ComparisonError(Exception):
-    """There is nothing to compare with."""
+    """There is no evaluation to compare with."""
 
 
 @dataclass(frozen=True)
 class LoggedEvaluation:
-    """An evaluation as MLflow has it."""
+    """An evaluation that was logged to MLflow."""
 
     run_id: str
     test_set_sha256: str
@@ -38,27 +38,29 @@ class LoggedEvaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """With another evaluation of the same test set."""
+    """How an evaluation compares with another one of the same test set."""
 
-    of: str
-    """MLflow run id of the other."""
+    other_run_id: str
+    """MLflow run id of the other evaluation."""
 
     scores: dict[str, dict[str, float]]
-    """Of `metrics.paired_bootstrap`."""
+    """What `paired_bootstrap` returned, with the other as the baseline."""
 
     @property
     def better(self) -> bool:
-        """Whether this evaluation has the higher BLEU, and not by chance."""
+        """Tell whether this evaluation has the higher BLEU, and not by chance."""
         bleu = self.scores["bleu"]
         return bleu["difference"] > 0 and bleu["p"] < SIGNIFICANT
 
     @property
     def file_name(self) -> str:
-        return f"compared-with-{self.of}.json"
+        """Return the name of the artifact that holds `content`."""
+        return f"compared-with-{self.other_run_id}.json"
 
     @property
     def content(self) -> dict[str, Any]:
-        return {"run_id": self.of, **self.scores}
+        """Return the comparison as JSON values."""
+        return {"run_id": self.other_run_id, **self.scores}
 
     def __str__(self) -> str:
         names = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
@@ -66,21 +68,22 @@ class Comparison:
             f"{score['difference']:+.2f} {names[name]}, p = {score['p']:.3f}"
             for name, score in self.scores.items()
         ]
-        return f"{'; '.join(parts)} (paired bootstrap against run {self.of})"
+        return f"{'; '.join(parts)} (paired bootstrap against run {self.other_run_id})"
 
 
 def evaluations_of_run(recipe: Recipe, run_id: str) -> dict[str, LoggedEvaluation]:
-    """The newest evaluation of each test set in an MLflow run, by the name of its folder.
+    """Download the newest evaluation of each test set in an MLflow run.
 
-    :raises ComparisonError: there is no such run, or none can be had.
+    :returns: evaluations by the names of their folders in RUN_DIR/evaluation.
+    :raises ComparisonError: there is no such run, or it has no evaluation that can be downloaded.
     """
     client = client_of(recipe.tracking_uri)
     try:
         tags = client.get_run(run_id).data.tags
-    except Exception as error:  # whatever MLflow or the network says
-        raise ComparisonError(f"--baseline {run_id}: {short(error)}") from error
+    except Exception as error:  # MLflow's and the network's are of many types
+        raise ComparisonError(f"--baseline {run_id}: {describe_error(error)}") from error
     found = {
-        name.removeprefix("evaluation."): logged(client, run_id, folder)
+        name.removeprefix("evaluation."): download_evaluation(client, run_id, folder)
         for name, folder in tags.items()
         if name.startswith("evaluation.")
     }
@@ -92,8 +95,12 @@ def evaluations_of_run(recipe: Recipe, run_id: str) -> dict[str, LoggedEvaluatio
     return there
 
 
-def logged(client: MlflowClient, run_id: str, folder: str) -> LoggedEvaluation | None:
-    """:param folder: of artifacts. :returns: None if the files are not (all) there."""
+def download_evaluation(client: MlflowClient, run_id: str, folder: str) -> LoggedEvaluation | None:
+    """Download an evaluation from MLflow.
+
+    :param folder: of its artifacts.
+    :returns: the evaluation; None, after a warning, if one of its files cannot be downloaded.
+    """
     with tempfile.TemporaryDirectory() as place:
         try:
             paths = [
@@ -104,15 +111,18 @@ def logged(client: MlflowClient, run_id: str, folder: str) -> LoggedEvaluation |
             return LoggedEvaluation(
                 run_id, json.loads(scores)["test_set_sha256"], hypotheses.split("\n")[:-1]
             )
-        except Exception as error:  # whatever MLflow or the network says
-            log.warning("%s of run %s: %s", folder, run_id, short(error))
+        except Exception as error:  # MLflow's and the network's are of many types
+            log.warning("%s of run %s: %s", folder, run_id, describe_error(error))
             return None
 
 
 def compare_all(
     recipe: Recipe, results: Sequence[Result], baseline: Mapping[str, LoggedEvaluation]
 ) -> list[tuple[Result, Comparison]]:
-    """Compare on each test set that both have."""
+    """Compare results with a baseline on each test set that both have; warn of the others.
+
+    :param baseline: evaluations by the names of their folders.
+    """
     compared = []
     for result in results:
         other = baseline.get(result.test_set.slug)
@@ -127,7 +137,10 @@ def compare_all(
 
 
 def compare(recipe: Recipe, result: Result, other: LoggedEvaluation) -> Comparison | None:
-    """:returns: None if the other evaluation is of other sentences."""
+    """Compare a result with another evaluation.
+
+    :returns: the comparison; None if the other evaluation is of other sentences.
+    """
     if other.test_set_sha256 != result.test_set.sha256:
         return None
     references, language = result.test_set.references, recipe.data.target_lang

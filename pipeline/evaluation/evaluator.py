@@ -1,5 +1,8 @@
 """Translate and score test sets, unless that was done before."""
 
+# Functions import ctranslate2 (by way of the translator) and rich themselves: when all scores are
+# up to date, neither is needed.
+
 from __future__ import annotations
 
 import logging
@@ -21,30 +24,39 @@ from pipeline.recipe import Recipe
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.scores import bleu
 
-if TYPE_CHECKING:  # CTranslate2 and PyTorch, which take seconds to import
+if TYPE_CHECKING:
     from pipeline.translation.serving import TextTranslator
 
 log = logging.getLogger("evaluate")
 
 VERSION = 2  # raise it when the same model would get other scores
-NO_OPTIONS: Mapping[str, object] = {}
+NO_SEARCH_KEYS: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """What is evaluated: checkpoints of the run, or an exported model."""
+    """The model to evaluate: the average of checkpoints of the run, or an exported model."""
 
     recipe: Recipe
+
     checkpoints: Sequence[Checkpoint]
+    """None of them if an export is evaluated."""
+
     export: Path | None
+    """The folder of an exported model."""
+
     search: Mapping[str, object]
-    """Of an export the search keys that are other than it says; of checkpoints all of them."""
+    """Search keys: all of them for checkpoints; for an export those that differ from its own."""
 
     @classmethod
     def of(
         cls, recipe: Recipe, export: Path | None, search: Mapping[str, object]
     ) -> EvaluatedModel:
-        """:raises CheckpointError: there is nothing to evaluate, or it belongs to other data."""
+        """Return the model in the folder `export`, or that of the run's checkpoints if it is None.
+
+        :param search: search keys that differ from those of the export.
+        :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
+        """
         if export is None:
             search = recipe.evaluation.search.model_dump(mode="json")
             return cls(recipe, checkpoints_of_run(recipe), None, search)
@@ -54,12 +66,12 @@ class EvaluatedModel:
 
     @cached_property
     def weights(self) -> str:
-        """A digest of what the checkpoints hold."""
+        """Return a digest of what the checkpoints hold."""
         return weights_digest(self.recipe, self.checkpoints)
 
     @property
     def description(self) -> dict[str, Any]:
-        """What scores.json says of the model."""
+        """Return what scores.json says about the model."""
         if self.export:
             return {"model": str(self.export)}
         return {
@@ -72,7 +84,7 @@ class EvaluatedModel:
         return str(self.export or ", ".join(checkpoint.tag for checkpoint in self.checkpoints))
 
     def result(self, test_set: TestSet) -> Result:
-        """Return where the scores on `test_set` belong, and those that are there."""
+        """Return the result on `test_set`: where its files belong, with the scores found there."""
         variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
         depends_on = {
             "version": VERSION,
@@ -85,18 +97,19 @@ class EvaluatedModel:
             "longest line": None if self.export else self.recipe.data.max_tokens_per_side,
         }
         folder = self.recipe.run_dir / "evaluation" / f"{test_set.slug}{variant}"
-        prefix = "test" if self._is_own(test_set) else test_set.slug
+        prefix = "test" if self._is_of_recipe(test_set) else test_set.slug
         return Result(test_set, folder, f"{prefix}{variant}_", digest_of(depends_on))
 
-    def _is_own(self, test_set: TestSet) -> bool:
+    def _is_of_recipe(self, test_set: TestSet) -> bool:
         return test_set.name == self.recipe.data.test.name
 
     def has_baseline(self, test_set: TestSet) -> bool:
-        """Tell whether an untrained model is scored too."""
+        """Tell whether an untrained model is scored on `test_set` too."""
         wanted = self.recipe.evaluation.untrained_baseline
-        return wanted and self._is_own(test_set) and not self.export
+        return wanted and self._is_of_recipe(test_set) and not self.export
 
     def translator(self) -> TextTranslator:
+        """Load the model, to translate with it."""
         from pipeline.translation.translator import Translator
 
         if self.export:
@@ -105,25 +118,25 @@ class EvaluatedModel:
 
 
 class _Work(NamedTuple):
-    """What rank 0 has found to do."""
+    """What rank 0 has found that there is to do."""
 
     model: EvaluatedModel
     results: list[Result]
-    missing: list[Result]
+    missing: list[Result]  # those of `results` that are not up to date
 
 
 def evaluate(
-    recipe: Recipe, export: Path | None = None, search: Mapping[str, object] = NO_OPTIONS
+    recipe: Recipe, export: Path | None = None, search: Mapping[str, object] = NO_SEARCH_KEYS
 ) -> tuple[EvaluatedModel, list[Result]]:
     """Bring `RUN_DIR/evaluation/TEST_SET/` up to date for each test set.
 
-    Every rank calls it; rank 0 decides, scores and writes.
+    Every rank calls this; rank 0 decides, scores and writes.
 
     :param export: a folder written by `./run.sh export`, to evaluate instead of the checkpoints.
-    :param search: its search keys that shall be other than it was exported with.
-    :returns: what was evaluated, and the results of every test set, that of the recipe first.
-    :raises CheckpointError: nothing to evaluate, or it belongs to other data.
-    :raises DataError: a test set cannot be had.
+    :param search: search keys that differ from those that the model was exported with.
+    :returns: what was evaluated, and the result of every test set, that of the recipe first.
+    :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
+    :raises DataError: a test set cannot be read or fetched.
     """
     model, results, missing = from_rank_0(lambda: _find_work(recipe, export, search))
     if missing:
@@ -144,6 +157,7 @@ def _find_work(recipe: Recipe, export: Path | None, search: Mapping[str, object]
 
 
 def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, result: Result) -> None:
+    """Translate a test set on all ranks; score the translations and write `result` on rank 0."""
     recipe, test_set = model.recipe, result.test_set
     log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), model)
     started = time.monotonic()

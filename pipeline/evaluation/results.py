@@ -1,4 +1,4 @@
-"""The scores of a test set: a folder of files, and what MLflow gets of it."""
+"""The scores of a test set: the files of a folder, and which of them MLflow gets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.files import digest_of, read_json, write_atomically, write_json
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.test_sets import TestSet
+from pipeline.pictures import draw_bleu_by_length
 from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import Tracker
 from pipeline.translation.scores import by_source_length, corpus_scores, sentence_scores, suspicious
@@ -20,29 +21,31 @@ from pipeline.translation.scores import by_source_length, corpus_scores, sentenc
 log = logging.getLogger("evaluate")
 
 FILES = ("scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png")
-LOGGED = ("bleu", "chrf", "ter", "length_ratio", "sentences_per_second", "untrained_bleu")
-TABLE = {"first": 50, "worst": 20, "best": 20}  # sentences in the table that MLflow shows
-COLUMNS = ("line", "chrf", "source", "translation", "reference")
-LENGTH_RATIO = (0.9, 1.1)  # of translations to references; outside it there is a warning
-WRONG = {
+LOGGED_SCORES = ("bleu", "chrf", "ter", "length_ratio", "sentences_per_second", "untrained_bleu")
+TABLE_ROWS = {"first": 50, "worst": 20, "best": 20}  # sentences in MLflow's table
+SENTENCE_COLUMNS = ("line", "chrf", "source", "translation", "reference")
+USUAL_LENGTH_RATIO = (0.9, 1.1)  # of translations to references; beyond, a warning
+WARNINGS = {
     "copied": "are their source again",
     "empty": "are empty",
     "overlong": "are more than twice as long as their reference",
 }
 
-
 Scores = dict[str, Any]  # contents of a scores.json
 
 
 def weights_digest(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
-    """Of the weights that evaluation takes from them."""
+    """Return a digest of the weights that evaluation takes from `checkpoints`."""
     return digest_of(
         [recipe.evaluation.use_ema, *(c.info.model_dump(mode="json") for c in checkpoints)]
     )
 
 
 def scores_of(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]:
-    """Those in RUN_DIR/evaluation that are of these checkpoints; of the recipe's test set first."""
+    """Return the scores in RUN_DIR/evaluation that belong to these checkpoints.
+
+    Those of the recipe's own test set come first.
+    """
     paths = sorted((recipe.run_dir / "evaluation").glob("*/scores.json"))
     found = [read_json(path) for path in paths]
     wanted = weights_digest(recipe, checkpoints)
@@ -52,29 +55,33 @@ def scores_of(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]
 
 @dataclass
 class Result:
-    """A test set, and how well it was translated."""
+    """A test set, and how well a model has translated it."""
 
     test_set: TestSet
     folder: Path
     """RUN_DIR/evaluation/TEST_SET: scores.json, hypotheses.txt, sentences.tsv, by_length.png."""
 
     metric_prefix: str
+    """What the names of its metrics in MLflow begin with."""
+
     fingerprint: str
-    """Of everything that the scores depend on."""
+    """A digest of everything that the scores depend on."""
 
     scores: Scores = field(init=False)
-    """Empty if there are none."""
+    """Contents of scores.json; empty if there is none."""
 
     def __post_init__(self) -> None:
         self.scores = read_json(self.folder / "scores.json")
 
     @property
     def up_to_date(self) -> bool:
+        """Tell whether all files are there, made from what the fingerprint stands for."""
         there = all((self.folder / name).is_file() for name in FILES)
         return there and self.scores.get("fingerprint") == self.fingerprint
 
     @property
     def hypotheses(self) -> list[str]:
+        """Read the translations, one for each source sentence."""
         return (self.folder / "hypotheses.txt").read_text(encoding="utf-8").split("\n")[:-1]
 
     def write(
@@ -84,12 +91,11 @@ class Result:
         target_lang: str,
         more: Mapping[str, Any],
     ) -> None:
-        """Score, warn of what looks wrong, and write the folder.
+        """Score the translations, warn of those that look wrong, and write the folder.
 
-        :param source_lengths: in tokens. :param more: what else scores.json says.
+        :param source_lengths: of the source sentences, in tokens.
+        :param more: further keys of scores.json.
         """
-        from pipeline.pictures import draw_bleu_by_length
-
         sources, references = self.test_set.sources, self.test_set.references
         wrong = suspicious(sources, hypotheses, references)
         buckets = by_source_length(source_lengths, hypotheses, references, target_lang)
@@ -107,7 +113,7 @@ class Result:
         }
         self._warn(scores["length_ratio"], wrong)
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "scores.json").unlink(missing_ok=True)  # it goes with the other files
+        (self.folder / "scores.json").unlink(missing_ok=True)  # what is there describes all of them
         write_atomically(self.folder / "hypotheses.txt", "".join(f"{h}\n" for h in hypotheses))
         self._write_sentences(hypotheses)
         title = f"BLEU {scores['bleu']} ± {scores['bleu_ci']} on {self.test_set.name}"
@@ -116,19 +122,23 @@ class Result:
         self.scores = scores
 
     def _warn(self, length_ratio: float, wrong: Mapping[str, Sequence[int]]) -> None:
+        """Warn of suspicious translations, and of an unusual length ratio.
+
+        :param wrong: row numbers of what `suspicious` found.
+        """
         name = self.test_set.name
         for kind, rows in wrong.items():
             if rows:
                 lines = ", ".join(str(row + 1) for row in rows[:5]) + (" …" if rows[5:] else "")
                 text = "%s: %d translation(s) %s; line(s) %s"
-                log.warning(text, name, len(rows), WRONG[kind], lines)
-        low, high = LENGTH_RATIO
+                log.warning(text, name, len(rows), WARNINGS[kind], lines)
+        low, high = USUAL_LENGTH_RATIO
         if not low <= length_ratio <= high:
             text = "%s: translations are %.2f times as long as the references"
             log.warning(text, name, length_ratio)
 
     def _write_sentences(self, hypotheses: Sequence[str]) -> None:
-        """Every sentence with its chrF2, the worst first."""
+        """Write every sentence with its chrF2, the worst first."""
         references = self.test_set.references
         chrf = sentence_scores(hypotheses, references)
         joined = [" ‖ ".join(row) for row in zip(*references, strict=True)]
@@ -138,7 +148,7 @@ class Result:
         rows.sort(key=lambda row: (row[1], row[0]))
         text = io.StringIO()
         writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(SENTENCE_COLUMNS)
         writer.writerows(rows)
         write_atomically(self.folder / "sentences.tsv", text.getvalue())
 
@@ -146,29 +156,32 @@ class Result:
 
     @property
     def artifact_folder(self) -> str:
-        """Where MLflow has the files: another place for another evaluation."""
+        """Return the folder of the files in MLflow; each evaluation has its own."""
         what = self.scores.get("checkpoints", ["export"])[-1]
         return f"evaluation/{self.folder.name}/{what}-{self.fingerprint[:8]}"
 
     def log(self, tracker: Tracker) -> None:
-        """Log what MLflow does not have yet."""
+        """Log scores, files, a table and tags to MLflow, but for what was logged before."""
         scores, name = self.scores, self.folder.name
-        metrics = {f"{self.metric_prefix}{key}": scores[key] for key in LOGGED if key in scores}
+        metrics = {
+            f"{self.metric_prefix}{key}": scores[key] for key in LOGGED_SCORES if key in scores
+        }
         tracker.log_metrics(metrics, scores.get("step", 0), once=list(metrics))
         for file in FILES:
             tracker.log_artifact(self.folder / file, self.artifact_folder)
         table = self.artifact_folder.removeprefix("evaluation/").replace("/", "-")
-        tracker.log_table(f"translations/{table}.json", self._table())
+        tracker.log_table(f"translations/{table}.json", self._translations_table())
         profile = {"folder": str(self.folder.absolute()), "sentences": scores["sentences"]}
         digest = scores["test_set_sha256"][:16]
         tracker.log_input(scores["test_set"], digest, "evaluation", profile)
         signature = scores["bleu_signature"]
-        # Last: with it the evaluation is complete for those who compare with it.
+        # Tags come last: who compares with this evaluation finds it by them, complete.
         tracker.log_tags(
             {f"bleu_signature.{name}": signature, f"evaluation.{name}": self.artifact_folder}
         )
 
-    def _table(self) -> dict[str, list[Any]]:
+    def _translations_table(self) -> dict[str, list[Any]]:
+        """Return the first, worst and best translations as columns of a table."""
         with (self.folder / "sentences.tsv").open(encoding="utf-8", newline="") as file:
             worst_first = list(csv.reader(file, delimiter="\t"))[1:]
         order: dict[str, list[list[str]]] = {
@@ -176,6 +189,6 @@ class Result:
             "worst": worst_first,
             "best": worst_first[::-1],
         }
-        rows = [[why, *row] for why, some in order.items() for row in some[: TABLE[why]]]
-        names = ("shown as", *COLUMNS)
+        rows = [[why, *row] for why, some in order.items() for row in some[: TABLE_ROWS[why]]]
+        names = ("shown as", *SENTENCE_COLUMNS)
         return {name: [row[place] for row in rows] for place, name in enumerate(names)}

@@ -1,5 +1,7 @@
 """Test sets: that of the recipe, files, or sacreBLEU's by name; always raw text."""
 
+# `_read_sacrebleu` imports sacrebleu itself: most recipes name none of its test sets.
+
 from __future__ import annotations
 
 import re
@@ -15,35 +17,37 @@ from pipeline.recipe import Recipe, TestSetFiles
 
 @dataclass(frozen=True)
 class TestSet:
-    """A test set."""
+    """A test set: source sentences and their reference translations."""
 
     name: str
     sources: list[str]
     references: list[list[str]]
-    """Of one or more translators, each a line for every source."""
+    """The references of one or more translators, each with a line for every source."""
 
     @property
     def slug(self) -> str:
-        """The name as files and metrics have it."""
+        """Return the name as files and metrics have it."""
         return slug_of(self.name)
 
     @property
     def sha256(self) -> str:
+        """Return a digest of the text."""
         return digest_of([self.sources, self.references])
 
 
 def slug_of(name: str) -> str:
-    """With the characters only that MLflow takes, and file systems."""
+    """Return `name` with only such characters as MLflow and file systems take."""
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
 def load_test_sets(recipe: Recipe) -> Iterator[TestSet]:
-    """`data.test`, then those of `evaluation.test_sets`.
+    """Read `data.test`, then those of `evaluation.test_sets`.
 
-    :raises DataError: one cannot be had, its sides differ in length, or two have one name.
+    :raises DataError: a test set cannot be read or fetched, is empty, or has sides of different
+        length; or two have the same name.
     """
     slugs: set[str] = set()
-    for test_set in _read(recipe):
+    for test_set in _read_test_sets(recipe):
         for reference in test_set.references:
             if len(reference) != len(test_set.sources):
                 raise DataError(
@@ -60,31 +64,36 @@ def load_test_sets(recipe: Recipe) -> Iterator[TestSet]:
         yield test_set
 
 
-def _read(recipe: Recipe) -> Iterator[TestSet]:
+def _read_test_sets(recipe: Recipe) -> Iterator[TestSet]:
+    """Read the test sets without looking at what is in them."""
     source_lang, target_lang = recipe.data.languages
     text = recipe.clean_text
     if not (text / f"test.{source_lang}").exists():
         raise DataError(f"{text}: no test set; run `./run.sh prepare`")
-    yield _of_files(
+    yield _read_files(
         recipe.data.test.name, text / f"test.{source_lang}", text / f"test.{target_lang}"
     )
     root = recipe.data.root
     for wanted in recipe.evaluation.test_sets:
         if isinstance(wanted, TestSetFiles):
             references = (root / path for path in wanted.references)
-            yield _of_files(wanted.name, root / wanted.source, *references)
+            yield _read_files(wanted.name, root / wanted.source, *references)
         else:
-            yield _of_sacrebleu(wanted, f"{source_lang}-{target_lang}")
+            yield _read_sacrebleu(wanted, f"{source_lang}-{target_lang}")
 
 
-def _of_files(name: str, source: Path, *references: Path) -> TestSet:
+def _read_files(name: str, source: Path, *references: Path) -> TestSet:
     for path in (source, *references):
         if not path.is_file():
             raise DataError(f"{name}: {path} does not exist")
     return TestSet(name, list(read_lines(source)), [list(read_lines(path)) for path in references])
 
 
-def _of_sacrebleu(name: str, languages: str) -> TestSet:
+def _read_sacrebleu(name: str, languages: str) -> TestSet:
+    """Read a test set of sacreBLEU, which fetches it unless it has it in its cache.
+
+    :param languages: `de-en`, for example.
+    """
     from sacrebleu.dataset import DATASETS
     from sacrebleu.utils import SACREBLEU_DIR
 
@@ -107,4 +116,4 @@ def _of_sacrebleu(name: str, languages: str) -> TestSet:
             f"{name}: sacreBLEU cannot fetch it ({error or 'download failed'}); bring it from "
             f"another machine's {SACREBLEU_DIR}, or name its files in evaluation.test_sets"
         ) from error
-    return _of_files(name, Path(source), *map(Path, references))
+    return _read_files(name, Path(source), *map(Path, references))

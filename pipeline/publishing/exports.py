@@ -1,25 +1,36 @@
 """An exported model: a folder that needs nothing else of the run."""
 
+# Functions import torch and what needs it themselves: that takes seconds, and a wrong argument is
+# told before, as is that an export is up to date.
+
 from __future__ import annotations
 
 import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
+from data_prep.files import write_atomically
+from data_prep.stage import run_stage
+from data_prep.vocabulary import load_vocabularies, vocabulary_files
+from models.export_format import (
+    ExportSettings,
+    Format,
+    Quantization,
+    write_settings,
+    write_weights,
+)
 from pipeline.checkpoints.folder import Checkpoint
+from pipeline.evaluation.results import weights_digest
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
-from pipeline.translation.serving import SETTINGS, tokens_of
+from pipeline.translation.serving import tokens_of
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
 
 log = logging.getLogger("export")
-
-Format = Literal["safetensors", "ctranslate2"]
-Quantization = Literal["int8"]
 
 
 def export(
@@ -29,31 +40,30 @@ def export(
     quantization: Quantization | None = None,
     checkpoints: Sequence[Checkpoint] | None = None,
 ) -> None:
-    """Write the averaged weights in float32 (equal tensors once) or quantized, the vocabulary, and
-    export.json: architecture, search settings, languages.
+    """Bring an exported model up to date.
 
+    The folder holds the averaged weights, in float32 (equal tensors once) or quantized; the
+    vocabulary; export.json with architecture, search settings and languages; and the model card.
+
+    :param folder: to write.
     :param checkpoints: to average; by default those that `evaluation` names.
     :raises CheckpointError: the run has no checkpoint.
     :raises UsageError: the format cannot hold such a model.
     """
-    from data_prep.files import write_atomically, write_json
-    from data_prep.stage import run_stage
-    from data_prep.vocabulary import vocabulary_files
-    from pipeline.evaluation.results import weights_digest
     from pipeline.publishing.model_card import model_card
 
-    _check(recipe, format, quantization)
+    _refuse_impossible(recipe, format, quantization)
     checkpoints = checkpoints or checkpoints_of_run(recipe)
     card = model_card(recipe, checkpoints)
-    settings: dict[str, Any] = {
-        "format": format,
-        "quantization": quantization,
-        "model": recipe.model.model_dump(mode="json"),
-        "evaluation": recipe.evaluation.search.model_dump(mode="json"),
-        "max_source_tokens": min(recipe.data.max_tokens_per_side, recipe.model.max_seq_len),
-        "source_lang": recipe.data.source_lang,
-        "target_lang": recipe.data.target_lang,
-    }
+    settings = ExportSettings(
+        format=format,
+        quantization=quantization,
+        model=recipe.model.model_dump(mode="json"),
+        evaluation=recipe.evaluation.search.model_dump(mode="json"),
+        max_source_tokens=min(recipe.data.max_tokens_per_side, recipe.model.max_seq_len),
+        source_lang=recipe.data.source_lang,
+        target_lang=recipe.data.target_lang,
+    )
 
     def build(partial: Path) -> dict[str, int]:
         model = model_of_run(recipe, checkpoints)
@@ -62,16 +72,20 @@ def export(
         if format == "ctranslate2":
             _write_ctranslate2(model, partial, quantization)
         else:
-            _write_safetensors(model, partial)
-        write_json(partial / SETTINGS, settings)
+            write_weights(model, partial)
+        write_settings(partial, settings)
         write_atomically(partial / "README.md", card)
         return {"parameters": sum(p.numel() for p in model.parameters())}
 
-    inputs = {**settings, "weights": weights_digest(recipe, checkpoints), "card": card}
+    inputs = {**settings.to_json(), "weights": weights_digest(recipe, checkpoints), "card": card}
     run_stage(folder, inputs, build, log)
 
 
-def _check(recipe: Recipe, format: Format, quantization: Quantization | None) -> None:
+def _refuse_impossible(recipe: Recipe, format: Format, quantization: Quantization | None) -> None:
+    """Check that the format can hold the recipe's model, and can be quantized so.
+
+    :raises UsageError: it cannot.
+    """
     if format == "safetensors":
         if quantization:
             raise UsageError(f"--quantization {quantization} needs --format ctranslate2")
@@ -85,23 +99,16 @@ def _check(recipe: Recipe, format: Format, quantization: Quantization | None) ->
         )
 
 
-def _write_safetensors(model: TranslationModel, folder: Path) -> None:
-    from safetensors.torch import save_model
-
-    save_model(model, str(folder / "model.safetensors"))
-
-
 def _write_ctranslate2(
     model: TranslationModel, folder: Path, quantization: Quantization | None
 ) -> None:
-    """model.bin, CTranslate2's own config.json, and its vocabularies.
+    """Write model.bin, CTranslate2's own config.json, and its vocabularies.
 
-    :param folder: holds the SentencePiece models.
+    :param folder: to write to; it holds the SentencePiece models.
     """
-    from data_prep.vocabulary import load_vocabularies
     from models.ctranslate2_spec import ctranslate2_spec
 
-    # In float32 the order of additions, which is not ours to choose, would show in the bytes.
+    # In float32 the bytes would depend on the order of additions, which is not ours to choose.
     spec = ctranslate2_spec(model.double())
     source, target = map(tokens_of, load_vocabularies(folder))
     spec.register_source_vocabulary(source)

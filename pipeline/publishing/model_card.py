@@ -1,7 +1,7 @@
-"""The model card: what a model was made of, how well it does, and what it is not for.
+"""The model card: what a model was made from, how well it translates, and what it is not for.
 
-Markdown with the YAML head that model hubs read. A function of the run alone: the same run, the
-same card.
+It is Markdown with the YAML header that model hubs read. It depends on the run alone: the same run
+gives the same card.
 """
 
 from __future__ import annotations
@@ -22,24 +22,26 @@ from pipeline.recipe import Recipe
 
 
 def model_card(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
-    """
-    :param checkpoints: whose average the model is.
+    """Return the model card of a run.
+
+    :param checkpoints: the model is the average of these.
     """
     scores = scores_of(recipe, checkpoints)
     languages = f"{recipe.data.source_lang} → {recipe.data.target_lang}"
     parts = [
-        _head(recipe, scores),
+        _yaml_header(recipe, scores),
         f"# {recipe.run_dir.absolute().name}: {recipe.model.architecture}, {languages}",
-        _model(recipe),
-        _data(recipe),
-        _training(recipe, checkpoints),
-        _scores(scores),
-        _limits(recipe),
+        _model_section(recipe),
+        _data_section(recipe),
+        _training_section(recipe, checkpoints),
+        _evaluation_section(scores),
+        _limits_section(recipe),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _head(recipe: Recipe, scores: Sequence[Scores]) -> str:
+def _yaml_header(recipe: Recipe, scores: Sequence[Scores]) -> str:
+    """Return languages, tags and scores in the form that model hubs read."""
     task = {"type": "translation", "name": "Translation"}
     head: dict[str, Any] = {
         "language": list(recipe.data.languages),
@@ -61,12 +63,12 @@ def _head(recipe: Recipe, scores: Sequence[Scores]) -> str:
     return f"---\n{text.getvalue()}---"
 
 
-def _model(recipe: Recipe) -> str:
+def _model_section(recipe: Recipe) -> str:
     model = recipe.model
     source, target = load_vocabularies(recipe.shards)
     sizes = (source.get_piece_size(), target.get_piece_size())
     shapes = abstract_model(model, sizes)
-    pieces = [f"{size:,}" for size in (sizes if source is not target else sizes[:1])]
+    vocabulary_sizes = [f"{size:,}" for size in (sizes if source is not target else sizes[:1])]
     rows = {
         "architecture": model.architecture,
         "width": model.model_dim,
@@ -75,7 +77,8 @@ def _model(recipe: Recipe) -> str:
         "levels in encoder and decoder": model.num_levels,
         "parameters": f"{sum(p.numel() for p in shapes.parameters()):,}",
         "of them without embeddings and output projection": f"{core_parameters(shapes):,}",
-        "vocabulary": f"SentencePiece {recipe.data.vocabulary.type}, {' + '.join(pieces)} pieces",
+        "vocabulary": f"SentencePiece {recipe.data.vocabulary.type}, "
+        f"{' + '.join(vocabulary_sizes)} tokens",
         "longest input": f"{recipe.data.max_tokens_per_side} tokens; longer ones are split",
     }
     text = ""
@@ -88,7 +91,7 @@ def _model(recipe: Recipe) -> str:
     return f"## Model\n\n{text}{_table(rows)}"
 
 
-def _data(recipe: Recipe) -> str:
+def _data_section(recipe: Recipe) -> str:
     manifest = read_manifest(recipe.shards)
     if manifest is None:
         return "## Training data\n\nNot recorded in this run's folder."
@@ -107,7 +110,7 @@ def _data(recipe: Recipe) -> str:
     )
 
 
-def _training(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
+def _training_section(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
     training, newest = recipe.training, checkpoints[-1]
     weights = ", ".join(checkpoint.tag for checkpoint in checkpoints)
     if len(checkpoints) > 1:
@@ -126,7 +129,7 @@ def _training(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
     return f"## Training\n\n{_table(rows)}"
 
 
-def _scores(scores: Sequence[Scores]) -> str:
+def _evaluation_section(scores: Sequence[Scores]) -> str:
     if not scores:
         return "## Evaluation\n\nNot evaluated yet: `./run.sh evaluate` does, then export again."
     lines = [
@@ -150,7 +153,7 @@ def _scores(scores: Sequence[Scores]) -> str:
     )
 
 
-def _limits(recipe: Recipe) -> str:
+def _limits_section(recipe: Recipe) -> str:
     source, target = recipe.data.languages
     return (
         "## Limits\n\n"
@@ -165,6 +168,7 @@ def _limits(recipe: Recipe) -> str:
 
 
 def _table(rows: dict[str, Any]) -> str:
+    """Return a Markdown table of keys and values."""
     return "\n".join(
         ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
     )

@@ -1,4 +1,6 @@
-"""The evaluated model in MLflow's registry; `champion` is the best by paired bootstrap."""
+"""Register evaluated models in MLflow; the alias `champion` is on the best by paired bootstrap."""
+
+# Functions import mlflow themselves: that takes seconds, and a model that is registered needs none.
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ from typing import TYPE_CHECKING
 
 from data_prep.files import read_json, write_json
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.comparison import compare, logged
+from pipeline.evaluation.comparison import compare, download_evaluation
 from pipeline.evaluation.results import Result
+from pipeline.publishing.exports import export
 from pipeline.recipe import ROOT, Recipe, UsageError
-from pipeline.tracking.mlflow_records import client_of, short
+from pipeline.tracking.mlflow_records import client_of, describe_error
 from pipeline.tracking.tracker import run_id_of
 
 if TYPE_CHECKING:
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("evaluate")
 
 CHAMPION = "champion"
-NEEDED = ("mlflow", "ctranslate2", "sentencepiece")  # to serve it
-SERVED_CODE = (  # all of ours that it takes
+SERVING_PACKAGES = ("mlflow", "ctranslate2", "sentencepiece")  # what serving a model needs
+SERVED_CODE = (  # all of our code that serving a model needs
+    "models/__init__.py",
+    "models/export_format.py",
     "pipeline/__init__.py",
     "pipeline/translation/__init__.py",
     "pipeline/translation/serving.py",
@@ -36,16 +41,16 @@ SERVED_CODE = (  # all of ours that it takes
 
 
 def register(recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result) -> None:
-    """Log the average of `checkpoints` as a new version of the registered model, and move the alias
-    `champion` to it if it is better. Done once for an evaluation.
+    """Register the average of `checkpoints`, and move the alias `champion` to it if it is better.
+
+    An evaluation is registered once, as a new version of the registered model. Errors of MLflow or
+    the network become a warning, and the next `./run.sh evaluate` tries again.
 
     :param result: of these checkpoints.
-
-    A server that cannot be reached is told of; the next `./run.sh evaluate` tries again.
     """
     run_id, done = run_id_of(recipe), recipe.run_dir / "tracking" / "registered.json"
-    known = read_json(done)  # for each tracking store: what was registered last
-    name = _name(recipe, result)
+    known = read_json(done)  # tracking store → what was registered there last
+    name = _registered_name(recipe, result)
     wanted = [run_id, name, result.fingerprint]
     if known.get(recipe.tracking_uri) == wanted:
         return
@@ -53,28 +58,29 @@ def register(recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result) 
         if run_id is None:
             raise ConnectionError("the run is not there yet")
         client = client_of(recipe.tracking_uri)
-        found = _register(client, name, recipe, checkpoints, result, run_id)
-    except UsageError as error:  # the architecture is no standard Transformer
+        found = _register_version(client, name, recipe, checkpoints, result, run_id)
+    except UsageError as error:  # the architecture cannot be exported as a standard Transformer
         log.warning("not registered: %s", error)
         return
-    except Exception as error:  # whatever the server or the network does, the scores are there
+    except Exception as error:  # MLflow's and the network's are of many types; scores are there
         log.warning(
             "not registered in %s: %s; `./run.sh evaluate` tries again",
             recipe.tracking_uri,
-            short(error),
+            describe_error(error),
         )
         return
     write_json(done, {**known, recipe.tracking_uri: wanted})
     log.info("%s", found)
 
 
-def _name(recipe: Recipe, result: Result) -> str:
+def _registered_name(recipe: Recipe, result: Result) -> str:
+    """Return the name of the registered model; see `tracking.registered_model`."""
     languages = f"{recipe.data.source_lang}-{recipe.data.target_lang}"
     default = f"{recipe.tracking.experiment}-{languages}-{result.test_set.slug}"
     return recipe.tracking.registered_model or default
 
 
-def _register(
+def _register_version(
     client: MlflowClient,
     name: str,
     recipe: Recipe,
@@ -82,9 +88,10 @@ def _register(
     result: Result,
     run_id: str,
 ) -> str:
-    """:returns: what was done."""
-    from pipeline.publishing.exports import export
+    """Make a version of the registered model unless there is one, and decide who is champion.
 
+    :returns: what was done, in words.
+    """
     mine = f"name = '{name}' and tags.fingerprint = '{result.fingerprint}'"
     versions = [v for v in client.search_model_versions(mine) if v.run_id == run_id]
     if versions:
@@ -100,7 +107,10 @@ def _register(
 def _log_model(
     client: MlflowClient, name: str, recipe: Recipe, folder: Path, result: Result, run_id: str
 ) -> ModelVersion:
-    """:param folder: the exported model."""
+    """Upload an exported model as a new version of the registered model `name`.
+
+    :param folder: of the exported model.
+    """
     import mlflow
     from mlflow.models import Model
 
@@ -112,7 +122,7 @@ def _log_model(
         for path in SERVED_CODE:
             (Path(place) / path).parent.mkdir(parents=True, exist_ok=True)
             copyfile(ROOT / path, Path(place) / path)
-        logged = Model.log(
+        info = Model.log(
             None,
             mlflow.pyfunc,
             name=f"model-{result.fingerprint[:8]}",
@@ -123,14 +133,14 @@ def _log_model(
             artifacts={"model": str(folder.absolute())},
             code_paths=sorted({str(Path(place) / Path(path).parts[0]) for path in SERVED_CODE}),
             input_example=example,
-            pip_requirements=[f"{package}=={version(package)}" for package in NEEDED],
+            pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
         )
-    new = client.get_model_version(name, logged.registered_model_version)
+    new = client.get_model_version(name, info.registered_model_version)
     tags = {
         "test_set": result.test_set.name,
         "evaluation": result.artifact_folder,
         **{key: str(result.scores[key]) for key in ("bleu", "bleu_ci", "bleu_signature")},
-        "fingerprint": result.fingerprint,  # last: with it the version is complete
+        "fingerprint": result.fingerprint,  # comes last: a version that has it is complete
     }
     client.update_model_version(new.name, new.version, description=card)
     for key, value in tags.items():
@@ -139,7 +149,10 @@ def _log_model(
 
 
 def _move_champion(client: MlflowClient, recipe: Recipe, result: Result, new: ModelVersion) -> str:
-    """Move the alias if `new` is better than the one that has it. :returns: what was found."""
+    """Move the alias `champion` to `new` if it is better than the version that has it.
+
+    :returns: the verdict, in words.
+    """
     champion = _champion(client, new.name)
     if champion is None:
         verdict = "the first, and so champion"
@@ -147,7 +160,7 @@ def _move_champion(client: MlflowClient, recipe: Recipe, result: Result, new: Mo
         return "is champion"
     else:
         run_id, folder = str(champion.run_id), champion.tags.get("evaluation", "")
-        other = logged(client, run_id, folder) if folder else None
+        other = download_evaluation(client, run_id, folder) if folder else None
         if other is None:
             return f"version {champion.version} stays champion: its evaluation cannot be had"
         if (comparison := compare(recipe, result, other)) is None:
@@ -163,6 +176,7 @@ def _move_champion(client: MlflowClient, recipe: Recipe, result: Result, new: Mo
 
 
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    """Return the version that has the alias `champion`; None if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,5 +1,8 @@
-"""The registered model: MLflow runs this file where the model is loaded. Beside it lies
-`pipeline/translation/serving.py`; nothing else of ours is needed."""
+"""The registered model: MLflow runs this file where the model is loaded.
+
+Of our other code it needs `pipeline/translation/serving.py` and `models/export_format.py` alone,
+which are stored with it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,15 @@ from pipeline.translation.serving import CTranslate2Translator
 
 
 class TranslationModel(PythonModel):
-    """Source sentences in, translations out."""
+    """Translates source sentences."""
 
     def load_context(self, context: Any) -> None:
+        """Load the exported model that is stored with this file."""
         self.translator = CTranslate2Translator(Path(context.artifacts["model"]))
 
-    # From the types MLflow infers the signature.
+    # MLflow infers the model's signature from these types.
     def predict(self, model_input: list[str]) -> list[str]:  # type: ignore[override]
+        """Return the translation of each sentence."""
         return self.translator.translate(model_input)
 
 

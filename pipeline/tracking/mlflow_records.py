@@ -1,4 +1,7 @@
-"""MLflow's client, and journal records as calls of it."""
+"""MLflow's client, and what it is told for each kind of journal record."""
+
+# Functions import mlflow themselves: that takes seconds, and a command whose thread has nothing to
+# send needs none of it.
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.files import first_line
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -18,19 +23,22 @@ log = logging.getLogger("tracking")
 MAX_PARAMS = 100  # MLflow's limit for one request; that of metrics is 1,000
 METRICS_RECORDS = 50  # journal records of metrics sent together
 
-IMPORTING = threading.Lock()  # two threads that import mlflow at once deadlock
+IMPORT_LOCK = threading.Lock()  # two threads that import mlflow at once deadlock
 
 Record = Mapping[str, Any]
 
 
 def client_of(uri: str) -> MlflowClient:
-    """MLflow's client, which does not retry: who calls it does, or tells the user."""
+    """Return a client of the tracking store `uri`.
+
+    It does not retry; its callers do, or tell the user.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
-    with IMPORTING:
+    with IMPORT_LOCK:
         from mlflow import MlflowClient
 
     for noisy in ("mlflow", "alembic", "urllib3"):
@@ -41,36 +49,39 @@ def client_of(uri: str) -> MlflowClient:
 def send(
     client: MlflowClient, run_id: str, kind: str, records: Sequence[Record], folder: Path
 ) -> None:
-    """Send journal records of one kind; but for metrics, one.
+    """Send journal records of one kind to MLflow: several of metrics, one of any other kind.
 
-    :param folder: of the journal; kept files lie below it.
-    :raises Exception: MLflow's or the network's, where trying again can help.
+    What MLflow refuses for good is left out with a warning.
+
+    :param folder: of the journal; the copies of artifacts are below it.
+    :raises Exception: an error of MLflow or the network, after which it is worth trying again.
     """
     from mlflow.exceptions import MlflowException
 
     try:
         if kind == "metrics":
-            _metrics(client, run_id, records)
+            _send_metrics(client, run_id, records)
         elif kind == "artifact":
             where = records[0]["name"].rpartition("/")[0]
             client.log_artifact(run_id, str(folder / records[0]["kept"]), where or None)
         else:
             SENDERS[kind](client, run_id, records[0])
     except MlflowException as error:
-        # Refused for good: retrying cannot help.
+        # Any other error can go away.
         if error.get_http_status_code() not in (400, 404):  # type: ignore[no-untyped-call]
             raise
-        log.warning("MLflow did not take %s: %s", kind, short(error))
+        log.warning("MLflow did not take %s: %s", kind, describe_error(error))
     except FileNotFoundError as error:
-        log.warning("artifact is gone, not logged: %s", short(error))
+        log.warning("artifact is gone, not logged: %s", describe_error(error))
 
 
-def short(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
+def describe_error(error: Exception) -> str:
+    """Return the type of an error and the first line of its text, at most 200 characters of it."""
+    text = first_line(error)[:200] if str(error).strip() else ""
+    return f"{type(error).__name__}: {text}"
 
 
-def _metrics(client: MlflowClient, run_id: str, records: Sequence[Record]) -> None:
+def _send_metrics(client: MlflowClient, run_id: str, records: Sequence[Record]) -> None:
     from mlflow.entities import Metric
 
     metrics = [
@@ -81,7 +92,7 @@ def _metrics(client: MlflowClient, run_id: str, records: Sequence[Record]) -> No
     client.log_batch(run_id, metrics=metrics)
 
 
-def _params(client: MlflowClient, run_id: str, record: Record) -> None:
+def _send_params(client: MlflowClient, run_id: str, record: Record) -> None:
     from mlflow.entities import Param
 
     known, params = client.get_run(run_id).data.params, record["params"]
@@ -97,13 +108,13 @@ def _params(client: MlflowClient, run_id: str, record: Record) -> None:
         client.log_batch(run_id, params=new[begin : begin + MAX_PARAMS])
 
 
-def _tags(client: MlflowClient, run_id: str, record: Record) -> None:
+def _send_tags(client: MlflowClient, run_id: str, record: Record) -> None:
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in record["tags"].items()])
 
 
-def _input(client: MlflowClient, run_id: str, record: Record) -> None:
+def _send_input(client: MlflowClient, run_id: str, record: Record) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     dataset = Dataset(
@@ -117,17 +128,18 @@ def _input(client: MlflowClient, run_id: str, record: Record) -> None:
     client.log_inputs(run_id, datasets=[DatasetInput(dataset, [tag])])
 
 
-def _json(client: MlflowClient, run_id: str, record: Record) -> None:
+def _send_json(client: MlflowClient, run_id: str, record: Record) -> None:
     client.log_dict(run_id, record["content"], record["name"])
 
 
-def _table(client: MlflowClient, run_id: str, record: Record) -> None:
+def _send_table(client: MlflowClient, run_id: str, record: Record) -> None:
     name, folder = record["name"], record["name"].rpartition("/")[0]
+    # To a table that is there MLflow would append.
     if name not in [item.path for item in client.list_artifacts(run_id, folder or None)]:
-        client.log_table(run_id, record["columns"], name)  # it would append
+        client.log_table(run_id, record["columns"], name)
 
 
-def _status(client: MlflowClient, run_id: str, record: Record) -> None:
+def _send_status(client: MlflowClient, run_id: str, record: Record) -> None:
     if record["status"] in ("SCHEDULED", "RUNNING"):
         client.update_run(run_id, status=record["status"])
     else:
@@ -135,10 +147,10 @@ def _status(client: MlflowClient, run_id: str, record: Record) -> None:
 
 
 SENDERS = {
-    "params": _params,
-    "tags": _tags,
-    "input": _input,
-    "json": _json,
-    "table": _table,
-    "status": _status,
+    "params": _send_params,
+    "tags": _send_tags,
+    "input": _send_input,
+    "json": _send_json,
+    "table": _send_table,
+    "status": _send_status,
 }

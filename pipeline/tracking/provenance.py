@@ -1,4 +1,6 @@
-"""What MLflow knows of a run beside its metrics: its data, its code, its machine."""
+"""Log where a run comes from: its recipe, data, code and machine."""
+
+# `_gpu_names` imports pynvml itself: many commands log nothing, and need not wait for it.
 
 from __future__ import annotations
 
@@ -19,22 +21,22 @@ PACKAGES = ("torch", "deepspeed", "fairseq2", "ctranslate2", "sentencepiece", "s
 
 
 def log_data(tracker: Tracker, recipe: Recipe) -> None:
-    """Log recipe, corpora, cleaning report, vocabulary and shards; and where they were made.
+    """Log recipe, corpora, cleaning report, vocabulary and shards; at first also code and machine.
 
-    :raises OSError: a file of them cannot be read.
+    :raises OSError: one of their files cannot be read.
     """
     shards, clean = recipe.shards, recipe.clean_text
     if not tracker.has_records:
         tracker.log_status("SCHEDULED")
-        tracker.log_tags(_code() | _machine())
+        tracker.log_tags(_code_tags() | _machine_tags())
     tracker.log_json("recipe.json", recipe.model_dump(mode="json"))
     tracker.log_params(**recipe.model_dump(mode="json", include={"data"}))
     if (manifest := read_manifest(shards)) is None:
-        return  # a model that was brought here without its data
+        return  # a trained model was copied here without its data
     tracker.log_params(shards={key: manifest[key] for key in ("totals", "vocabulary")})
     tracker.log_json("data/manifest.json", manifest)
     for path in (clean / "report.json", clean / "report.png", *vocabulary_files(shards)):
-        if path.exists():  # shards can come without the text that they were made of
+        if path.exists():  # shards can be copied without the text that they were made from
             tracker.log_artifact(path, "data")
     names = {
         "training": ("train", "+".join(corpus.name for corpus in recipe.data.train)),
@@ -51,22 +53,22 @@ def log_data(tracker: Tracker, recipe: Recipe) -> None:
 
 
 class TrainingFacts(NamedTuple):
-    """What is not in the recipe of a training."""
+    """What tracking tells of a training besides its recipe."""
 
     deepspeed_config: dict[str, Any]
     ranks: int
     device: str
-    core_parameters: int
+    core_parameters: int  # without embeddings and output projection
 
 
 def log_training(tracker: Tracker, recipe: Recipe, facts: TrainingFacts) -> None:
-    """Log model, training, search, and DeepSpeed's configuration; and where it runs."""
+    """Log the recipe, DeepSpeed's configuration, code and machine of a training that begins."""
     sections = recipe.model_dump(mode="json", include={"model", "training", "evaluation"})
     tracker.log_params(**sections, deepspeed=facts.deepspeed_config)
     tracker.log_tags(
         {
-            **_code(),
-            **_machine(),
+            **_code_tags(),
+            **_machine_tags(),
             "ranks": str(facts.ranks),
             "device": facts.device,
             "core_parameters": str(facts.core_parameters),
@@ -77,8 +79,8 @@ def log_training(tracker: Tracker, recipe: Recipe, facts: TrainingFacts) -> None
     tracker.log_status("RUNNING")
 
 
-def _code() -> dict[str, str]:
-    """Return tags of the commit of the checkout, and of what is installed."""
+def _code_tags() -> dict[str, str]:
+    """Return tags with the commit of the checkout, and the versions of what is installed."""
     tags = {
         "version.python": platform.python_version(),
         "mlflow.source.name": ROOT.name,
@@ -97,7 +99,7 @@ def _code() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git says; None where there is no checkout, or no git."""
+    """Return what a git command prints; None if there is no checkout, or no git."""
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
@@ -107,8 +109,9 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _machine() -> dict[str, str]:
-    gpus = _gpus()
+def _machine_tags() -> dict[str, str]:
+    """Return tags with the name, cores and GPUs of this machine."""
+    gpus = _gpu_names()
     return {
         "host": socket.gethostname(),
         "cpus": str(len(os.sched_getaffinity(0))),
@@ -116,7 +119,7 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _gpus() -> list[str]:
+def _gpu_names() -> list[str]:
     """Return the names of this machine's NVIDIA GPUs."""
     import pynvml
 

@@ -1,4 +1,6 @@
-"""How busy the machine is, logged while rank 0 trains (MLflow shows it as System metrics)."""
+"""Log how busy the machine is while rank 0 trains (MLflow shows it as System metrics)."""
+
+# `_create_monitors` imports mlflow itself, in its own thread: that takes seconds.
 
 from __future__ import annotations
 
@@ -9,21 +11,29 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from pipeline.tracking.mlflow_records import IMPORTING
+from pipeline.tracking.mlflow_records import IMPORT_LOCK
 from pipeline.tracking.tracker import Tracker
 
-SECONDS = 10.0  # MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL is MLflow's name for another value
+SAMPLING_SECONDS = 10.0  # unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL has another value
 
 
 class SystemMetrics:
-    """MLflow's own monitors of CPU, memory, disk, network and GPUs, through our tracker: a server
-    that is away loses none. They see the machine of rank 0."""
+    """A context in which MLflow's monitors of CPU, memory, disk, network and GPUs are logged.
 
-    def __init__(self, tracker: Tracker, step: Callable[[], int]) -> None:
-        """:param step: tells the step at hand."""
-        self._tracker, self._step = tracker, step
+    They go through our tracker, so that none are lost while the server is away. They see the
+    machine of rank 0.
+    """
+
+    def __init__(self, tracker: Tracker, current_step: Callable[[], int]) -> None:
+        """Make the thread that logs.
+
+        :param current_step: tells which training step a sample belongs to.
+        """
+        self._tracker, self._current_step = tracker, current_step
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="system metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self._log_samples, name="system metrics", daemon=True
+        )
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -37,9 +47,9 @@ class SystemMetrics:
         self._ended.set()
         self._thread.join()
 
-    def _watch(self) -> None:
-        seconds = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", SECONDS))
-        monitors = _monitors()
+    def _log_samples(self) -> None:
+        seconds = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", SAMPLING_SECONDS))
+        monitors = _create_monitors()
         while not self._ended.wait(seconds):
             metrics: dict[str, float] = {}
             for monitor in monitors:
@@ -47,11 +57,11 @@ class SystemMetrics:
                 metrics |= monitor.aggregate_metrics()
                 monitor.clear_metrics()
             metrics = {f"system/{key}": value for key, value in metrics.items()}
-            self._tracker.log_metrics(metrics, self._step())
+            self._tracker.log_metrics(metrics, self._current_step())
 
 
-def _monitors() -> list[Any]:
-    with IMPORTING:
+def _create_monitors() -> list[Any]:
+    with IMPORT_LOCK:
         from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
         from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
@@ -59,6 +69,6 @@ def _monitors() -> list[Any]:
 
     monitors: list[Any] = []
     for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
-        with suppress(RuntimeError):  # there is no GPU
+        with suppress(RuntimeError):  # GPUMonitor's, where there is no GPU
             monitors.append(kind())
     return monitors

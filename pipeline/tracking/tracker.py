@@ -1,10 +1,12 @@
 """MLflow tracking that never stops or slows training, and loses nothing.
 
-Everything is first appended to a journal in the run folder; a thread sends it on to the MLflow
-server (`pipeline/mlflow_records.py` says how). What could not be sent (server down, process killed)
-is sent by the next command on the same run_dir. What is sent twice counts once: MLflow keeps a
-(key, step, time, value) once, and what the journal has already is not logged again.
+Every record is first appended to a journal in the run folder; a thread then sends it to the MLflow
+server (`pipeline/tracking/mlflow_records.py` says how). What could not be sent (the server was
+down, the process was killed) is sent by the next command on the same run_dir. Nothing counts twice:
+MLflow keeps a (key, step, time, value) once, and what the journal has already is not logged again.
 """
+
+# Functions import mlflow themselves: that takes seconds, and only the sending thread needs it.
 
 from __future__ import annotations
 
@@ -19,29 +21,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_prep.files import digest_of, read_json, sha256_of, write_atomically, write_json
 from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
 from pipeline.recipe import Recipe
-from pipeline.tracking.mlflow_records import METRICS_RECORDS, client_of, send, short
+from pipeline.tracking.mlflow_records import METRICS_RECORDS, client_of, describe_error, send
 
-if TYPE_CHECKING:  # mlflow takes seconds to import, and only the sending thread needs it
+if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger("tracking")
 
-RETRY_SECONDS = (1, 2, 5, 10, 30)
-CLOSE_SECONDS = 60
+RETRY_SECONDS = (1, 2, 5, 10, 30)  # pauses after failures in a row
+CLOSE_SECONDS = 60  # how long `close` waits
+
+History = dict[str, dict[int, float]]  # metric → step → value
+
+
+class JournalRecord(NamedTuple):
+    """A record as the journal has it."""
+
+    content: dict[str, Any]
+    end: int  # position in the journal after the record, in bytes
 
 
 class Tracker:
-    """The MLflow run of one `run_dir`. Only global rank 0 opens one."""
+    """Logs to the MLflow run of one `run_dir`. Only rank 0 opens one."""
 
     def __init__(self, recipe: Recipe, run_id: str | None = None) -> None:
-        """:param run_id: MLflow run to continue if `run_dir` does not say (a copied checkpoint)."""
+        """Read the journal, and start the thread that sends what is unsent.
+
+        :param run_id: MLflow run to continue if `run_dir` names none; a copied checkpoint does.
+        """
         self._recipe = recipe
-        self._journal, self._state_file = _files(recipe)
+        self._journal, self._state_file = _journal_and_state_file(recipe)
         self._journal.parent.mkdir(parents=True, exist_ok=True)
         self._state = _read_state(recipe) or {"run_id": run_id, "sent": 0}
         self._run_exists = False
@@ -50,56 +64,74 @@ class Tracker:
             self._state["sent"] = 0
         self.history, self._logged = _read_journal(self._journal)
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
+        self._thread = threading.Thread(
+            target=self._send_until_closed, name="tracking", daemon=True
+        )
         self._thread.start()
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's run id; None until the server has been reached for the first time."""
+        """Return MLflow's run id; None until the server has been reached for the first time."""
         run_id: str | None = self._state["run_id"]
         return run_id
 
     @property
     def has_records(self) -> bool:
+        """Tell whether anything was logged for this `run_dir`, by an earlier command too."""
         return self._journal.exists()
 
     # ── What can be logged ──────────────────────────────────────────────────────────────────────
 
     def log_status(self, status: str) -> None:
-        """:param status: MLflow's RunStatus."""
-        self._log("status", status=status)
+        """Log the status of the run.
+
+        :param status: a name of MLflow's RunStatus.
+        """
+        self._append_record("status", status=status)
 
     def log_params(self, **sections: Any) -> None:
-        """Mappings, flattened to `section.key`. What MLflow has of a key already stays as it is."""
-        params = {key: str(value)[:500] for key, value in _flat(sections).items()}
-        self._log_once("params", params=params)
+        """Log parameters: mappings, flattened to `section.key`.
+
+        MLflow keeps the first value that it gets for a key.
+        """
+        params = {key: str(value)[:500] for key, value in _flatten(sections).items()}
+        self._append_if_new("params", params=params)
 
     def log_input(self, name: str, digest: str, context: str, profile: Mapping[str, Any]) -> None:
-        """A data set that the run reads.
+        """Log a data set that the run reads.
 
         :param context: `training`, `validation` or `evaluation`.
+        :param profile: facts about it; `folder` is where it is.
         """
-        self._log_once("input", name=name, digest=digest, context=context, profile=profile)
+        self._append_if_new("input", name=name, digest=digest, context=context, profile=profile)
 
     def log_metrics(
         self, metrics: Mapping[str, float], step: int, *, once: Sequence[str] = ()
     ) -> None:
-        """:param once: not if a run that was interrupted has logged the same values of these."""
+        """Log metrics of a step.
+
+        :param once: names of metrics. If all of them have (nearly) these values at this step
+            already, as after a training that was interrupted, nothing is logged.
+        """
         before = {key: self.history.get(key, {}).get(step, math.nan) for key in once}
         same = [math.isclose(value, metrics[key], rel_tol=1e-4) for key, value in before.items()]
         if not (same and all(same)):
-            self._log("metrics", metrics=dict(metrics), step=step)
-            _remember(self.history, metrics, step)
+            self._append_record("metrics", metrics=dict(metrics), step=step)
+            _add_to_history(self.history, metrics, step)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
-        self._log_once("tags", tags=dict(tags))
+        """Log tags; a new value replaces the old one."""
+        self._append_if_new("tags", tags=dict(tags))
 
     def log_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """A small artifact; what it holds now is logged, whatever becomes of it."""
-        self._log_once("json", name=name, content=content)
+        """Log a small JSON artifact."""
+        self._append_if_new("json", name=name, content=content)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file, of which a copy is kept: what is sent late is what was logged."""
+        """Log a file. A copy of it is kept, so that the file as it is now is sent, however late.
+
+        :param folder: of artifacts in MLflow.
+        """
         kept = Path("files", sha256_of(path)[:16], path.name)
         copy = self._journal.parent / kept
         try:
@@ -109,16 +141,16 @@ class Tracker:
         except OSError as error:
             log.warning("%s: not logged: %s", path, error.strerror)
             return
-        self._log_once("artifact", name=f"{folder or ''}/{path.name}", kept=str(kept))
+        self._append_if_new("artifact", name=f"{folder or ''}/{path.name}", kept=str(kept))
 
     def log_table(self, name: str, columns: Mapping[str, list[Any]]) -> None:
-        """A table that MLflow's UI shows."""
-        self._log_once("table", name=name, columns=dict(columns))
+        """Log a table that MLflow's UI shows."""
+        self._append_if_new("table", name=name, columns=dict(columns))
 
     def close(self, status: str | None = "FINISHED") -> None:
-        """Send what is left; after a while, leave the rest to the next command.
+        """Send what is left; after CLOSE_SECONDS leave the rest to the next command.
 
-        :param status: MLflow's RunStatus: FINISHED, FAILED or KILLED; None leaves it as it is.
+        :param status: of the run: FINISHED, FAILED or KILLED; None leaves it as it is.
         """
         if status:
             self.log_status(status)
@@ -134,14 +166,18 @@ class Tracker:
                 self._journal,
             )
 
-    def _log_once(self, kind: str, **content: Any) -> None:
-        """Unless the last such record, which it would replace, says the same."""
+    def _append_if_new(self, kind: str, **content: Any) -> None:
+        """Append a record, unless the last record about the same subject says the same."""
         subject, digest = _subject(kind, content), digest_of(content)
         if self._logged.get(subject) != digest:
             self._logged[subject] = digest
-            self._log(kind, **content)
+            self._append_record(kind, **content)
 
-    def _log(self, kind: str, **content: Any) -> None:
+    def _append_record(self, kind: str, **content: Any) -> None:
+        """Append a record to the journal in one write, and wake the thread.
+
+        A full disk becomes a warning.
+        """
         record = {"kind": kind, "time_ms": int(time.time() * 1000), **content}
         line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
         try:
@@ -158,10 +194,12 @@ class Tracker:
     # ── The sending thread ──────────────────────────────────────────────────────────────────────
 
     def _save_state(self) -> None:
+        """Write the run id and how much was sent; states of other tracking stores stay."""
         states = {**_read_states(self._recipe), self._recipe.tracking_uri: self._state}
         write_json(self._state_file, states)
 
-    def _send_all(self) -> None:
+    def _send_until_closed(self) -> None:
+        """Send what the journal gets, until `close` is called. This is what the thread runs."""
         failures = 0
         while True:
             self._wake.wait()
@@ -173,9 +211,8 @@ class Tracker:
                 failures = 0
             except Exception as error:  # whatever the server or the network does, training goes on
                 if failures == 0:
-                    log.warning(
-                        "MLflow at %s: %s; will retry", self._recipe.tracking_uri, short(error)
-                    )
+                    text = "MLflow at %s: %s; will retry"
+                    log.warning(text, self._recipe.tracking_uri, describe_error(error))
                 pause = RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)]
                 failures += 1
                 if closing and failures >= 3:
@@ -187,22 +224,27 @@ class Tracker:
                 return
 
     def _send_journal(self) -> None:
+        """Send all unsent records, and save after each batch how far that went.
+
+        :raises Exception: an error of MLflow or the network.
+        """
         client = client_of(self._recipe.tracking_uri)
         if not self._run_exists:
             self._find_or_create_run(client)
-        for kind, group in groupby(self._unsent(), key=lambda record: record[0]["kind"]):
+        by_kind = groupby(self._unsent_records(), key=lambda record: record.content["kind"])
+        for kind, group in by_kind:
             while batch := list(islice(group, METRICS_RECORDS if kind == "metrics" else 1)):
-                records = [record for record, _ in batch]
+                records = [record.content for record in batch]
                 send(client, self._state["run_id"], kind, records, self._journal.parent)
-                self._state["sent"] = batch[-1][1]
+                self._state["sent"] = batch[-1].end
                 self._save_state()
 
     def _unsent_bytes(self) -> int:
         size = self._journal.stat().st_size if self._journal.exists() else 0
         return size - int(self._state["sent"])
 
-    def _unsent(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """Journal records not sent yet, each with the position after it."""
+    def _unsent_records(self) -> Iterator[JournalRecord]:
+        """Read the records of the journal that were not sent yet."""
         if not self._journal.exists():
             return
         with self._journal.open("rb") as journal:
@@ -211,14 +253,14 @@ class Tracker:
                 if not line.endswith(b"\n"):
                     return  # still being written
                 try:
-                    record = json.loads(line)
+                    content = json.loads(line)
                 except ValueError:
                     log.warning("%s: skipped a line that a crash has cut", self._journal)
                     continue
-                yield record, journal.tell()
+                yield JournalRecord(content, journal.tell())
 
     def _find_or_create_run(self, client: MlflowClient) -> None:
-        """Have a run in this tracking store; a new one gets the whole journal."""
+        """Make sure that the tracking store has a run; a new one gets the whole journal."""
         from mlflow.exceptions import MlflowException
 
         if self.run_id is not None:
@@ -230,11 +272,12 @@ class Tracker:
             if not self._run_exists:
                 log.warning("MLflow run %s was deleted; sending all to a new one", self.run_id)
         if not self._run_exists:
-            self._state |= {"run_id": self._create_run(client), "sent": 0}
+            self._state |= {"run_id": self._create_mlflow_run(client), "sent": 0}
             self._save_state()
             self._run_exists = True
 
-    def _create_run(self, client: MlflowClient) -> str:
+    def _create_mlflow_run(self, client: MlflowClient) -> str:
+        """Create a run, and its experiment if there is none; return the run's id."""
         name = self._recipe.tracking.experiment
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -249,31 +292,33 @@ class Tracker:
 
 
 def open_tracker(recipe: Recipe) -> Tracker:
-    """Return the tracker of `run_dir`. Of a checkpoint that was copied here, it goes on with the
-    MLflow run."""
+    """Return the tracker of `run_dir`.
+
+    If the checkpoints were copied here from another machine, it continues their MLflow run.
+    """
     checkpoints, run_id = list_checkpoints(recipe.checkpoints), None
     if checkpoints:
-        with suppress(CheckpointError):  # another command will say so
+        with suppress(CheckpointError):  # a command that reads the checkpoint will say so
             run_id = checkpoints[-1].info.tracker_run_id
     return Tracker(recipe, run_id)
 
 
 def send_left_over(recipe: Recipe) -> None:
-    """Send what earlier commands on this run_dir could not, or all of it to a changed store."""
-    journal, _ = _files(recipe)
+    """Send what earlier commands on this run_dir could not; everything, if the store is another."""
+    journal, _ = _journal_and_state_file(recipe)
     state = _read_state(recipe) or {"sent": 0}
     if journal.exists() and journal.stat().st_size > state["sent"]:
         Tracker(recipe).close(status=None)
 
 
-def _files(recipe: Recipe) -> tuple[Path, Path]:
+def _journal_and_state_file(recipe: Recipe) -> tuple[Path, Path]:
     folder = recipe.run_dir / "tracking"
     return folder / "journal.jsonl", folder / "run.json"
 
 
 def _read_states(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """For each tracking store: the run id there, and how many bytes of the journal it has."""
-    return read_json(_files(recipe)[1])
+    """Read, for each tracking store, its run id and how many bytes of the journal were sent."""
+    return read_json(_journal_and_state_file(recipe)[1])
 
 
 def _read_state(recipe: Recipe) -> dict[str, Any] | None:
@@ -281,7 +326,7 @@ def _read_state(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def _end_torn_line(journal: Path) -> None:
-    """A line that a crash has cut must not swallow the next one."""
+    """End a last line that a crash has cut, so that the next record has a line of its own."""
     if journal.exists() and journal.stat().st_size:
         with journal.open("rb+") as file:
             file.seek(-1, os.SEEK_END)
@@ -289,9 +334,12 @@ def _end_torn_line(journal: Path) -> None:
                 file.write(b"\n")
 
 
-def _read_journal(journal: Path) -> tuple[dict[str, dict[int, float]], dict[str, str]]:
-    """Its metrics (but the machine's) by step; and a digest of what else, by subject."""
-    history: dict[str, dict[int, float]] = {}
+def _read_journal(journal: Path) -> tuple[History, dict[str, str]]:
+    """Read what was logged before.
+
+    :returns: metrics (without those of the machine); and digests of other records by their subject.
+    """
+    history: History = {}
     logged: dict[str, str] = {}
     if journal.exists():
         with journal.open("rb") as lines:
@@ -301,37 +349,37 @@ def _read_journal(journal: Path) -> tuple[dict[str, dict[int, float]], dict[str,
                     kind = record.pop("kind")
                     del record["time_ms"]
                     if kind == "metrics":
-                        _remember(history, record["metrics"], record["step"])
+                        _add_to_history(history, record["metrics"], record["step"])
                     elif kind != "status":
                         logged[_subject(kind, record)] = digest_of(record)
     return history, logged
 
 
-def _remember(
-    history: dict[str, dict[int, float]], metrics: Mapping[str, float], step: int
-) -> None:
+def _add_to_history(history: History, metrics: Mapping[str, float], step: int) -> None:
+    """Put metrics of a step into `history`, except for those of the machine."""
     for key, value in metrics.items():
         if not key.startswith("system/"):
             history.setdefault(key, {})[step] = value
 
 
 def _subject(kind: str, content: Mapping[str, Any]) -> str:
-    """What a record is about: the next one about it says something new, or need not be said."""
+    """Return what a record is about; a later record about the same replaces it."""
     names = content.get("name") or sorted(content[kind])
     return f"{kind} {names} {content.get('context', '')}"
 
 
 def run_id_of(recipe: Recipe) -> str | None:
-    """The MLflow run that the commands on this run_dir log to; None if there is none yet."""
+    """Return the MLflow run that commands on this run_dir log to; None if there is none yet."""
     state = _read_state(recipe)
     return state["run_id"] if state else None
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by their dotted keys."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{key}.")
+            flat |= _flatten(item, f"{prefix}{key}.")
         else:
             flat[prefix + key] = item
     return flat

@@ -1,4 +1,4 @@
-"""Pairs of token ids as the tensors that a model takes."""
+"""Collation: pairs of token ids become the tensors that a model takes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_prep.vocabulary import BOS_IDX, PAD_IDX
 
 @dataclass(frozen=True)
 class PairBatch:
-    """A collated micro-batch of pairs, in fairseq2's terms; sequences are padded on the right."""
+    """A collated micro-batch of pairs, with fairseq2's names; sequences are padded on the right."""
 
     source_seqs: Tensor
     """Source token ids with EOS, int64 `[B, S]`."""
@@ -25,16 +25,16 @@ class PairBatch:
     source_seqs_layout: BatchLayout
 
     target_seqs: Tensor
-    """What the decoder reads: BOS and the target without its EOS, int64 `[B, T]`."""
+    """The decoder's input: BOS and the target without its EOS, int64 `[B, T]`."""
 
     target_seqs_layout: BatchLayout
 
     targets: Tensor
-    """What is predicted: target token ids with EOS, int64 `[B, T]`."""
+    """The tokens to predict: target token ids with EOS, int64 `[B, T]`."""
 
     @property
     def positions(self) -> int:
-        """Source and target positions, padding included."""
+        """Return how many source and target positions there are, padding included."""
         return self.source_seqs.numel() + self.targets.numel()
 
     def __str__(self) -> str:
@@ -43,10 +43,10 @@ class PairBatch:
 
 
 def collate(reader: ShardReader, pairs: Indices, device: torch.device) -> PairBatch:
-    """Read and pad `pairs`.
+    """Read `pairs`, pad them, and put them on `device`.
 
-    An empty micro-batch (there are more ranks than pairs) is a pair without anything to predict, so
-    that all ranks take part in the step.
+    Where there are more ranks than pairs, a rank's micro-batch is empty. It then gets a pair whose
+    targets are all padding, so that the rank still takes part in the step.
     """
     token_ids = [reader[int(pair)] for pair in (pairs if len(pairs) else [0])]
     sources, targets = ([pair[side] for pair in token_ids] for side in (0, 1))
@@ -55,7 +55,9 @@ def collate(reader: ShardReader, pairs: Indices, device: torch.device) -> PairBa
     shifted = np.concatenate([begin, target[:, :-1]], axis=1)
     if not len(pairs):
         target[:] = PAD_IDX
-    source_seqs, target_seqs, predicted = (_to(device, ids) for ids in (source, shifted, target))
+    source_seqs, target_seqs, predicted = (
+        _to_device(device, ids) for ids in (source, shifted, target)
+    )
     return PairBatch(
         source_seqs,
         BatchLayout.of(source_seqs, [len(ids) for ids in sources]),
@@ -65,11 +67,11 @@ def collate(reader: ShardReader, pairs: Indices, device: torch.device) -> PairBa
     )
 
 
-def _to(device: torch.device, ids: NDArray[np.int64]) -> Tensor:
+def _to_device(device: torch.device, ids: NDArray[np.int64]) -> Tensor:
     tensor = torch.from_numpy(ids)
     if device.type != "cuda":
         return tensor.to(device)
-    # From pinned memory a copy does not wait for the kernels before it.
+    # A copy from pinned memory does not wait for the kernels queued before it.
     return tensor.pin_memory().to(device, non_blocking=True)
 
 

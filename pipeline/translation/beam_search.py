@@ -1,10 +1,11 @@
 """Beam search over a batch of sentences.
 
-Each step extends all hypotheses of all sentences at once. Of the best 2 × beam_size candidates of a
-sentence, those among the first beam_size that end are finished, and the first beam_size that do not
-end go on; a sentence with beam_size finished hypotheses is done. This is the procedure of fairseq
-and fairseq2, whose generator gives the same; here no step loops over sentences, keys and values are
-not copied (`models/ringformer/decoder_state.py`), and sentences that are done leave the batch.
+Each step extends all hypotheses of all sentences at once. It takes the best 2 × beam_size
+candidates of a sentence. Those of the first beam_size that end in EOS are finished; the first
+beam_size that do not end are extended in the next step. A sentence with beam_size finished
+hypotheses is done. fairseq and fairseq2 search in the same way, and fairseq2's generator gives the
+same translations; but here no step loops over sentences, keys and values are not copied
+(`models/ringformer/decoder_state.py`), and sentences that are done leave the batch.
 """
 
 from __future__ import annotations
@@ -17,28 +18,30 @@ from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor
 
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
+from models.export_format import ModelError
 from models.seq2seq import TranslationModel
 from pipeline.recipe import SearchConfig
-from pipeline.translation.serving import DIVERGED, Hypothesis, ModelError, length_limit
+from pipeline.translation.serving import DIVERGED, Hypothesis, length_limit
 
-SHRINK_AT = 0.75  # sentences that are done leave when at most this share of the batch goes on
+SHRINK_AT = 0.75  # finished sentences leave when at most this share of the batch is unfinished
 
 
 class Candidates(NamedTuple):
     """The best 2 × beam_size continuations of each sentence, best first, `[B, C]`."""
 
     scores: Tensor  # summed log-probabilities
-    parents: Tensor  # hypothesis that is continued
-    tokens: Tensor
+    parents: Tensor  # which of the sentence's hypotheses each one extends
+    tokens: Tensor  # the token that is added
 
 
 @torch.inference_mode()
 def beam_search(
     model: TranslationModel, sources: Sequence[Sequence[int]], search: SearchConfig
 ) -> list[list[Hypothesis]]:
-    """Translate `sources` (token ids with EOS) in one batch.
+    """Translate `sources` in one batch.
 
-    :returns: at most `beam_size` hypotheses for each, best first.
+    :param sources: token ids of each sentence, with EOS.
+    :returns: at most `beam_size` hypotheses for each sentence, best first.
     :raises ModelError: the model's output is not a number.
     """
     device = next(model.parameters()).device
@@ -61,33 +64,44 @@ def beam_search(
         state.increment_step_nr()
         logits = logits.float().view(*hypotheses.shape[:2], -1)
         at_limit = [row for row, index in enumerate(active) if step >= limits[index]]
-        candidates = _candidates(logits, hypotheses, scores, at_limit, search)
-        _finish(finished, active, hypotheses, candidates, search)
+        candidates = _best_candidates(logits, hypotheses, scores, at_limit, search)
+        _collect_finished(finished, active, hypotheses, candidates, search)
 
-        going = [
+        unfinished = [
             row
             for row, index in enumerate(active)
             if step < limits[index] and len(finished[index]) < beam_size
         ]
-        if not going:
+        if not unfinished:
             break
-        rows = going if len(going) <= SHRINK_AT * len(active) else list(range(len(active)))
+        rows = (
+            unfinished if len(unfinished) <= SHRINK_AT * len(active) else list(range(len(active)))
+        )
         active = [active[row] for row in rows]
         kept = torch.tensor(rows, device=device)
         old_beam_size = hypotheses.size(1)
-        hypotheses, scores, parents = _go_on(hypotheses[kept], candidates, kept, beam_size)
+        hypotheses, scores, parents = _extend_unfinished(
+            hypotheses[kept], candidates, kept, beam_size
+        )
         state.reorder((kept[:, None] * old_beam_size + parents).flatten())
     return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in finished]
 
 
-def _candidates(
+def _best_candidates(
     logits: Tensor,
     hypotheses: Tensor,
     scores: Tensor,
     at_limit: list[int],
     search: SearchConfig,
 ) -> Candidates:
-    """:param logits: `[B, K, V]`, overwritten. :param at_limit: sentences that must end now."""
+    """Return the best continuations of the hypotheses of each sentence.
+
+    :param logits: `[B, K, V]`; they are overwritten.
+    :param hypotheses: `[B, K, step]`.
+    :param scores: of the hypotheses, `[B, K]`.
+    :param at_limit: rows of sentences that must end now.
+    :raises ModelError: a score is not a number.
+    """
     log_sum = logits.logsumexp(dim=2, keepdim=True)
     logits[:, :, [PAD_IDX, BOS_IDX]] = -torch.inf
     if search.no_repeat_ngram_size:
@@ -106,7 +120,7 @@ def _candidates(
 
 
 def _forbid_repetition(logits: Tensor, hypotheses: Tensor, size: int) -> None:
-    """No n-gram of that size twice in a hypothesis (BOS is not part of any)."""
+    """Rule out tokens that would repeat an n-gram of that size (BOS is not part of any)."""
     if hypotheses.size(2) <= size:
         return
     ngrams = hypotheses[:, :, 1:].unfold(2, size, 1)  # [B, K, n-grams, size]
@@ -115,14 +129,14 @@ def _forbid_repetition(logits: Tensor, hypotheses: Tensor, size: int) -> None:
     logits[sentence, beam, ngrams[sentence, beam, which, -1]] = -torch.inf
 
 
-def _finish(
+def _collect_finished(
     finished: list[list[Hypothesis]],
     active: list[int],
     hypotheses: Tensor,
     candidates: Candidates,
     search: SearchConfig,
 ) -> None:
-    """Collect the candidates that end."""
+    """Append the candidates that end in EOS to the finished hypotheses of their sentences."""
     beam_size, length = search.beam_size, hypotheses.size(2)
     ends = (candidates.tokens == EOS_IDX) & (candidates.scores != -torch.inf)
     row, place = ends[:, :beam_size].nonzero(as_tuple=True)
@@ -135,10 +149,10 @@ def _finish(
             finished[active[index]].append(Hypothesis([*ids, EOS_IDX], score))
 
 
-def _go_on(
+def _extend_unfinished(
     hypotheses: Tensor, candidates: Candidates, kept: Tensor, beam_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Extend the sentences `kept` by the best candidates that do not end.
+    """Extend the hypotheses of the rows `kept` by the best candidates that do not end.
 
     :returns: hypotheses `[B, K, step + 1]`, their scores and parents `[B, K]`.
     """

@@ -1,6 +1,7 @@
-"""The model of a run: as training starts with it, and as its checkpoints have it."""
+"""The model of a run: untrained, as training starts with it, or with the weights of checkpoints."""
 
-# Functions import torch and what needs it themselves: choosing checkpoints needs none of it.
+# Functions import torch and what needs it themselves: that takes seconds, and choosing checkpoints
+# needs none of it.
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def model_identity(recipe: Recipe) -> dict[str, Any]:
-    """Return what weights are bound to.
+    """Return what a model's weights are bound to, its shape and the vocabulary, as JSON values.
 
     :raises DataError: there is no vocabulary.
     """
@@ -44,7 +45,7 @@ def checkpoints_of_run(recipe: Recipe) -> list[Checkpoint]:
 
 
 def untrained_model(recipe: Recipe) -> TranslationModel:
-    """Return the model as training starts with it."""
+    """Return the model with the random weights that training starts with."""
     import torch
 
     from models.factory import create_model

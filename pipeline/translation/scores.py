@@ -1,5 +1,7 @@
 """Scores of translations by sacreBLEU: detokenised text against raw references."""
 
+# Functions import sacrebleu themselves: a command that scores nothing need not wait for it.
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU, BLEUScore
 
-    Metrics = dict[str, Any]  # sacreBLEU's, by our names
+    Metrics = dict[str, Any]  # our name of a metric → sacreBLEU's metric
 
-RESAMPLES = 1000  # of every bootstrap, with sacreBLEU's seed: the same intervals each time
-LENGTH_BUCKETS = (10, 20, 30, 40, 60)  # source tokens up to which one goes; the last has the rest
-OVERLONG_CHARACTERS = 20  # by which a translation is more than twice its reference
+RESAMPLES = 1000  # of every bootstrap; sacreBLEU's seed makes the intervals the same each time
+LENGTH_BUCKETS = (10, 20, 30, 40, 60)  # upper bounds in source tokens; one more bucket is open
+OVERLONG_CHARACTERS = 20  # what a translation may have beyond twice the length of its reference
 
 References = Sequence[Sequence[str]]
-"""Of one or more translators, each a line for every source sentence."""
+"""The references of one or more translators, each with a line for every source sentence."""
 
 
 def bleu(hypotheses: Sequence[str], references: References, target_lang: str) -> BLEUScore:
+    """Return the BLEU of a corpus, without a confidence interval.
+
+    :param target_lang: chooses sacreBLEU's tokeniser.
+    """
     score: BLEUScore = _bleu(target_lang).corpus_score(hypotheses, references)
     return score
 
@@ -27,10 +33,13 @@ def bleu(hypotheses: Sequence[str], references: References, target_lang: str) ->
 def corpus_scores(
     hypotheses: Sequence[str], references: References, target_lang: str
 ) -> dict[str, Any]:
-    """BLEU, chrF2 and TER, each with sacreBLEU's signature and half of its 95% confidence interval
-    (`bleu`, `bleu_ci`, `bleu_signature`, …), and the `length_ratio` of translations to references.
+    """Return BLEU, chrF2 and TER of a corpus.
+
+    :returns: for each of bleu, chrf and ter the score, half of its 95% confidence interval, and
+        sacreBLEU's signature (`bleu`, `bleu_ci`, `bleu_signature`, …); and the `length_ratio` of
+        translations to references.
     """
-    found, signatures = _bootstrap([hypotheses], references, _metrics(target_lang))
+    found, signatures = _bootstrap([hypotheses], references, _all_metrics(target_lang))
     scores: dict[str, Any] = {}
     for name, (result,) in found.items():
         scores[name] = round(result.score, 2)
@@ -46,12 +55,12 @@ def paired_bootstrap(
     references: References,
     target_lang: str,
 ) -> dict[str, dict[str, float]]:
-    """How much better the hypotheses are than the baseline's, by sacreBLEU's paired bootstrap.
+    """Compare hypotheses with a baseline's by sacreBLEU's paired bootstrap.
 
-    :returns: for bleu, chrf and ter the `baseline`'s score, the `difference`, and the probability
-        `p` of one as large if the systems were equally good.
+    :returns: for bleu, chrf and ter the `baseline`'s score, the `difference` to it, and the
+        probability `p` of a difference as large if the systems were equally good.
     """
-    found, _ = _bootstrap([baseline, hypotheses], references, _metrics(target_lang))
+    found, _ = _bootstrap([baseline, hypotheses], references, _all_metrics(target_lang))
     return {
         name: {
             "baseline": round(before.score, 2),
@@ -65,9 +74,11 @@ def paired_bootstrap(
 def by_source_length(
     lengths: Sequence[int], hypotheses: Sequence[str], references: References, target_lang: str
 ) -> list[dict[str, Any]]:
-    """BLEU of the sentences in each bucket of source length.
+    """Return the BLEU of the sentences in each bucket of source length, shortest first.
 
     :param lengths: of the sources, in tokens.
+    :returns: for each bucket that has sentences `source_tokens` (its range as text), `sentences`
+        (how many), `bleu` and `bleu_ci`.
     """
     buckets = []
     edges = [-1, *LENGTH_BUCKETS, max([LENGTH_BUCKETS[-1], *lengths]) + 1]
@@ -91,7 +102,7 @@ def by_source_length(
 
 
 def sentence_scores(hypotheses: Sequence[str], references: References) -> list[float]:
-    """chrF2 of each sentence (BLEU says little of a single one)."""
+    """Return the chrF2 of each sentence (BLEU says little about a single one)."""
     from sacrebleu.metrics.chrf import CHRF
 
     chrf = CHRF()
@@ -102,10 +113,11 @@ def sentence_scores(hypotheses: Sequence[str], references: References) -> list[f
 def suspicious(
     sources: Sequence[str], hypotheses: Sequence[str], references: References
 ) -> dict[str, list[int]]:
-    """Numbers (from 0) of the sentences that look wrong whatever they say.
+    """Find translations that look wrong without knowing the language.
 
-    `copied`: the source again, which no reference has; `empty`: nothing, of a source with text;
-    `overlong`: more than twice as long as the longest reference.
+    :returns: row numbers, from 0, by what is wrong. `copied`: the translation is its source, and no
+        reference is; `empty`: a source with text has no translation; `overlong`: the translation is
+        more than twice as long as the longest reference.
     """
     found: dict[str, list[int]] = {"copied": [], "empty": [], "overlong": []}
     columns = zip(sources, hypotheses, zip(*references, strict=True), strict=True)
@@ -124,21 +136,26 @@ def suspicious(
 def _bootstrap(
     systems: Sequence[Sequence[str]], references: References, metrics: Metrics
 ) -> tuple[dict[str, list[Any]], dict[str, str]]:
-    """By metric: sacreBLEU's results of each system (score, ci, and p against the first); and the
-    signature. (`corpus_score` can make intervals too, but not every TER's.)"""
+    """Score systems with sacreBLEU's paired bootstrap.
+
+    (`corpus_score` can compute confidence intervals too, though not for every TER.)
+
+    :returns: by metric, sacreBLEU's result of each system (score, ci, and p against the first); and
+        by metric, the signature.
+    """
     from sacrebleu.significance import PairedTest
 
     named = [(str(number), lines) for number, lines in enumerate(systems)]
     test: Any = PairedTest(named, metrics, references, "bs", RESAMPLES)
     signatures, results = test()
-    del results["System"]  # their names; what is left is in the order of `metrics`
+    del results["System"]  # the systems' names; the other columns are in the order of `metrics`
     return (
         dict(zip(metrics, results.values(), strict=True)),
         dict(zip(metrics, map(str, signatures.values()), strict=True)),
     )
 
 
-def _metrics(target_lang: str) -> Metrics:
+def _all_metrics(target_lang: str) -> Metrics:
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
 

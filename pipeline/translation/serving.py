@@ -1,13 +1,13 @@
-"""Text in, text out, and a folder that `./run.sh export --format ctranslate2` wrote.
+"""Translate text: what every translator does, and the one that runs a CTranslate2 export.
 
-This file needs `ctranslate2` and `sentencepiece` and nothing else of ours:
+This file needs `ctranslate2`, `sentencepiece`, and of our other modules `models/export_format.py`
+alone, so that both can be copied to where a model is served:
 
     CTranslate2Translator(Path("my-model")).translate(["Guten Morgen."])
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -17,20 +17,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import ctranslate2
 from sentencepiece import SentencePieceProcessor
+
+from models.export_format import ModelError, read_settings
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
     from pipeline.recipe import SearchConfig
 
 log = logging.getLogger("translate")
 
-SETTINGS = "export.json"  # beside the weights, in every format
 DIVERGED = "The model's output is not a number; its training has diverged"
 VOCABULARIES = (("spm.model",), ("spm.source.model", "spm.target.model"))
-# Where a line may be cut, the best places first; last of all anywhere.
+# Where a line may be cut, the best kind of place first. Without any it is cut in its middle.
 BREAKS = [
     re.compile(r"[.!?…]['\"”“»«’)\]]*\s+|[。！？]+"),  # a sentence ends
     re.compile(r"[,;:)–—]\s+|[、，；：]"),
@@ -38,34 +39,43 @@ BREAKS = [
 ]
 
 
-class ModelError(Exception):
-    """A folder is not an exported model, or the model gives no usable probabilities."""
-
-
 @dataclass(frozen=True)
 class Hypothesis:
-    """A translation of one sentence."""
+    """A translation that a search has found, of a sentence or of a part of one."""
 
     tokens: list[int]
-    """With EOS, without BOS."""
+    """Token ids with EOS, without BOS."""
 
     score: float
-    """Log-probability ÷ tokens to the power of the length penalty."""
+    """Log-probability ÷ (number of tokens, EOS included) to the power of the length penalty."""
+
+
+class Translation(NamedTuple):
+    """A translation of a sentence, as text."""
+
+    score: float
+    """See `Hypothesis`."""
+
+    text: str
 
 
 def length_limit(source_length: int, search: SearchConfig, longest: int) -> int:
-    """Longest translation in tokens, EOS included; a function of its own source only.
+    """Return how many tokens a translation may have, EOS included.
 
-    :param longest: that the model can produce.
+    It depends on no other sentence of the batch.
+
+    :param source_length: in tokens, EOS included.
+    :param longest: the most that the model can produce.
     """
     wanted = int(search.max_length_ratio * source_length + search.max_length_offset)
     return max(1, min(wanted, longest))
 
 
-def batches(lengths: Mapping[int, int], search: SearchConfig) -> Iterator[list[int]]:
-    """Keys of `lengths` (source tokens), the longest first, in batches of similar length.
+def batches_by_length(lengths: Mapping[int, int], search: SearchConfig) -> Iterator[list[int]]:
+    """Group sentences of similar length, the longest first, as many as `batch_tokens` allows.
 
-    As many go together as `batch_tokens` allows.
+    :param lengths: source tokens of each sentence, by any key.
+    :returns: the keys of each batch.
     """
     batch: list[int] = []
     for index in sorted(lengths, key=lambda index: -lengths[index]):
@@ -78,11 +88,11 @@ def batches(lengths: Mapping[int, int], search: SearchConfig) -> Iterator[list[i
         yield batch
 
 
-def split(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Cut `text` in halves, and those again, until every part fits.
+def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Cut `text` in two, and the parts again, until every part fits.
 
-    It is cut at the end of a sentence, else after a comma or the like, else at a space, else
-    anywhere; of several such places at the one nearest to the middle.
+    The cut is at the end of a sentence; without one after a comma or the like; without one at a
+    space; without one in the middle. Of several places the one nearest to the middle is taken.
     """
     text = text.strip()
     if len(text) < 2 or fits(text):
@@ -93,11 +103,11 @@ def split(text: str, fits: Callable[[str], bool]) -> list[str]:
         if places:
             cut = min(places, key=lambda place: abs(place - middle))
             break
-    return [*split(text[:cut], fits), *split(text[cut:], fits)]
+    return [*split_to_fit(text[:cut], fits), *split_to_fit(text[cut:], fits)]
 
 
 class TextTranslator(ABC):
-    """Translates sentences, whatever searches for the translations."""
+    """Translates sentences; a subclass searches for the translations of token ids."""
 
     def __init__(
         self,
@@ -106,9 +116,11 @@ class TextTranslator(ABC):
         max_source_tokens: int,
         backend: str,
     ) -> None:
-        """
+        """Keep what every translator needs.
+
+        :param vocabularies: of the source and the target side.
         :param max_source_tokens: EOS included; longer lines are translated in parts.
-        :param backend: what translates and where, for people.
+        :param backend: what translates and on which device, in words.
         """
         self.source_vocabulary, self.target_vocabulary = vocabularies
         self.search, self.max_source_tokens, self.backend = search, max_source_tokens, backend
@@ -117,9 +129,10 @@ class TextTranslator(ABC):
     def search_batches(
         self, batches: Iterable[list[list[int]]]
     ) -> Iterator[Sequence[Sequence[Hypothesis]]]:
-        """Translate batches of token ids with EOS, in their order.
+        """Translate batches one after the other.
 
-        :returns: at most `beam_size` hypotheses of each sentence, best first.
+        :param batches: of sentences, each its token ids with EOS.
+        :returns: for each batch at most `beam_size` hypotheses of each sentence, best first.
         """
 
     def translate(
@@ -128,41 +141,48 @@ class TextTranslator(ABC):
         progress: Callable[[int], None] = lambda count: None,
         first_line: int = 1,
     ) -> list[str]:
-        """Translate sentences; an empty one gives an empty one.
+        """Return the best translation of each sentence; that of an empty sentence is empty.
 
-        :param progress: called with the number of sentences just finished.
-        :param first_line: number of the first sentence, in warnings.
+        :param progress: is called with the number of sentences just finished.
+        :param first_line: number of the first sentence, for warnings.
+        :raises ModelError: the model's output is not a number.
         """
-        return [best[0][1] for best in self.n_best(sentences, progress, first_line)]
+        return [best[0].text for best in self.n_best(sentences, progress, first_line)]
 
     def n_best(
         self,
         sentences: Sequence[str],
         progress: Callable[[int], None] = lambda count: None,
         first_line: int = 1,
-    ) -> list[list[tuple[float, str]]]:
-        """Up to beam_size (score, translation) of each sentence, best first.
+    ) -> list[list[Translation]]:
+        """Return up to beam_size translations of each sentence, best first.
 
-        A sentence that was too long has one: the best of its parts, one after the other.
+        A sentence that was translated in parts has one: the best translations of its parts, joined.
+        Parameters are those of `translate`.
         """
-        parts, of_sentence = self._encode(sentences, first_line)
+        parts, of_sentence = self._encode_parts(sentences, first_line)
         found: list[Sequence[Hypothesis]] = [[] for _ in parts]
         owner = [index for index, own in enumerate(of_sentence) for _ in own]
         left = [len(own) for own in of_sentence]
         progress(left.count(0))
-        order = list(batches({index: len(ids) for index, ids in enumerate(parts)}, self.search))
+        lengths = {index: len(ids) for index, ids in enumerate(parts)}
+        order = list(batches_by_length(lengths, self.search))
         results = self.search_batches([parts[index] for index in batch] for batch in order)
         for batch, result in zip(order, results, strict=True):
             for index, hypotheses in zip(batch, result, strict=True):
                 found[index] = hypotheses
                 left[owner[index]] -= 1
             progress(sum(left[index] == 0 for index in {owner[index] for index in batch}))
-        return [self._texts([found[index] for index in own]) for own in of_sentence]
+        return [self._join_parts([found[index] for index in own]) for own in of_sentence]
 
-    def _encode(
+    def _encode_parts(
         self, sentences: Sequence[str], first_line: int
     ) -> tuple[list[list[int]], list[range]]:
-        """Token ids of all parts, and which of them are a sentence's: none if it is empty."""
+        """Encode sentences, and split those that are too long.
+
+        :returns: token ids with EOS of all parts; and for each sentence which of them are its own
+            (none if it is empty).
+        """
         encode, limit = self.source_vocabulary.encode, self.max_source_tokens
         parts: list[list[int]] = []
         of_sentence = []
@@ -171,7 +191,7 @@ class TextTranslator(ABC):
             if len(ids) <= limit:
                 own = [ids]
             else:
-                texts = split(sentences[number], lambda text: len(encode(text)) < limit)
+                texts = split_to_fit(sentences[number], lambda text: len(encode(text)) < limit)
                 own = encode(texts, add_eos=True)
                 log.warning(
                     "line %d: %d tokens, more than the %d that the model takes; "
@@ -181,114 +201,108 @@ class TextTranslator(ABC):
             of_sentence.append(range(begin, len(parts)))
         return parts, of_sentence
 
-    def _texts(self, parts: Sequence[Sequence[Hypothesis]]) -> list[tuple[float, str]]:
-        """:param parts: the hypotheses of each part of a sentence."""
+    def _join_parts(self, parts: Sequence[Sequence[Hypothesis]]) -> list[Translation]:
+        """Return the translations of a sentence.
+
+        :param parts: the hypotheses of each of its parts.
+        """
         if len(parts) == 1:
-            return [(h.score, self._text(h)) for h in parts[0]]
+            return [Translation(h.score, self._decode(h)) for h in parts[0]]
         best = [hypotheses[0] for hypotheses in parts]
         penalty = self.search.length_penalty
         total = sum(h.score * len(h.tokens) ** penalty for h in best)
         length = max(1, sum(len(h.tokens) for h in best))
-        return [(total / length**penalty, " ".join(filter(None, map(self._text, best))))]
+        text = " ".join(filter(None, map(self._decode, best)))
+        return [Translation(total / length**penalty, text)]
 
-    def _text(self, hypothesis: Hypothesis) -> str:
-        # Byte fallback can spell a line break; one line in is one line out.
+    def _decode(self, hypothesis: Hypothesis) -> str:
+        # Byte fallback can produce a line break, and one line in must be one line out.
         return " ".join(self.target_vocabulary.decode(hypothesis.tokens).split())
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """What `./run.sh export` wrote beside the weights.
-
-    :raises ModelError: it wrote nothing here.
-    """
-    try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: not an exported model: {error}") from error
-    if not isinstance(settings, dict) or "format" not in settings:
-        raise ModelError(f"{folder}: not an exported model: {SETTINGS} names no format")
-    return settings
-
-
-def threads() -> int:
-    """OMP_NUM_THREADS, or all cores that this process may use."""
+def thread_count() -> int:
+    """Return OMP_NUM_THREADS, or the number of cores that this process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(wanted) if wanted.isdigit() and int(wanted) else len(os.sched_getaffinity(0))
 
 
 class CTranslate2Translator(TextTranslator):
-    """Beam search by CTranslate2 on the CPU: a worker for each core, each with its own batch.
+    """Translates by CTranslate2's beam search on the CPU: a worker on each core has its own batch.
 
-    The search is that of `pipeline/search.py`, but for two things. What no_repeat_ngram_size
-    forbids does not count in the probabilities of the rest. And where more than beam_size
-    hypotheses have finished at once, the best are kept and not the first: the lower ranks of an
-    n-best list may differ, its first may not.
+    The search is that of `pipeline/translation/beam_search.py`, except for two things. Tokens that
+    no_repeat_ngram_size forbids do not count in the probabilities of the others. And where more
+    than beam_size hypotheses finish in the same step, the best of them are kept, not the first: the
+    lower ranks of an n-best list may differ, the first rank does not.
     """
 
     def __init__(self, folder: Path, **search: object) -> None:
-        """
+        """Load the model.
+
+        :param folder: written by `./run.sh export --format ctranslate2`.
         :param search: `evaluation` keys that differ from what the model was exported with.
-        :raises ModelError: it is not such a folder.
+        :raises ModelError: `folder` is no such folder.
         :raises TypeError: there is no such key.
         """
         settings = read_settings(folder)
         try:
-            if settings["format"] != "ctranslate2":
-                raise ModelError(f"{folder}: not a CTranslate2 model but {settings['format']}")
-            if unknown := search.keys() - settings["evaluation"].keys():
+            if settings.format != "ctranslate2":
+                raise ModelError(f"{folder}: not a CTranslate2 model but {settings.format}")
+            evaluation = settings.evaluation or {}
+            if unknown := search.keys() - evaluation.keys():
                 raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
             names = VOCABULARIES[not (folder / VOCABULARIES[0][0]).exists()]
             files = [SentencePieceProcessor(model_file=str(folder / name)) for name in names]
-            workers = threads()
+            workers = thread_count()
             self.model = ctranslate2.Translator(str(folder), inter_threads=workers, intra_threads=1)
             super().__init__(
                 (files[0], files[-1]),
-                cast("SearchConfig", SimpleNamespace(**{**settings["evaluation"], **search})),
-                settings["max_source_tokens"],
+                cast("SearchConfig", SimpleNamespace(**{**evaluation, **search})),
+                settings.max_source_tokens or settings.model["max_seq_len"],
                 f"CTranslate2 {self.model.compute_type}, {workers} worker(s) on the CPU",
             )
-            self.max_target_tokens: int = settings["model"]["max_seq_len"]
+            self.max_target_tokens: int = settings.model["max_seq_len"]
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         self.workers = workers
-        self._never = {self.target_vocabulary.pad_id(), self.target_vocabulary.bos_id()}
+        self._forbidden = {self.target_vocabulary.pad_id(), self.target_vocabulary.bos_id()}
         self._tokens = tokens_of(self.source_vocabulary)
         self._ids = {token: i for i, token in enumerate(tokens_of(self.target_vocabulary))}
 
     def search_batches(
         self, batches: Iterable[list[list[int]]]
     ) -> Iterator[list[list[Hypothesis]]]:
-        """See `TextTranslator`; later batches are at work while one is awaited."""
+        """Translate batches in parallel, and return them in order; see `TextTranslator`."""
         waiting: deque[tuple[list[list[int]], int, list[Any]]] = deque()
         for sources in batches:
-            limit = max(map(self._limit, sources))
-            waiting.append((sources, limit, self._start(sources, limit)))
+            limit = max(map(self._length_limit, sources))
+            waiting.append((sources, limit, self._submit(sources, limit)))
             if len(waiting) > 2 * self.workers:
-                yield self._finish(*waiting.popleft())
+                yield self._collect(*waiting.popleft())
         while waiting:
-            yield self._finish(*waiting.popleft())
+            yield self._collect(*waiting.popleft())
 
-    def _limit(self, source: list[int]) -> int:
+    def _length_limit(self, source: list[int]) -> int:
         return length_limit(len(source), self.search, self.max_target_tokens)
 
-    def _spell(self, source: list[int]) -> list[str]:
+    def _source_tokens(self, source: list[int]) -> list[str]:
         return [self._tokens[token] for token in source[:-1]]  # CTranslate2 adds EOS
 
-    def _start(self, sources: list[list[int]], limit: int, *, suppress: bool = False) -> list[Any]:
+    def _submit(self, sources: list[list[int]], limit: int, *, suppress: bool = False) -> list[Any]:
+        """Hand a batch to CTranslate2, and return its futures.
+
+        :param limit: of the translations in tokens, EOS included (`_collect` adds EOS).
+        :param suppress: rule out PAD and BOS. CTranslate2 then computes other probabilities.
         """
-        :param limit: of the translations, EOS included, which is added in `_finish`.
-        :param suppress: PAD and BOS, with which CTranslate2 computes other probabilities.
-        """
-        never = [[self.target_vocabulary.id_to_piece(index)] for index in self._never]
+        forbidden = [[self.target_vocabulary.id_to_piece(index)] for index in self._forbidden]
         futures: list[Any] = self.model.translate_batch(
-            [self._spell(source) for source in sources],
+            [self._source_tokens(source) for source in sources],
             asynchronous=True,
             beam_size=self.search.beam_size,
             num_hypotheses=self.search.beam_size,
-            # At 0 another rule would say when to stop.
+            # At 0 CTranslate2 stops by another rule.
             length_penalty=self.search.length_penalty or 1e-9,
             no_repeat_ngram_size=self.search.no_repeat_ngram_size,
-            suppress_sequences=never if suppress else None,
+            suppress_sequences=forbidden if suppress else None,
             return_end_token=True,
             return_scores=True,
             max_input_length=0,
@@ -297,25 +311,29 @@ class CTranslate2Translator(TextTranslator):
         )
         return futures
 
-    def _finish(
+    def _collect(
         self, sources: list[list[int]], limit: int, futures: list[Any], *, suppress: bool = False
     ) -> list[list[Hypothesis]]:
-        """What may have gone beyond its own limit (CTranslate2 has one for a batch), or has PAD or
-        BOS in it (a trained model's has not), begins again."""
+        """Wait for a batch, and return its hypotheses.
+
+        Two kinds of sentences are translated again. CTranslate2 has one length limit for the whole
+        batch, so a translation may have gone beyond its own; and one may hold PAD or BOS (a trained
+        model's do not).
+        """
         found = [self._hypotheses(future.result()) for future in futures]
         again = defaultdict(list)
         for row, hypotheses in enumerate(found):
-            own = self._limit(sources[row])
-            late = own < limit and max(len(h.tokens) for h in hypotheses) >= own
-            wrong = any(not self._never.isdisjoint(h.tokens) for h in hypotheses)
+            own_limit = self._length_limit(sources[row])
+            late = own_limit < limit and max(len(h.tokens) for h in hypotheses) >= own_limit
+            wrong = any(not self._forbidden.isdisjoint(h.tokens) for h in hypotheses)
             if late or wrong:
-                again[own, suppress or wrong].append(row)
+                again[own_limit, suppress or wrong].append(row)
             else:
-                found[row] = self._end(sources[row], hypotheses)
-        for (own, never), rows in again.items():
+                found[row] = self._complete_cut(sources[row], hypotheses)
+        for (own_limit, suppressed), rows in again.items():
             some = [sources[row] for row in rows]
-            started = self._start(some, own, suppress=never)
-            better = self._finish(some, own, started, suppress=never)
+            futures = self._submit(some, own_limit, suppress=suppressed)
+            better = self._collect(some, own_limit, futures, suppress=suppressed)
             for row, hypotheses in zip(rows, better, strict=True):
                 found[row] = hypotheses
         return found
@@ -328,15 +346,15 @@ class CTranslate2Translator(TextTranslator):
             for tokens, score in zip(result.hypotheses, result.scores, strict=True)
         ]
 
-    def _end(self, source: list[int], hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-        """EOS on those that the limit has cut, with the score of the whole."""
+    def _complete_cut(self, source: list[int], hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+        """Add EOS to the hypotheses that the limit has cut, and score them as a whole."""
         eos = self.target_vocabulary.eos_id()
         cut = [h for h in hypotheses if h.tokens[-1] != eos]
         if not cut:
             return hypotheses
         target = [[self.target_vocabulary.id_to_piece(token) for token in h.tokens] for h in cut]
         scored = self.model.score_batch(
-            [self._spell(source)] * len(cut), target, max_input_length=0
+            [self._source_tokens(source)] * len(cut), target, max_input_length=0
         )
         for h, result in zip(cut, scored, strict=True):
             tokens = [*h.tokens, eos]

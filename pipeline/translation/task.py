@@ -1,7 +1,7 @@
 """Translation as a task for the trainer: pairs in, cross-entropy of the target out."""
 
-# Methods import what needs torch themselves: that takes seconds, and whoever asks whether there are
-# steps left to train needs none of it.
+# Methods import torch and what needs it themselves: that takes seconds, and a command that asks
+# whether there are steps left to train needs none of it.
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
 from data_prep.files import DataError, digest_of, first_line
 from data_prep.shards import ShardReader
-from data_prep.vocabulary import vocabulary_digest
-from pipeline.checkpoints.folder import Criterion
+from data_prep.vocabulary import PAD_IDX, vocabulary_digest
+from pipeline.checkpoints.folder import CheckpointError, Criterion
+from pipeline.training.deepspeed_config import activation_checkpointing
 from pipeline.training.task import Task
 from pipeline.translation.run_model import model_identity
 
@@ -43,12 +44,12 @@ class TranslationTask(Task["PairBatch"]):
 
     @cached_property
     def pairs(self) -> ShardReader:
-        """The training pairs."""
+        """Open the training pairs."""
         return ShardReader(self.recipe.shards, "train")
 
     @cached_property
     def valid_pairs(self) -> ShardReader:
-        """The validation pairs."""
+        """Open the validation pairs."""
         return ShardReader(self.recipe.shards, "valid")
 
     @cached_property
@@ -100,6 +101,7 @@ class TranslationTask(Task["PairBatch"]):
 
     @property
     def vocab_sizes(self) -> tuple[int, int]:
+        """Return the sizes of the source and the target vocabulary."""
         return self.pairs.data.vocabulary.sizes
 
     def parameter_count(self) -> int:
@@ -113,9 +115,7 @@ class TranslationTask(Task["PairBatch"]):
         return core_parameters(model)
 
     def create_model(self) -> TranslationModel:
-        from data_prep.vocabulary import PAD_IDX
         from models.factory import create_model
-        from pipeline.training.deepspeed_config import activation_checkpointing
 
         recipe, training = self.recipe, self.recipe.training
         model = create_model(recipe.model, self.vocab_sizes, PAD_IDX)
@@ -127,21 +127,21 @@ class TranslationTask(Task["PairBatch"]):
         return model
 
     def _load_initial_weights(self, model: TranslationModel) -> None:
-        """Take the weights of the export that `training.init_from` names.
+        """Load the weights of the export that `training.init_from` names into `model`.
 
-        :raises CheckpointError: it has another vocabulary than the shards, or another shape.
+        :raises CheckpointError: the export has another vocabulary than the shards, or its weights
+            have other shapes.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_model
 
-        from pipeline.checkpoints.folder import CheckpointError
+        from models.export_format import load_weights
 
         folder, shards = self.recipe.training.init_from, self.recipe.shards
         assert folder is not None
         try:
             same = vocabulary_digest(folder) == vocabulary_digest(shards)
             if same:
-                load_model(model, folder / "model.safetensors")
+                load_weights(model, folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"training.init_from: {folder} does not fit the recipe's model: {first_line(error)}"

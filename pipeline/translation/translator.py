@@ -1,5 +1,8 @@
 """Text in, text out: SentencePiece, beam search, SentencePiece; by PyTorch or by CTranslate2."""
 
+# Functions import torch, and what reads runs and vocabularies, themselves: a CTranslate2 model
+# needs neither, and so starts seconds sooner.
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from sentencepiece import SentencePieceProcessor
 
+from data_prep.files import DataError
 from models.config import ModelConfig
+from models.export_format import ModelError, load_weights, read_settings
 from pipeline.recipe import Recipe, SearchConfig, UsageError
 from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
-    ModelError,
     TextTranslator,
-    read_settings,
 )
 
-if TYPE_CHECKING:  # seconds of imports that CTranslate2 does without
+if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
     from pipeline.checkpoints.folder import Checkpoint
 
@@ -37,8 +40,11 @@ class Translator(TextTranslator):
         search: SearchConfig,
         max_source_tokens: int | None = None,
     ) -> None:
-        """:param max_source_tokens: longer lines are translated in parts; None: the most that the
-        model can take."""
+        """Move `model` to the GPU if there is one, and make ready to translate.
+
+        :param max_source_tokens: longer lines are translated in parts; None: the most that the
+            model can take.
+        """
         import torch
 
         self.model = model.eval()
@@ -49,7 +55,10 @@ class Translator(TextTranslator):
 
     @classmethod
     def of_run(cls, recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Translator:
-        """The average of checkpoints of `run_dir`."""
+        """Return a translator with the average of checkpoints of `run_dir`.
+
+        :raises CheckpointError: a checkpoint is damaged, or has no moving average.
+        """
         from data_prep.vocabulary import load_vocabularies
         from pipeline.translation.run_model import model_of_run
 
@@ -58,14 +67,15 @@ class Translator(TextTranslator):
 
     @classmethod
     def of_export(cls, folder: Path, **search: object) -> TextTranslator:
-        """A folder written by `./run.sh export`, in either format.
+        """Return a translator with the model in a folder that `./run.sh export` wrote.
 
+        :param folder: in either format.
         :param search: `evaluation` keys that differ from what the model was exported with.
-        :raises ModelError: it is not one.
-        :raises UsageError: `evaluation.dtype` of a CTranslate2 model, which has its own.
+        :raises ModelError: the folder is not an exported model.
+        :raises UsageError: `evaluation.dtype` was given for a CTranslate2 model, which has its own.
         """
         settings = read_settings(folder)
-        if settings["format"] == "ctranslate2":
+        if settings.format == "ctranslate2":
             if "dtype" in search:
                 raise UsageError(
                     "evaluation.dtype is for PyTorch; a CTranslate2 model computes in what "
@@ -73,31 +83,29 @@ class Translator(TextTranslator):
                 )
             return CTranslate2Translator(folder, **search)
         from safetensors import SafetensorError
-        from safetensors.torch import load_model
 
-        from data_prep.files import DataError
         from data_prep.vocabulary import load_vocabularies
 
         try:
             vocabularies = load_vocabularies(folder)
-            model = _fresh_model(ModelConfig.model_validate(settings["model"]), vocabularies)
-            load_model(model, folder / "model.safetensors")
-            evaluation = SearchConfig.model_validate({**settings.get("evaluation", {}), **search})
+            model = _create_model(ModelConfig.model_validate(settings.model), vocabularies)
+            load_weights(model, folder)
+            evaluation = SearchConfig.model_validate({**(settings.evaluation or {}), **search})
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, DataError) as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
-        return cls(model, vocabularies, evaluation, settings.get("max_source_tokens"))
+        return cls(model, vocabularies, evaluation, settings.max_source_tokens)
 
     def search_batches(
         self, batches: Iterable[list[list[int]]]
     ) -> Iterator[list[list[Hypothesis]]]:
-        """See `TextTranslator`."""
+        """Translate one batch after the other; see `TextTranslator`."""
         from pipeline.translation.beam_search import beam_search
 
         for sources in batches:
             yield beam_search(self.model, sources, self.search)
 
 
-def _fresh_model(config: ModelConfig, vocabularies: Vocabularies) -> TranslationModel:
+def _create_model(config: ModelConfig, vocabularies: Vocabularies) -> TranslationModel:
     from data_prep.vocabulary import PAD_IDX
     from models.factory import create_model
 

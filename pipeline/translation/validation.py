@@ -1,4 +1,4 @@
-"""The validation of a translation model while it trains: loss and BLEU."""
+"""How a translation model is validated while it trains: loss and BLEU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def valid_metrics(
     budget = config.micro_batch_tokens or config.max_tokens
     plan = BatchPlan(*lengths, max_tokens=budget, micro_batch_tokens=None, seed=0)
     total = torch.zeros((), device=trainer.device)
-    trainer.engine.eval()  # until the next step
+    trainer.engine.eval()  # the next step switches back
     with torch.no_grad():
         for pairs in shared_micro_batches(plan, trainer):
             batch = collate(task.valid_pairs, pairs, trainer.device)
@@ -47,7 +47,7 @@ def valid_metrics(
 def valid_bleu(
     task: TranslationTask, trainer: Trainer[PairBatch], interruption: Interruption
 ) -> dict[str, float]:
-    """Return `valid_bleu`, the BLEU of the validation set, which the ranks share among them.
+    """Return `valid_bleu`, the BLEU of the validation set, which the ranks translate together.
 
     :raises Stopped: on every rank, when a signal has come to one.
     """
@@ -56,7 +56,8 @@ def valid_bleu(
         list(read_lines(recipe.clean_text / f"valid.{language}"))
         for language in recipe.data.languages
     )
-    # A model of its own: decoding while ZeRO-3 has the weights cut up would deadlock.
+    # A whole copy of the model translates: with ZeRO-3's weights, which are partitioned, ranks that
+    # decode different numbers of steps would deadlock.
     model = create_model(recipe.model, task.vocab_sizes, PAD_IDX)
     model.load_state_dict(trainer.full_weights())
     translator = Translator(model, load_vocabularies(recipe.shards), recipe.evaluation)

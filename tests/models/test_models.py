@@ -1,4 +1,4 @@
-"""Every architecture through the factory."""
+"""These tests build every architecture through the factory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.factored_signals import FactoredModel
+from models.activation_checkpointing import ATTENTION
 from models.config import ActivationCheckpointing, Architecture, LevelSignals, ModelConfig
 from models.factory import create_model
 from models.ringformer import RingEncoder
-from models.ringformer.activation_checkpointing import ATTENTION
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel, core_parameters
 
@@ -25,7 +25,7 @@ ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
 
 def tiny(architecture: Architecture = "ringformer", **changes: object) -> TranslationModel:
-    """A float64 model with random weights everywhere, level signals included."""
+    """Build a small float64 model with random weights everywhere, level signals included."""
     sizes = {
         "model_dim": 16, "num_heads": 2, "ffn_inner_dim": 32, "num_levels": 3, "dropout": 0.0,
     }  # fmt: skip
@@ -40,7 +40,7 @@ def tiny(architecture: Architecture = "ringformer", **changes: object) -> Transl
 
 
 def sequences(*lengths: int) -> Tensor:
-    """Random ids padded on the right, `[len(lengths), max]`."""
+    """Return random ids padded on the right, `[len(lengths), max]`."""
     ids = torch.randint(4, VOCAB, (len(lengths), max(lengths)))
     for row, length in enumerate(lengths):
         ids[row, length:] = PAD
@@ -50,7 +50,7 @@ def sequences(*lengths: int) -> Tensor:
 def loss(
     model: TranslationModel, source: Tensor, target: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Of predicting `target` after itself: no language model, but everything takes part."""
+    """Return the loss of predicting `target` after itself: everything in the model takes part."""
     layouts = model.layout(source), model.layout(target)
     total: Tensor = model(
         source, layouts[0], target, layouts[1], target, label_smoothing=label_smoothing
@@ -78,6 +78,73 @@ def test_core_parameters_at_base_size(changes: dict[str, object], expected: int)
     assert core_parameters(model) == expected
 
 
+# Checkpoints and exports depend on these names, and optimizer states on their order.
+SELF_ATTN = ["self_attn_qkv", "self_attn_output", "self_attn_layer_norm"]
+FFN = ["ffn_up", "ffn_down", "ffn_layer_norm"]
+CROSS_ATTN = ["cross_attn_q", "cross_attn_kv", "cross_attn_output", "cross_attn_layer_norm"]
+QKV_SIGNAL = ["qkv_signal_a", "qkv_signal_b"]
+FFN_SIGNAL = ["ffn_signal_a", "ffn_signal_b"]
+PROJECTIONS = [f"{name}_proj.weight" for name in ("q", "k", "v", "output")]
+NORM = ["weight", "bias"]
+TRANSFORMER_SELF_ATTN = [
+    *(f"self_attn.{name}" for name in PROJECTIONS),
+    *(f"self_attn_layer_norm.{name}" for name in NORM),
+]
+TRANSFORMER_CROSS_ATTN = [
+    *(f"encoder_decoder_attn.{name}" for name in PROJECTIONS),
+    *(f"encoder_decoder_attn_layer_norm.{name}" for name in NORM),
+]
+TRANSFORMER_FFN = [
+    "ffn.inner_proj.weight",
+    "ffn.output_proj.weight",
+    *(f"ffn_layer_norm.{name}" for name in NORM),
+]
+
+
+def layers(*names: str) -> list[str]:
+    return [f"layers.{index}.{name}" for index in range(2) for name in names]
+
+
+RING = [*SELF_ATTN, *FFN]
+ALL = [*RING, *QKV_SIGNAL, *FFN_SIGNAL]
+STATIC = [*RING, "qkv_signal", "ffn_signal"]
+NAMES: list[tuple[Architecture, LevelSignals, list[str], list[str]]] = [
+    ("ringformer", "all", ALL, [*ALL, *CROSS_ATTN]),
+    ("ringformer", "attention", [*RING, *QKV_SIGNAL], [*RING, *QKV_SIGNAL, *CROSS_ATTN]),
+    ("ringformer", "ffn", [*RING, *FFN_SIGNAL], [*RING, *FFN_SIGNAL, *CROSS_ATTN]),
+    ("ringformer", "static", STATIC, [*STATIC, *CROSS_ATTN]),
+    ("ringformer", "none", RING, [*RING, *CROSS_ATTN]),
+    ("universal", "all", RING, [*RING, *CROSS_ATTN]),
+    ("one_wide_ffn", "all", RING, [*SELF_ATTN, *CROSS_ATTN]),
+    (
+        "transformer",
+        "all",
+        layers(*TRANSFORMER_SELF_ATTN, *TRANSFORMER_FFN),
+        layers(*TRANSFORMER_SELF_ATTN, *TRANSFORMER_CROSS_ATTN, *TRANSFORMER_FFN),
+    ),
+]
+
+
+@pytest.mark.parametrize(("architecture", "signals", "encoder", "decoder"), NAMES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_in_state_dicts(
+    architecture: Architecture,
+    signals: LevelSignals,
+    encoder: list[str],
+    decoder: list[str],
+    tied: bool,
+) -> None:
+    table = [] if architecture == "universal" else ["pos_encoder.table"]
+    model = tiny(architecture, level_signals=signals, num_levels=2, tied_embeddings=tied)
+    assert list(model.state_dict()) == [
+        *(f"encoder_frontend.{name}" for name in ["embed.weight", *table]),
+        *(f"encoder.{name}" for name in encoder),
+        *(f"decoder_frontend.{name}" for name in ["embed.weight", *table]),
+        *(f"decoder.{name}" for name in decoder),
+        *(f"final_proj.{name}" for name in (["weight"] if tied else ["weight", "bias"])),
+    ]
+
+
 @pytest.mark.parametrize("signals", get_args(LevelSignals))
 def test_every_parameter_of_every_ablation_learns(signals: LevelSignals) -> None:
     model = tiny(level_signals=signals)
@@ -95,7 +162,7 @@ def test_signals_of_a_rival_are_refused() -> None:
 
 @pytest.mark.slow
 def test_the_compiled_layer_serves_all_levels_and_shapes() -> None:
-    """Without Inductor, which takes minutes."""
+    """This test does without Inductor, which takes minutes."""
     source, target = sequences(7, 3), sequences(4, 6)
     batches = [(source, target), (sequences(9, 5, 8), sequences(3, 8, 4)), (source, target)]
 
@@ -140,7 +207,7 @@ def test_decoder_does_not_see_the_future(architecture: Architecture) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_incremental_decoding_equals_a_full_pass(architecture: Architecture) -> None:
-    """Past the cache's growth step, and with two hypotheses of a source changing places."""
+    """Decoding goes past the cache's growth step, and two hypotheses of a source change places."""
     model = tiny(architecture).eval()
     source, target = sequences(6, 4)[[0, 0, 1]], sequences(21, 21, 21)
     order = torch.tensor([1, 0, 2])
@@ -206,7 +273,7 @@ def test_checkpointing_changes_no_gradient_under_dropout(
 
 
 def attentions(model: TranslationModel) -> int:
-    """How often a forward and backward pass computes attention."""
+    """Count how often a forward and backward pass computes attention."""
     with torch.profiler.profile() as profile:
         loss(model, sequences(7, 3), sequences(4, 6)).backward()  # type: ignore[no-untyped-call]
     names = {f"aten::{operator.overloadpacket.__name__}" for operator in ATTENTION}
@@ -239,7 +306,7 @@ def test_checkpointing_is_refused_where_it_cannot_be() -> None:
 
 
 def factored(*, fold_qkv: bool) -> TranslationModel:
-    """As `tiny()`, with level signals applied to the tokens."""
+    """Build `tiny()` with level signals applied to the tokens."""
     model = tiny()
     other = FactoredModel(model.config, (VOCAB, VOCAB), PAD, fold_qkv=fold_qkv).double()
     other.load_state_dict(model.state_dict())
@@ -251,19 +318,20 @@ FORMS = [tiny, partial(factored, fold_qkv=True), partial(factored, fold_qkv=Fals
 
 @pytest.mark.parametrize("form", FORMS)
 def test_level_signals_are_the_papers_equations(form: Callable[[], TranslationModel]) -> None:
-    """q = W x + Aᵀ(B x), and FFN(x) = W_down gelu(W_up (x + Aᵀ(B x))), level by level."""
+    """At each level q = W x + Aᵀ(B x), and FFN(x) = W_down gelu(W_up (x + Aᵀ(B x)))."""
     ring = form().eval().encoder
     assert isinstance(ring, RingEncoder)
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     weights = dict(ring.named_parameters())
     for i, level in enumerate(ring.levels()):
-        for index, heads in enumerate(ring.qkv(x, level)):
+        for index, heads in enumerate(ring.qkv(x, level.self_attn)):
             a, b = weights["qkv_signal_a"][i, index], weights["qkv_signal_b"][i, index]
             expected = x @ weights["self_attn_qkv"][index].T + (x @ b.T) @ a
             torch.testing.assert_close(heads.transpose(1, 2).flatten(2), expected)
         a, b = weights["ffn_signal_a"][i], weights["ffn_signal_b"][i]
         hidden = torch.nn.functional.gelu((x + (x @ b.T) @ a) @ weights["ffn_up"].T)
-        torch.testing.assert_close(ring.feed_forward(x, level), hidden @ weights["ffn_down"].T)
+        assert level.ffn is not None
+        torch.testing.assert_close(ring.feed_forward(x, level.ffn), hidden @ weights["ffn_down"].T)
 
 
 def test_static_signals_are_added_to_projections_and_to_the_ffn_input() -> None:
@@ -273,10 +341,13 @@ def test_static_signals_are_added_to_projections_and_to_the_ffn_input() -> None:
     weights = dict(ring.named_parameters())
     for i, level in enumerate(ring.levels()):
         projected = torch.cat([x @ weight.T for weight in weights["self_attn_qkv"]], dim=2)
-        found = torch.cat([h.transpose(1, 2).flatten(2) for h in ring.qkv(x, level)], dim=2)
+        found = torch.cat(
+            [h.transpose(1, 2).flatten(2) for h in ring.qkv(x, level.self_attn)], dim=2
+        )
         torch.testing.assert_close(found, projected + weights["qkv_signal"][i])
         hidden = torch.nn.functional.gelu((x + weights["ffn_signal"][i]) @ weights["ffn_up"].T)
-        torch.testing.assert_close(ring.feed_forward(x, level), hidden @ weights["ffn_down"].T)
+        assert level.ffn is not None
+        torch.testing.assert_close(ring.feed_forward(x, level.ffn), hidden @ weights["ffn_down"].T)
 
 
 @pytest.mark.parametrize("fold_qkv", [True, False])
@@ -318,13 +389,13 @@ def test_a_fresh_ring_is_a_plain_weight_tied_transformer() -> None:
     ring = model.encoder
     assert isinstance(ring, RingEncoder)
     for level in ring.levels():
-        assert torch.equal(level.qkv, ring.self_attn_qkv.flatten(0, 1))
+        assert torch.equal(level.self_attn.qkv, ring.self_attn_qkv.flatten(0, 1))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("num_levels", [2, 8])
 def test_initial_weights(architecture: Architecture, num_levels: int) -> None:
-    """As fairseq2's layers; what is added to the residual stream starts at 1/N of that."""
+    """They are as fairseq2's; what is added to the residual stream starts at 1/N of that."""
     dim, inner_dim = 64, 256
     model = tiny(architecture, model_dim=dim, ffn_inner_dim=inner_dim, num_levels=num_levels)
     for names, expected in (
@@ -341,7 +412,7 @@ def test_initial_weights(architecture: Architecture, num_levels: int) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("num_levels", [1, 6, 12])
 def test_initially_two_sentences_differ(architecture: Architecture, num_levels: int) -> None:
-    """Encodings of full size before each of 6 levels make the cosine 0.999."""
+    """Encodings of full size before each of 6 levels would make the cosine 0.999."""
     torch.manual_seed(0)
     config = ModelConfig(
         architecture=architecture, model_dim=64, num_heads=4, ffn_inner_dim=256,
@@ -382,7 +453,7 @@ def test_recomputed_levels_are_the_same(architecture: Architecture, levels: int)
 def test_the_chunked_loss_is_cross_entropy(
     label_smoothing: float, tied: bool, max_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One token, five tokens, all tokens a chunk."""
+    """A chunk is one token, five tokens, or all tokens."""
     monkeypatch.setattr("models.output.MAX_LOGITS", max_logits)
     source, target = sequences(7, 3), sequences(4, 6)
 

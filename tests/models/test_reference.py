@@ -1,4 +1,4 @@
-"""RingFormer against golden vectors of the published implementation, in float64."""
+"""These tests hold RingFormer to the published implementation's golden vectors, in float64."""
 
 from __future__ import annotations
 

@@ -18,19 +18,19 @@ from sentencepiece import SentencePieceProcessor
 from data_prep.files import sha256_of
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, LevelSignals
+from models.export_format import Format, ModelError, Quantization
 from models.ringformer import RingDecoder
 from models.seq2seq import TranslationModel
 from pipeline.command_line import load_recipe
-from pipeline.publishing.exports import Format, Quantization, export
+from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
-    ModelError,
     TextTranslator,
-    batches,
-    split,
+    batches_by_length,
+    split_to_fit,
 )
 from pipeline.translation.translator import Translator
 from tests.conftest import run_process, save_checkpoint
@@ -104,7 +104,9 @@ def exported(recipe: Recipe, format: Format, quantization: Quantization | None =
 
 def best(translator: TextTranslator, sources: Sequence[list[int]]) -> list[Hypothesis]:
     """The first hypothesis of each, found in batches as `translate` makes them."""
-    order = list(batches({i: len(ids) for i, ids in enumerate(sources)}, translator.search))
+    order = list(
+        batches_by_length({i: len(ids) for i, ids in enumerate(sources)}, translator.search)
+    )
     found = translator.search_batches([sources[i] for i in batch] for batch in order)
     pairs = [
         (index, hypotheses[0])
@@ -241,7 +243,7 @@ def test_an_overlong_line_is_translated_in_parts(
     assert "line 8: " in caplog.text
     assert "more than the 64 that the model takes; translated in" in caplog.text
     assert len(found) == 1
-    parts = split(long, lambda text: len(translator.source_vocabulary.encode(text)) < 64)
+    parts = split_to_fit(long, lambda text: len(translator.source_vocabulary.encode(text)) < 64)
     assert found[0][1] == " ".join(filter(None, translator.translate(parts)))
     assert [first[0][1], last[0][1]] == translator.translate(["Ja.", "Nein."])
 
@@ -258,7 +260,7 @@ def test_an_overlong_line_is_translated_in_parts(
     ],
 )
 def test_where_a_line_is_cut(text: str, expected: list[str]) -> None:
-    assert split(text, lambda part: len(part) <= 10) == expected
+    assert split_to_fit(text, lambda part: len(part) <= 10) == expected
 
 
 def test_a_damaged_or_foreign_folder(folder: Path, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from fairseq2.nn import BatchLayout
 
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, ModelConfig
+from models.export_format import ModelError
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.recipe import EvaluationConfig
 from pipeline.translation.beam_search import beam_search
-from pipeline.translation.serving import ModelError
 
 VOCAB = 30
 SOURCES = [[5, 9, 7, 3], [11, 3], [8, 8, 21, 14, 6, 29, 10, 3], [4, 3], [17, 12, 13, 3]]

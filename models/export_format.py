@@ -1,0 +1,125 @@
+"""This module is the one reader and the one writer of an exported model's folder.
+
+The folder holds
+
+    export.json         what the model is: `ExportSettings`
+    model.safetensors   the weights, in format safetensors
+    model.bin           the weights, in format ctranslate2, with CTranslate2's own config.json
+
+and the SentencePiece models (`data_prep/vocabulary.py`).
+
+The module travels with a registered model to where only ctranslate2 and sentencepiece are
+installed. So at import it needs the standard library only, and each function imports what else it
+needs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SETTINGS = "export.json"
+WEIGHTS = "model.safetensors"
+
+Format = Literal["safetensors", "ctranslate2"]
+Quantization = Literal["int8"]
+
+
+class ModelError(Exception):
+    """A folder is not an exported model, or the model gives no usable probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """The settings are what export.json holds.
+
+    A model that was converted, not trained by a recipe, has only `format` and `model`.
+    """
+
+    format: Format
+    quantization: Quantization | None = None
+    """None: weights in float32."""
+
+    model: dict[str, Any]
+    """The recipe's `model` section."""
+
+    evaluation: dict[str, Any] | None = None
+    """The keys of the recipe's `evaluation` section that decide on translations."""
+
+    max_source_tokens: int | None = None
+    """EOS included; longer lines are translated in parts. None: the most the model can take."""
+
+    source_lang: str | None = None
+    target_lang: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of export.json."""
+        if self.evaluation is None:  # converted
+            return {"format": self.format, "model": self.model}
+        return asdict(self)
+
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "model": (dict,),
+    "quantization": (str, NoneType),
+    "evaluation": (dict, NoneType),
+    "max_source_tokens": (int, NoneType),
+    "source_lang": (str, NoneType),
+    "target_lang": (str, NoneType),
+}
+
+
+def read_settings(folder: Path) -> ExportSettings:
+    """Read what the exported model in `folder` is.
+
+    :raises ModelError: there is no exported model.
+    """
+    problem = f"{folder}: not an exported model"
+    try:
+        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{problem}: {error}") from error
+    if not isinstance(found, dict) or "format" not in found:
+        raise ModelError(f"{problem}: {SETTINGS} names no format")
+    if found["format"] not in get_args(Format):
+        raise ModelError(
+            f"{problem}: {SETTINGS} names format {found['format']!r}, which is none of "
+            f"{', '.join(get_args(Format))}"
+        )
+    for key, types in TYPES.items():
+        if not isinstance(found.get(key), types):
+            raise ModelError(f"{problem}: {SETTINGS}: {key} is missing or of the wrong type")
+    known: dict[str, Any] = {key: found.get(key) for key in TYPES}
+    return ExportSettings(format=found["format"], **known)
+
+
+def write_settings(folder: Path, settings: ExportSettings) -> None:
+    """Write export.json into `folder`."""
+    from data_prep.files import write_json
+
+    write_json(folder / SETTINGS, settings.to_json())
+
+
+def write_weights(model: nn.Module, folder: Path) -> None:
+    """Write the weights into `folder`, tied ones once, in the dtype that they have."""
+    from safetensors.torch import save_model
+
+    save_model(model, str(folder / WEIGHTS))
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Load the weights in `folder` into a model of the same shape.
+
+    :raises OSError: there are none.
+    :raises RuntimeError: they are of another model.
+    :raises SafetensorError: the file is damaged.
+    """
+    from safetensors.torch import load_model
+
+    load_model(model, folder / WEIGHTS)

@@ -1,0 +1,199 @@
+"""This module makes the weights of a ring and says what they are at each level.
+
+The rivals that differ in what a level owns are this same code: `OWNED_BY_LEVELS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from models.config import Architecture, ModelConfig
+from models.positions import InterleavedSinusoids
+from models.ringformer import level_signal
+from models.ringformer.level_signal import Signal
+from models.stack import Stack
+
+# As fairseq2 initialises the layers of a Transformer.
+INIT_QKV = partial(nn.init.xavier_uniform_, gain=2**-0.5)
+INIT_OUTPUT = nn.init.xavier_uniform_
+INIT_FFN = partial(nn.init.kaiming_uniform_, a=5**0.5)
+
+
+class Owned(NamedTuple):
+    """A level owns these weights; the others are one for all levels."""
+
+    attention: bool = False
+    layer_norms: bool = False
+
+
+OWNED_BY_LEVELS: dict[Architecture, Owned] = {
+    "ringformer": Owned(layer_norms=True),
+    "universal": Owned(),  # arXiv 1807.03819
+    "one_wide_ffn": Owned(attention=True, layer_norms=True),  # arXiv 2309.01826
+}
+
+
+class SelfAttention(NamedTuple):
+    """A level's self-attention works with these weights."""
+
+    qkv: Tensor  # [3d, d], level signals folded in
+    qkv_bias: Tensor | None  # static signals b_i, [3d]
+    output: Tensor  # [d, d]
+    layer_norm: Tensor  # weight and bias, [2, d]
+
+
+class CrossAttention(NamedTuple):
+    """A level's encoder-decoder attention works with these weights, and with the encoder output."""
+
+    q: Tensor  # [d, d]
+    k: Tensor  # projected encoder output, [B, H, S, d/H]
+    v: Tensor
+    mask: Tensor | None  # True where the encoder output is no padding, [B, 1, 1, S]
+    output: Tensor  # [d, d]
+    layer_norm: Tensor  # weight and bias, [2, d]
+
+
+class FeedForward(NamedTuple):
+    """A level's feed-forward network works with these weights."""
+
+    up: Tensor  # [m, d], level signals folded in
+    up_bias: Tensor | None  # static signal: W_up b_i of W_up (x + b_i), [m]
+    down: Tensor  # [d, m]
+    layer_norm: Tensor  # weight and bias, [2, d]
+
+
+class Level(NamedTuple):
+    """At one level the layer works with these weights; shared ones are the same at each level."""
+
+    self_attn: SelfAttention
+    ffn: FeedForward | None  # None in the decoder of `one_wide_ffn`
+
+
+class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
+    """A ring's weights are those of self-attention and of the feed-forward network."""
+
+    def __init__(self, config: ModelConfig, *, has_ffn: bool = True) -> None:
+        super().__init__(config.num_levels, config.num_heads, config.dropout)
+        dim, inner_dim, rank = config.model_dim, config.ffn_inner_dim, config.rank
+        self.owned = OWNED_BY_LEVELS[config.architecture]
+        owned, own_norms = self.owned
+        # The order below is that of torch's random numbers and of the parameters: keep it.
+        self.self_attn_qkv = self.matrices(INIT_QKV, 3, dim, dim, owned=owned)
+        self.self_attn_output = self.matrices(INIT_OUTPUT, dim, dim, owned=owned, residual=True)
+        self.self_attn_layer_norm = self.layer_norms(dim, owned=own_norms)
+        self.ffn_up = self.ffn_down = self.ffn_layer_norm = None
+        if has_ffn:
+            self.ffn_up = self.matrices(INIT_FFN, inner_dim, dim)
+            self.ffn_down = self.matrices(INIT_FFN, dim, inner_dim, residual=True)
+            self.ffn_layer_norm = self.layer_norms(dim, owned=own_norms)
+
+        signals = config.level_signals if config.architecture == "ringformer" else "none"
+        self.qkv_signal_a = self.qkv_signal_b = self.ffn_signal_a = self.ffn_signal_b = None
+        if signals in ("all", "attention"):
+            self.qkv_signal_a, self.qkv_signal_b = self.signals(3, rank, dim)
+        if signals in ("all", "ffn"):
+            self.ffn_signal_a, self.ffn_signal_b = self.signals(rank, dim)
+        static = signals == "static"
+        self.qkv_signal = nn.Parameter(torch.zeros(self.num_levels, 3 * dim)) if static else None
+        self.ffn_signal = nn.Parameter(torch.zeros(self.num_levels, dim)) if static else None
+        self.encodings: InterleavedSinusoids | None = None
+        if config.architecture == "universal":  # of positions, and of levels
+            length = max(config.max_seq_len, self.num_levels)
+            self.encodings = InterleavedSinusoids(dim, length, persistent=False)
+        self._levels: list[Level] = []
+        self._made_of: tuple[object, ...] = ()
+
+    def signals(self, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
+        """Make A and B of every level, each `[N, *shape]`."""
+        a = torch.zeros(self.num_levels, *shape)
+        b = torch.empty(self.num_levels, *shape).normal_(std=level_signal.INIT_STD)
+        return nn.Parameter(a), nn.Parameter(b)
+
+    def levels(self) -> list[Level]:
+        """Return every level's weights.
+
+        Unless gradients may flow, they are kept until a parameter changes.
+
+        A write through `.data` is seen after the next call of `train` or `eval`.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self.make_levels()
+        autocast = torch.is_autocast_enabled(self.self_attn_qkv.device.type)
+        made_of = (autocast, *((p.data_ptr(), p._version, p.dtype) for p in self.parameters()))
+        if made_of != self._made_of:
+            self._levels, self._made_of = self.make_levels(), made_of
+        return self._levels
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode, and forget the weights that were kept."""
+        self._levels, self._made_of = [], ()
+        return super().train(mode)
+
+    def make_levels(self) -> list[Level]:
+        """Make every level's weights from the parameters."""
+        parts = zip(self.self_attn_of_levels(), self.ffn_of_levels(), strict=True)
+        return [Level(self_attn, ffn) for self_attn, ffn in parts]
+
+    def self_attn_of_levels(self) -> Sequence[SelfAttention]:
+        """Return each level's self-attention, with W + A_iᵀ B_i of q, k and v."""
+        weight: Tensor = self.self_attn_qkv
+        owned = self.owned.attention
+        if self.qkv_signal_a is not None and self.qkv_signal_b is not None:
+            signal = Signal(self.qkv_signal_a, self.qkv_signal_b)
+            weight, owned = level_signal.fold(weight, signal), True
+        columns = zip(
+            self.per_level(weight.flatten(-3, -2), owned),
+            self._biases(self.qkv_signal),
+            self.per_level(self.self_attn_output, self.owned.attention),
+            self.per_level(self.self_attn_layer_norm, self.owned.layer_norms),
+            strict=True,
+        )
+        return [SelfAttention(*weights) for weights in columns]
+
+    def ffn_of_levels(self) -> Sequence[FeedForward | None]:
+        """Return each level's feed-forward network, with W_up (I + A_iᵀ B_i)."""
+        static, owned = self.ffn_signal, False
+        if self.ffn_up is None or self.ffn_down is None or self.ffn_layer_norm is None:
+            return [None] * self.num_levels
+        up: Tensor = self.ffn_up
+        biases = self._biases(None if static is None else F.linear(static, up))
+        if self.ffn_signal_a is not None and self.ffn_signal_b is not None:
+            signal = Signal(self.ffn_signal_a, self.ffn_signal_b)
+            up, owned = level_signal.fold_into_input(up, signal), True
+        columns = zip(
+            self.per_level(up, owned),
+            biases,
+            self.per_level(self.ffn_down, False),
+            self.per_level(self.ffn_layer_norm, self.owned.layer_norms),
+            strict=True,
+        )
+        return [FeedForward(*weights) for weights in columns]
+
+    def per_level(self, weight: Tensor, owned: bool) -> Sequence[Tensor]:
+        """Return a weight as each level sees it.
+
+        :param owned: whether the first dimension of `weight` is the levels'.
+        """
+        return weight.unbind() if owned else [weight] * self.num_levels
+
+    def _biases(self, biases: Tensor | None) -> Sequence[Tensor | None]:
+        return [None] * self.num_levels if biases is None else biases.unbind()
+
+    def add_encodings(self, x: Tensor, level: int, positions: range) -> Tensor:
+        """Add a Universal Transformer's encodings of level and positions; others have none.
+
+        :param positions: of `x` in its sequence; one for all where `x` holds hypotheses.
+        :raises ValueError: there is no encoding of such a position.
+        """
+        if self.encodings is None:
+            return x
+        # N times at full size they bury what the tokens say (docs/results.md).
+        added = self.encodings.at(positions) + self.encodings.table[level]
+        return x + (added / self.num_levels).to(x.dtype)

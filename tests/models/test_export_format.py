@@ -1,0 +1,106 @@
+"""These tests write folders of exported models and read them again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.config import ModelConfig
+from models.export_format import (
+    ExportSettings,
+    Format,
+    ModelError,
+    load_weights,
+    read_settings,
+    write_settings,
+    write_weights,
+)
+from models.factory import create_model
+from models.seq2seq import TranslationModel
+from tests.conftest import run_process
+
+CONFIG = ModelConfig(model_dim=16, num_heads=2, ffn_inner_dim=32, num_levels=2)
+
+
+def model(seed: int) -> TranslationModel:
+    torch.manual_seed(seed)
+    return create_model(CONFIG, (40, 40), 0)
+
+
+def test_weights_come_back(tmp_path: Path) -> None:
+    written, read = model(1), model(2)
+    write_weights(written, tmp_path)
+    load_weights(read, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+    for name, weight in written.state_dict().items():
+        assert torch.equal(read.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("format", ["safetensors", "ctranslate2"])
+def test_settings_come_back(format: Format, tmp_path: Path) -> None:
+    trained = ExportSettings(
+        format=format,
+        model=CONFIG.model_dump(mode="json"),
+        evaluation={"beam_size": 4},
+        max_source_tokens=64,
+        source_lang="de",
+        target_lang="en",
+    )
+    write_settings(tmp_path, trained)
+    assert read_settings(tmp_path) == trained
+    keys = list(json.loads((tmp_path / "export.json").read_text()))
+    assert keys == [
+        "format", "quantization", "model", "evaluation", "max_source_tokens", "source_lang",
+        "target_lang",
+    ]  # fmt: skip
+
+
+def test_a_converted_model_has_no_recipe(tmp_path: Path) -> None:
+    converted = ExportSettings(format="safetensors", model={"model_dim": 16})
+    write_settings(tmp_path, converted)
+    assert read_settings(tmp_path) == converted
+    assert (tmp_path / "export.json").read_text() == (
+        '{\n  "format": "safetensors",\n  "model": {\n    "model_dim": 16\n  }\n}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "No such file"),
+        ("{", "Expecting property name"),
+        ("[]", "export.json names no format"),
+        ('{"model": {}}', "export.json names no format"),
+        ('{"format": "onnx", "model": {}}', "names format 'onnx', which is none of safetensors"),
+        ('{"format": "safetensors"}', "model is missing or of the wrong type"),
+        (
+            '{"format": "safetensors", "model": {}, "max_source_tokens": "64"}',
+            "max_source_tokens is missing or of the wrong type",
+        ),
+    ],
+)
+def test_what_is_no_exported_model_is_refused(
+    content: str | None, expected: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "export.json").write_text(content)
+    with pytest.raises(ModelError, match=f"{tmp_path.name}: not an exported model: .*{expected}"):
+        read_settings(tmp_path)
+
+
+def test_reading_settings_needs_the_standard_library_only(tmp_path: Path) -> None:
+    write_settings(tmp_path, ExportSettings(format="ctranslate2", model={"max_seq_len": 512}))
+    blocked = ["torch", "numpy", "safetensors", "pydantic", "fairseq2"]
+    code = (
+        "import sys; from pathlib import Path\n"
+        f"sys.modules.update(dict.fromkeys({blocked}))\n"  # importing one of them now fails
+        "from models.export_format import read_settings\n"
+        f"print(read_settings(Path({str(tmp_path)!r})).model['max_seq_len'])"
+    )
+    done = run_process([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "512"
