@@ -1,7 +1,7 @@
-"""RingFormer with its level signals applied to the tokens, to measure against folding them.
+"""RingFormer with its level signals applied to the tokens, to compare with folding them.
 
-The same parameters and the same result as `models.ringformer`; but the FFN's input is x + Aᵀ(B x),
-and with `fold_qkv` off q is W x + Aᵀ(B x), and k and v alike.
+It has the parameters and the result of `models.ringformer`; but the FFN's input is x + Aᵀ(B x), and
+with `fold_qkv` off q is W x + Aᵀ(B x), likewise k and v.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from models.seq2seq import TranslationModel
 
 
 class FactoredLevel(Level):
-    """A level whose FFN, and maybe q, k and v, are those that all levels share."""
+    """A level whose FFN weights, and without `fold_qkv` those of q, k and v, all levels share."""
 
     qkv_signal: Signal | None = None  # where it is not folded: [3, r, d]
     ffn_signal: Signal  # [r, d]
 
 
 class FactoredRing(Ring):
-    """Of a RingFormer with all level signals."""
+    """The levels of a RingFormer with all level signals, which are applied to the tokens."""
 
     fold_qkv = False
 
@@ -64,8 +64,10 @@ class FactoredRing(Ring):
 
 
 def apply(x: Tensor, signal: Signal) -> Tensor:
-    """M x = Aᵀ(B x). :param x: `[B, S, d]`; :param signal: of k projections `[k, r, d]`.
+    """Return M x = Aᵀ(B x).
 
+    :param x: `[B, S, d]`.
+    :param signal: of k projections, `[k, r, d]`, or of one, `[r, d]`.
     :returns: `[B, S, k·d]`.
     """
     low = F.linear(x, signal.b.flatten(0, -2))  # [B, S, k·r]
@@ -76,14 +78,16 @@ def apply(x: Tensor, signal: Signal) -> Tensor:
 
 
 class FactoredEncoder(FactoredRing, RingEncoder):
-    pass
+    """The encoder of such a RingFormer."""
 
 
 class FactoredDecoder(FactoredRing, RingDecoder):
-    pass
+    """The decoder of such a RingFormer."""
 
 
 class FactoredModel(TranslationModel):
+    """Such a RingFormer; with `fold_qkv` only the FFN's signals are applied to the tokens."""
+
     def __init__(
         self,
         config: ModelConfig,

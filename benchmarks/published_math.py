@@ -1,6 +1,6 @@
-"""RingFormer computed as the published implementation does, to measure against.
+"""RingFormer computed as the published implementation does, to compare ours with.
 
-The same parameters and the same result as `models.ringformer`; but level signals are d×d matrices
+It has the parameters and the result of `models.ringformer`; but level signals are d×d matrices
 multiplied with each token, attention is softmax(QKᵀ)V in separate steps, q, k and v are separate
 products, and every level projects the encoder's output again.
 """
@@ -25,7 +25,10 @@ def _signal(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _attention(ring: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """:param mask: True where hidden, `[B, 1, T, S]`."""
+    """Return the heads' outputs side by side, `[B, T, d]`.
+
+    :param mask: True where a key is hidden, `[B, 1, T, S]`.
+    """
     q, k, v = (ring.heads(x, 1)[0] for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) / math.sqrt(q.size(-1))
     weights = torch.softmax(scores.masked_fill(mask, -1e9), dim=-1)
@@ -55,6 +58,8 @@ def _padding(layout: BatchLayout) -> Tensor:
 
 
 class PublishedEncoder(RingEncoder):
+    """The encoder, computed in that way."""
+
     def forward(self, seqs: Tensor, seqs_layout: BatchLayout) -> Tensor:
         x, mask = seqs, _padding(seqs_layout)
         for i in range(self.num_levels):
@@ -63,6 +68,8 @@ class PublishedEncoder(RingEncoder):
 
 
 class PublishedDecoder(RingDecoder):
+    """The decoder, computed in that way."""
+
     def forward(
         self,
         seqs: Tensor,
@@ -86,7 +93,7 @@ class PublishedDecoder(RingDecoder):
 
 
 class PublishedModel(TranslationModel):
-    """Holds all logits at once, and their cross-entropy as PyTorch computes it."""
+    """A RingFormer computed in that way, with all logits at once and PyTorch's cross-entropy."""
 
     def __init__(self, config: ModelConfig, vocab_sizes: tuple[int, int], pad_idx: int) -> None:
         encoder, decoder = PublishedEncoder(config), PublishedDecoder(config)
