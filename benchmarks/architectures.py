@@ -1,11 +1,11 @@
-"""What architectures and level signals are worth: BLEU on Multi30k against core parameters.
+"""Measure what architectures and level signals are worth: BLEU on Multi30k by core parameters.
 
     python -m benchmarks.architectures --data ../shared/data [--seeds 1 2 3] [--jobs 2]
 
 Every run is `./run.sh --config recipes/multi30k_de_en.yaml` with a seed and the overrides of
 `SYSTEMS`, and any others that are given with a `--run_dir` (`--training.max_steps 100`). What has
-been trained is not trained again. Then all of them train and translate in turns, on one thread and
-in one process, to be timed. Prints the tables of docs/results.md and draws its picture.
+been trained is not trained again. Then all systems train and translate in turns, on one thread and
+in one process, to be timed. The program prints the tables of docs/results.md and draws its picture.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from benchmarks.real_batches import loss_of
-from benchmarks.rounds import figure, measure, options, progress, ratios, table
+from benchmarks.rounds import create_parser, measure, print_table, progress, ratios, three_digits
 from benchmarks.train_step import steps_of
 from data_prep.batch_plan import BatchPlan
 from data_prep.files import read_json
@@ -65,11 +66,12 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
+        """Read the recipe with the overrides of this run."""
         return load_recipe(RECIPE, [*self.overrides.items(), ("run_dir", str(self.run_dir))])
 
     @property
     def scores(self) -> dict[str, float]:
-        """Empty until it has been evaluated."""
+        """Read its scores; they are empty until it has been evaluated."""
         recipe = self.recipe
         path = recipe.run_dir / "evaluation" / recipe.data.test.name / "scores.json"
         scores: dict[str, float] = read_json(path)
@@ -78,7 +80,7 @@ class Run:
     def train(self) -> None:
         """Train and evaluate with one thread; the output goes to RUN_DIR.log.
 
-        :raises subprocess.CalledProcessError: it failed.
+        :raises subprocess.CalledProcessError: the command failed.
         """
         options = [word for key, value in self.overrides.items() for word in (f"--{key}", value)]
         command = [str(ROOT / "run.sh"), "--config", str(RECIPE), "--run_dir", str(self.run_dir)]
@@ -94,7 +96,10 @@ class Run:
 
 
 def runs_of(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Run]:
-    """All systems with the first seed, then with the next."""
+    """Return the runs of all systems with the first seed, then with the next.
+
+    :param given: overrides from the command line.
+    """
     runs = []
     for seed in arguments.seeds:
         for system in arguments.only or SYSTEMS:
@@ -114,17 +119,22 @@ def runs_of(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Run
 
 
 def _mean(values: Sequence[float]) -> str:
-    """And the standard deviation of a sample."""
+    """Return the mean and, of two or more values, the sample's standard deviation."""
     mean = f"{statistics.mean(values):.2f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
 def core_parameters_of(recipe: Recipe) -> int:
+    """Return the number of parameters without embeddings and output projection."""
     size = recipe.data.vocabulary.size
     return core_parameters(abstract_model(recipe.model, (size, size)))
 
 
 def report_scores(systems: Mapping[str, Sequence[Run]]) -> None:
+    """Print the table of scores.
+
+    :param systems: the runs of each system.
+    """
     reference = core_parameters_of(systems[REFERENCE][0].recipe)
     rows = []
     for system, runs in systems.items():
@@ -137,13 +147,11 @@ def report_scores(systems: Mapping[str, Sequence[Run]]) -> None:
         rows.append((system, f"{parameters:,}", share, rate, _mean(bleu), _mean(chrf), seeds))
     sizes = "core parameters", f"over {REFERENCE}"
     header = ("system", *sizes, "learning rate", "BLEU", "chrF2", "BLEU by seed")
-    table("Mean ± standard deviation over seeds, beam 4", header, rows)
+    print_table("Mean ± standard deviation over seeds, beam 4", header, rows)
 
 
 def draw(systems: Mapping[str, Sequence[Run]], path: Path) -> None:
-    """BLEU of each seed and their mean against core parameters."""
-    from matplotlib.figure import Figure
-
+    """Draw BLEU by core parameters: a dot for each seed, a diamond for their mean."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
     for number, (system, runs) in enumerate(systems.items()):
@@ -167,7 +175,7 @@ def draw(systems: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def training_steps(run: Run) -> tuple[Callable[[], None], int]:
-    """Steps of the first batches of an epoch, and how many target tokens they have."""
+    """Return a function that trains on the first batches of an epoch, and their target tokens."""
     recipe = run.recipe
     reader = ShardReader(recipe.run_dir / "shards", "train")
     plan = BatchPlan(
@@ -180,16 +188,17 @@ def training_steps(run: Run) -> tuple[Callable[[], None], int]:
 
 
 def translations(run: Run) -> tuple[Callable[[], object], int]:
-    """Of the first test sentences, and how many tokens they have."""
+    """Return a function that translates the first test sentences, and the output's tokens."""
     recipe = run.recipe
     translator = Translator.of_run(recipe, checkpoints_to_average(recipe))
     text = (recipe.run_dir / "clean" / f"test.{recipe.data.source_lang}").read_text("utf-8")
     sentences = text.split("\n")[:TIMED_SENTENCES]
-    pieces = translator.target_vocabulary.encode(translator.translate(sentences))
-    return lambda: translator.translate(sentences), sum(map(len, pieces))
+    token_ids = translator.target_vocabulary.encode(translator.translate(sentences))
+    return lambda: translator.translate(sentences), sum(map(len, token_ids))
 
 
 def report_speed(systems: Mapping[str, Sequence[Run]], rounds: int) -> None:
+    """Time the first run of each system, and print the table of speeds."""
     torch.set_num_threads(1)
     device = torch.device("cpu")
     steps = {system: training_steps(runs[0]) for system, runs in systems.items()}
@@ -204,17 +213,18 @@ def report_speed(systems: Mapping[str, Sequence[Run]], rounds: int) -> None:
             own, reference = (
                 [each / work[name][1] for each in seconds[name][1:]] for name in (system, REFERENCE)
             )
-            row += [figure(1 / statistics.median(own)), ratios(own, reference)]
+            row += [three_digits(1 / statistics.median(own)), ratios(own, reference)]
         sentences = TIMED_SENTENCES / statistics.median(decoding[system][1:])
-        rows.append([*row, figure(sentences)])
+        rows.append([*row, three_digits(sentences)])
     over = f"time over {REFERENCE}'s"
     rates = "training, target tokens/s", "decoding, output tokens/s"
     header = ("system", rates[0], over, rates[1], over, "decoding, sentences/s")
-    table("On one thread", header, rows)
+    print_table("On one thread", header, rows)
 
 
 def main() -> None:
-    parser = options(__doc__, rounds=3)
+    """Train what is not trained yet, and print the tables."""
+    parser = create_parser(__doc__, rounds=3)
     parser.add_argument("--data", type=Path, default=Path("data"), help="data.root")
     parser.add_argument("--run_dir", type=Path, help="[runs/architectures]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

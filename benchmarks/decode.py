@@ -1,9 +1,10 @@
-"""Decoding speed at base size with random weights, beside fairseq2's and Hugging Face's generate,
-and on a CPU CTranslate2's of the same RingFormer, exported (with --text).
+"""Measure how fast models of base size with random weights decode.
 
-Sentences have lengths as in newswire (5 to 80 tokens, 25 on average), or are those of a file. Every
-system translates each to exactly its source's length (EOS is impossible before and forced then), so
-only speed differs. CTranslate2 has one length for a batch: its batches are of equal lengths.
+Our search runs beside fairseq2's generator and Hugging Face's generate; on a CPU also beside
+CTranslate2 with an export of the same RingFormer (with --text). Sentences are random, with lengths
+as in newswire (5 to 80 tokens, 25 on average), or those of a file. Every system translates each to
+exactly its source's length (EOS is impossible before and forced then), so that only speed differs.
+CTranslate2 has one length for a whole batch, so its batches are of sentences of equal length.
 
 python -m benchmarks.decode [--sentences 1 128] [--beams 1 4] [--rounds 5] [--dtype bfloat16]
     [--text FILE --vocabulary SPM_MODEL] [--only NAME...]
@@ -11,13 +12,14 @@ python -m benchmarks.decode [--sentences 1 128] [--beams 1 4] [--rounds 5] [--dt
 
 from __future__ import annotations
 
+import argparse
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import ctranslate2
 import numpy as np
@@ -29,7 +31,14 @@ from sentencepiece import SentencePieceProcessor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList, MarianConfig, MarianMTModel
 
-from benchmarks.rounds import add_device, dtype_of, measure, options, ratios, table
+from benchmarks.rounds import (
+    add_device_options,
+    create_parser,
+    dtype_of,
+    measure,
+    print_table,
+    ratios,
+)
 from data_prep.corpora import read_lines
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, ModelConfig
@@ -40,12 +49,15 @@ from pipeline.recipe import EvaluationConfig
 from pipeline.translation.beam_search import beam_search
 from pipeline.translation.serving import batches_by_length
 
+Run = Callable[[], None]
+
 VOCAB = 32000
 OURS = "RingFormer, our search"
 NAIVE, NAIVE_SENTENCES = "RingFormer, no cache (8 sentences)", 8
 
 
 def model_of(architecture: Architecture, dim: int) -> TranslationModel:
+    """Return a model of base depth with random weights, which never ends a translation itself."""
     config = ModelConfig(
         architecture=architecture, model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim,
         tied_embeddings=False,
@@ -58,7 +70,7 @@ def model_of(architecture: Architecture, dim: int) -> TranslationModel:
 
 
 def marian(dim: int) -> Any:
-    """The plain Transformer of equal width and depth in Hugging Face's implementation."""
+    """Return Hugging Face's implementation of the Transformer of equal width and depth."""
     config = MarianConfig(  # type: ignore[no-untyped-call]
         vocab_size=VOCAB, d_model=dim, encoder_layers=6, decoder_layers=6,
         encoder_attention_heads=dim // 64, decoder_attention_heads=dim // 64,
@@ -86,8 +98,8 @@ class EndAtSourceLength(LogitsProcessor):
         return scores
 
 
-def generate(peer: Any, sentences: list[list[int]], beam_size: int, size: int = 64) -> None:
-    """Hugging Face's generate on batches of `size` sentences in the order given."""
+def run_hugging_face(peer: Any, sentences: list[list[int]], beam_size: int, size: int = 64) -> None:
+    """Run Hugging Face's generate on batches of `size` sentences, in the order given."""
     for begin in range(0, len(sentences), size):
         part = sentences[begin : begin + size]
         lengths = torch.tensor([len(ids) for ids in part], device=peer.device)
@@ -102,17 +114,20 @@ def generate(peer: Any, sentences: list[list[int]], beam_size: int, size: int = 
         )
 
 
-def ours(model: TranslationModel, sentences: list[list[int]], search: EvaluationConfig) -> None:
+def run_our_search(
+    model: TranslationModel, sentences: list[list[int]], search: EvaluationConfig
+) -> None:
+    """Run our beam search, and check that it ends where it must."""
     lengths = {index: len(ids) for index, ids in enumerate(sentences)}
     for batch in batches_by_length(lengths, search):
         found = beam_search(model, [sentences[index] for index in batch], search)
         assert all(len(best[0].tokens) == lengths[i] for i, best in zip(batch, found, strict=True))
 
 
-def fairseq2s(
+def run_fairseq2(
     model: TranslationModel, sentences: list[list[int]], search: EvaluationConfig
 ) -> None:
-    """fairseq2's generator on our batches; its longest output is that of the longest source."""
+    """Run fairseq2's generator on our batches; each decodes up to the length of its longest."""
     generator = BeamSearchSeq2SeqGenerator(
         model,
         VocabularyInfo(VOCAB, None, BOS_IDX, EOS_IDX, PAD_IDX),
@@ -126,8 +141,8 @@ def fairseq2s(
         generator(source, model.layout(source), prompt, BatchLayout.of(prompt))
 
 
-def exported(model: TranslationModel, quantization: str | None, workers: int) -> Any:
-    """:returns: a CTranslate2 model whose tokens are the numbers of ours."""
+def export_to_ctranslate2(model: TranslationModel, quantization: str | None, workers: int) -> Any:
+    """Return the CTranslate2 export of `model`; its tokens are our token ids as text."""
     spec = ctranslate2_spec(model)
     tokens = ["<pad>", "<unk>", "<s>", "</s>", *map(str, range(4, VOCAB))]
     spec.register_source_vocabulary(tokens)
@@ -142,8 +157,8 @@ def exported(model: TranslationModel, quantization: str | None, workers: int) ->
         )
 
 
-def ctranslate2s(peer: Any, sentences: list[list[int]], search: EvaluationConfig) -> None:
-    """All batches are under way at once; a worker takes the next when it is done with one."""
+def run_ctranslate2(peer: Any, sentences: list[list[int]], search: EvaluationConfig) -> None:
+    """Hand all batches to CTranslate2's workers at once, and check the lengths."""
     by_length = defaultdict(list)
     for ids in sentences:
         by_length[len(ids)].append([*map(str, ids[:-1])])  # and EOS, which it adds
@@ -161,8 +176,8 @@ def ctranslate2s(peer: Any, sentences: list[list[int]], search: EvaluationConfig
     assert lengths == sorted(map(len, sentences))
 
 
-def naive(model: TranslationModel, sentences: list[list[int]]) -> None:
-    """Argmax without a cache: every step computes the whole prefix again."""
+def run_without_cache(model: TranslationModel, sentences: list[list[int]]) -> None:
+    """Decode greedily without a cache: every step computes the whole prefix again."""
     source = padded(sentences, next(model.parameters()).device)
     output = source.new_full((len(sentences), 1), BOS_IDX)
     with torch.inference_mode():
@@ -172,12 +187,13 @@ def naive(model: TranslationModel, sentences: list[list[int]]) -> None:
 
 
 def padded(sentences: list[list[int]], device: torch.device) -> torch.Tensor:
+    """Return token ids as a tensor `[B, S]`, padded on the right."""
     tensors = [torch.tensor(ids) for ids in sentences]
     return pad_sequence(tensors, batch_first=True, padding_value=PAD_IDX).to(device)
 
 
-def newswire(count: int) -> list[list[int]]:
-    """Random sentences; lengths log-normal."""
+def random_sentences(count: int) -> list[list[int]]:
+    """Return random token ids; lengths are log-normal, as in newswire."""
     generator = np.random.default_rng(0)
     lengths = np.exp(generator.normal(3.1, 0.5, count)).clip(5, 80).astype(int)
     if count == 1:
@@ -185,19 +201,21 @@ def newswire(count: int) -> list[list[int]]:
     return [generator.integers(4, VOCAB, length).tolist() for length in lengths]
 
 
-def real(text: Path, vocabulary: Path, count: int) -> list[list[int]]:
-    """Sentences of 5, 15, 25, … tokens, spread evenly over a file: so few lengths that batches of
-    equal length are as full as the whole file would make them."""
+def sentences_of_file(text: Path, vocabulary: Path, count: int) -> list[list[int]]:
+    """Return the token ids of `count` sentences of 5, 15, 25, … tokens, spread evenly over a file.
+
+    There are so few lengths that batches of equal length are as full as with the whole file.
+    """
     encode = SentencePieceProcessor(model_file=str(vocabulary)).encode
     ids = encode([*read_lines(text)], add_eos=True)
     found: list[list[int]] = [tokens for tokens in ids if len(tokens) % 10 == 5]
     return found[:: max(1, len(found) // count)][:count]
 
 
-def compare(
+def print_comparison(
     seconds: Mapping[str, Mapping[str, Sequence[float]]], tokens: Mapping[str, float], caption: str
 ) -> None:
-    """A table of systems and settings.
+    """Print a table of systems and settings.
 
     :param seconds: by setting and system, round 0 included.
     :param tokens: output tokens of a run in each setting.
@@ -213,12 +231,60 @@ def compare(
             else:
                 row.append(ratios(times, reference) if times else "")
         rows.append(row)
-    table(caption, ["time over RingFormer, our search", *seconds], rows)
+    print_table(caption, ["time over RingFormer, our search", *seconds], rows)
+
+
+class Models(NamedTuple):
+    """Models of the same width and depth with random weights."""
+
+    ring: TranslationModel
+    transformer: TranslationModel
+    marian: Any
+    exports: dict[str, Any]
+    """CTranslate2 models of the RingFormer, by the titles of their rows."""
+
+
+def create_models(arguments: argparse.Namespace) -> Models:
+    """Return all models, on the device and in the precision of the command line."""
+    device, dim = arguments.device, arguments.model_dim
+    dtype, threads = dtype_of(arguments.dtype), torch.get_num_threads()
+    torch.manual_seed(0)
+    ring = model_of("ringformer", dim).to(device, dtype)
+    transformer = model_of("transformer", dim).to(device, dtype)
+    exports = {
+        f"RingFormer, CTranslate2 {name or 'float32'}, workers × threads: {workers} × "
+        f"{max(1, threads // workers)}": export_to_ctranslate2(ring, name, workers)
+        for name in (None, "int8")
+        for workers in sorted({1, threads})
+        if arguments.text and device.type == "cpu" and dtype == torch.float32
+    }
+    return Models(ring, transformer, marian(dim).to(device, dtype), exports)
+
+
+def runs_of(models: Models, sentences: list[list[int]], beam_size: int) -> dict[str, Run]:
+    """Return for each system a function that translates `sentences`."""
+    search = EvaluationConfig(beam_size=beam_size, max_length_ratio=1.0, max_length_offset=0)
+    runs: dict[str, Run] = {
+        OURS: partial(run_our_search, models.ring, sentences, search),
+        "RingFormer, fairseq2's generator": partial(run_fairseq2, models.ring, sentences, search),
+        "Transformer, our search": partial(run_our_search, models.transformer, sentences, search),
+        "Transformer, Hugging Face": partial(run_hugging_face, models.marian, sentences, beam_size),
+    }
+    if len(sentences) > 1:
+        runs["Transformer, Hugging Face, sorted by length"] = partial(
+            run_hugging_face, models.marian, sorted(sentences, key=len), beam_size
+        )
+    if beam_size == 1:
+        runs[NAIVE] = partial(run_without_cache, models.ring, sentences[:NAIVE_SENTENCES])
+    for name, model in models.exports.items():
+        runs[name] = partial(run_ctranslate2, model, sentences, search)
+    return runs
 
 
 def main() -> None:
-    parser = options(__doc__)
-    add_device(parser)
+    """Time all systems in each setting, and print a table."""
+    parser = create_parser(__doc__)
+    add_device_options(parser)
     parser.add_argument("--sentences", type=int, nargs="+", default=[1, 128])
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--model_dim", type=int, default=512, help="a multiple of 64")
@@ -228,55 +294,27 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.text is None) != (arguments.vocabulary is None):
         parser.error("--text and --vocabulary go together")
-    device, dim = arguments.device, arguments.model_dim
-    dtype, threads = dtype_of(arguments.dtype), torch.get_num_threads()
-    torch.manual_seed(0)
-    ring = model_of("ringformer", dim).to(device, dtype)
-    plain = model_of("transformer", dim).to(device, dtype)
-    peer = marian(dim).to(device, dtype)
-    exports = {
-        f"RingFormer, CTranslate2 {name or 'float32'}, workers × threads: {workers} × "
-        f"{max(1, threads // workers)}": exported(ring, name, workers)
-        for name in (None, "int8")
-        for workers in sorted({1, threads})
-        if arguments.text and device.type == "cpu" and dtype == torch.float32
-    }
+    models = create_models(arguments)
+    begins = (OURS, *arguments.only)
     found: dict[str, dict[str, list[float]]] = {}
     tokens: dict[str, float] = {}
     for count in arguments.sentences:
-        sentences = newswire(count)
+        sentences = random_sentences(count)
         if arguments.text:
-            sentences = real(arguments.text, arguments.vocabulary, count)
-        by_length = sorted(sentences, key=len)
+            sentences = sentences_of_file(arguments.text, arguments.vocabulary, count)
         for beam in arguments.beams:
-            search = EvaluationConfig(beam_size=beam, max_length_ratio=1.0, max_length_offset=0)
-            runs: dict[str, Callable[[], None]] = {
-                OURS: partial(ours, ring, sentences, search),
-                "RingFormer, fairseq2's generator": partial(fairseq2s, ring, sentences, search),
-                "Transformer, our search": partial(ours, plain, sentences, search),
-                "Transformer, Hugging Face": partial(generate, peer, sentences, beam),
-            }
-            if count > 1:
-                runs["Transformer, Hugging Face, sorted by length"] = partial(
-                    generate, peer, by_length, beam
-                )
-            if beam == 1:
-                runs[NAIVE] = partial(naive, ring, sentences[:NAIVE_SENTENCES])
-            for name, model in exports.items():
-                runs[name] = partial(ctranslate2s, model, sentences, search)
-            begins = (OURS, *arguments.only)
+            runs = runs_of(models, sentences, beam)
             runs = {name: run for name, run in runs.items() if name.startswith(begins)}
             setting = f"{len(sentences):,} sentence{'s' * (count > 1)}, beam {beam}"
-            seconds = measure(runs, arguments.rounds, device)
+            seconds = measure(runs, arguments.rounds, arguments.device)
             tokens[setting] = sum(map(len, sentences))
             if NAIVE in seconds:
                 scale = tokens[setting] / sum(map(len, sentences[:NAIVE_SENTENCES]))
                 seconds[NAIVE] = [scale * time for time in seconds[NAIVE]]
             found[setting] = seconds
     where = arguments.text.name if arguments.text else "random, lengths of newswire"
-    compare(
-        found, tokens, f"Width {dim}, vocabulary {VOCAB:,}, {arguments.dtype}; sentences: {where}"
-    )
+    size = f"Width {arguments.model_dim}, vocabulary {VOCAB:,}, {arguments.dtype}"
+    print_comparison(found, tokens, f"{size}; sentences: {where}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What stands between shards and the model: opening them, the batch plan, collation.
+"""Measure what is between shards and the model: opening them, the batch plan, collation.
 
-The plan is for as many pairs as WMT14 De→En has; their lengths are those of real ones, repeated.
-Needs prepared shards:
+The batch plan is for as many pairs as WMT14 De→En has; their lengths are those of real ones,
+repeated. The program needs prepared shards:
 
     ./run.sh prepare --config recipes/multi30k_de_en.yaml --run_dir runs/m30k
     python -m benchmarks.feed --run_dir runs/m30k [--rounds 5]
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from benchmarks.rounds import options, progress, seconds_of, spread, table
+from benchmarks.rounds import create_parser, print_table, progress, seconds_of, spread
 from data_prep.batch_plan import BatchPlan
 from data_prep.files import read_json, write_json
 from data_prep.shards import ShardReader, open_shard, read_shards_manifest, write_shard
@@ -51,6 +51,7 @@ def many_shards(shards: Path, number: int, folder: Path) -> None:
 
 
 def opening(shards: Path, number: int, rounds: int) -> list[Row]:
+    """Time how long it takes to open `number` shards, and to read the lengths of their pairs."""
     with TemporaryDirectory() as folder:
         many_shards(shards, number, Path(folder))
         opened, read = [], []
@@ -65,7 +66,7 @@ def opening(shards: Path, number: int, rounds: int) -> list[Row]:
 
 
 def plan_once(shards: Path, pairs: int, cache: Path) -> tuple[float, float]:
-    """Seconds until the first step's batch is known, and MB at most, lengths included."""
+    """Return the seconds until the first step's batch is known, and the peak in MB with lengths."""
     lengths = np.stack(ShardReader(shards, "train").lengths())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     lengths = np.tile(lengths, -(-pairs // lengths.shape[1]))[:, :pairs]
@@ -82,12 +83,13 @@ def plan_once(shards: Path, pairs: int, cache: Path) -> tuple[float, float]:
 
 
 def planning(shards: Path, pairs: int, rounds: int) -> list[Row]:
+    """Time the batch plan of so many pairs, when it is made and when it is in the cache."""
     made: list[tuple[float, float]] = []
     cached: list[tuple[float, float]] = []
     for _ in range(rounds):
         with TemporaryDirectory() as cache:
             for results in (made, cached):
-                # A process of its own, to see its memory.
+                # It runs in a process of its own, so that its memory can be told apart.
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     results.append(pool.submit(plan_once, shards, pairs, Path(cache)).result())
     rows = []
@@ -99,15 +101,18 @@ def planning(shards: Path, pairs: int, rounds: int) -> list[Row]:
 
 
 def collation(shards: Path, steps: int, rounds: int) -> list[Row]:
+    """Time the collation of the first micro-batches of an epoch, and count their padding."""
     reader = ShardReader(shards, "train")
     lengths = np.stack(reader.lengths())
     plan = BatchPlan(*lengths, max_tokens=MICRO_BATCH_TOKENS, micro_batch_tokens=None, seed=1)
-    parts = [plan[step].micro_batches[0] for step in range(min(steps, plan.steps_per_epoch))]
-    tokens = int(lengths[:, np.concatenate(parts)].sum())
+    micro_batches = [
+        plan[step].micro_batches[0] for step in range(min(steps, plan.steps_per_epoch))
+    ]
+    tokens = int(lengths[:, np.concatenate(micro_batches)].sum())
 
     def run() -> None:
-        for part in parts:
-            collate(reader, part, torch.device("cpu"))
+        for pairs in micro_batches:
+            collate(reader, pairs, torch.device("cpu"))
 
     run()  # reads the shards from the disk
     rates = [tokens / seconds_of(run) for _ in range(rounds)]
@@ -121,7 +126,8 @@ def collation(shards: Path, steps: int, rounds: int) -> list[Row]:
 
 
 def main() -> None:
-    parser = options(__doc__)
+    """Measure all three, and print a table."""
+    parser = create_parser(__doc__)
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--shards", type=int, default=2000, help="to open")
     parser.add_argument("--pairs", type=int, default=4_500_000, help="to plan for")
@@ -137,7 +143,7 @@ def main() -> None:
         rows += part(shards, size, rounds)
         progress(f"{part.__name__}: done")
     caption = f"Shards of {len(ShardReader(shards, 'train')):,} real pairs; rounds: {rounds}"
-    table(caption, ["what", "median (min–max)"], rows)
+    print_table(caption, ["what", "median (min–max)"], rows)
 
 
 if __name__ == "__main__":

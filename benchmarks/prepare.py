@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.rounds import figure, options, progress, ratios, spread, table
+from benchmarks.rounds import create_parser, print_table, progress, ratios, spread, three_digits
 from data_prep.corpora import read_pairs, read_text
 from data_prep.stage import SHARDS, VOCABULARY
 from data_prep.vocabulary import load_vocabulary
@@ -43,6 +43,7 @@ data:
 
 
 def real_pairs(data: Path) -> list[tuple[str, str]]:
+    """Read all training corpora below `data`."""
     sources = sorted({*data.glob("*/train.de"), *data.glob("*/train.de.gz")})
     if not sources:
         sys.exit(f"{data} has no corpora (NAME/train.de and NAME/train.en, or .gz)")
@@ -51,6 +52,7 @@ def real_pairs(data: Path) -> list[tuple[str, str]]:
 
 
 def repeated(pairs: Sequence[tuple[str, str]], total: int) -> Iterator[tuple[str, str]]:
+    """Return `total` pairs: all of `pairs`, then the same with a number behind each, and again."""
     written = 0
     for copy in count():
         for source, target in pairs:
@@ -61,6 +63,7 @@ def repeated(pairs: Sequence[tuple[str, str]], total: int) -> Iterator[tuple[str
 
 
 def write_corpus(folder: Path, pairs: Sequence[tuple[str, str]], total: int) -> None:
+    """Write a training corpus of `total` pairs, and validation and test sets of one."""
     folder.mkdir(parents=True)
     with (folder / "train.de").open("w") as sources, (folder / "train.en").open("w") as targets:
         for source, target in repeated(pairs, total):
@@ -72,7 +75,7 @@ def write_corpus(folder: Path, pairs: Sequence[tuple[str, str]], total: int) -> 
 
 
 def prepare(folder: Path, vocabulary: str, size: int) -> tuple[dict[str, float], int]:
-    """Run the command.
+    """Run `pipeline.prepare` on the corpus in `folder`.
 
     :returns: seconds of each stage and of all (`total`), and the peak of the proportional set size
         of all its processes in bytes.
@@ -108,9 +111,9 @@ def prepare(folder: Path, vocabulary: str, size: int) -> tuple[dict[str, float],
 
 
 def against_sentencepiece(folder: Path, vocabulary: str, size: int, rounds: int) -> tuple[str, str]:
-    """The binarize stage (read, encode, shuffle, write, hash) beside `encode` alone.
+    """Time the binarize stage (read, encode, shuffle, write, hash) beside SentencePiece's `encode`.
 
-    :returns: its lines/s, and SentencePiece's time over its.
+    :returns: lines/s of the stage, and SentencePiece's time over the stage's.
     """
     sides = [read_text(folder / "data" / f"train.{lang}") for lang in LANGUAGES]
     lines = sum(map(len, sides))
@@ -130,7 +133,8 @@ def against_sentencepiece(folder: Path, vocabulary: str, size: int, rounds: int)
 
 
 def main() -> None:
-    parser = options(__doc__)
+    """Measure the command on corpora of several sizes, and print the tables."""
+    parser = create_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pairs", type=int, nargs="+", default=[500_000, 4_000_000])
     parser.add_argument("--vocab_size", type=int, default=32000)
@@ -151,9 +155,9 @@ def main() -> None:
             stages_of.append(
                 [
                     f"{total:,}",
-                    *(figure(seconds) for seconds in stages.values()),
+                    *(three_digits(seconds) for seconds in stages.values()),
                     f"{rate:,.0f}",
-                    figure(again["total"]),
+                    three_digits(again["total"]),
                     f"{peak / MIB:,.0f}",
                     f"{peak / peaks[0]:.2f}",
                 ]
@@ -169,9 +173,9 @@ def main() -> None:
         f"The whole command on {CORES} cores, BPE of {size:,}; {len(pairs):,} real pairs of "
         f"{characters:.0f} characters a side, repeated"
     )
-    table(caption, header, stages_of)
+    print_table(caption, header, stages_of)
     header = ["vocabulary", "lines/s", f"lines/s over `encode` with {CORES} threads"]
-    table(f"The binarize stage alone, {arguments.pairs[0]:,} pairs", header, encoding)
+    print_table(f"The binarize stage alone, {arguments.pairs[0]:,} pairs", header, encoding)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Training on real sentences: our batches and RingFormer, against the published way.
+"""Measure training on real sentences: our batches and RingFormer, against the published way.
 
-The first steps of an epoch, and the same sentences as the published implementation batches them:
-padded to 50 tokens (it cuts longer ones; both sides leave them out here). Needs prepared shards:
+Both train on the pairs of the first steps of an epoch. The published implementation pads them to 50
+tokens (it cuts longer ones; here both leave them out). The program needs prepared shards:
 
     ./run.sh prepare --config recipes/multi30k_de_en.yaml --run_dir runs/m30k
     python -m benchmarks.real_batches --run_dir runs/m30k [--rounds 5] [--steps 3]
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.published_math import PublishedModel
-from benchmarks.rounds import add_device, dtype_of, measure, options, report
+from benchmarks.rounds import add_device_options, create_parser, dtype_of, measure, print_report
 from benchmarks.train_step import Loss, steps_of
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.shards import ShardReader
@@ -31,6 +31,8 @@ PADDED_LENGTH = 50
 
 
 def loss_of(batch: PairBatch) -> Loss:
+    """Return the mean loss of a batch as a function of the model."""
+
     def loss(model: TranslationModel) -> Tensor:
         total: Tensor = model(
             batch.source_seqs,
@@ -45,6 +47,7 @@ def loss_of(batch: PairBatch) -> Loss:
 
 
 def padded(reader: ShardReader, indices: Indices, model: TranslationModel) -> PairBatch:
+    """Collate pairs, and pad them further to the published implementation's length."""
     batch = collate(reader, indices, next(model.parameters()).device)
     source, target_input, targets = (
         torch.nn.functional.pad(ids, (0, PADDED_LENGTH - ids.size(1)), value=PAD_IDX)
@@ -56,8 +59,9 @@ def padded(reader: ShardReader, indices: Indices, model: TranslationModel) -> Pa
 
 
 def main() -> None:
-    parser = options(__doc__)
-    add_device(parser)
+    """Measure three ways to train on the same pairs, and print a table."""
+    parser = create_parser(__doc__)
+    add_device_options(parser)
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--max_tokens", type=int, default=1024, help="a side, in a step")
@@ -67,17 +71,17 @@ def main() -> None:
     reader = ShardReader(arguments.run_dir / "shards", "train")
     lengths = np.stack(reader.lengths())
     plan = BatchPlan(*lengths, max_tokens=arguments.max_tokens, micro_batch_tokens=None, seed=0)
-    parts = [plan[step].micro_batches[0] for step in range(arguments.steps)]
-    parts = [part[lengths[:, part].max(0) <= PADDED_LENGTH] for part in parts]
-    parts = [part for part in parts if len(part)]
-    chosen = np.random.default_rng(0).permutation(np.concatenate(parts))
+    batches = [plan[step].micro_batches[0] for step in range(arguments.steps)]
+    batches = [pairs[lengths[:, pairs].max(0) <= PADDED_LENGTH] for pairs in batches]
+    batches = [pairs for pairs in batches if len(pairs)]
+    chosen = np.random.default_rng(0).permutation(np.concatenate(batches))
     vocab_sizes = reader.data.vocabulary.sizes
     config = ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
     dtype = dtype_of(arguments.dtype)
 
     ours = create_model(config, vocab_sizes, PAD_IDX).to(device, dtype).train()
     theirs = PublishedModel(config, vocab_sizes, PAD_IDX).to(device, dtype).train()
-    bucketed = [collate(reader, part, device) for part in parts]
+    bucketed = [collate(reader, pairs, device) for pairs in batches]
     size = max(1, arguments.max_tokens // PADDED_LENGTH)
     fixed = [padded(reader, chosen[i : i + size], theirs) for i in range(0, len(chosen), size)]
 
@@ -95,7 +99,7 @@ def main() -> None:
         f"{len(chosen):,} real pairs, width {dim}, vocabulary {vocab_sizes[1]:,}, at most "
         f"{arguments.max_tokens:,} tokens a side in a step, {arguments.dtype}"
     )
-    report(caption, seconds, [reference], int(lengths[1, chosen].sum()), "target tokens")
+    print_report(caption, seconds, [reference], int(lengths[1, chosen].sum()), "target tokens")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the benchmark programs share: options, timing side by side, and Markdown tables.
+"""What the benchmark programs share: options, timing systems in turns, and Markdown tables.
 
-Every round runs every system once, and ratios are taken within a round, so that a neighbour on the
+Every round runs every system once, and ratios are taken within a round, so that other work on the
 machine disturbs them less than it disturbs seconds. Tables go to stdout as docs/benchmarks.md shows
 them, progress to stderr.
 """
@@ -18,13 +18,15 @@ import torch
 Seconds = Mapping[str, Sequence[float]]  # of each system in each round
 
 
-def options(description: str | None, rounds: int = 5) -> ArgumentParser:
+def create_parser(description: str | None, rounds: int = 5) -> ArgumentParser:
+    """Return a parser with the option --rounds, which all benchmarks have."""
     parser = ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help="after one that warms up")
     return parser
 
 
-def add_device(parser: ArgumentParser) -> None:
+def add_device_options(parser: ArgumentParser) -> None:
+    """Add --device and --dtype."""
     best = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--device", type=torch.device, default=best, help="cpu or cuda [%(default)s]"
@@ -35,18 +37,23 @@ def add_device(parser: ArgumentParser) -> None:
 
 
 def dtype_of(name: str) -> torch.dtype:
+    """Return the dtype that --dtype names."""
     dtype: torch.dtype = getattr(torch, name)
     return dtype
 
 
 def progress(message: str) -> None:
+    """Print a line to stderr."""
     print(f"  {message}", file=sys.stderr, flush=True)
 
 
 def measure(
     systems: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each system in each round; round 0 warms up (and compiles)."""
+    """Time each system in each round.
+
+    :returns: for each system its seconds in each round; round 0 warms up (and compiles).
+    """
     seconds: dict[str, list[float]] = {name: [] for name in systems}
     for number in range(rounds + 1):
         for name, run in systems.items():
@@ -58,6 +65,7 @@ def measure(
 
 
 def seconds_of(run: Callable[[], object], device: torch.device | None = None) -> float:
+    """Return how many seconds `run` takes, kernels on `device` included."""
     started = time.perf_counter()
     run()
     if device is not None and device.type == "cuda":
@@ -66,25 +74,28 @@ def seconds_of(run: Callable[[], object], device: torch.device | None = None) ->
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Of one round each, as `spread`."""
+    """Return the ratios of ours to theirs, round by round, in the form of `spread`."""
     return spread([own / other for own, other in zip(ours, theirs, strict=True)], 3)
 
 
 def spread(values: Sequence[float], digits: int | None = None) -> str:
-    """Median (min–max). :param digits: behind the point; None means three that count."""
+    """Return the median, and in brackets minimum and maximum.
+
+    :param digits: behind the decimal point; None: three significant digits.
+    """
     low, middle, high = (
-        figure(value) if digits is None else f"{value:,.{digits}f}"
+        three_digits(value) if digits is None else f"{value:,.{digits}f}"
         for value in (min(values), statistics.median(values), max(values))
     )
     return f"{middle} ({low}–{high})"
 
 
-def figure(value: float) -> str:
-    """Three digits that count."""
+def three_digits(value: float) -> str:
+    """Return `value` with three significant digits; from 100 on, as a whole number."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def print_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a Markdown table below a line that says what was measured."""
     print(f"{caption}:\n")
     print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
@@ -93,7 +104,7 @@ def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]])
     print(flush=True)
 
 
-def report(
+def print_report(
     caption: str,
     seconds: Seconds,
     references: Sequence[str],
@@ -102,9 +113,9 @@ def report(
     *,
     first: bool = False,
 ) -> None:
-    """A table of what `measure` found: median time, rate, and time over that of each reference.
+    """Print what `measure` returned: median time, rate, and time over that of each reference.
 
-    :param work: units done in one run.
+    :param work: how many `unit`s one run works through.
     :param first: show the seconds of round 0 too.
     """
     references = [name for name in references if name in seconds]
@@ -114,10 +125,10 @@ def report(
         middle = statistics.median(times)
         row = [
             name,
-            *([figure(warming_up)] if first else []),
-            figure(middle),
-            figure(work / middle),
+            *([three_digits(warming_up)] if first else []),
+            three_digits(middle),
+            three_digits(work / middle),
         ]
         over = ["1" if name == other else ratios(times, seconds[other][1:]) for other in references]
         rows.append([*row, *over])
-    table(caption, [*header, *(f"time over {name}" for name in references)], rows)
+    print_table(caption, [*header, *(f"time over {name}" for name in references)], rows)

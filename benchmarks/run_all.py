@@ -44,7 +44,10 @@ class Failed(Exception):
 
 
 def read_results(page: Path) -> Results:
-    """A section is a `##` heading; what a machine measured stands in it below `###`."""
+    """Read what is on the page: a section per `##`, and in it what each machine measured per `###`.
+
+    It ends the program when a section with results has a title that no benchmark has.
+    """
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     found: Results = {}
     for section in text.split("\n## ")[1:]:
@@ -60,6 +63,7 @@ def read_results(page: Path) -> Results:
 
 
 def page_of(results: Results) -> str:
+    """Return the page with these results."""
     parts = [INTRODUCTION]
     for benchmark in BENCHMARKS:
         parts.append(f"## {benchmark.title}\n\n{benchmark.text.strip()}")
@@ -74,6 +78,7 @@ def page_of(results: Results) -> str:
 
 
 def machine() -> str:
+    """Return what this machine is called on the page: its GPUs and its CPU."""
     cpu = platform.machine()
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
@@ -96,7 +101,10 @@ class Runner:
     """The command that makes what a placeholder names."""
 
     def measure(self, benchmark: Benchmark) -> str:
-        """:raises Failed: it printed no table; what it said went to stderr."""
+        """Run a benchmark, and return what the page says of this machine: commands and tables.
+
+        :raises Failed: a command failed, or there was no table; its stderr was shown.
+        """
         template = f"benchmarks.{benchmark.command} {getattr(benchmark, self.sizes)}"
         made = [make for need, make in self.makes.items() if f"{{{need}}}" in template]
         commands = dict.fromkeys((*made, template))  # two needs can have one command
@@ -122,7 +130,11 @@ class Runner:
 
 
 def run(command: str) -> str:
-    """:param command: what follows `python -m`. :returns: what it printed."""
+    """Run a command, and return what it printed.
+
+    :param command: what follows `python -m`.
+    :raises Failed: its exit code is not 0.
+    """
     say(f"python -m {command}")
     done = subprocess.run(
         [sys.executable, "-m", *shlex.split(command)],
@@ -137,6 +149,11 @@ def run(command: str) -> str:
 
 
 def runner_of(toy: bool, data: Path, build: Path) -> Runner:
+    """Return a runner with the sizes for this machine.
+
+    :param data: folder of the real corpora.
+    :param build: folder for what the benchmarks need to be prepared.
+    """
     run_dir = build / ("toy" if toy else "multi30k")
     shards, corpora = shlex.quote(str(run_dir)), shlex.quote(str(data))
     prepare = "pipeline.prepare --config {recipe}"
@@ -157,10 +174,12 @@ def runner_of(toy: bool, data: Path, build: Path) -> Runner:
 
 
 def say(message: str) -> None:
+    """Print a line to stderr."""
     print(f"run_all: {message}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
+    """Run benchmarks, and write the page after each."""
     names = [benchmark.name for benchmark in BENCHMARKS]
     shared = Path("../shared/data")
     parser = argparse.ArgumentParser(

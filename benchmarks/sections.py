@@ -1,4 +1,4 @@
-"""What docs/benchmarks.md has, section by section: prose without measured numbers, and commands."""
+"""The sections of docs/benchmarks.md: their prose, without measured numbers, and their commands."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from dataclasses import dataclass
 class Benchmark:
     """A section of the page.
 
-    In commands, run_all replaces `{data}`, the real corpora; `{shards}`, a prepared run_dir, and
-    `{recipe}`, its recipe; `{bpe}`, one with a vocabulary for newswire; `{text}`, newswire;
-    `{build}`, a folder for scratch.
+    In its commands `{data}` stands for the folder of real corpora, `{shards}` for a prepared
+    run_dir, `{recipe}` for its recipe, `{bpe}` for a run_dir with a vocabulary for newswire,
+    `{text}` for a file of newswire, and `{build}` for a folder for scratch files.
     """
 
     name: str
     title: str
     text: str
     command: str
-    """A program and what it is always called with."""
+    """A program, and the arguments that it always gets."""
 
     cpu: str
+    """Further arguments on a machine without a GPU."""
+
     gpu: str
+    """Further arguments on a machine with one."""
+
     toy: str
+    """Further arguments with --toy."""
 
 
 BENCHMARKS = (

@@ -1,4 +1,4 @@
-"""Our training loop beside DeepSpeed's bare engine, what logging costs it, and ranks beside one.
+"""Measure our training loop beside DeepSpeed's bare engine, with and without logging, by ranks.
 
     ./run.sh prepare --config recipes/multi30k_de_en.yaml
     python -m benchmarks.train_loop --config recipes/multi30k_de_en.yaml [--rounds 5] [--steps 20]
@@ -6,7 +6,7 @@
 
 Bare is `engine(...)`, `backward`, `step` over batches collated before. The loop adds feeding,
 learning rate, seeds and agreement on signals; logging adds progress lines, metrics, and MLflow
-(sqlite) with what the machine does every 10 s. On a CPU a rank has one thread.
+(sqlite) with the machine's load every 10 s. On a CPU a rank has one thread.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import psutil
 import torch
 from deepspeed import comm as dist
 
-from benchmarks.rounds import options, progress, ratios, seconds_of, spread, table
+from benchmarks.rounds import create_parser, print_table, progress, ratios, seconds_of, spread
 from pipeline.checkpoints.folder import ValidationState
 from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed
@@ -47,7 +47,7 @@ LOGGING_THREADS = ("tracking", "system metrics")
 
 
 class TimedTracker(Tracker):
-    """Counts the seconds that the training thread waits."""
+    """A tracker that counts the seconds that the training thread spends in calls of it."""
 
     waited = 0.0
 
@@ -61,13 +61,14 @@ class TimedTracker(Tracker):
 
 
 def logging_seconds() -> dict[int, float]:
-    """CPU seconds of each of this process's threads that log."""
+    """Return the CPU seconds of those threads of this process that log, by thread id."""
     ours = {each.native_id for each in threading.enumerate() if each.name in LOGGING_THREADS}
     threads = psutil.Process().threads()
     return {each.id: each.user_time + each.system_time for each in threads if each.id in ours}
 
 
-def bare(trainer: Trainer[PairBatch], shares: Iterable[Share[PairBatch]]) -> None:
+def bare_steps(trainer: Trainer[PairBatch], shares: Iterable[Share[PairBatch]]) -> None:
+    """Make a step on each share with DeepSpeed's engine alone."""
     scale = trainer.world_size * trainer.accumulation_steps
     for share in shares:
         for batch in share.micro_batches:
@@ -77,11 +78,18 @@ def bare(trainer: Trainer[PairBatch], shares: Iterable[Share[PairBatch]]) -> Non
 
 
 def tokens_of(shares: Iterable[Share[PairBatch]]) -> int:
+    """Return how many source and target tokens the shares have."""
     return sum(share.units for share in shares)
 
 
 def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, list[float]]:
-    """On this rank, of each round: seconds a token of the three ways, and what logging took."""
+    """Measure on this rank.
+
+    :returns: for each round the seconds per token of the bare engine (`bare`), the loop without
+        logging (`silent`) and with it (`loop`); how long that loop waited for data (`data wait`)
+        and in logging calls (`in calls`), and the CPU time of the threads that log (`threads`), all
+        three in percent; and the seconds of three checkpoints (`save`).
+    """
     task = TranslationTask(recipe)
     trainer = Trainer(task)
     tracker = TimedTracker(recipe) if trainer.rank == 0 else None
@@ -102,7 +110,7 @@ def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, list[float]]:
     for number in range(rounds + 1):
         first, second = ([next(ahead) for _ in range(steps)] for _ in range(2))
         trainer.engine.train()
-        seconds = {"bare": seconds_of(partial(bare, trainer, second), trainer.device)}
+        seconds = {"bare": seconds_of(partial(bare_steps, trainer, second), trainer.device)}
         loop.tracker = None
         seconds["silent"] = seconds_of(run, trainer.device)
         loop.tracker, waited, spent = tracker, 0.0, 0.0
@@ -128,8 +136,8 @@ def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, list[float]]:
     return found
 
 
-def endless(config: Path, arguments: Sequence[str]) -> Recipe:
-    """A recipe whose training does nothing but steps.
+def endless_recipe(config: Path, arguments: Sequence[str]) -> Recipe:
+    """Return a recipe whose training neither ends, validates nor saves.
 
     :param arguments: `--SECTION.KEY VALUE`, one after the other.
     """
@@ -140,8 +148,8 @@ def endless(config: Path, arguments: Sequence[str]) -> Recipe:
     return load_recipe(config, overrides)
 
 
-def worker(arguments: argparse.Namespace, recipe: Recipe, scratch: Path) -> None:
-    """What a rank does."""
+def run_rank(arguments: argparse.Namespace, recipe: Recipe, scratch: Path) -> None:
+    """Measure as one rank of several; rank 0 writes what was found into `scratch`."""
     torch.set_num_threads(1)
     init_distributed()
     link = scratch / "run" / "shards"
@@ -156,7 +164,8 @@ def worker(arguments: argparse.Namespace, recipe: Recipe, scratch: Path) -> None
     dist.destroy_process_group()
 
 
-def launch(ranks: int) -> dict[str, Any]:
+def launch_ranks(ranks: int) -> dict[str, Any]:
+    """Run this program with DeepSpeed's launcher, and return what rank 0 measured."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -172,7 +181,8 @@ def launch(ranks: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = options(__doc__)
+    """Measure with each number of ranks, and print the tables."""
+    parser = create_parser(__doc__)
     gpus = torch.cuda.device_count()
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=20, help="of each way in a round")
@@ -180,14 +190,14 @@ def main() -> None:
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)
     arguments, overrides = parser.parse_known_args()
-    recipe = endless(arguments.config, overrides)
+    recipe = endless_recipe(arguments.config, overrides)
     if arguments.worker:
-        worker(arguments, recipe, arguments.worker)
+        run_rank(arguments, recipe, arguments.worker)
         return
     rows: list[list[str]] = []
     loops, costs = {}, []
     for ranks in arguments.ranks:
-        found = launch(ranks)
+        found = launch_ranks(ranks)
         loops[ranks] = found["loop"]
         rows.append(
             [
@@ -215,9 +225,9 @@ def main() -> None:
     )
     header = ["ranks", "source and target tokens/s", "over the first"]
     header += ["silent loop's time over bare engine", "data wait at most, %", "checkpoint, s"]
-    table(f"The loop; {what}", header, rows)
+    print_table(f"The loop; {what}", header, rows)
     header = ["ranks", "time with logging over without", "training thread in logging calls, %"]
-    table("Logging", [*header, "logging threads' share of all cores, %"], costs)
+    print_table("Logging", [*header, "logging threads' share of all cores, %"], costs)
 
 
 if __name__ == "__main__":
