@@ -1,4 +1,4 @@
-"""Measure training steps (forward, backward, AdamW) of RingFormer, rivals, the published math.
+"""Measure a training step (forward, backward, AdamW): RingFormer, its rivals, the published math.
 
 python -m benchmarks.train_step [--parts systems memory] [--tokens 4096 16384] [--dtype bfloat16]
 """
@@ -17,7 +17,15 @@ from torch import Tensor
 
 from benchmarks.factored_signals import FactoredModel
 from benchmarks.published_math import PublishedModel
-from benchmarks.rounds import add_device, dtype_of, measure, options, progress, report, table
+from benchmarks.rounds import (
+    add_device_options,
+    create_parser,
+    dtype_of,
+    measure,
+    print_report,
+    print_table,
+    progress,
+)
 from models.config import ActivationCheckpointing, Architecture, ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
@@ -27,7 +35,7 @@ LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
 
 Loss = Callable[[TranslationModel], Tensor]
 Build = Callable[[ModelConfig, tuple[int, int], int], TranslationModel]
-# Architecture, or RingFormer computed in another way.
+# A system is an architecture, or RingFormer computed in another way.
 SYSTEMS: dict[str, Architecture | Build] = {
     "Transformer": "transformer",
     "RingFormer": "ringformer",
@@ -48,7 +56,7 @@ POLICIES = {
 
 
 def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
-    """Build one of `SYSTEMS`."""
+    """Return the model of one of `SYSTEMS`."""
     system, vocab_sizes = SYSTEMS[name], (vocab_size, vocab_size)
     if not isinstance(system, str):
         return system(config, vocab_sizes, PAD)
@@ -57,17 +65,17 @@ def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
 
 
 def trainable(name: str, arguments: argparse.Namespace) -> TranslationModel:
+    """Return the model of one of `SYSTEMS`, of the size and on the device of the command line."""
     dim = arguments.model_dim
     config = ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
     model = build(name, config, arguments.vocab_size)
     return model.to(arguments.device, dtype_of(arguments.dtype)).train()
 
 
-def batch(tokens: int, vocab_size: int, device: torch.device) -> Loss:
-    """Make a batch of random ids.
+def random_batch_loss(tokens: int, vocab_size: int, device: torch.device) -> Loss:
+    """Make a batch of random tokens, and return its loss as a function of the model.
 
-    :param tokens: positions a side.
-    :returns: the batch's loss as a function of the model.
+    :param tokens: positions a side, padding included.
     """
     torch.manual_seed(0)
     sentences = tokens // LONGEST
@@ -90,7 +98,10 @@ def batch(tokens: int, vocab_size: int, device: torch.device) -> Loss:
 
 
 def steps_of(model: TranslationModel, losses: Sequence[Loss]) -> Callable[[], None]:
-    """Return a function that takes an optimizer step on each loss."""
+    """Return a function that makes an optimizer step on each loss.
+
+    :param losses: of batches, each a function of the model.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98))
 
     def step() -> None:
@@ -105,13 +116,13 @@ def steps_of(model: TranslationModel, losses: Sequence[Loss]) -> Callable[[], No
 def peak_bytes(
     name: str, policy: ActivationCheckpointing, arguments: argparse.Namespace, tokens: int
 ) -> int:
-    """Measure the most memory that a forward and backward pass takes beside the parameters.
+    """Return the most bytes that a forward and backward pass takes beside the parameters.
 
-    On CPU this needs a process of its own, to see its resident memory.
+    On a CPU that is the process's resident memory, so it must be called in a new process.
     """
     model = trainable(name, arguments)
     model.checkpoint_activations(policy)
-    loss = batch(tokens, arguments.vocab_size, arguments.device)
+    loss = random_batch_loss(tokens, arguments.vocab_size, arguments.device)
     if arguments.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -123,6 +134,7 @@ def peak_bytes(
 
 
 def size_of(arguments: argparse.Namespace, tokens: int) -> str:
+    """Return the sizes of model and batch in words, for captions."""
     return (
         f"width {arguments.model_dim}, vocabulary {arguments.vocab_size:,}, {tokens:,} tokens a "
         f"side, {arguments.dtype}"
@@ -130,17 +142,19 @@ def size_of(arguments: argparse.Namespace, tokens: int) -> str:
 
 
 def compare_systems(arguments: argparse.Namespace, tokens: int) -> None:
-    loss = batch(tokens, arguments.vocab_size, arguments.device)
+    """Time a training step of each system, and print a table."""
+    loss = random_batch_loss(tokens, arguments.vocab_size, arguments.device)
     names = [name for name in SYSTEMS if name == "Transformer" or arguments.only in name]
     steps = {name: steps_of(trainable(name, arguments), [loss]) for name in names}
     seconds = measure(steps, arguments.rounds, arguments.device)
     references = ["Transformer", "RingFormer, published math"]
     title = f"Training step, {size_of(arguments, tokens)}"
-    report(title, seconds, references, tokens, "target tokens")
+    print_report(title, seconds, references, tokens, "target tokens")
 
 
 def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
-    loss = batch(tokens, arguments.vocab_size, arguments.device)
+    """Time a training step with each policy of activation checkpointing, and print a table."""
+    loss = random_batch_loss(tokens, arguments.vocab_size, arguments.device)
     model = trainable("RingFormer", arguments)
     step = steps_of(model, [loss])
 
@@ -151,10 +165,11 @@ def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
     runs = {words: partial(with_policy, policy) for words, policy in POLICIES.items()}
     seconds = measure(runs, arguments.rounds, arguments.device)
     title = f"RingFormer's training step with checkpoints, {size_of(arguments, tokens)}"
-    report(title, seconds, ["none"], tokens, "target tokens")
+    print_report(title, seconds, ["none"], tokens, "target tokens")
 
 
 def compare_memory(arguments: argparse.Namespace, tokens: int) -> None:
+    """Measure the peak memory of each system and each policy, and print a table."""
     cases = [(name, name, POLICIES["none"]) for name in SYSTEMS if arguments.only in name]
     cases += [
         (f"RingFormer, checkpoints {words}", "RingFormer", policy)
@@ -173,11 +188,12 @@ def compare_memory(arguments: argparse.Namespace, tokens: int) -> None:
         for title, peak in peaks.items()
     ]
     header = ["system", "MiB", *(f"over {name}" for name in references)]
-    table(f"Peak of a forward and backward pass, {size_of(arguments, tokens)}", header, rows)
+    print_table(f"Peak of a forward and backward pass, {size_of(arguments, tokens)}", header, rows)
 
 
 def compare_compilation(arguments: argparse.Namespace, tokens: int) -> None:
-    loss = batch(tokens, arguments.vocab_size, arguments.device)
+    """Time a training step with and without torch.compile, and print a table."""
+    loss = random_batch_loss(tokens, arguments.vocab_size, arguments.device)
     runs = {}
     for name in ("RingFormer", "Transformer"):
         for way in ("eager", "compiled"):
@@ -187,7 +203,7 @@ def compare_compilation(arguments: argparse.Namespace, tokens: int) -> None:
             runs[f"{name}, {way}"] = steps_of(model, [loss])
     seconds = measure(runs, arguments.rounds, arguments.device)
     title = f"Training step, {size_of(arguments, tokens)}; the first one compiles"
-    report(title, seconds, ["RingFormer, eager"], tokens, "target tokens", first=True)
+    print_report(title, seconds, ["RingFormer, eager"], tokens, "target tokens", first=True)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, int], None]] = {
@@ -199,8 +215,9 @@ PARTS: dict[str, Callable[[argparse.Namespace, int], None]] = {
 
 
 def main() -> None:
-    parser = options(__doc__)
-    add_device(parser)
+    """Run the parts that the command line names."""
+    parser = create_parser(__doc__)
+    add_device_options(parser)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], help="[all]")
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096], help="a side, in a step")
     parser.add_argument("--vocab_size", type=int, default=32000)
