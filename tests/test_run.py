@@ -21,7 +21,7 @@ from mlflow.entities.model_registry import ModelVersion
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.command_line import load_recipe
 from pipeline.evaluation.results import Result
-from pipeline.evaluation.test_sets import load_test_sets
+from pipeline.evaluation.test_sets import load_test_sets, load_validation_set
 from pipeline.publishing.registry import register
 from pipeline.recipe import ROOT, Recipe
 from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
@@ -195,20 +195,28 @@ def test_another_model_is_champion_only_if_it_is_better(
 
     # Translations that are better beyond chance, and then worse ones: as if by other models.
     second = load_recipe(recipe, list(zip(["run_dir", "tracking.uri"], config[1::2], strict=True)))
-    (test_set,) = load_test_sets(second)
+    (test_set,), valid_set = load_test_sets(second), load_validation_set(second)
     facts = {"checkpoints": ["step-00000080"], "step": 80, "beam_size": 2, "length_penalty": 1.0}
     champions = []
     for name, kept in (("better", 8), ("worse", 4)):
-        hypotheses = [" ".join(line.split()[:kept]) for line in test_set.references[0]]
-        result = Result(test_set, tmp_path / "again" / "evaluation" / "toy-test", "test_", name)
-        result.write(hypotheses, [9] * 20, "en", facts)
+        results = []
+        for folder, sentences in (("toy-test", test_set), ("validation", valid_set)):
+            # On the test set all are alike: it does not count.
+            words = kept if sentences is valid_set else 6
+            hypotheses = [" ".join(line.split()[:words]) for line in sentences.references[0]]
+            place = tmp_path / "again" / "evaluation" / folder
+            result = Result(sentences, place, f"{folder}_", f"{name}-{folder}")
+            result.write(hypotheses, [9] * len(hypotheses), "en", facts)
+            results.append(result)
         tracker = Tracker(second)
-        result.log(tracker)
+        for result in results:
+            result.log(tracker)
         tracker.close(status=None)
-        register(second, list_checkpoints(second.run_dir / "checkpoints")[-1:], result)
+        checkpoints = list_checkpoints(second.run_dir / "checkpoints")[-1:]
+        register(second, checkpoints, *results)
         champion = champion_of(client)
         champions.append(champion.tags["fingerprint"])
-    assert champions == ["better", "better"]
+    assert champions == ["better-toy-test", "better-toy-test"]
     # As it was, for the other tests.
     client.set_registered_model_alias("ringformer-de-en-toy-test", "champion", before.version)
 

@@ -14,6 +14,8 @@ from data_prep.corpora import read_lines
 from data_prep.files import DataError, digest_of
 from pipeline.recipe import Recipe, TestSetFiles
 
+VALIDATION = "validation"  # the folder of its scores, and the name of its metrics
+
 
 @dataclass(frozen=True)
 class TestSet:
@@ -60,8 +62,16 @@ def load_test_sets(recipe: Recipe) -> Iterator[TestSet]:
             raise DataError(f"evaluation.test_sets: two test sets are called {test_set.slug}")
         if slugs and test_set.slug == "test":
             raise DataError("evaluation.test_sets: `test` is the recipe's own in MLflow; rename it")
+        if test_set.slug == VALIDATION:
+            raise DataError(f"{test_set.name}: the validation set is called so; rename this one")
         slugs.add(test_set.slug)
         yield test_set
+
+
+def load_validation_set(recipe: Recipe) -> TestSet:
+    """Read `data.valid` as the models see it, cleaned."""
+    source, target = (recipe.clean_text / f"valid.{lang}" for lang in recipe.data.languages)
+    return _read_files(recipe.data.valid.name, source, target)
 
 
 def _read_test_sets(recipe: Recipe) -> Iterator[TestSet]:

@@ -60,6 +60,13 @@ class Task(ABC, Generic[Batch]):
         """
 
     @abstractmethod
+    def check_recipe(self) -> None:
+        """Compare the recipe and the files that it names with what the data were made from.
+
+        :raises DataError: they differ, in what, and what to do.
+        """
+
+    @abstractmethod
     def check_data(self) -> str:
         """Read all data that training needs and compare them with their checksums.
 

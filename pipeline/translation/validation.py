@@ -60,7 +60,9 @@ def valid_bleu(
     # decode different numbers of steps would deadlock.
     model = create_model(recipe.model, task.vocab_sizes, PAD_IDX)
     model.load_state_dict(trainer.full_weights())
-    translator = Translator(model, load_vocabularies(recipe.shards), recipe.evaluation)
+    translator = Translator(
+        model, load_vocabularies(recipe.shards), recipe.evaluation, recipe.data.max_tokens_per_side
+    )
     share = share_of(sources, trainer.rank, trainer.world_size)
     try:
         translations = translator.translate(sources[share], lambda count: interruption.here())
