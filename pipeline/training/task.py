@@ -111,6 +111,10 @@ class Task(ABC, Generic[Batch]):
     def units(self, batch: GlobalBatch) -> int:
         """Return the size of a global batch in `unit`s."""
 
+    def rehearse_validation(self, trainer: Trainer[Batch]) -> None:
+        """Do once what `validate` needs memory for besides forward passes. Every rank calls this
+        before training, on GPUs."""
+
     @abstractmethod
     def validate(self, trainer: Trainer[Batch], interruption: Interruption) -> dict[str, float]:
         """Judge the model that `trainer` has. Every rank calls this.

@@ -177,6 +177,12 @@ class TranslationTask(Task["PairBatch"]):
 
     # ── Validation ──────────────────────────────────────────────────────────────────────────────
 
+    def rehearse_validation(self, trainer: Trainer[PairBatch]) -> None:
+        from pipeline.translation.validation import rehearse_bleu
+
+        if self.recipe.training.bleu_every:
+            rehearse_bleu(self, trainer)
+
     def validate(self, trainer: Trainer[PairBatch], interruption: Interruption) -> dict[str, float]:
         from pipeline.translation.validation import valid_bleu, valid_metrics
 
