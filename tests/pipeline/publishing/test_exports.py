@@ -1,4 +1,4 @@
-"""Exports: written, loaded again, and the same translations from either engine."""
+"""Exports are written and loaded again, and both engines give the same translations."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ from pipeline.translation.serving import (
     split_to_fit,
 )
 from pipeline.translation.translator import Translator
-from tests.conftest import run_process, save_checkpoint
+from tests.conftest import run_process
+from tests.pipeline.conftest import save_checkpoint
 
 VARIANTS: list[tuple[Architecture, LevelSignals]] = [("transformer", "all")]
 VARIANTS += [("ringformer", signals) for signals in get_args(LevelSignals)]
 
 
 def talkative(model: TranslationModel) -> TranslationModel:
-    """Sharp random weights: ties are out of the question, PAD and BOS too, and translations end by
-    themselves, now early, now late."""
+    """Give a model sharp random weights: there are no ties, PAD and BOS are never produced, and
+    translations end by themselves, some early and some late."""
     stack: Any = model.decoder
     generator = torch.Generator().manual_seed(1)
     direction = torch.randn(model.config.model_dim, generator=generator)
@@ -68,7 +69,7 @@ def talkative(model: TranslationModel) -> TranslationModel:
 
 
 def run_of(prepared: Recipe, tiny_recipe: Path, folder: Path, **overrides: str) -> Recipe:
-    """A finished run with a model that talks."""
+    """Make a finished run in `folder`, with a talkative model of these `model` keys."""
     keys = {f"model.{key}": value for key, value in overrides.items()}
     keys |= {"run_dir": str(folder), "evaluation.beam_size": "4"}
     keys["evaluation.max_length_ratio"] = "0.5"  # random weights go round in circles, near ties
@@ -80,13 +81,13 @@ def run_of(prepared: Recipe, tiny_recipe: Path, folder: Path, **overrides: str) 
 
 @pytest.fixture(scope="module")
 def run(prepared: Recipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """A small RingFormer."""
+    """Return the recipe of a finished run with a small RingFormer."""
     return run_of(prepared, tiny_recipe, tmp_path_factory.mktemp("export") / "run")
 
 
 @pytest.fixture(scope="module")
 def folder(run: Recipe) -> Path:
-    """Its CTranslate2 export in float32."""
+    """Return the folder of its CTranslate2 export in float32."""
     return exported(run, "ctranslate2")
 
 
@@ -103,7 +104,7 @@ def exported(recipe: Recipe, format: Format, quantization: Quantization | None =
 
 
 def best(translator: TextTranslator, sources: Sequence[list[int]]) -> list[Hypothesis]:
-    """The first hypothesis of each, found in batches as `translate` makes them."""
+    """Return the first hypothesis of each source, found in batches as `translate` makes them."""
     order = list(
         batches_by_length({i: len(ids) for i, ids in enumerate(sources)}, translator.search)
     )
@@ -168,17 +169,17 @@ def test_int8_is_a_quarter_and_close(run: Recipe, folder: Path, sentences: list[
     assert isinstance(theirs, CTranslate2Translator)
     assert isinstance(ours, CTranslate2Translator)
     encoded = theirs.source_vocabulary.encode(sentences[1:], out_type=str)
-    pieces = [each for each in encoded if each]
+    tokens = [each for each in encoded if each]
     found, expected = (
-        sum(sum(scores.log_probs) for scores in engine.model.score_batch(pieces, pieces))
+        sum(sum(scores.log_probs) for scores in engine.model.score_batch(tokens, tokens))
         for engine in (theirs, ours)
     )
     assert found == pytest.approx(expected, rel=0.03)
 
 
 def test_equal_tensors_are_stored_once(run: Recipe, folder: Path) -> None:
-    """Beside the parameters there are, for each level, folded q, k, v and the FFN's first matrix;
-    and the positions."""
+    """Besides the parameters a file holds the positions and, for each level, folded q, k and v and
+    the FFN's first matrix."""
     dim, inner, levels = 32, 64, 3
     model = untrained_model(run)
     own = 2 * levels * (3 * dim * dim + inner * dim)
@@ -285,7 +286,7 @@ def test_translate_needs_neither_torch_nor_fairseq2(folder: Path) -> None:
 
 
 def test_plain_ctranslate2_and_sentencepiece_will_do(folder: Path, sentences: list[str]) -> None:
-    """The lines that docs/serving.md shows."""
+    """Translate with the lines that docs/serving.md shows."""
     import ctranslate2
 
     vocabulary = SentencePieceProcessor(model_file=str(folder / "spm.model"))
@@ -297,7 +298,7 @@ def test_plain_ctranslate2_and_sentencepiece_will_do(folder: Path, sentences: li
         beam_size=4, return_end_token=True, min_decoding_length=0, max_decoding_length=90,
     )  # fmt: skip
     tokens = [[token for token in r.hypotheses[0] if token != "</s>"] for r in results]
-    texts = [" ".join(vocabulary.decode(pieces).split()) for pieces in tokens]
+    texts = [" ".join(vocabulary.decode(line).split()) for line in tokens]
     assert texts == [expected[i - 1] for i in short]
     assert len(texts) > 1
 
