@@ -38,10 +38,6 @@ BITS = 16
 TRAIN, VALID = 600, 200  # numbers
 STEPS = 40
 
-trains = pytest.mark.xfail(
-    strict=True, reason="Loop._validate has words for the metrics of a translation only: KeyError"
-)
-
 
 @dataclass(frozen=True)
 class NumberBatch:
@@ -178,7 +174,6 @@ def trained(tiny_recipe: Path) -> Path:
     return run_dir
 
 
-@trains
 @pytest.mark.slow
 def test_another_task_is_trained(tiny_recipe: Path, trained: Path) -> None:
     losses = tracked(trained, "train_loss")
@@ -192,7 +187,6 @@ def test_another_task_is_trained(tiny_recipe: Path, trained: Path) -> None:
     assert is_finished(task.recipe.training, task.criterion, newest)
 
 
-@trains
 @pytest.mark.slow
 def test_the_best_is_what_the_tasks_criterion_says(trained: Path) -> None:
     accuracies, losses = (tracked(trained, f"valid_{metric}") for metric in ("accuracy", "loss"))
@@ -204,7 +198,6 @@ def test_the_best_is_what_the_tasks_criterion_says(trained: Path) -> None:
     assert (newest.criterion, newest.best) == ("valid_accuracy", accuracies[best])
 
 
-@trains
 @pytest.mark.slow
 def test_another_task_goes_on_with_the_same_bits(tiny_recipe: Path, trained: Path) -> None:
     run_dir = trained.with_name("resumed")
