@@ -163,12 +163,7 @@ class Loop(Generic[Batch]):
         :raises Stopped: on every rank, when a signal has come to one.
         """
         metrics = self.validation.run()
-        words = {
-            "valid_loss": "valid loss %.4f",
-            "valid_ppl": "ppl %.2f",
-            "valid_bleu": "BLEU %.2f",
-        }
-        text = " | ".join(words[key] % value for key, value in metrics.items())
+        text = self.trainer.task.in_words(metrics)
         best = " | best so far" if self.validation.improved else ""
         self._tell(f"step {self.trainer.step} | {text}{best}", metrics, once=["valid_loss"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices
@@ -123,3 +123,9 @@ class Task(ABC, Generic[Batch]):
             `criterion`, where it is due at this step.
         :raises Stopped: a signal has come; `interruption` is asked after every batch.
         """
+
+    def in_words(self, metrics: Mapping[str, float]) -> str:
+        """Return what the log says of the metrics of `validate`."""
+        return " | ".join(
+            f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items()
+        )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -191,3 +192,11 @@ class TranslationTask(Task["PairBatch"]):
         if every and (step % every == 0 or step == trainer.last_step):
             metrics |= valid_bleu(self, trainer, interruption)
         return metrics
+
+    def in_words(self, metrics: Mapping[str, float]) -> str:
+        words = {
+            "valid_loss": "valid loss %.4f",
+            "valid_ppl": "ppl %.2f",
+            "valid_bleu": "BLEU %.2f",
+        }
+        return " | ".join(words[name] % value for name, value in metrics.items())
