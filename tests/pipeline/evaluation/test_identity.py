@@ -19,7 +19,8 @@ from pipeline.publishing.model_card import model_card
 from pipeline.recipe import Recipe
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.task import TranslationTask
-from tests.conftest import Command, save_checkpoint
+from tests.conftest import Command
+from tests.pipeline.conftest import save_checkpoint
 
 
 @pytest.fixture(scope="module")
