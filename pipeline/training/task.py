@@ -59,7 +59,7 @@ class Task(ABC, Generic[Batch]):
         :raises DataError: there are no prepared data.
         """
 
-    def check_recipe(self) -> None:  # noqa: B027 (a task may have nothing to compare)
+    def check_recipe(self) -> None:
         """Compare the recipe and the files that it names with what the data were made from.
 
         :raises DataError: they differ, in what, and what to do.
