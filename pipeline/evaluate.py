@@ -113,7 +113,20 @@ def _score_line(scores: Scores) -> str:
     beside = f" (untrained model: {untrained})" if untrained is not None else ""
     return (
         f"BLEU {scores['bleu']} ± {scores['bleu_ci']}{beside} on {scores['test_set']}, "
-        f"chrF2 {scores['chrf']}, TER {scores['ter']}"
+        f"chrF2 {scores['chrf']}, TER {scores['ter']}{_leak(scores)}"
+    )
+
+
+def _leak(scores: Scores) -> str:
+    """Return what to say beside a score of sentences that the model may have learnt by heart."""
+    overlap = scores["in_training_text"]
+    if overlap is None:
+        return " (whether its sentences are in the training text is not known here)"
+    if not any(overlap.values()):
+        return ""
+    return (
+        f" (of its {scores['sentences']} sentences the training text has {overlap['sources']} "
+        f"sources and {overlap['references']} references)"
     )
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_prep.files import digest_of
 from data_prep.stage import read_manifest
+from data_prep.text import normalise
 from data_prep.vocabulary import load_vocabularies
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.evaluation.results import Result, weights_digest
-from pipeline.evaluation.test_sets import TestSet, load_test_sets, slug_of
+from pipeline.evaluation.test_sets import Overlap, TestSet, load_test_sets, overlaps_of, slug_of
 from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
 from pipeline.recipe import Recipe
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("evaluate")
 
-VERSION = 2  # raise it when the same model would get other scores
+VERSION = 3  # raise it when the same model would get other scores
 NO_SEARCH_KEYS: Mapping[str, object] = {}
 
 
@@ -123,6 +124,7 @@ class _Work(NamedTuple):
     model: EvaluatedModel
     results: list[Result]
     missing: list[Result]  # those of `results` that are not up to date
+    overlaps: dict[str, Overlap] | None  # of their test sets with the training text
 
 
 def evaluate(
@@ -138,11 +140,12 @@ def evaluate(
     :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
     :raises DataError: a test set cannot be read or fetched.
     """
-    model, results, missing = from_rank_0(lambda: _find_work(recipe, export, search))
+    model, results, missing, overlaps = from_rank_0(lambda: _find_work(recipe, export, search))
     if missing:
         translator = model.translator()
         for result in missing:
-            _translate_and_score(model, translator, result)
+            overlap = overlaps[result.test_set.name] if overlaps else None
+            _translate_and_score(model, translator, result, overlap)
     return model, results
 
 
@@ -153,11 +156,18 @@ def _find_work(recipe: Recipe, export: Path | None, search: Mapping[str, object]
     for result in results:
         if result.up_to_date:
             log.info("%s: up to date, reused (%s)", result.test_set.name, result.folder)
-    return _Work(model, results, [result for result in results if not result.up_to_date])
+    missing = [result for result in results if not result.up_to_date]
+    found = overlaps_of(recipe, [result.test_set for result in missing]) if missing else None
+    return _Work(model, results, missing, found)
 
 
-def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, result: Result) -> None:
-    """Translate a test set on all ranks; score the translations and write `result` on rank 0."""
+def _translate_and_score(
+    model: EvaluatedModel, translator: TextTranslator, result: Result, overlap: Overlap | None
+) -> None:
+    """Translate a test set on all ranks; score the translations and write `result` on rank 0.
+
+    :param overlap: of the test set with the training text, if that is known.
+    """
     recipe, test_set = model.recipe, result.test_set
     log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), model)
     started = time.monotonic()
@@ -169,6 +179,7 @@ def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, resu
         "length_penalty": translator.search.length_penalty,
         "sentences_per_second": round(len(test_set.sources) / seconds, 2),
         "ranks": world_size(),
+        "in_training_text": overlap and overlap._asdict(),
     }
     if model.has_baseline(test_set):
         from pipeline.translation.translator import Translator
@@ -179,7 +190,8 @@ def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, resu
         found = bleu(lines, test_set.references, recipe.data.target_lang)
         more["untrained_bleu"] = round(found.score, 2)
     if rank() == 0:
-        lengths = [len(ids) for ids in translator.source_vocabulary.encode(test_set.sources)]
+        lines = list(map(normalise, test_set.sources))
+        lengths = [len(ids) for ids in translator.source_vocabulary.encode(lines)]
         result.write(hypotheses, lengths, recipe.data.target_lang, more)
 
 
