@@ -33,11 +33,14 @@ from data_prep.shards import (
     write_shard,
 )
 from data_prep.stage import log, run_stage
+from data_prep.text import normalise
 from data_prep.vocabulary import (
     EOS_IDX,
+    Lost,
     TrainedVocabulary,
     VocabularyInfo,
     load_vocabularies,
+    lost_by,
     vocabulary_files,
 )
 
@@ -45,7 +48,7 @@ TokenIdsOf = Callable[[Sequence[Sequence[str]]], pa.RecordBatch]
 
 LINES_AT_ONCE = 10_000
 COUNTED = ("pairs", "source_tokens", "target_tokens")  # of pieces and shards
-VERSION = 5  # raise it when the same inputs would give other bytes
+VERSION = 6  # raise it when the same inputs would give other bytes
 
 
 def binarize(
@@ -89,6 +92,7 @@ def binarize(
             languages=config.languages,
             vocabulary=VocabularyInfo(sizes=vocabulary.sizes, sha256=vocabulary.sha256),
             totals={split: _total(shards, split) for split in ("train", "valid", "test")},
+            lost=_lost(config, text, models),
             corpora=_corpora(config, cleaned, encoded),
             files=dict(cleaned.files),
             seed=config.seed,
@@ -136,7 +140,7 @@ def _write_held_out(
     config: DataConfig, text: Path, split: str, token_ids: TokenIdsOf, folder: Path
 ) -> ShardInfo:
     """Write the one shard of validation or test set, in its order."""
-    lines = [read_text(text / f"{split}.{lang}") for lang in config.languages]
+    lines = [list(map(normalise, read_text(text / f"{split}.{lang}"))) for lang in config.languages]
     pairs = token_ids(lines)
     limit = config.max_tokens_per_side
     if too_long := len(pairs) - len(_within(limit, pairs)):
@@ -149,6 +153,24 @@ def _write_held_out(
     path = folder / f"{split}-00000.arrow"
     write_shard(path, pairs)
     return ShardInfo(name=path.name, split=split, **_counts(pairs), sha256=sha256_of(path))
+
+
+def _lost(config: DataConfig, text: Path, models: Path) -> dict[str, Lost]:
+    """Compare validation and test text with what the vocabulary gives back of it, and log it."""
+    lost = {}
+    for split in ("valid", "test"):
+        for lang, vocabulary in zip(config.languages, load_vocabularies(models), strict=True):
+            lines = read_text(text / f"{split}.{lang}")
+            if lang == config.source_lang:  # a reference is compared with translations as it is
+                lines = list(map(normalise, lines))
+            lost[f"{split}.{lang}"] = found = lost_by(vocabulary, lines)
+            if found.lines:
+                verb = "read" if lang == config.source_lang else "write"
+                log.warning(
+                    "shards: the vocabulary cannot %s %d of the %d lines of %s.%s as they are: %s",
+                    verb, found.lines, len(lines), split, lang, found,
+                )  # fmt: skip
+    return lost
 
 
 def _corpora(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import cache
 from functools import partial as bind
@@ -18,27 +17,17 @@ from data_prep.config import Corpus, DataConfig
 from data_prep.corpora import Fetched, Piece, hash_text, read_pairs, read_piece, read_text
 from data_prep.files import DataError, digest_of, save_array, write_json
 from data_prep.filters import Language, OverAllCorpora, TestOverlap
+from data_prep.held_out import Digests, HeldOut, settled
 from data_prep.pieces import Result, map_pieces
 from data_prep.repeats import find_repeats, rounds_of, write_keys
-from data_prep.stage import Record, log, run_stage
+from data_prep.stage import Record, is_up_to_date, log, read_manifest, run_stage
+from data_prep.text import normalise, normalise_lines
 
-VERSION = 3  # raise it when the same settings would clean differently
+VERSION = 4  # raise it when the same settings would clean differently
 EXAMPLE_CHARS = 300
 
 Pair = tuple[str, str]
 Drops = Callable[[str, str], bool]
-
-_INVISIBLE = re.compile(r"[\u0000-\u0008\u000b\u000e-\u001f\u007f-\u009f\u200b\u2060\ufeff\ufffd]")
-
-
-def normalise(text: str) -> str:
-    """Return text in Unicode NFC, without control characters, with single spaces."""
-    return _normalise_lines(text.replace("\n", " "))[0]
-
-
-def _normalise_lines(text: str) -> list[str]:
-    visible = _INVISIBLE.sub(" ", unicodedata.normalize("NFC", text))
-    return [" ".join(line.split()) for line in visible.split("\n")]
 
 
 class CleanedCorpus(Record):
@@ -66,21 +55,32 @@ class Cleaned(NamedTuple):
     files: Mapping[str, str]
     """The sha256 of every corpus file."""
 
+    test_sets: Digests
+    """Which the training text was compared with, besides `data.test`."""
+
     digest: str
-    """Changes with the manifest of the stage."""
+    """Changes with the manifest of the stage, but for test sets that changed nothing else in it."""
 
 
 def clean(
-    config: DataConfig, fetched: Fetched, source: Path, folder: Path, executor: Executor
+    config: DataConfig,
+    fetched: Fetched,
+    test_sets: Sequence[HeldOut],
+    source: Path,
+    folder: Path,
+    executor: Executor,
 ) -> Cleaned:
     """Write `train/NNNNN/text.LANG` for every piece of the training corpora, and `valid.LANG`,
     `test.LANG`, `report.json` and `report.png` beside them.
 
     Validation and test text is not filtered; the test set is not even normalised.
 
+    :param test_sets: those besides `data.test`, for the filter `test_overlap`.
     :param source: folder of the fetch stage.
     :raises DataError: unreadable corpora, or nothing left to train on.
     """
+    at_hand = {test_set.name: test_set.digest for test_set in test_sets}
+    before = (read_manifest(folder) or {"inputs": {}})["inputs"].get("test_sets", {})
     files = {path: file.sha256 for path, file in fetched.files.items()}
     inputs = {
         "corpora": [corpus.name for corpus in config.train],
@@ -90,20 +90,31 @@ def clean(
         "files": files,
         "cleaning": config.cleaning.model_dump(),
         "languages": config.languages,
+        "test_sets": settled(at_hand, before),
         "version": VERSION,
     }
-    manifest = run_stage(folder, inputs, bind(_build, config, fetched, source, executor))
+    if not is_up_to_date(folder, inputs):
+        inputs["test_sets"] = at_hand
+    build = bind(_build, config, fetched, test_sets, source, executor)
+    manifest = run_stage(folder, inputs, build)
+    compared = manifest["inputs"].pop("test_sets")
     return Cleaned(
         fetched.pieces,
         manifest["kept"],
         [CleanedCorpus.model_validate(corpus) for corpus in manifest["corpora"]],
         files,
+        compared,
         digest_of(manifest),
     )
 
 
 def _build(
-    config: DataConfig, fetched: Fetched, source: Path, executor: Executor, folder: Path
+    config: DataConfig,
+    fetched: Fetched,
+    test_sets: Sequence[HeldOut],
+    source: Path,
+    executor: Executor,
+    folder: Path,
 ) -> dict[str, Any]:
     """Write all files of the stage into `folder` and return what to record about them."""
     valid, test = (_read(config, corpus, fetched, source) for corpus in (config.valid, config.test))
@@ -113,8 +124,9 @@ def _build(
     for name, pairs in ((config.valid.name, normal_valid), (config.test.name, test)):
         if not any(source.strip() and target.strip() for source, target in pairs):
             raise DataError(f"{name}: no pair with text on both sides")
-    held_out = _write_hashes(folder / "scratch-held-out", [*normal_valid, *normal_test])
-    filtered, kept = _clean_pieces(config, fetched.pieces, held_out, source, executor, folder)
+    held_out = [*normal_valid, *normal_test, *_pairs_of(config, test_sets)]
+    hashes = _write_hashes(folder / "scratch-held-out", held_out)
+    filtered, kept = _clean_pieces(config, fetched.pieces, hashes, source, executor, folder)
     report = report_of(config, filtered, kept)
     summaries = [summary(corpus) for corpus in report["corpora"]]
     if not report["kept"]:
@@ -132,7 +144,22 @@ def _build(
             CleanedCorpus.model_validate(corpus).model_dump() for corpus in report["corpora"]
         ],
         "report": digest_of(report),
+        "text": digest_of([piece["sha256"] for piece in kept]),
     }
+
+
+def _pairs_of(config: DataConfig, test_sets: Sequence[HeldOut]) -> Iterator[Pair]:
+    """Yield the pairs of test sets for the filter `test_overlap`, and log which are not at hand."""
+    if not any(isinstance(each, TestOverlap) for each in config.cleaning.filters):
+        return
+    for test_set in test_sets:
+        if test_set.digest is None:
+            log.warning(
+                "clean: test set %s is not at hand: what the training text has of it stays there; "
+                "evaluate counts it", test_set.name,
+            )  # fmt: skip
+        else:
+            yield from test_set.pairs()
 
 
 def _read(config: DataConfig, corpus: Corpus, fetched: Fetched, source: Path) -> list[Pair]:
@@ -185,7 +212,7 @@ def _filter(
 ) -> dict[str, Any]:
     """Write the normalised text of a piece that passes and keys to find repeats by; count it."""
     sides = [
-        _normalise_lines(read_piece(side.place(config, source), side.begin, side.end, piece.line))[
+        normalise_lines(read_piece(side.place(config, source), side.begin, side.end, piece.line))[
             : piece.pairs
         ]
         for side in (piece.source, piece.target)
@@ -255,7 +282,7 @@ def _keep(
     fate = np.load(fates / f"{piece:05d}.npy").tolist()
     for pair, number in zip(zip(*sides, strict=True), fate, strict=True):
         (dropped[reasons[number - 1]] if number else kept).append(pair)
-    _write_pairs(folder, "text", config, kept)
+    sha256 = _write_pairs(folder, "text", config, kept)
     lengths = np.array([[len(s), len(t)] for s, t in kept], np.int64).reshape(-1, 2)
     histograms = {
         key: np.histogram(values.clip(max=edges[-1]), edges)[0].tolist()
@@ -265,10 +292,14 @@ def _keep(
             ("ratio", lengths[:, 1] / np.maximum(lengths[:, 0], 1), RATIO_EDGES),
         )
     }
-    return {"kept": len(kept), **_tally(dropped), **histograms}
+    return {"kept": len(kept), "sha256": sha256, **_tally(dropped), **histograms}
 
 
-def _write_pairs(folder: Path, name: str, config: DataConfig, pairs: Sequence[Pair]) -> None:
+def _write_pairs(folder: Path, name: str, config: DataConfig, pairs: Sequence[Pair]) -> str:
+    """Write a file for each side of pairs, and return the sha256 of both together."""
+    digest = hashlib.sha256()
     for side, lang in enumerate(config.languages):
-        text = "".join(f"{pair[side]}\n" for pair in pairs)
-        (folder / f"{name}.{lang}").write_bytes(text.encode())
+        text = "".join(f"{pair[side]}\n" for pair in pairs).encode()
+        (folder / f"{name}.{lang}").write_bytes(text)
+        digest.update(text)
+    return digest.hexdigest()

@@ -104,6 +104,11 @@ class VocabularyConfig(Section):
     """One vocabulary for both languages; false trains one for each side (then model.tied_embeddings
     must be false)."""
 
+    normalization: Literal["identity", "nfkc", "nmt_nfkc", "nfkc_cf", "nmt_nfkc_cf"] = "identity"
+    """What SentencePiece makes of text before it cuts it, by its own names. `identity` keeps every
+    character; after `nfkc` a model writes `...`, `TM` and `1⁄2` where a reference has `…`, `™` and
+    `½`; `nmt_nfkc` is SentencePiece's own default; with `_cf` text loses its capitals."""
+
     character_coverage: float = Limit(default=1.0, gt=0.9, le=1)
     """Share of characters that get a token; lower it for Chinese or Japanese."""
 

@@ -1,6 +1,6 @@
 """The filters that a recipe can name: what each drops, and its settings.
 
-A filter sees normalised text (`data_prep.clean.normalise`). Its method `drops` returns whether to
+A filter sees normalised text (`data_prep.text.normalise`). Its method `drops` returns whether to
 drop a pair.
 """
 
@@ -184,7 +184,7 @@ class Language(Section):
 
 
 class TestOverlap(Section):
-    """Drop a pair either side of which is a sentence of the validation or test set."""
+    """Drop a pair either side of which is a sentence of the validation or a test set."""
 
     filter: Literal["test_overlap"] = "test_overlap"
 

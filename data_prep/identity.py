@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.config import DataConfig
 from data_prep.corpora import fingerprints
 from data_prep.files import DataError, fsync, read_json, write_json
+from data_prep.held_out import Digests, HeldOut
 from data_prep.stage import FETCH, SHARDS
 
 FILE = "prepared_from.json"  # in the folder of shards
@@ -32,12 +33,19 @@ def begin_identity(config: DataConfig, run_dir: Path) -> None:
         fsync(path.parent)
 
 
-def write_identity(config: DataConfig, files: Mapping[str, str], run_dir: Path) -> None:
+def write_identity(
+    config: DataConfig, files: Mapping[str, str], test_sets: Digests, run_dir: Path
+) -> None:
     """Say what the shards of `run_dir` were made from, now that all stages are up to date.
 
     :param files: the sha256 of every corpus file.
+    :param test_sets: which the training text was compared with, besides `data.test`.
     """
-    content = {"data": identity_of(config), "files": dict(files)}
+    content = {
+        "data": identity_of(config),
+        "files": dict(files),
+        "test_sets": dict(test_sets),
+    }
     path = run_dir / SHARDS / FILE
     if read_json(path) != content:
         write_json(path, content)
@@ -73,6 +81,22 @@ def check_corpora(config: DataConfig, run_dir: Path) -> None:
         if file.sha256 != files.get(path):
             raise DataError(
                 f"{config.root / path} has changed since {shards} were prepared from it; {REMEDY}"
+            )
+
+
+def check_test_sets(test_sets: Sequence[HeldOut], run_dir: Path) -> None:
+    """Compare test sets with those that the training text of `run_dir` was compared with, as far as
+    they are and were at hand.
+
+    :raises DataError: one is new or has changed.
+    """
+    then = read_json(run_dir / SHARDS / FILE).get("test_sets", {})
+    for name, digest in ((test_set.name, test_set.digest) for test_set in test_sets):
+        if digest is not None and (name not in then or then[name] not in (None, digest)):
+            what = "was another" if name in then else "was not among evaluation.test_sets"
+            raise DataError(
+                f"test set {name} {what} when {run_dir / SHARDS} were prepared, and so the "
+                f"training text may have its sentences; {REMEDY}"
             )
 
 

@@ -52,6 +52,11 @@ def inspect(folder: Path, samples: int, seed: int) -> None:
     for line in (
         f"dropped for data.max_tokens_per_side: {too_long:,} training pairs",
         f"vocabulary: {tokens} tokens, sha256 {data.vocabulary.sha256[:12]}…",
+        *(
+            f"{side}: {lost.lines:,} lines have what the vocabulary does not give back: {lost}"
+            for side, lost in data.lost.items()
+            if lost.lines
+        ),
         f"padding: {plan.padding_share():.1%} of an epoch at {MICRO_BATCH_TOKENS:,} tokens a "
         "micro-batch",
         f"checksums: all {len(data.shards):,} shards ({megabytes:,.1f} MB) and the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.binarize import binarize
@@ -9,6 +10,7 @@ from data_prep.clean import clean
 from data_prep.config import DataConfig
 from data_prep.corpora import fetch
 from data_prep.files import only_command_in
+from data_prep.held_out import HeldOut
 from data_prep.identity import begin_identity, write_identity
 from data_prep.pieces import open_executor
 from data_prep.shards import ShardsManifest
@@ -16,9 +18,10 @@ from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
 from data_prep.vocabulary import train_vocabulary
 
 
-def prepare(config: DataConfig, run_dir: Path) -> ShardsManifest:
+def prepare(config: DataConfig, run_dir: Path, test_sets: Sequence[HeldOut] = ()) -> ShardsManifest:
     """Bring `RUN_DIR/{fetch,clean,vocabulary,shards}` up to date.
 
+    :param test_sets: those besides `data.test`, which must not be in the training text either.
     :returns: what is in the shards.
     :raises DataError: something is wrong with the corpora, the disk or the workers; what is
         finished stays, and the next call goes on from there.
@@ -28,8 +31,8 @@ def prepare(config: DataConfig, run_dir: Path) -> ShardsManifest:
     with only_command_in(folder), open_executor(config) as executor:
         begin_identity(config, folder)
         fetched = fetch(config, raw, executor)
-        cleaned = clean(config, fetched, raw, text, executor)
+        cleaned = clean(config, fetched, test_sets, raw, text, executor)
         vocabulary = train_vocabulary(config, cleaned, text, models, executor)
         made = binarize(config, cleaned, vocabulary, text, models, shards, executor)
-        write_identity(config, cleaned.files, folder)
+        write_identity(config, cleaned.files, cleaned.test_sets, folder)
         return made

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from data_prep.files import DataError, first_line, sha256_of
 from data_prep.stage import Record, read_manifest
-from data_prep.vocabulary import VocabularyInfo, vocabulary_digest, vocabulary_files
+from data_prep.vocabulary import Lost, VocabularyInfo, vocabulary_digest, vocabulary_files
 
 TokenIds = NDArray[np.unsignedinteger[Any]]
 Column = tuple[TokenIds, NDArray[np.int32]]
@@ -114,6 +114,10 @@ class ShardsManifest(Record):
     """Counts of each split."""
 
     corpora: tuple[CorpusInfo, ...]
+    lost: dict[str, Lost]
+    """Of the sides of validation and test set, by `SPLIT.LANG`: what the vocabulary cannot read of
+    sources, and what no model with it can write of references."""
+
     files: dict[str, str]
     """The sha256 of every corpus file."""
 

@@ -94,6 +94,13 @@ def run_stage(
     return manifest
 
 
+def is_up_to_date(folder: Path, inputs: Mapping[str, Any]) -> bool:
+    """Tell whether `run_stage` would have nothing to do."""
+    previous = read_manifest(folder)
+    wanted = json.loads(json.dumps(inputs))
+    return previous is not None and _reason_to_run(folder, previous, wanted) is None
+
+
 def _working_folder(folder: Path, inputs: Any) -> tuple[Path, bool]:
     """Return where to build `folder`, and whether building was begun there with equal inputs.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial as bind
@@ -23,6 +24,7 @@ from data_prep.stage import Record, run_stage
 
 VERSION = 3  # raise it when the same inputs would give another vocabulary
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3
+SHOWN = 10  # characters that a line of the log names
 JOINT = ("spm.model",)
 SEPARATE = ("spm.source.model", "spm.target.model")
 
@@ -35,6 +37,25 @@ class VocabularyInfo(Record):
 
     sha256: str
     """See `vocabulary_digest`."""
+
+
+class Lost(Record):
+    """The record says what of some lines does not come back from a vocabulary's tokens."""
+
+    lines: int
+    """How many of them do not."""
+
+    characters: dict[str, int]
+    """How often a character is missing then, the most frequent first."""
+
+    def __str__(self) -> str:
+        """Return what is missing, in words."""
+        shown = [
+            f"{count} × U+{ord(each):04X} {each if each.isprintable() else ''}".rstrip()
+            for each, count in self.characters.items()
+        ]
+        more = ["…"] if shown[SHOWN:] else []
+        return ", ".join([*shown[:SHOWN], *more]) or "their characters change places"
 
 
 class TrainedVocabulary(VocabularyInfo):
@@ -81,6 +102,17 @@ def vocabulary_digest(folder: Path) -> str:
     """
     digests = [sha256_of(path) for path in vocabulary_files(folder)]
     return digests[0] if len(digests) == 1 else digest_of(digests)
+
+
+def lost_by(vocabulary: SentencePieceProcessor, lines: Sequence[str]) -> Lost:
+    """Compare lines with decode(encode(line)), apart from the kind and number of spaces."""
+    lost, characters = 0, Counter[str]()
+    for line in (" ".join(line.split()) for line in lines):
+        decoded = vocabulary.decode(vocabulary.encode(line))
+        if decoded != line:
+            lost += 1
+            characters += Counter(line) - Counter(decoded)
+    return Lost(lines=lost, characters=dict(characters.most_common()))
 
 
 def train_vocabulary(
@@ -170,6 +202,7 @@ def _train(config: DataConfig, files: Sequence[Path]) -> bytes:
             model_writer=model,
             model_type=settings.type,
             vocab_size=settings.size,
+            normalization_rule_name=settings.normalization,
             character_coverage=settings.character_coverage,
             byte_fallback=settings.byte_fallback,
             user_defined_symbols=list(settings.user_defined_symbols),

@@ -78,7 +78,7 @@ def _publish(evaluation: Evaluation, baseline: Mapping[str, LoggedEvaluation]) -
 
     :param baseline: evaluations to compare with, by the names of their folders; can be empty.
     """
-    model, results, validation = evaluation
+    model, results, validation, _ = evaluation
     recipe = model.recipe
     tracker = open_tracker(recipe)
     log_data(tracker, recipe)
@@ -112,7 +112,20 @@ def _score_line(scores: Scores) -> str:
     beside = f" (untrained model: {untrained})" if untrained is not None else ""
     return (
         f"BLEU {scores['bleu']} ± {scores['bleu_ci']}{beside} on {scores['test_set']}, "
-        f"chrF2 {scores['chrf']}, TER {scores['ter']}"
+        f"chrF2 {scores['chrf']}, TER {scores['ter']}{_leak(scores)}"
+    )
+
+
+def _leak(scores: Scores) -> str:
+    """Return what to say beside a score of sentences that the model may have learnt by heart."""
+    overlap = scores["in_training_text"]
+    if overlap is None:
+        return " (whether its sentences are in the training text is not known here)"
+    if not any(overlap.values()):
+        return ""
+    return (
+        f" (of its {scores['sentences']} sentences the training text has {overlap['sources']} "
+        f"sources and {overlap['references']} references)"
     )
 
 

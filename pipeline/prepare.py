@@ -9,6 +9,7 @@ import time
 from data_prep.prepare import prepare
 from data_prep.stage import log
 from pipeline.command_line import run_command
+from pipeline.evaluation.test_sets import held_out_of
 from pipeline.recipe import Recipe
 from pipeline.tracking.provenance import log_data
 from pipeline.tracking.tracker import open_tracker
@@ -22,7 +23,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         logging.ERROR
     )  # it reports that it builds a font cache
     started = time.monotonic()
-    totals = prepare(recipe.data, recipe.run_dir).totals["train"]
+    totals = prepare(recipe.data, recipe.run_dir, held_out_of(recipe)).totals["train"]
     tracker = open_tracker(recipe)
     log_data(tracker, recipe)
     log.info(

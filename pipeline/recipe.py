@@ -197,7 +197,8 @@ class EvaluationConfig(SearchConfig):
 
     test_sets: tuple[TestSetEntry, ...] = ()
     """Test sets besides data.test: names of sacreBLEU's (`wmt14/full`, fetched or from its cache),
-    or `{name: NAME, source: FILE, references: [FILE, …]}` with files below data.root."""
+    or `{name: NAME, source: FILE, references: [FILE, …]}` with files below data.root. The filter
+    test_overlap takes those that are at hand out of the training text."""
 
     untrained_baseline: bool = False
     """Also score the model as it is at step 0, to show what training was worth."""

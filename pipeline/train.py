@@ -18,8 +18,10 @@ from datetime import timedelta
 from types import FrameType
 from typing import NoReturn
 
+from data_prep.identity import check_test_sets
 from pipeline.checkpoints.resume import checkpoint_to_resume, finished_note, is_finished
 from pipeline.command_line import run_command
+from pipeline.evaluation.test_sets import held_out_of
 from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank
 from pipeline.recipe import Recipe, UsageError
@@ -68,6 +70,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
                 if newest is not None and is_finished(recipe.training, task.criterion, newest):
                     log.info("%s", finished_note(recipe, newest))
                 else:
+                    from_rank_0(lambda: check_test_sets(held_out_of(recipe), recipe.run_dir))
                     train(task, newest, console)
                 leave_ranks()
         except Stopped as stopped:
@@ -89,6 +92,7 @@ def tell_steps_left(task: TranslationTask) -> NoReturn:
     activation_checkpointing(recipe.training, recipe.model)
     newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
     if newest is None or not is_finished(recipe.training, task.criterion, newest):
+        check_test_sets(held_out_of(recipe), recipe.run_dir)
         sys.exit(STEPS_LEFT)
     print(f"train: {finished_note(recipe, newest)}", file=sys.stderr)
     send_left_over(recipe)

@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_prep.files import digest_of
 from data_prep.identity import check_corpora
 from data_prep.stage import read_manifest
+from data_prep.text import normalise
 from data_prep.vocabulary import load_vocabularies
 from models.export_format import read_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.evaluation.results import Result, weights_digest
 from pipeline.evaluation.test_sets import (
     VALIDATION,
+    Overlap,
     TestSet,
     load_test_sets,
     load_validation_set,
+    overlaps_of,
     slug_of,
 )
 from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("evaluate")
 
-VERSION = 2  # raise it when the same model would get other scores
+VERSION = 3  # raise it when the same model would get other scores
 NO_SEARCH_KEYS: Mapping[str, object] = {}
 
 
@@ -153,6 +156,9 @@ class Evaluation(NamedTuple):
     validation: Result | None
     """Of the run's checkpoints, which compete to be champion; an export does not."""
 
+    overlaps: dict[str, Overlap] | None
+    """What the training text has of the test sets, by name, where it is known and wanted."""
+
     @property
     def missing(self) -> list[Result]:
         """Results that are not up to date."""
@@ -176,7 +182,8 @@ def evaluate(
     if missing := evaluation.missing:
         translator = evaluation.model.translator()
         for result in missing:
-            _translate_and_score(evaluation.model, translator, result)
+            overlap = (evaluation.overlaps or {}).get(result.test_set.name)
+            _translate_and_score(evaluation.model, translator, result, overlap)
     return evaluation
 
 
@@ -187,11 +194,19 @@ def _find_results(recipe: Recipe, export: Path | None, search: Mapping[str, obje
     for result in results:
         if result.up_to_date:
             log.info("%s: up to date, reused (%s)", result.test_set.name, result.folder)
-    return Evaluation(model, results, None if export else model.result_on_validation())
+    missing = [result.test_set for result in results if not result.up_to_date]
+    overlaps = overlaps_of(recipe, missing) if missing else None
+    validation = None if export else model.result_on_validation()
+    return Evaluation(model, results, validation, overlaps)
 
 
-def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, result: Result) -> None:
-    """Translate a test set on all ranks; score the translations and write `result` on rank 0."""
+def _translate_and_score(
+    model: EvaluatedModel, translator: TextTranslator, result: Result, overlap: Overlap | None
+) -> None:
+    """Translate a test set on all ranks; score the translations and write `result` on rank 0.
+
+    :param overlap: of the test set with the training text, if that is known.
+    """
     recipe, test_set = model.recipe, result.test_set
     log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), model)
     started = time.monotonic()
@@ -203,6 +218,7 @@ def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, resu
         "length_penalty": translator.search.length_penalty,
         "sentences_per_second": round(len(test_set.sources) / seconds, 2),
         "ranks": world_size(),
+        "in_training_text": overlap and overlap._asdict(),
     }
     if model.has_baseline(test_set):
         from pipeline.translation.translator import Translator
@@ -218,7 +234,8 @@ def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, resu
         found = bleu(lines, test_set.references, recipe.data.target_lang)
         more["untrained_bleu"] = round(found.score, 2)
     if rank() == 0:
-        lengths = [len(ids) for ids in translator.source_vocabulary.encode(test_set.sources)]
+        lines = list(map(normalise, test_set.sources))
+        lengths = [len(ids) for ids in translator.source_vocabulary.encode(lines)]
         result.write(hypotheses, lengths, recipe.data.target_lang, more)
 
 

@@ -1,17 +1,21 @@
 """Test sets: that of the recipe, files, or sacreBLEU's by name; always raw text."""
 
-# `_read_sacrebleu` imports sacrebleu itself: most recipes name none of its test sets.
+# Functions import sacrebleu themselves: most recipes name none of its test sets.
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from data_prep.corpora import read_lines
 from data_prep.files import DataError, digest_of
+from data_prep.held_out import HeldOut, in_training_text
+from data_prep.text import normalise
 from pipeline.recipe import Recipe, TestSetFiles
 
 VALIDATION = "validation"  # the folder of its scores, and the name of its metrics
@@ -83,13 +87,11 @@ def _read_test_sets(recipe: Recipe) -> Iterator[TestSet]:
     yield _read_files(
         recipe.data.test.name, text / f"test.{source_lang}", text / f"test.{target_lang}"
     )
-    root = recipe.data.root
     for wanted in recipe.evaluation.test_sets:
         if isinstance(wanted, TestSetFiles):
-            references = (root / path for path in wanted.references)
-            yield _read_files(wanted.name, root / wanted.source, *references)
+            yield _read_files(wanted.name, *_files_of(wanted, recipe.data.root))
         else:
-            yield _read_sacrebleu(wanted, f"{source_lang}-{target_lang}")
+            yield _read_files(wanted, *_fetch_of_sacrebleu(wanted, recipe.data.languages))
 
 
 def _read_files(name: str, source: Path, *references: Path) -> TestSet:
@@ -99,13 +101,51 @@ def _read_files(name: str, source: Path, *references: Path) -> TestSet:
     return TestSet(name, list(read_lines(source)), [list(read_lines(path)) for path in references])
 
 
-def _read_sacrebleu(name: str, languages: str) -> TestSet:
-    """Read a test set of sacreBLEU, which fetches it unless it has it in its cache.
+def _files_of(wanted: TestSetFiles, root: Path) -> Iterator[Path]:
+    return (root / path for path in (wanted.source, *wanted.references))
+
+
+# ── sacreBLEU's ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _fetch_of_sacrebleu(name: str, languages: tuple[str, str]) -> list[Path]:
+    """Return source and references of a test set of sacreBLEU's, fetched unless in its cache."""
+    from sacrebleu.utils import SACREBLEU_DIR
+
+    try:
+        return _files_of_sacrebleu(name, "-".join(languages))
+    except DataError:
+        raise
+    except (Exception, SystemExit) as error:  # it ends the program when a download fails
+        raise DataError(
+            f"{name}: sacreBLEU cannot fetch it ({error or 'download failed'}); bring it from "
+            f"another machine's {SACREBLEU_DIR}, or name its files in evaluation.test_sets"
+        ) from error
+
+
+def _find_in_cache(name: str, languages: tuple[str, str]) -> list[Path]:
+    """Return source and references of a test set of sacreBLEU's; none if its cache lacks it."""
+
+    def only_look(url: str, path: str, **more: object) -> None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(path)
+
+    with patch("sacrebleu.dataset.base.download_file", only_look):
+        try:
+            return _files_of_sacrebleu(name, "-".join(languages))
+        except DataError:
+            raise
+        except Exception:  # half a file in the cache may end in anything
+            return []
+
+
+def _files_of_sacrebleu(name: str, languages: str) -> list[Path]:
+    """Return what sacreBLEU says where source and references are, once it has them.
 
     :param languages: `de-en`, for example.
+    :raises DataError: it has no such test set.
     """
     from sacrebleu.dataset import DATASETS
-    from sacrebleu.utils import SACREBLEU_DIR
 
     if name not in DATASETS:
         near = ", ".join(sorted(known for known in DATASETS if known[:5] == name[:5]))
@@ -118,12 +158,59 @@ def _read_sacrebleu(name: str, languages: str) -> TestSet:
         raise DataError(
             f"evaluation.test_sets: {name} has no {languages}, but {', '.join(dataset.langpairs)}"
         )
-    try:
-        source = dataset.get_source_file(languages)
-        references = dataset.get_reference_files(languages)
-    except (Exception, SystemExit) as error:  # it ends the program when a download fails
-        raise DataError(
-            f"{name}: sacreBLEU cannot fetch it ({error or 'download failed'}); bring it from "
-            f"another machine's {SACREBLEU_DIR}, or name its files in evaluation.test_sets"
-        ) from error
-    return _read_files(name, Path(source), *map(Path, references))
+    source, references = dataset.get_source_file(languages), dataset.get_reference_files(languages)
+    return [Path(source), *map(Path, references)]
+
+
+# ── What of them is in the training text ────────────────────────────────────────────────────────
+
+
+class Overlap(NamedTuple):
+    """Sentences of a test set that are in the training text too."""
+
+    sources: int
+
+    references: int
+    """Of how many sentences a reference is."""
+
+
+def held_out_of(recipe: Recipe) -> list[HeldOut]:
+    """Return the test sets of `evaluation.test_sets`, as far as they are at hand.
+
+    :raises DataError: sacreBLEU has no test set of that name.
+    """
+    return [
+        HeldOut(wanted.name, tuple(_files_of(wanted, recipe.data.root)))
+        if isinstance(wanted, TestSetFiles)
+        else HeldOut(wanted, tuple(_find_in_cache(wanted, recipe.data.languages)))
+        for wanted in recipe.evaluation.test_sets
+    ]
+
+
+def overlaps_of(recipe: Recipe, test_sets: Sequence[TestSet]) -> dict[str, Overlap] | None:
+    """Count what of test sets is in the training text of `run_dir`.
+
+    :returns: by the names of the test sets; None if the training text is not here.
+    """
+    sources = [_normal(test_set.sources) for test_set in test_sets]
+    references = [list(map(_normal, test_set.references)) for test_set in test_sets]
+    wanted = (
+        frozenset(chain.from_iterable(sources)) - {b""},
+        frozenset(chain.from_iterable(chain.from_iterable(references))) - {b""},
+    )
+    found = in_training_text(recipe.data, recipe.clean_text, wanted)
+    if found is None:
+        return None
+    return {
+        test_set.name: Overlap(
+            sum(line in found[0] for line in own_sources),
+            sum(not found[1].isdisjoint(of_one) for of_one in zip(*own_references, strict=True)),
+        )
+        for test_set, own_sources, own_references in zip(
+            test_sets, sources, references, strict=True
+        )
+    }
+
+
+def _normal(lines: Sequence[str]) -> list[bytes]:
+    return [normalise(line).encode() for line in lines]

@@ -141,12 +141,14 @@ def _evaluation_section(scores: Sequence[Scores]) -> str:
     if not scores:
         return "## Evaluation\n\nNot evaluated yet: `./run.sh evaluate` does, then export again."
     lines = [
-        "| test set | sentences | BLEU | chrF2 | TER | length ratio |",
-        "|---|---|---|---|---|---|",
+        "| test set | sentences | BLEU | chrF2 | TER | length ratio | in the training text |",
+        "|---|---|---|---|---|---|---|",
     ]
     for s in scores:
         three = " | ".join(f"{s[name]} ± {s[f'{name}_ci']}" for name in ("bleu", "chrf", "ter"))
-        lines.append(f"| {s['test_set']} | {s['sentences']:,} | {three} | {s['length_ratio']} |")
+        lines.append(
+            f"| {s['test_set']} | {s['sentences']:,} | {three} | {s['length_ratio']} | {_leak(s)} |"
+        )
     first = scores[0]
     signatures = "\n".join(
         f"- {label}: `{first[f'{name}_signature']}`"
@@ -159,6 +161,16 @@ def _evaluation_section(scores: Sequence[Scores]) -> str:
         f"{first['beam_size']}, length penalty {first['length_penalty']:g}. By sacreBLEU, on "
         f"detokenised text and raw references:\n\n{signatures}"
     )
+
+
+def _leak(scores: Scores) -> str:
+    """Return how much of a test set the training text has."""
+    overlap = scores.get("in_training_text")
+    if overlap is None:
+        return "not known"
+    if not any(overlap.values()):
+        return "none"
+    return f"{overlap['sources']:,} sources, {overlap['references']:,} references"
 
 
 def _limits_section(recipe: Recipe) -> str:

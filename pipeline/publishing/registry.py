@@ -32,6 +32,8 @@ log = logging.getLogger("evaluate")
 CHAMPION = "champion"
 SERVING_PACKAGES = ("mlflow", "ctranslate2", "sentencepiece")  # what serving a model needs
 SERVED_CODE = (  # all of our code that serving a model needs
+    "data_prep/__init__.py",
+    "data_prep/text.py",
     "models/__init__.py",
     "models/export_format.py",
     "pipeline/__init__.py",

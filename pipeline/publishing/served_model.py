@@ -1,7 +1,7 @@
 """The registered model: MLflow runs this file where the model is loaded.
 
-Of our other code it needs `pipeline/translation/serving.py` and `models/export_format.py` alone,
-which are stored with it.
+Of our other code it needs `pipeline/translation/serving.py`, `models/export_format.py` and
+`data_prep/text.py` alone, which are stored with it.
 """
 
 from __future__ import annotations

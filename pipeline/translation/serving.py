@@ -1,7 +1,7 @@
 """Translate text: what every translator does, and the one that runs a CTranslate2 export.
 
 This file needs `ctranslate2`, `sentencepiece`, and of our other modules `models/export_format.py`
-alone, so that both can be copied to where a model is served:
+and `data_prep/text.py` alone, so that all can be copied to where a model is served:
 
     CTranslate2Translator(Path("my-model")).translate(["Guten Morgen."])
 """
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import ctranslate2
 from sentencepiece import SentencePieceProcessor
 
+from data_prep.text import normalise
 from models.export_format import ModelError, read_settings
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
@@ -178,7 +179,7 @@ class TextTranslator(ABC):
     def _encode_parts(
         self, sentences: Sequence[str], first_line: int
     ) -> tuple[list[list[int]], list[range]]:
-        """Encode sentences, and split those that are too long.
+        """Encode sentences, normalised as training text was, and split those that are too long.
 
         :returns: token ids with EOS of all parts; and for each sentence which of them are its own
             (none if it is empty).
@@ -186,13 +187,14 @@ class TextTranslator(ABC):
         encode, limit = self.source_vocabulary.encode, self.max_source_tokens
         parts: list[list[int]] = []
         of_sentence = []
-        for number, ids in enumerate(encode(list(sentences), add_eos=True)):
+        texts = list(map(normalise, sentences))
+        for number, ids in enumerate(encode(texts, add_eos=True)):
             begin = len(parts)
             if len(ids) <= limit:
                 own = [ids]
             else:
-                texts = split_to_fit(sentences[number], lambda text: len(encode(text)) < limit)
-                own = encode(texts, add_eos=True)
+                cut = split_to_fit(texts[number], lambda text: len(encode(text)) < limit)
+                own = encode(cut, add_eos=True)
                 log.warning(
                     "line %d: %d tokens, more than the %d that the model takes; "
                     "translated in %d parts", first_line + number, len(ids), limit, len(own),

@@ -1,0 +1,74 @@
+"""Test sets besides `data.test`: what of them is, or must not be, in the training text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data_prep.config import DataConfig
+from data_prep.corpora import read_pairs
+from data_prep.files import digest_of, sha256_of
+from data_prep.stage import read_manifest
+from data_prep.text import normalise
+
+Digests = Mapping[str, "str | None"]
+"""Of the text of test sets, by their names; None where it was not at hand."""
+
+
+class HeldOut(NamedTuple):
+    """A test set that must not be in the training text."""
+
+    name: str
+    files: tuple[Path, ...]
+    """Source, then references; none where they are not known."""
+
+    @property
+    def digest(self) -> str | None:
+        """Return a digest of its text; None if a file of it is not at hand."""
+        if not self.files or not all(path.is_file() for path in self.files):
+            return None
+        return digest_of([sha256_of(path) for path in self.files])
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Read its sources with each of its references, normalised.
+
+        :raises DataError: as `read_pairs` does.
+        """
+        source, *references = self.files
+        return [
+            (normalise(s), normalise(t))
+            for reference in references
+            for s, t in read_pairs(source, reference)
+        ]
+
+
+def settled(now: Digests, before: Digests) -> Digests:
+    """Return `before` unless it is known to differ from `now`: a file that is absent cannot have
+    changed, and one that has arrived since is no reason to clean again.
+    """
+    same = now.keys() == before.keys() and all(
+        None in (before[name], digest) or before[name] == digest for name, digest in now.items()
+    )
+    return before if same else now
+
+
+def in_training_text(
+    config: DataConfig, text: Path, wanted: Sequence[frozenset[bytes]]
+) -> list[set[bytes]] | None:
+    """Look for lines in the training text.
+
+    :param text: folder of the cleaning stage.
+    :param wanted: normalised lines in UTF-8, those of the source and those of the target side.
+    :returns: those of each side that the training text has; None if that is not here.
+    """
+    names = (read_manifest(text) or {"bytes": {}})["bytes"]
+    found: list[set[bytes]] = []
+    for lang, lines in zip(config.languages, wanted, strict=True):
+        files = [text / name for name in names if Path(name).match(f"train/*/text.{lang}")]
+        if not files or not all(path.is_file() for path in files):
+            return None
+        found.append(set())
+        for path in files:
+            found[-1] |= lines.intersection(path.read_bytes().split(b"\n"))
+    return found
