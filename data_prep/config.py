@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import Field as Limit
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt, field_validator, model_validator
 
 from data_prep.filters import DEFAULT_FILTERS, Filter, OverAllCorpora
 from data_prep.section import Section
@@ -50,6 +50,24 @@ class Download(Section):
 
     members: tuple[str, ...] = ()
     """Members to unpack from a tar archive; none means that the file itself is the corpus."""
+
+    @field_validator("url")
+    @classmethod
+    def _ends_in_a_name(cls, url: str) -> str:
+        if url.rsplit("/", 1)[-1] in ("", ".", ".."):
+            raise ValueError("expected an address that ends in the name of a file")
+        return url
+
+    @field_validator("folder", "members")
+    @classmethod
+    def _stays_below_root(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for name in (value,) if isinstance(value, str) else value:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\0" in name:
+                raise ValueError(f"expected a path below data.root, not {name!r}")
+        if isinstance(value, tuple) and any(not PurePosixPath(name).name for name in value):
+            raise ValueError("expected the names of files")
+        return value
 
     @property
     def provides(self) -> tuple[str, ...]:

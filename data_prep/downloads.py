@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import shutil
 import tarfile
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -143,21 +142,27 @@ def _receive(download: Download, partial: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
-    """Unpack only the members that the recipe names, so that an archive cannot write elsewhere."""
+    """Unpack only the members that the recipe names, so that an archive cannot write elsewhere.
+
+    :raises DataError: it is damaged, no tar archive, or has no file of that name (a link is none).
+    """
     try:
         with tarfile.open(archive) as tar:
             for member in members:
                 log.info("fetch: unpacking %s", member)
-                content = tar.extractfile(member)
+                found = tar.getmember(member)
+                content = tar.extractfile(found) if found.isfile() else None
                 if content is None:
-                    raise KeyError(member)
+                    raise tarfile.TarError(f"{member} is not a file there")
                 target = folder / member
                 target.parent.mkdir(parents=True, exist_ok=True)
                 partial = target.with_name(f".{target.name}.partial")
                 with partial.open("wb") as file:
                     shutil.copyfileobj(content, file, 1 << 20)
                 partial.replace(target)
-    except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
+    except Exception as error:  # of many types: tarfile's, and those of each compression
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's
         raise DataError(
             f"{archive}: cannot unpack {', '.join(members)}: {first_line(error)}"
         ) from error

@@ -76,7 +76,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; an empty one if the file is missing or holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return {}
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
         return {}
     return value if isinstance(value, dict) else {}
 

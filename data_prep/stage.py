@@ -10,15 +10,17 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from data_prep.files import DataError, fsync, read_json, write_json
+from data_prep.files import DataError, digest_of, fsync, read_json, write_json
 
 log = logging.getLogger("prepare")
 
@@ -29,7 +31,9 @@ VOCABULARY = "vocabulary"
 SHARDS = "shards"
 
 Manifest = dict[str, Any]
-"""`manifest.json` as it is on disk: `inputs`, what the stage recorded, and `bytes`."""
+"""`manifest.json` as it is on disk: `stage`, `inputs`, what the stage recorded, and `bytes`."""
+
+DIGEST = "manifest_sha256"  # key of a manifest: the digest of all its others
 
 
 class Record(BaseModel):
@@ -43,40 +47,51 @@ def run_stage(
     inputs: Mapping[str, Any],
     build: Callable[[Path], Mapping[str, Any]],
     log: logging.Logger = log,
+    *,
+    stage: str | None = None,
 ) -> Manifest:
     """Make `folder` by calling `build(temporary folder)`, unless it was made from equal `inputs`.
+
+    Only what the same stage has made is ever replaced, and only while nothing was added to it.
 
     :param inputs: everything the result depends on (JSON values).
     :param build: writes files and returns what to record about them in the manifest. The temporary
         folder may hold files that an interrupted call made from equal inputs; files and folders
         whose names begin with `scratch` do not become part of the result.
     :param log: logger of the command that calls this.
-    :returns: the manifest: `inputs`, what `build` returned, and `bytes` of each file.
+    :param stage: what makes the folder, where its name does not say so.
+    :returns: the manifest: `inputs`, `stage`, what `build` returned, and `bytes` of each file.
     :raises DataError: the folder holds something else, or the disk is full.
     :raises OSError: the folder cannot be written. What was there before is intact.
     """
-    folder = folder.absolute()
+    name = folder.absolute().name
+    stage = stage or name
+    folder = folder.resolve()  # a link stays one: what it points to is replaced
     inputs = json.loads(json.dumps(inputs))
-    previous = read_manifest(folder)
-    if previous is None and folder.is_dir() and any(folder.iterdir()):
-        raise DataError(f"{folder} holds files that this command did not make; name another folder")
+    previous = _previous_result(folder, stage)
     reason = _reason_to_run(folder, previous, inputs)
-    shutil.rmtree(_replaced(folder), ignore_errors=True)
+    old = _replaced(folder)  # is there if a crash came while it was deleted
+    if (replaced := read_manifest(old)) is not None and replaced.get("stage") == stage:
+        _delete_result(old, replaced)
     if previous is not None and reason is None:
-        log.info("%s: up to date, reused (%s)", folder.name, folder)
+        log.info("%s: up to date, reused (%s)", name, folder)
         return previous
+    _refuse_to_delete(folder, previous)
     started = time.monotonic()
     try:
         partial, continued = _working_folder(folder, inputs)
-        log.info("%s: %s", folder.name, "continued" if continued else reason)
+        log.info("%s: %s", name, "continued" if continued else reason)
         if read_manifest(partial) is None:
             made = build(partial)
+            for path in partial.rglob(".*.partial"):  # a killed `write_atomically` left it
+                if path.is_file():
+                    path.unlink()
             for file in partial.rglob("*"):
                 if not file.relative_to(partial).parts[0].startswith("scratch"):
                     fsync(file)
-            write_json(
-                partial / "manifest.json", {"inputs": inputs, **made, "bytes": _file_sizes(partial)}
-            )
+            made = {"stage": stage, "inputs": inputs, **made, "bytes": _file_sizes(partial)}
+            digest = digest_of(json.loads(json.dumps(made)))
+            write_json(partial / "manifest.json", {**made, DIGEST: digest})
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -89,8 +104,14 @@ def run_stage(
     for scratch in partial.glob("scratch*"):
         shutil.rmtree(scratch)
     (partial / ".inputs.json").unlink(missing_ok=True)
-    _replace_folder(partial, folder)
-    log.info("%s: done in %.1f s", folder.name, time.monotonic() - started)
+    _refuse_to_delete(folder, previous)  # building took its time
+    if previous is not None:
+        folder.rename(old)
+    partial.rename(folder)
+    fsync(folder.parent)
+    if previous is not None:
+        _delete_result(old, previous)
+    log.info("%s: done in %.1f s", name, time.monotonic() - started)
     return manifest
 
 
@@ -105,26 +126,34 @@ def _working_folder(folder: Path, inputs: Any) -> tuple[Path, bool]:
     """Return where to build `folder`, and whether building was begun there with equal inputs.
 
     The place is empty if it was not.
+
+    :raises DataError: another program's files are there.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     begun = partial / ".inputs.json"
-    try:
-        resumed = json.loads(begun.read_text(encoding="utf-8")) == inputs
-    except (OSError, ValueError):
-        resumed = (read_manifest(partial) or {}).get("inputs") == inputs
-    if not resumed:
-        for mark in (begun, partial / "manifest.json"):  # first, for they vouch for the other files
-            mark.unlink(missing_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    finished = read_manifest(partial)
+    if os.path.lexists(partial) and not begun.is_file() and finished is None:
+        _refuse_other_files(partial)
+    found = read_json(begun) if begun.is_file() else (finished or {}).get("inputs")
+    if found != inputs:
+        partial.mkdir(parents=True, exist_ok=True)
+        write_json(begun, None)  # ours still, whenever a crash comes, but of no inputs
+        for path in partial.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != begun:
+                path.unlink()
         write_json(begun, inputs)
-    return partial, resumed
+    return partial, found == inputs
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a finished stage; None if there is none or it cannot be read."""
     manifest = read_json(folder / "manifest.json")
-    return manifest if {"inputs", "bytes"} <= manifest.keys() else None
+    inputs, sizes = manifest.get("inputs"), manifest.get("bytes")
+    if not isinstance(inputs, dict) or not isinstance(sizes, dict):
+        return None
+    return manifest if all(type(size) is int for size in sizes.values()) else None
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
@@ -146,18 +175,83 @@ def _reason_to_run(
         return f"done again: {', '.join(changed)} changed"
     there = _file_sizes(folder)
     lost = sorted(name for name, size in previous["bytes"].items() if there.get(name) != size)
+    content = {key: value for key, value in previous.items() if key != DIGEST}
+    if DIGEST in previous and digest_of(content) != previous[DIGEST]:
+        lost.append("manifest.json")
     return f"done again: {', '.join(lost)} missing or damaged" if lost else None
+
+
+# ── What may be replaced ────────────────────────────────────────────────────────────────────────
+
+
+def _previous_result(folder: Path, stage: str) -> Manifest | None:
+    """Return the manifest of what `stage` has made; None if there is nothing.
+
+    :raises DataError: there is something else.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        if os.path.lexists(folder):
+            _refuse_other_files(folder)
+        return None
+    made_by = manifest.get("stage", folder.name)  # manifests did not always say it
+    if made_by != stage:
+        raise DataError(
+            f"{folder} holds files that this command did not make ({made_by}); name another folder"
+        )
+    return manifest
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Check that a folder without a manifest is empty.
+
+    :raises DataError: it is not, or is a file.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; move it away, or name another folder")
+    if any(folder.iterdir()):
+        raise DataError(
+            f"{folder} holds files that this command did not make; move them away, or name "
+            "another folder"
+        )
+
+
+def _refuse_to_delete(folder: Path, manifest: Manifest | None) -> None:
+    """Check that a result can be replaced and nothing of others goes with it.
+
+    :param manifest: of the result; None if there is none.
+    :raises DataError: something was added to it, or is where it is put aside.
+    """
+    if os.path.lexists(old := _replaced(folder)):
+        _refuse_other_files(old)
+    ours = {"manifest.json", *(manifest["bytes"] if manifest else ())}
+    added = sorted(_files(folder) - ours)
+    if added:
+        more = f" and {len(added) - 1} more" if len(added) > 1 else ""
+        raise DataError(
+            f"{folder} must be made anew, and holds files that this command did not make: "
+            f"{added[0]}{more}; move them away, or name another folder"
+        )
+
+
+def _files(folder: Path) -> set[str]:
+    """Return the paths below `folder` of all that is not a folder."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {str(path.relative_to(folder)) for path in paths}
+
+
+def _delete_result(folder: Path, manifest: Manifest) -> None:
+    """Delete the files that `manifest` names, itself last: until then a crash leaves a result."""
+    for name in _files(folder) & manifest["bytes"].keys():
+        (folder / name).unlink()
+    (folder / "manifest.json").unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        with suppress(OSError):  # a file of someone else
+            path.rmdir()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _replaced(folder: Path) -> Path:
     """Return where the old result waits while the new one takes its name."""
     return folder.with_name(f".{folder.name}.old")
-
-
-def _replace_folder(new: Path, folder: Path) -> None:
-    old = _replaced(folder)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    fsync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)

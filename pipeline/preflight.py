@@ -120,7 +120,8 @@ def check_space(recipe: Recipe, parameters: int) -> Space:
         raise PreflightError(f"{folder}: cannot be written: {error.strerror}") from error
     # Besides them the best, and one more: a new one is written before an old one is deleted.
     needed = checkpoint_bytes * (recipe.training.keep_checkpoints + 2)
-    there = sum(path.stat().st_size for path in folder.glob("step-*/*") if path.is_file())
+    ours = folder.glob("step-" + 8 * "[0-9]" + "/*")
+    there = sum(path.stat().st_size for path in ours if path.is_file())
     free = shutil.disk_usage(folder).free
     if free + there < needed:
         raise PreflightError(

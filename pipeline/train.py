@@ -26,7 +26,11 @@ from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank
 from pipeline.recipe import Recipe, UsageError
 from pipeline.tracking.tracker import send_left_over
-from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config
+from pipeline.training.deepspeed_config import (
+    activation_checkpointing,
+    deepspeed_config,
+    refuse_precision_that_the_machine_lacks,
+)
 from pipeline.translation.task import TranslationTask
 
 log = logging.getLogger("train")
@@ -45,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    deepspeed_config(recipe.training, accumulation_steps=1)
+    activation_checkpointing(recipe.training, recipe.model)
+    refuse_precision_that_the_machine_lacks(recipe.training)
     task = TranslationTask(recipe)
     if arguments.steps_left:
         tell_steps_left(task)
@@ -88,8 +95,6 @@ def tell_steps_left(task: TranslationTask) -> NoReturn:
     logging.basicConfig(format="train: %(message)s")
     recipe = task.recipe
     task.check_recipe()
-    deepspeed_config(recipe.training, accumulation_steps=1)
-    activation_checkpointing(recipe.training, recipe.model)
     newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
     if newest is None or not is_finished(recipe.training, task.criterion, newest):
         check_test_sets(held_out_of(recipe), recipe.run_dir)

@@ -176,7 +176,8 @@ def main() -> None:
             return {}
 
         files = [sha256_of(path) for path in (arguments.checkpoint, *vocabulary)]
-        run_stage(arguments.output, {**settings.to_json(), "files": files}, build, log)
+        inputs = {**settings.to_json(), "files": files}
+        run_stage(arguments.output, inputs, build, log, stage="export")
     except KeyError as error:
         sys.exit(f"error: {arguments.checkpoint}: tensor {error} is missing")
     except (OSError, ValueError, DataError) as error:

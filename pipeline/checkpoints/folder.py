@@ -6,12 +6,15 @@ one that validation found best. They are written after all ranks have saved.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
+import os
 import shutil
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +27,7 @@ from data_prep.files import fsync, write_atomically, write_json
 log = logging.getLogger("checkpoint")
 
 EMA_FILE = "ema.pt"
+OURS = "step-" + 8 * "[0-9]"  # all that is ours in the folder of checkpoints, as a glob pattern
 FORMAT = 2  # of checkpoint.json
 
 
@@ -156,8 +160,11 @@ class Checkpoint:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] == FORMAT:
-                return CheckpointInfo.model_validate(content)
-        except (ValueError, KeyError, TypeError) as error:
+                info = CheckpointInfo.model_validate(content)
+                if info.step == self.step:
+                    return info
+                raise ValueError(f"it is of step {info.step}")  # someone renamed the folder
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedCheckpointError(f"{self.folder}: {path.name} is damaged") from error
         raise CheckpointError(
             f"{self.folder} was written by another version of this program; choose another "
@@ -208,7 +215,7 @@ def tag_of(step: int) -> str:
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
     """Return the finished checkpoints, oldest first."""
-    finished = sorted(path.parent for path in folder.glob("step-*/checkpoint.json"))
+    finished = sorted(path.parent for path in folder.glob(f"{OURS}/checkpoint.json"))
     return [Checkpoint(path, int(path.name.removeprefix("step-"))) for path in finished]
 
 
@@ -227,8 +234,20 @@ def scheduled_ones(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 def best_tag(folder: Path) -> str | None:
     """Return the tag of the checkpoint that validation found best; None if there is none yet."""
-    path = folder / "best"
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    try:
+        tag = (folder / "best").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        tag = ""
+    checkpoints = list_checkpoints(folder)
+    if any(checkpoint.tag == tag for checkpoint in checkpoints):
+        return tag
+    for checkpoint in reversed(checkpoints):  # it is damaged, but each checkpoint knows it too
+        with suppress(CheckpointError):
+            step = checkpoint.info.validation.best_step
+            return None if step is None else tag_of(step)
+    return None
 
 
 def finish_checkpoint(folder: Path, info: CheckpointInfo, keep: int) -> None:
@@ -249,7 +268,7 @@ def finish_checkpoint(folder: Path, info: CheckpointInfo, keep: int) -> None:
     there = list_checkpoints(folder)
     kept = {info.step, best_step, *(c.step for c in scheduled_ones(there)[-keep:])}
     for old in there:
-        if old.step not in kept:
+        if old.step not in kept and not old.folder.is_symlink():
             (old.folder / "checkpoint.json").unlink()  # first: half-deleted is not finished
     remove_unfinished(folder)
 
@@ -277,16 +296,24 @@ def _point_to_best(folder: Path, step: int | None) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Delete what interrupted saves have left."""
-    for path in folder.glob("step-*"):
-        if not (path / "checkpoint.json").exists():
+    for path in folder.glob(OURS):
+        if path.is_dir() and not path.is_symlink() and not (path / "checkpoint.json").exists():
             shutil.rmtree(path)
+    for path in folder.glob(f".{OURS}.universal"):
+        shutil.rmtree(path)
+
+
+def scratch_folder(checkpoint: Checkpoint) -> Path:
+    """Return where a checkpoint is taken apart; what a crash leaves there goes with others."""
+    return checkpoint.folder.with_name(f".{checkpoint.tag}.universal")
 
 
 def set_aside_damaged(folder: Path, newest: Checkpoint) -> None:
     """Rename the checkpoints after `newest`: they were found damaged, and would pass for newer."""
     for checkpoint in list_checkpoints(folder):
         if checkpoint.step > newest.step:
-            aside = folder / f"damaged-{checkpoint.tag}"
-            shutil.rmtree(aside, ignore_errors=True)
+            names = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+            places = (folder / f"damaged-{checkpoint.tag}{suffix}" for suffix in names)
+            aside = next(place for place in places if not os.path.lexists(place))
             checkpoint.folder.rename(aside)
             log.warning("set aside as %s", aside)

@@ -20,8 +20,8 @@ from deepspeed import DeepSpeedEngine
 from deepspeed import comm as dist
 from deepspeed.utils.zero_to_fp32 import get_model_state_file
 
-from pipeline.checkpoints.folder import Checkpoint, CheckpointError
-from pipeline.checkpoints.weights import load_weights
+from pipeline.checkpoints.folder import Checkpoint, CheckpointError, scratch_folder
+from pipeline.checkpoints.weights import load_weights, tensors_only
 from pipeline.ranks import from_rank_0
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -34,12 +34,12 @@ def carry_over(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> None:
 
     :raises CheckpointError: the checkpoint cannot be taken apart; on other ranks RankZeroFailed.
     """
-    # Without a checkpoint.json: what a crash leaves of it goes with the next save.
-    scratch = checkpoint.folder.with_name(f"{checkpoint.tag}-universal")
+    scratch = scratch_folder(checkpoint)
     folder = scratch / "state"  # DeepSpeed's converter writes beside it, too
     try:
         from_rank_0(lambda: _take_apart(engine, checkpoint, folder))
-        _read_part(engine, folder)
+        with tensors_only():
+            _read_part(engine, folder)
         dist.barrier()  # before rank 0 deletes what others read
     finally:
         if dist.get_rank() == 0:
@@ -55,7 +55,8 @@ def _take_apart(engine: DeepSpeedEngine, checkpoint: Checkpoint, folder: Path) -
     :raises CheckpointError: the checkpoint cannot be read, or the folder not written.
     """
     try:
-        _write_universal(engine, checkpoint, folder)
+        with tensors_only():
+            _write_universal(engine, checkpoint, folder)
     except Exception as error:
         raise CheckpointError(
             f"{checkpoint.folder} cannot be changed to this run's ranks and ZeRO stage "
@@ -176,4 +177,4 @@ def _adam_step(common: dict[str, Any]) -> int:
 
 
 def _load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=False)
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
+from data_prep.files import first_line
 from pipeline.checkpoints.folder import (
     EMA_FILE,
     Checkpoint,
@@ -57,10 +60,41 @@ def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
     return chosen
 
 
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Let `torch.load` read tensors and plain values only, whoever calls it in the block.
+
+    A pickle may hold code, which DeepSpeed's own calls would run.
+
+    :raises CheckpointError: a file holds something else.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+    from torch.serialization import safe_globals
+
+    switches = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in switches}
+    os.environ.update(switches)
+    try:
+        with safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    except UnpicklingError as error:
+        raise CheckpointError(
+            "a file holds more than tensors and plain values, and is not read: it could be code"
+        ) from error
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Return the whole weights in float32, under the model's own names.
 
-    :raises CheckpointError: the checkpoint is damaged.
+    :raises CheckpointError: the checkpoint is damaged, or holds more than tensors.
     """
     import torch
 
@@ -71,21 +105,19 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         with redirect_stdout(silence), redirect_stderr(silence):
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        if stage == 0:
-            path = checkpoint.folder / "mp_rank_00_model_states.pt"
-            state = torch.load(path, map_location="cpu", weights_only=True)["module"]
-        else:
-            with redirect_stdout(silence), redirect_stderr(silence):
-                state = get_fp32_state_dict_from_zero_checkpoint(
-                    str(checkpoint.folder.parent), checkpoint.tag
-                )
-            if stage < 3:  # DeepSpeed leaves out what is not trained
-                path = checkpoint.folder / "mp_rank_00_model_states.pt"
-                whole = torch.load(path, map_location="cpu", weights_only=False)["module"]
-                state = {**whole, **state}
+            with tensors_only():
+                state = {}
+                if stage < 3:  # at stages 1 and 2 for what is not trained, which DeepSpeed omits
+                    path = checkpoint.folder / "mp_rank_00_model_states.pt"
+                    state = torch.load(path, map_location="cpu")["module"]
+                if stage > 0:
+                    folder, tag = str(checkpoint.folder.parent), checkpoint.tag
+                    state |= get_fp32_state_dict_from_zero_checkpoint(folder, tag)
+        return {name: tensor.float() for name, tensor in state.items()}
     except Exception as error:
-        raise CheckpointError(f"{checkpoint.folder}: cannot be read: {error}") from error
-    return {name: tensor.float() for name, tensor in state.items()}
+        raise CheckpointError(
+            f"{checkpoint.folder}: cannot be read: {first_line(error)}"
+        ) from error
 
 
 def load_average(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -101,7 +133,12 @@ def load_average(checkpoint: Checkpoint) -> dict[str, Tensor]:
             f"evaluation.use_ema: {checkpoint.folder} has no moving average; it is kept when "
             "training.ema_decay is set"
         )
-    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["weights"]
+    try:
+        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)[
+            "weights"
+        ]
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
     return weights
 
 

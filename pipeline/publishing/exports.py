@@ -80,7 +80,7 @@ def export(
         return {"parameters": sum(p.numel() for p in model.parameters())}
 
     inputs = {**settings.to_json(), "weights": weights_digest(recipe, checkpoints), "card": card}
-    run_stage(folder, inputs, build, log)
+    run_stage(folder, inputs, build, log, stage="export")
 
 
 def _refuse_impossible(recipe: Recipe, format: Format, quantization: Quantization | None) -> None:

@@ -254,6 +254,8 @@ class Tracker:
                     return  # still being written
                 try:
                     content = json.loads(line)
+                    if not isinstance(content, dict):
+                        raise ValueError
                 except ValueError:
                     log.warning("%s: skipped a line that a crash has cut", self._journal)
                     continue
@@ -322,7 +324,12 @@ def _read_states(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def _read_state(recipe: Recipe) -> dict[str, Any] | None:
-    return _read_states(recipe).get(recipe.tracking_uri)
+    state = _read_states(recipe).get(recipe.tracking_uri)
+    if not isinstance(state, dict):
+        return None
+    sent, run_id = state.get("sent"), state.get("run_id")
+    whole = type(sent) is int and sent >= 0 and "run_id" in state
+    return state if whole and isinstance(run_id, str | None) else None
 
 
 def _end_torn_line(journal: Path) -> None:
@@ -344,7 +351,7 @@ def _read_journal(journal: Path) -> tuple[History, dict[str, str]]:
     if journal.exists():
         with journal.open("rb") as lines:
             for line in lines:
-                with suppress(ValueError):  # a line that a crash has cut
+                with suppress(ValueError, KeyError, TypeError, AttributeError):  # cut by a crash
                     record = json.loads(line)
                     kind = record.pop("kind")
                     del record["time_ms"]

@@ -3,16 +3,94 @@
 The JSON owns ZeRO, precision, offload and communication. The recipe owns batch sizes, optimizer,
 schedule and clipping; the JSON leaves those out or says "auto". Activation checkpointing may be set
 in either.
+
+DeepSpeed itself ignores keys that it does not know, and takes many seconds to be imported. So the
+keys are checked here, against a list of what its config models have.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from models.config import ActivationCheckpointing, ModelConfig
 from pipeline.recipe import TrainingConfig, UsageError
+
+KNOWN_KEYS = Path(__file__).with_name("deepspeed_keys.json")  # from DeepSpeed's config models
+
+# DeepSpeed's keys that may be set, besides those of KNOWN_KEYS, and what they may be.
+PLAIN_KEYS: dict[str, Any] = {
+    "communication_data_type": ["bf16", "fp16", "fp32"],
+    "data_types": {"grad_accum_dtype": ["bf16", "fp16", "fp32"]},
+    "disable_python_gc": "true or false",
+    "dump_state": "true or false",
+    "gradient_allreduce_op": ["mean"],
+    "gradient_predivide_factor": "a number > 0",
+    "log_level": "text",
+    "memory_breakdown": "true or false",
+    "prescale_gradients": "true or false",
+    "steps_per_print": "an integer > 0",
+    "wall_clock_breakdown": "true or false",
+    "zero_allow_untested_optimizer": "true or false",
+    "zero_force_ds_cpu_optimizer": "true or false",
+}
+
+# DeepSpeed's keys that cannot work here, and why.
+MODELS, BATCHES = "it is for other models", "the recipe and the batch plan decide what a step sees"
+FILES, TOOLS = "checkpoints are written in one way here", "it is not supported here"
+CANNOT_WORK = {
+    "aio": "offloading to NVMe is not supported here",
+    "amp": "Apex is not installed; use `bf16` or `fp16`",
+    "autotuning": TOOLS,
+    "bfloat16": "its name is `bf16` now",
+    "checkpoint": FILES,
+    "comet": TOOLS,
+    "compile": TOOLS,
+    "compression_training": MODELS,
+    "curriculum_learning": BATCHES,
+    "data_efficiency": BATCHES,
+    "dataloader_drop_last": BATCHES,
+    "datastates_ckpt": FILES,
+    "disable_allgather": TOOLS,
+    "eigenvalue": TOOLS,
+    "elasticity": BATCHES,
+    "expert_parallel": MODELS,
+    "flops_profiler": "use torch.profiler",
+    "graph_harvesting": TOOLS,
+    "hybrid_engine": MODELS,
+    "load_universal_checkpoint": FILES,
+    "managed_gradient_accumulation": BATCHES,
+    "nebula": FILES,
+    "pipeline": MODELS,
+    "progressive_layer_drop": "the models take no such arguments",
+    "quantize_training": MODELS,
+    "seq_parallel_communication_data_type": MODELS,
+    "sparse_attention": MODELS,
+    "sparse_gradients": "no gradient here is sparse",
+    "tensor_parallel": MODELS,
+    "timers": TOOLS,
+    "torch_autocast": "use `bf16` or `fp16`",
+    "use_data_before_expert_parallelism": MODELS,
+    "weight_quantization": MODELS,
+    "zero_optimization.elastic_checkpoint": FILES,
+    "zero_optimization.leaf_module": MODELS,
+    "zero_optimization.legacy_stage1": TOOLS,
+    "zero_optimization.offload_optimizer.super_offload": TOOLS,
+    "zero_optimization.zenflow": TOOLS,
+    "zero_optimization.zero_hpz_partition_size": TOOLS,
+    "zero_optimization.zero_quantized_gradients": TOOLS,
+    "zero_optimization.zero_quantized_nontrainable_weights": TOOLS,
+    "zero_optimization.zero_quantized_weights": TOOLS,
+    "bf16.bf16_master_weights_and_grads": "master weights are float32 here",
+    "bf16.bf16_optimizer_states": "the optimizer's state is float32 here",
+    "fp16.auto_cast": "batches hold integers only",
+    "fp16.fp16_master_weights_and_grads": "master weights are float32 here",
+}
 
 # Keys of the JSON's `activation_checkpointing` that have no meaning here, and why.
 REFUSED = {
@@ -20,6 +98,17 @@ REFUSED = {
     "contiguous_memory_optimization": "torch's allocator places what is kept",
     "synchronize_checkpoint_boundary": "nothing here needs the device to be idle",
     "profile": "use torch.profiler",
+}
+
+
+# What the recipe owns, and which key of it.
+OWNED = {
+    "train_micro_batch_size_per_gpu": "training.micro_batch_tokens",
+    "gradient_accumulation_steps": "training.max_tokens",
+    "train_batch_size": "training.max_tokens",
+    "gradient_clipping": "training.clip_norm",
+    "optimizer": "training.optimizer",
+    "scheduler": "training.schedule",
 }
 
 
@@ -32,25 +121,24 @@ def deepspeed_config(training: TrainingConfig, accumulation_steps: int) -> dict[
     path = training.deepspeed_config
     config = _read(path)
     _refuse_what_cannot_work(training, config)
+    if precision(config) == "bf16":  # where its 8 bits of mantissa would lose small gradients
+        config.setdefault("communication_data_type", "fp32")
+        if zero_stage(config) > 1:
+            config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     offload = offloads(config, "optimizer")
-    owned = {
-        "train_micro_batch_size_per_gpu": ("training.micro_batch_tokens", 1),
-        "gradient_accumulation_steps": ("training.max_tokens", accumulation_steps),
-        "train_batch_size": ("training.max_tokens", "auto"),
-        "gradient_clipping": ("training.clip_norm", training.clip_norm),
-        "optimizer": ("training.optimizer", _optimizer(training, offload)),
-        "scheduler": ("training.schedule", "auto"),
+    values = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation_steps,
+        "gradient_clipping": training.clip_norm,
+        "optimizer": _optimizer(training, offload),
     }
-    for key, (owner, value) in owned.items():
-        if config.get(key, "auto") not in ("auto", value):
+    for key, owner in OWNED.items():
+        if config.pop(key, "auto") not in ("auto", values.get(key, "auto")):
             raise UsageError(
                 f"{path}: `{key}` is set there, but the recipe owns it ({owner}); "
                 f'remove it or say "auto"'
             )
-        config.pop(key, None)
-        if value != "auto":
-            config[key] = value
-    return config
+    return {**config, **values}
 
 
 def activation_checkpointing(
@@ -63,6 +151,8 @@ def activation_checkpointing(
     path, ours = training.deepspeed_config, training.activation_checkpointing
     num_levels = model.num_levels
     block = _read(path).get("activation_checkpointing", {})
+    if not isinstance(block, dict):
+        raise UsageError(f"{path}: `activation_checkpointing` must be an object, not {_say(block)}")
     for key, value in block.items():
         where = f"{path}: `activation_checkpointing.{key}`"
         if key in REFUSED and value:
@@ -70,6 +160,11 @@ def activation_checkpointing(
         if key not in (*REFUSED, "number_checkpoints", "cpu_checkpointing"):
             raise UsageError(f"{where} is not a key that DeepSpeed has")
     number, offload = block.get("number_checkpoints"), block.get("cpu_checkpointing", False)
+    if not isinstance(offload, bool):
+        raise UsageError(
+            f"{path}: `activation_checkpointing.cpu_checkpointing` must be true or false, "
+            f"not {_say(offload)}"
+        )
     theirs = ours
     if number is not None and model.architecture == "transformer":
         raise UsageError(
@@ -103,37 +198,53 @@ def offloads(config: dict[str, Any], what: str) -> bool:
 
     :param what: `optimizer` or `param`.
     """
+    return _offload_device(config, what) != "none"
+
+
+def _offload_device(config: dict[str, Any], what: str) -> str:
     section = config.get("zero_optimization", {}).get(f"offload_{what}", {})
-    return bool(section.get("device", "none") != "none")
+    device = str(section.get("device", "auto"))
+    return "none" if device == "auto" else device
 
 
-def zero_stage(config: dict[str, Any]) -> Any:
-    """Return the ZeRO stage as the JSON says it."""
-    return config.get("zero_optimization", {}).get("stage", 0)
+def zero_stage(config: dict[str, Any]) -> int:
+    """Return the ZeRO stage that the JSON says."""
+    stage = config.get("zero_optimization", {}).get("stage", "auto")
+    return 0 if stage == "auto" else int(stage)
 
 
 def precision(config: dict[str, Any]) -> str:
     """Return `bf16`, `fp16` or `fp32`."""
-    return next((key for key in ("bf16", "fp16") if config.get(key, {}).get("enabled")), "fp32")
+    return next(
+        (key for key in ("bf16", "fp16") if config.get(key, {}).get("enabled") is True), "fp32"
+    )
 
 
 def _refuse_what_cannot_work(training: TrainingConfig, config: dict[str, Any]) -> None:
     path = training.deepspeed_config
     stage = zero_stage(config)
+    accumulates_in = config.get("data_types", {}).get("grad_accum_dtype")
     reason = None
-    if stage not in (0, 1, 2, 3):
-        reason = f"`zero_optimization.stage` is {json.dumps(stage)}; there are 0, 1, 2 and 3"
-    elif all(config.get(key, {}).get("enabled") for key in ("bf16", "fp16")):
+    if all(config.get(key, {}).get("enabled") is True for key in ("bf16", "fp16")):
         reason = "`bf16` and `fp16` are both enabled; choose one"
     elif precision(config) != "fp32" and stage == 0:
         reason = (
             f"{precision(config)} at ZeRO stage 0 takes DeepSpeed's other optimizer, whose first "
             "update is off; use stage 1 or more"
         )
+    elif precision(config) == "bf16" and stage == 1 and accumulates_in == "fp32":
+        reason = (
+            "`data_types.grad_accum_dtype` fp32 at ZeRO stage 1 takes DeepSpeed's other optimizer, "
+            "which WHY; use stage 2"
+        )
+    elif accumulates_in not in (None, "fp32", precision(config)):
+        reason = f"`data_types.grad_accum_dtype` {accumulates_in} goes with `{accumulates_in}`"
     elif not config.get("bf16", {}).get("check_grad_overflow", True):
         reason = "`bf16.check_grad_overflow` must be true: training.on_nonfinite needs it"
     elif not config.get("zero_optimization", {}).get("compute_grad_norm", True):
         reason = "`compute_grad_norm` must be true: clipping and training.on_nonfinite need it"
+    elif "nvme" in (_offload_device(config, "optimizer"), _offload_device(config, "param")):
+        reason = "offloading to `nvme` is not supported here; use `cpu`"
     elif offloads(config, "optimizer") and stage == 0:
         reason = "`offload_optimizer` needs ZeRO stage 1 or more"
     elif offloads(config, "param") and stage < 3:
@@ -147,16 +258,111 @@ def _refuse_what_cannot_work(training: TrainingConfig, config: dict[str, Any]) -
         raise UsageError(f"{path}: {reason}")
 
 
+def refuse_precision_that_the_machine_lacks(training: TrainingConfig) -> None:
+    """Check that this machine can compute in the JSON's precision; others need no check.
+
+    :raises UsageError: it cannot.
+    """
+    path = training.deepspeed_config
+    if precision(_read(path)) != "fp16" or os.environ.get("DS_ACCELERATOR", "cpu") != "cpu":
+        return
+    import torch  # takes seconds; DeepSpeed, which asks the same, many
+
+    if not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise UsageError(f"{path}: `fp16` cannot be computed by this machine's CPU; use `bf16`")
+
+
+# ── Reading ─────────────────────────────────────────────────────────────────────────────────────
+
+
 def _read(path: Path) -> dict[str, Any]:
+    """Read DeepSpeed's JSON.
+
+    :raises UsageError: it cannot be read, has a key that DeepSpeed does not, or a value of another
+        type than DeepSpeed's.
+    """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        config = json.loads(text, object_pairs_hook=_without_duplicates)
     except OSError as error:
         raise UsageError(f"training.deepspeed_config: cannot read {path}: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise UsageError(f"{path}: expected a JSON object")
+    known = {**json.loads(KNOWN_KEYS.read_text(encoding="utf-8")), **PLAIN_KEYS}
+    checked_elsewhere = dict.fromkeys([*OWNED, "activation_checkpointing"], "anything")
+    if problem := _problem(config, {**known, **checked_elsewhere}):
+        raise UsageError(f"{path}: {problem}")
     return config
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object.
+
+    :raises ValueError: it has a key twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key `{twice}` is there twice")
+    return found
+
+
+def _problem(section: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> str | None:
+    """Return what is wrong with a section; None if nothing is.
+
+    :param known: by key, what it may be; see KNOWN_KEYS.
+    :param prefix: of the keys, with a dot at its end.
+    """
+    for name, value in section.items():
+        key = f"{prefix}{name}"
+        if reason := CANNOT_WORK.get(key):
+            if value not in (False, {}) and not (
+                isinstance(value, dict) and value.get("enabled") is False
+            ):
+                return f"`{key}` cannot be used: {reason}"
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean `{prefix}{near[0]}`?" if near else ""
+            return f"`{key}` is not a key that DeepSpeed has{hint}"
+        elif isinstance(known[name], dict):
+            if not isinstance(value, dict):
+                return f"`{key}` must be an object, not {_say(value)}"
+            if problem := _problem(value, known[name], f"{key}."):
+                return problem
+        elif not _fits(value, known[name], auto=bool(prefix)):
+            expected = known[name]
+            if isinstance(expected, list):
+                expected = " or ".join(map(json.dumps, expected))
+            return f"`{key}` must be {expected}, not {_say(value)}"
+    return None
+
+
+def _fits(value: Any, expected: str | list[Any], *, auto: bool) -> bool:
+    """Tell whether a value is as expected; `"auto"` is DeepSpeed's default where `auto` says so."""
+    if expected == "anything" or (auto and value == "auto"):
+        return True
+    if isinstance(expected, list):
+        return any(type(value) is type(one) and value == one for one in expected)
+    kind, _, limit = expected.partition(" >")
+    if kind == "text" or kind == "a list":
+        return isinstance(value, str if kind == "text" else list)
+    if kind == "true or false":
+        return isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return False
+    if kind == "an integer" and value != int(value):  # 5e8 is one
+        return False
+    least = float(limit.removeprefix("=")) if limit else -math.inf
+    return value >= least if limit.startswith("=") or not limit else value > least
+
+
+def _say(value: Any) -> str:
+    """Return a value as JSON has it, shortened."""
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:60]}…"
 
 
 def _optimizer(training: TrainingConfig, offload: bool) -> dict[str, Any]:

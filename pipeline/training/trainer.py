@@ -35,6 +35,7 @@ from pipeline.checkpoints.folder import (
 )
 from pipeline.checkpoints.relayout import carry_over
 from pipeline.checkpoints.resume import last_step
+from pipeline.checkpoints.weights import tensors_only
 from pipeline.ranks import lost_contact, short_message
 from pipeline.recipe import UsageError
 from pipeline.training.deepspeed_config import deepspeed_config, offloads, precision, zero_stage
@@ -306,12 +307,15 @@ class Trainer(Generic[Batch]):
 
     def _load(self, checkpoint: Checkpoint) -> None:
         try:
-            path, _ = self.engine.load_checkpoint(str(checkpoint.folder.parent), tag=checkpoint.tag)
+            with tensors_only():
+                path, _ = self.engine.load_checkpoint(
+                    str(checkpoint.folder.parent), tag=checkpoint.tag
+                )
             if path is None:
                 raise CheckpointError("DeepSpeed found nothing in it")
         except Exception as error:
             raise CheckpointError(
-                f"{checkpoint.folder} cannot be read ({type(error).__name__}: {error}); remove it "
+                f"{checkpoint.folder} cannot be read ({short_message(error)}); remove it "
                 "to go on from the one before"
             ) from error
 

@@ -68,7 +68,7 @@ def runs(prepared: Recipe, tiny_recipe: Path) -> Path:
     def job(layout: Layout, name: str, source: str | None = None) -> dict[str, Any]:
         shutil.copytree(prepared.run_dir / "shards", folder / name / "shards")
         if source:  # as a crash leaves it
-            crashed = folder / name / "checkpoints" / "step-00000003-universal"
+            crashed = folder / name / "checkpoints" / ".step-00000003.universal"
             (crashed / "state" / "zero" / "stale").mkdir(parents=True)
         return {
             "recipe": str(tiny_recipe),

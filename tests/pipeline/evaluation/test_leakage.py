@@ -17,6 +17,7 @@ from pipeline.publishing.model_card import model_card
 from pipeline.recipe import Recipe
 from pipeline.train import STEPS_LEFT
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
+from tests.conftest import Command, run_process
 from tests.pipeline.conftest import save_checkpoint
 
 

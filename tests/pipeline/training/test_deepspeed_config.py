@@ -20,7 +20,7 @@ from pipeline.training.deepspeed_config import activation_checkpointing, deepspe
         ('{"bf16": {"enabled": true}}', "use stage 1 or more"),
         ('{"fp16": {"enabled": true}}', "use stage 1 or more"),
         ('{"fp16": {"enabled": true}, "bf16": {"enabled": true}}', "both enabled"),
-        ('{"zero_optimization": {"stage": 4}}', "there are 0, 1, 2 and 3"),
+        ('{"zero_optimization": {"stage": 4}}', "must be 0 or 1 or 2 or 3, not 4"),
         ('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}', "needs ZeRO stage 1"),
         (
             '{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
