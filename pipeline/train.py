@@ -21,7 +21,7 @@ from typing import NoReturn
 from pipeline.checkpoints.resume import checkpoint_to_resume, finished_note, is_finished
 from pipeline.command_line import run_command
 from pipeline.preflight import remove_dead_build_locks
-from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank
+from pipeline.ranks import failing_together, join_ranks, leave_ranks, rank, wait_for_rank_0
 from pipeline.recipe import Recipe, UsageError
 from pipeline.tracking.tracker import send_left_over
 from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config
@@ -60,11 +60,12 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     for lock in remove_dead_build_locks():
         log.warning("%s: removed; a build that was killed left it", lock)
     # Longer than the watchdog's, whose message is for people.
-    join_ranks(timedelta(seconds=recipe.training.collective_timeout + 60))
+    timeout = timedelta(seconds=recipe.training.collective_timeout + 60)
     with ExitStack() as held:
         try:
             with failing_together(f"; {AGAIN} from the newest checkpoint"):
-                newest = from_rank_0(lambda: check_run(task, held))
+                newest = wait_for_rank_0(lambda: check_run(task, held), timeout)
+                join_ranks(timeout)
                 if newest is not None and is_finished(recipe.training, task.criterion, newest):
                     log.info("%s", finished_note(recipe, newest))
                 else:

@@ -22,6 +22,8 @@ REFUSED = {
     "profile": "use torch.profiler",
 }
 
+DEFAULT_BUCKET_SIZE = 500_000_000  # DeepSpeed's, elements
+
 
 def deepspeed_config(training: TrainingConfig, accumulation_steps: int) -> dict[str, Any]:
     """Return the JSON of `training.deepspeed_config` with the recipe's values filled in.
@@ -110,6 +112,19 @@ def offloads(config: dict[str, Any], what: str) -> bool:
 def zero_stage(config: dict[str, Any]) -> Any:
     """Return the ZeRO stage as the JSON says it."""
     return config.get("zero_optimization", {}).get("stage", 0)
+
+
+def reduce_bucket_size(config: dict[str, Any], parameters: int) -> int:
+    """Return the elements of the buffer in which DeepSpeed collects gradients before it reduces
+    them: what the JSON says, or else what all gradients fit in.
+
+    DeepSpeed allocates it whole, and by default takes half a thousand million, whatever the model.
+    Its other buckets are limits to what it does at once; it allocates nothing for them.
+
+    :param parameters: how many are trained.
+    """
+    size = config.get("zero_optimization", {}).get("reduce_bucket_size")
+    return int(size or min(parameters, DEFAULT_BUCKET_SIZE))
 
 
 def precision(config: dict[str, Any]) -> str:
