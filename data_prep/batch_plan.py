@@ -315,7 +315,7 @@ def map_lengths(reader: ShardReader, folder: Path) -> tuple[Lengths, Lengths, st
             old.unlink(missing_ok=True)
 
     def read(path: Path) -> NDArray[Any]:
-        lengths = np.load(path, mmap_mode="r")
+        lengths: NDArray[Any] = np.load(path, mmap_mode="r")
         if lengths.shape != (len(reader), 2):
             raise ValueError(f"{path}: other pairs")
         return lengths
@@ -327,9 +327,7 @@ def map_lengths(reader: ShardReader, folder: Path) -> tuple[Lengths, Lengths, st
     return lengths[:, 0], lengths[:, 1], digest
 
 
-def built_once(
-    path: Path, build: Callable[[Path], None], read: Callable[[Path], Result]
-) -> Result:
+def built_once(path: Path, build: Callable[[Path], None], read: Callable[[Path], Result]) -> Result:
     """Return `read(path)`. The first process that wants the file builds it, the others wait.
 
     :param build: writes the file under the name that it is given.
@@ -339,7 +337,7 @@ def built_once(
     with locked(path.parent / ".lock"):
         with suppress(*DAMAGED):
             return read(path)
-        # A name for each machine: where the file system has no locks, they do not exclude another.
+        # A name for each machine: where the file system has no locks, two may be writing.
         partial = path.parent / f".{socket.gethostname()}.partial"
         try:
             build(partial)

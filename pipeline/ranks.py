@@ -60,11 +60,11 @@ def wait_for_rank_0(function: Callable[[], Result], timeout: timedelta) -> Resul
     """
     if world_size() == 1:
         return function()
-    import torch.distributed
+    from torch.distributed.rendezvous import rendezvous
 
     with _reaching_others():
         # Torch's own meeting place: `join_ranks` will find it there.
-        store, _, _ = next(torch.distributed.rendezvous("env://", timeout=timeout))
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
     _meeting_places.append(store)
     if rank() > 0:
         try:
