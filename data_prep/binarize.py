@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from data_prep.clean import Cleaned
 from data_prep.config import DataConfig
 from data_prep.corpora import read_text
-from data_prep.files import DataError, sha256_of
+from data_prep.files import DataError, save_array, sha256_of
 from data_prep.pieces import Result, map_pieces
 from data_prep.shards import (
     CorpusInfo,
@@ -30,6 +30,7 @@ from data_prep.shards import (
     ShardInfo,
     ShardsManifest,
     id_type,
+    open_shard,
     write_shard,
 )
 from data_prep.stage import log, run_stage
@@ -121,7 +122,7 @@ def _write_train(
     wanted = sum(weight * kept for weight, kept in zip(weights, cleaned.kept, strict=True))
     number_of_shards = max(1, round(wanted / config.pairs_per_shard))
     encode = bind(_encode, config, text / "train", token_ids, number_of_shards)
-    pairs, gathered = folder / "scratch-encoded", folder / "scratch-train"
+    pairs, gathered = folder / "scratch-token-ids", folder / "scratch-train"
     encoded = map_pieces(executor, encode, list(enumerate(weights)), pairs)
     gather = bind(_gather, config, pairs, len(encoded))
     shards = []
@@ -219,7 +220,9 @@ def _encode(
     numbered: tuple[int, float],
     folder: Path,
 ) -> dict[str, Any]:
-    """Write the pairs of a piece to `pairs.arrow`, with one record batch for each shard.
+    """Write the pairs of a piece, sorted by their shards, to `pairs.arrow`.
+
+    `begins.npy` says where each shard's begin, and the end: int64 `[shards + 1]`.
 
     :param numbered: number of the piece, and how often each of its pairs is wanted.
     :returns: pairs that are over the token limit, and counts of those that go to shards.
@@ -230,11 +233,9 @@ def _encode(
     short = _within(config.max_tokens_per_side, pairs)
     kept = short.take(pa.array(_drawn(len(short), weight, [config.seed, 4, piece])))
     shard = np.random.default_rng([config.seed, 2, piece]).integers(shards, size=len(kept))
-    in_order = kept.take(pa.array(np.argsort(shard, kind="stable")))
-    counts = np.bincount(shard, minlength=shards)
-    begins = np.cumsum(counts) - counts
-    batches = (in_order.slice(*span) for span in zip(begins, counts, strict=True))
-    write_shard(folder / "pairs.arrow", *batches)
+    write_shard(folder / "pairs.arrow", kept.take(pa.array(np.argsort(shard, kind="stable"))))
+    begins = np.searchsorted(np.sort(shard), np.arange(shards + 1))
+    save_array(folder / "begins.npy", begins)
     return {"too_long": len(pairs) - len(short), **_counts(kept)}
 
 
@@ -249,12 +250,22 @@ def _gather(
     config: DataConfig, encoded: Path, pieces: int, shard: int, folder: Path
 ) -> dict[str, Any]:
     """Write one training shard: its pairs from all pieces, shuffled."""
-    files = (pa.OSFile(str(encoded / f"{piece:05d}" / "pairs.arrow")) for piece in range(pieces))
-    pairs = pa.concat_batches([pa.ipc.open_file(file).get_batch(shard) for file in files])
+    pairs = pa.concat_batches(
+        [_pairs_of(shard, encoded / f"{piece:05d}") for piece in range(pieces)]
+    )
     order = np.random.default_rng([config.seed, 3, shard]).permutation(len(pairs))
     path = folder / "shard.arrow"
     write_shard(path, pairs.take(pa.array(order)))
     return {**_counts(pairs), "sha256": sha256_of(path)}
+
+
+def _pairs_of(shard: int, piece: Path) -> pa.RecordBatch:
+    """Return what `_encode` has written for a shard, memory-mapped.
+
+    :param piece: the folder of a piece.
+    """
+    begin, end = np.load(piece / "begins.npy", mmap_mode="r")[shard : shard + 2].tolist()
+    return open_shard(piece / "pairs.arrow").slice(begin, end - begin)
 
 
 def _within(limit: int, pairs: pa.RecordBatch) -> pa.RecordBatch:

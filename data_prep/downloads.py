@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, Transfe
 from tenacity import RetryCallState, retry, retry_if_exception, wait_exponential_jitter
 
 from data_prep.config import DataConfig, Download
-from data_prep.files import DataError, first_line, sha256_of
+from data_prep.files import DataError, first_line, locked, sha256_of
 from data_prep.stage import log
 
 RETRIES = 5
@@ -37,8 +36,7 @@ def download(config: DataConfig, missing: list[str]) -> None:
             "Put them there, or set --data.root to the folder that holds them."
         )
     config.root.mkdir(parents=True, exist_ok=True)
-    with (config.root / ".download.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other runs use the same root
+    with locked(config.root / ".download.lock"):  # other runs use the same root
         wanted = {
             sources[path].url: sources[path]
             for path in missing

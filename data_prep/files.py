@@ -5,18 +5,27 @@ The error that says what is wrong with them is here too.
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import functools
 import hashlib
 import io
 import json
+import logging
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+log = logging.getLogger("lock")
+
+# What `flock` says where a file system has no locks: Lustre without `-o flock`, NFS without lockd.
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
 
 
 class DataError(Exception):
@@ -89,15 +98,62 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock that is the file `path`.
+
+    Where the file system has no locks, a file in this machine's folder for temporary ones is
+    locked instead, which keeps out this machine's processes only. The log says so once.
+
+    :param wait: for another process that holds it.
+    :raises BlockingIOError: another process holds it, and `wait` is false.
+    """
+    operation = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, operation)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            _warn_of_no_locks(path.parent, error.strerror)
+            with _lock_of_this_machine(path) as descriptor:
+                fcntl.flock(descriptor, operation)
+                yield
+        else:
+            yield
+
+
+@functools.cache
+def _warn_of_no_locks(folder: Path, reason: str) -> None:
+    log.warning(
+        "%s: the file system there has no locks (%s): take care that no command on another "
+        "machine works there at the same time",
+        folder,
+        reason,
+    )
+
+
+@contextmanager
+def _lock_of_this_machine(path: Path) -> Iterator[int]:
+    """Open the file that stands for the lock `path` among the processes of this user here."""
+    name = f"lock-{os.getuid()}-{digest_of(str(path.absolute()))[:16]}"
+    place = Path(tempfile.gettempdir(), name)
+    descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def only_command_in(run_dir: Path) -> Iterator[None]:
     """Keep other commands from writing to `run_dir`, which is made if need be.
 
     :raises DataError: another command is writing to it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(run_dir / ".lock", wait=False))
         except BlockingIOError as error:
             raise DataError(
                 f"{run_dir}: another command is at work here; wait for it, stop it, or choose "

@@ -8,11 +8,11 @@ They have the columns `source` and `target`, both `list<uint16>` (`uint32` for a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,11 +30,12 @@ Column = tuple[TokenIds, NDArray[np.int32]]
 REMEDY = "without that file, `./run.sh prepare` makes it again"
 
 
-def write_shard(path: Path, *batches: pa.RecordBatch) -> None:
-    """Write record batches of pairs, of which a shard has one. Equal pairs give equal bytes."""
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, batches[0].schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+def write_shard(path: Path, pairs: pa.RecordBatch) -> None:
+    """Write a record batch of pairs. Equal pairs give equal bytes."""
+    if not len(pairs):  # Arrow would write all values that an empty slice was cut from
+        pairs = pa.RecordBatch.from_pylist([], schema=pairs.schema)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, pairs.schema) as writer:
+        writer.write_batch(pairs)
 
 
 def id_type(vocab_sizes: Sequence[int]) -> np.dtype[Any]:
@@ -155,6 +156,14 @@ def read_shards_manifest(folder: Path) -> ShardsManifest:
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────
 
 
+class OpenShard(NamedTuple):
+    """A shard that was opened, memory-mapped."""
+
+    pairs: pa.RecordBatch
+    source: Column
+    target: Column
+
+
 class ShardReader:
     """The reader maps the pairs of one split, over all its shards; `reader[i]` copies nothing.
 
@@ -172,11 +181,11 @@ class ShardReader:
         self.data = read_shards_manifest(folder)
         self._folder = folder
         self._check_vocabulary()
-        self._shards = self.data.of_split(split)
+        self.shards = self.data.of_split(split)
         if verify:
             self._check_shards()
-        self._columns: list[tuple[Column, Column] | None] = [None] * len(self._shards)
-        self._first: list[int] = [0, *accumulate(shard.pairs for shard in self._shards)]
+        self._open: list[OpenShard | None] = [None] * len(self.shards)
+        self._first: list[int] = [0, *accumulate(shard.pairs for shard in self.shards)]
 
     def _check_vocabulary(self) -> None:
         names = " and ".join(path.name for path in vocabulary_files(self._folder))
@@ -190,21 +199,21 @@ class ShardReader:
             )
 
     def _check_shards(self) -> None:
-        paths = [self._folder / shard.name for shard in self._shards]
+        paths = [self._folder / shard.name for shard in self.shards]
         try:
             with ThreadPoolExecutor() as pool:  # hashing releases Python's lock
                 digests = pool.map(sha256_of, paths)
-                for path, shard, digest in zip(paths, self._shards, digests, strict=True):
+                for path, shard, digest in zip(paths, self.shards, digests, strict=True):
                     if digest != shard.sha256:
                         raise DataError(f"{path}: checksum is not the manifest's; {REMEDY}")
         except OSError as error:
             raise DataError(f"{error.filename}: cannot read the shard; {REMEDY}") from error
 
-    def _opened(self, number: int) -> tuple[Column, Column]:
-        """Return source and target of a shard, and open it the first time."""
-        columns = self._columns[number]
-        if columns is None:
-            shard = self._shards[number]
+    def _opened(self, number: int) -> OpenShard:
+        """Return a shard, and open it the first time."""
+        opened = self._open[number]
+        if opened is None:
+            shard = self.shards[number]
             path = self._folder / shard.name
             try:
                 pairs = open_shard(path)
@@ -218,8 +227,8 @@ class ShardReader:
             source, target = (
                 (side.values.to_numpy(), side.offsets.to_numpy()) for side in pairs.columns
             )
-            self._columns[number] = columns = source, target
-        return columns
+            self._open[number] = opened = OpenShard(pairs, source, target)
+        return opened
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -234,19 +243,56 @@ class ShardReader:
             raise IndexError(f"pair {index} of {len(self)}")
         shard = bisect_right(self._first, index) - 1
         row = index - self._first[shard]
-        (source, source_at), (target, target_at) = self._opened(shard)
+        _, (source, source_at), (target, target_at) = self._opened(shard)
         return (
             source[source_at[row] : source_at[row + 1]],
             target[target_at[row] : target_at[row + 1]],
         )
+
+    def read(self, pairs: NDArray[np.integer[Any]]) -> list[tuple[TokenIds, TokenIds]]:
+        """Return source and target token ids of many pairs, copied, in the order of `pairs`.
+
+        Arrow copies them without Python's lock: when the disk lets one thread wait, others go on.
+
+        :raises DataError: a shard is missing or damaged.
+        """
+        shards = np.searchsorted(self._first, pairs, side="right") - 1
+        token_ids: dict[int, tuple[TokenIds, TokenIds]] = {}
+        for shard in np.unique(shards).tolist():
+            places = np.flatnonzero(shards == shard)
+            rows = pa.array(pairs[places] - self._first[shard])
+            sides = (side.take(rows) for side in self._opened(shard).pairs.columns)
+            source, target = (
+                np.split(side.values.to_numpy(), side.offsets.to_numpy()[1:-1]) for side in sides
+            )
+            token_ids.update(zip(places.tolist(), zip(source, target, strict=True), strict=True))
+        return [token_ids[place] for place in range(len(pairs))]
 
     def lengths(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return source and target lengths of all pairs in tokens, each `[pairs]`.
 
         :raises DataError: a shard is missing or damaged.
         """
-        lengths = np.empty((2, len(self)), dtype=np.int32)
-        for number, begin in enumerate(self._first[:-1]):
-            for side, (_, offsets) in zip(lengths, self._opened(number), strict=True):
-                side[begin : begin + len(offsets) - 1] = np.diff(offsets)
-        return lengths[0], lengths[1]
+        lengths = np.empty((len(self), 2), dtype=np.int32)
+        for begin, shard in zip(self._first, self._lengths_by_shard(), strict=False):
+            lengths[begin : begin + len(shard)] = shard
+        return lengths[:, 0], lengths[:, 1]
+
+    def save_lengths(self, path: Path) -> None:
+        """Write the lengths as a NumPy array `[pairs, 2]`, holding those of one shard in memory.
+
+        :raises DataError: a shard is missing or damaged.
+        """
+        longest = max((int(shard.max(initial=0)) for shard in self._lengths_by_shard()), default=0)
+        dtype = np.dtype(np.min_scalar_type(longest))
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (len(self), 2)}
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for shard in self._lengths_by_shard():
+                file.write(shard.astype(dtype).tobytes())
+
+    def _lengths_by_shard(self) -> Iterator[NDArray[np.int32]]:
+        """Yield source and target lengths of each shard's pairs, `[pairs, 2]`."""
+        for number in range(len(self.shards)):
+            _, source, target = self._opened(number)
+            yield np.stack([np.diff(source[1]), np.diff(target[1])], axis=1)

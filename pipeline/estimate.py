@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.batch_plan import fractions_of_each
+from data_prep.batch_plan import passes
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model, parameter_count
 from models.seq2seq import TranslationModel
@@ -113,10 +113,10 @@ def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     half = precision(settings) != "fp32"
     micro_tokens = training.micro_batch_tokens or training.max_tokens
     micro_batches = training.max_tokens // micro_tokens
-    fractions = fractions_of_each(micro_batches, gpus)
-    accumulation = micro_batches * fractions // gpus
-    tokens = micro_tokens / fractions
+    accumulation = passes(micro_batches, gpus)
+    idle = max(0, gpus - micro_batches)
     per_token = activations_per_token(recipe, torch.bfloat16 if half else torch.float32)
+    activations = per_token * micro_tokens
     vocab_size = recipe.data.vocabulary.size
     parameters = parameter_count(recipe.model, (vocab_size, vocab_size))
     transformer_parameters = parameter_count(
@@ -128,7 +128,8 @@ def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
         f"{parameters:,} parameters ({recipe.model.architecture}; a Transformer of this width and "
         f"depth has {transformer_parameters:,}), {'16' if half else '32'} bits\n"
         f"{gpus} GPUs; a global batch of {training.max_tokens:,} tokens is {accumulation} × "
-        f"{tokens:,.0f} tokens a GPU; activations {per_token * tokens / GIB:.2f} GiB\n"
+        f"{micro_tokens:,} tokens a GPU{f', and {idle} GPUs idle' if idle else ''}; activations "
+        f"{activations / GIB:.2f} GiB\n"
     )
     table = Table("ZeRO", title="GiB per GPU, by ZeRO stage")
     for column in ("weights", "gradients", "Adam", "all*", "sent†", "Transformer†"):
@@ -139,7 +140,7 @@ def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
             sent_bytes(number, stage, gpus, half, accumulation)
             for number in (parameters, transformer_parameters)
         )
-        values = (*state, sum(state) + per_token * tokens, sent, transformer_sent)
+        values = (*state, sum(state) + activations, sent, transformer_sent)
         table.add_row(str(stage), *(f"{value / GIB:.3f}" for value in values))
     console.print(table)
     console.print(

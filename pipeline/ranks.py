@@ -5,19 +5,26 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from data_prep.files import first_line
 
 LINGER_SECONDS = 3  # the launcher kills all when one ends, and rank 0 may be telling why
+SECONDS_TO_HEAR = 10  # for ranks that ask once a second whether rank 0 has failed
+
+# Keys of `wait_for_rank_0` at the meeting place.
+OUTCOME, HEARD = "ringformer/outcome", "ringformer/heard"
+
+_meeting_places: list[object] = []  # rank 0's is open as long as something refers to it
 
 Result = TypeVar("Result")
 
@@ -40,6 +47,48 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def wait_for_rank_0(function: Callable[[], Result], timeout: timedelta) -> Result:
+    """Call `function` on rank 0, and return its result on every rank. This comes before the ranks
+    join, for their collectives have a time limit, and `function` may take as long as it likes.
+
+    The other ranks ask for the result once a second, so signals reach them, and a rank 0 that was
+    killed ends them.
+
+    :param timeout: how long ranks may start one after the other, until they have found each other.
+    :raises RankZeroFailed: on the others, when it has raised anything on rank 0.
+    :raises RanksError: rank 0 cannot be reached, or is gone.
+    """
+    if world_size() == 1:
+        return function()
+    from torch.distributed.rendezvous import rendezvous
+
+    with _reaching_others():
+        # Torch's own meeting place: `join_ranks` will find it there.
+        store, _, _ = next(rendezvous("env://", timeout=timeout))
+    _meeting_places.append(store)
+    if rank() > 0:
+        try:
+            while not store.check([OUTCOME]):
+                time.sleep(1)
+            result, failure = pickle.loads(store.get(OUTCOME))
+            store.add(HEARD, 1)
+        except RuntimeError as error:
+            raise RanksError(f"lost contact with rank 0 ({short_message(error)})") from error
+        if failure is not None:
+            raise RankZeroFailed(failure)
+        return cast(Result, result)
+    try:
+        result = function()
+    except Exception as error:
+        store.set(OUTCOME, pickle.dumps((None, str(error))))
+        deadline = time.monotonic() + SECONDS_TO_HEAR
+        while store.add(HEARD, 0) < world_size() - 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        raise
+    store.set(OUTCOME, pickle.dumps((result, None)))
+    return result
+
+
 def join_ranks(timeout: timedelta) -> None:
     """Take this rank's device and its share of the cores, and meet the other ranks.
 
@@ -52,8 +101,18 @@ def join_ranks(timeout: timedelta) -> None:
         ranks_here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(ranks_here)))
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    try:
+    with _reaching_others():
         init_distributed(timeout)
+
+
+@contextmanager
+def _reaching_others() -> Iterator[None]:
+    """Turn what torch says when a rank cannot be reached into a message for people.
+
+    :raises RanksError: it cannot.
+    """
+    try:
+        yield
     except RuntimeError as error:
         advice = (
             "another program has the port; give the launcher another one by --master_port"

@@ -42,7 +42,12 @@ class TrainingConfig(Section):
     micro-batches. The batch is the same however many ranks share it."""
 
     micro_batch_tokens: PositiveInt | None = None
-    """Most tokens in one forward pass; a global batch of more is accumulated. null: max_tokens."""
+    """Most tokens in one forward pass; a global batch of more is accumulated, or shared by ranks:
+    more ranks than micro-batches are of no use. null: max_tokens."""
+
+    read_ahead_steps: PositiveInt = 8
+    """Steps whose pairs are read ahead, each by a thread of its own; raise it where `data wait` is
+    more than nothing, which is where the file system is slow to answer."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
     """The two differ in what weight_decay does. Torch's fused kernels compute them, or DeepSpeed's

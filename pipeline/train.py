@@ -19,11 +19,12 @@ from types import FrameType
 from typing import NoReturn
 
 from data_prep.identity import check_test_sets
+from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.resume import checkpoint_to_resume, finished_note, is_finished
 from pipeline.command_line import run_command
 from pipeline.evaluation.test_sets import held_out_of
 from pipeline.preflight import remove_dead_build_locks
-from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank
+from pipeline.ranks import failing_together, join_ranks, leave_ranks, rank, wait_for_rank_0
 from pipeline.recipe import Recipe, UsageError
 from pipeline.tracking.tracker import send_left_over
 from pipeline.training.deepspeed_config import (
@@ -61,7 +62,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         )
     signal.signal(signal.SIGTERM, _stop_early)
     from pipeline.training.progress import start_logging
-    from pipeline.training.run import check_run, train
+    from pipeline.training.run import train
     from pipeline.training.validation import Stopped
 
     console = start_logging(rank())
@@ -69,15 +70,15 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     for lock in remove_dead_build_locks():
         log.warning("%s: removed; a build that was killed left it", lock)
     # Longer than the watchdog's, whose message is for people.
-    join_ranks(timedelta(seconds=recipe.training.collective_timeout + 60))
+    timeout = timedelta(seconds=recipe.training.collective_timeout + 60)
     with ExitStack() as held:
         try:
             with failing_together(f"; {AGAIN} from the newest checkpoint"):
-                newest = from_rank_0(lambda: check_run(task, held))
+                newest = wait_for_rank_0(lambda: _check(task, held), timeout)
+                join_ranks(timeout)
                 if newest is not None and is_finished(recipe.training, task.criterion, newest):
                     log.info("%s", finished_note(recipe, newest))
                 else:
-                    from_rank_0(lambda: check_test_sets(held_out_of(recipe), recipe.run_dir))
                     train(task, newest, console)
                 leave_ranks()
         except Stopped as stopped:
@@ -85,6 +86,19 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
                 print(f"train: {stopped}; {AGAIN}", file=sys.stderr, flush=True)
             leave_ranks()
             sys.exit(STOPPED)
+
+
+def _check(task: TranslationTask, held: ExitStack) -> Checkpoint | None:
+    """Check everything that training depends on; rank 0 does. See `check_run`.
+
+    :raises DataError: among others, when sentences of a test set may be in the training text.
+    """
+    from pipeline.training.run import check_run
+
+    recipe, newest = task.recipe, check_run(task, held)
+    if newest is None or not is_finished(recipe.training, task.criterion, newest):
+        check_test_sets(held_out_of(recipe), recipe.run_dir)
+    return newest
 
 
 def tell_steps_left(task: TranslationTask) -> NoReturn:

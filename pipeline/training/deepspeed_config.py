@@ -100,6 +100,8 @@ REFUSED = {
     "profile": "use torch.profiler",
 }
 
+DEFAULT_BUCKET_SIZE = 500_000_000  # DeepSpeed's, elements
+
 
 # What the recipe owns, and which key of it.
 OWNED = {
@@ -211,6 +213,19 @@ def zero_stage(config: dict[str, Any]) -> int:
     """Return the ZeRO stage that the JSON says."""
     stage = config.get("zero_optimization", {}).get("stage", "auto")
     return 0 if stage == "auto" else int(stage)
+
+
+def reduce_bucket_size(config: dict[str, Any], parameters: int) -> int:
+    """Return the elements of the buffer in which DeepSpeed collects gradients before it reduces
+    them: what the JSON says, or else what all gradients fit in.
+
+    DeepSpeed allocates it whole, and by default takes half a thousand million, whatever the model.
+    Its other buckets are limits to what it does at once; it allocates nothing for them.
+
+    :param parameters: how many are trained.
+    """
+    size = config.get("zero_optimization", {}).get("reduce_bucket_size")
+    return int(size or min(parameters, DEFAULT_BUCKET_SIZE))
 
 
 def precision(config: dict[str, Any]) -> str:

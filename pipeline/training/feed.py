@@ -1,7 +1,8 @@
-"""From the batch plan to a rank's collated micro-batches, prepared one step ahead."""
+"""From the batch plan to a rank's collated micro-batches, read some steps ahead."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,9 +37,18 @@ class Share(Generic[Batch]):
 
 
 def feed(
-    task: Task[Batch], device: torch.device, *, rank: int, world_size: int, first_step: int
+    task: Task[Batch],
+    device: torch.device,
+    *,
+    rank: int,
+    world_size: int,
+    first_step: int,
+    read_ahead_steps: int,
 ) -> Iterator[Share[Batch]]:
-    """Yield what `rank` works on in `first_step`, `first_step` + 1, …, collated one step ahead."""
+    """Yield what `rank` works on in `first_step`, `first_step` + 1, …, collated ahead.
+
+    Each of the steps to come is read by a thread of its own.
+    """
 
     def prepare(step: int) -> Share[Batch]:
         batch = task.plan[step]
@@ -46,9 +56,13 @@ def feed(
         collated = [task.collate(indices, device) for indices in examples]
         return Share(collated, examples, task.units(batch), task.normaliser(batch))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
-        ahead = thread.submit(prepare, first_step)
-        for step in count(first_step + 1):
-            ready = ahead.result()
-            ahead = thread.submit(prepare, step)
+    threads = ThreadPoolExecutor(read_ahead_steps, thread_name_prefix="feed")
+    steps = count(first_step)
+    try:
+        ahead = deque(threads.submit(prepare, next(steps)) for _ in range(read_ahead_steps))
+        while True:
+            ready = ahead.popleft().result()
+            ahead.append(threads.submit(prepare, next(steps)))
             yield ready
+    finally:
+        threads.shutdown(cancel_futures=True)

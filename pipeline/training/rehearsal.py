@@ -8,7 +8,6 @@ import time
 import torch
 from deepspeed import comm as dist
 
-from data_prep.batch_plan import fractions_of_each
 from pipeline.training.feed import Share
 from pipeline.training.task import Batch, Task
 from pipeline.training.trainer import Trainer, TrainingError
@@ -25,9 +24,7 @@ def rehearse(task: Task[Batch]) -> str:
     advice = "shard them (ds_configs/zero3.json on several GPUs) or offload (zero3_offload.json)"
     try:
         trainer = Trainer(task)
-        largest = task.plan.largest_micro_batch()
-        fractions = fractions_of_each(task.plan.micro_batches_per_step, trainer.world_size)
-        batch = task.collate(largest[::fractions], trainer.device)
+        batch = task.collate(task.plan.largest_micro_batch(), trainer.device)
         what = f"the largest micro-batch ({batch})"
         checkpointing = "training.activation_checkpointing.levels"
         advice = f"lower training.micro_batch_tokens, or set {checkpointing} to 1"

@@ -99,6 +99,16 @@ def _introduce(trainer: Trainer[Batch], newest: Checkpoint | None) -> None:
         trainer.engine.zero_optimization_stage(),
         100 * task.plan.padding_share(),
     )
+    micro_batches = task.plan.micro_batches_per_step
+    if idle := max(0, trainer.world_size - micro_batches):
+        log.warning(
+            "%d of %d ranks have nothing to do: a global batch has %d micro-batch(es). With "
+            "training.micro_batch_tokens %d, in another run_dir, all would have",
+            idle,
+            trainer.world_size,
+            micro_batches,
+            recipe.training.max_tokens // trainer.world_size,
+        )
 
 
 def _facts(trainer: Trainer[Batch]) -> TrainingFacts:

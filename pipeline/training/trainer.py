@@ -3,8 +3,7 @@
 The way of a batch: `BatchPlan[step]` names the examples of a global batch; this rank's share comes
 collated from `feed`; the summed loss of each micro-batch is divided by the normaliser of the whole
 global batch (a translation's target tokens), and DeepSpeed accumulates, averages and steps. Which
-rank works on what changes nothing in the sum, nor in the dropout masks while the ranks divide the
-micro-batches.
+rank works on what changes nothing in the sum, nor in the dropout masks.
 """
 
 from __future__ import annotations
@@ -38,7 +37,13 @@ from pipeline.checkpoints.resume import last_step
 from pipeline.checkpoints.weights import tensors_only
 from pipeline.ranks import lost_contact, short_message
 from pipeline.recipe import UsageError
-from pipeline.training.deepspeed_config import deepspeed_config, offloads, precision, zero_stage
+from pipeline.training.deepspeed_config import (
+    deepspeed_config,
+    offloads,
+    precision,
+    reduce_bucket_size,
+    zero_stage,
+)
 from pipeline.training.ema import MovingAverage
 from pipeline.training.feed import Share, feed
 from pipeline.training.learning_rate import learning_rate_factor
@@ -102,6 +107,9 @@ class Trainer(Generic[Batch]):
         if stage == 0:
             settings["gradient_clipping"] = 0.0  # `_clip` does it
         trainable = [p for p in self.model.parameters() if p.requires_grad]
+        bucket = reduce_bucket_size(settings, sum(p.numel() for p in trainable))
+        zero = settings.get("zero_optimization", {})
+        settings["zero_optimization"] = {**zero, "reduce_bucket_size": bucket}
         engine, *_ = deepspeed.initialize(
             model=self.model, model_parameters=trainable, config=settings
         )
@@ -154,6 +162,7 @@ class Trainer(Generic[Batch]):
         return feed(
             self.task, self.device,
             rank=self.rank, world_size=self.world_size, first_step=self.step,
+            read_ahead_steps=self.config.read_ahead_steps,
         )  # fmt: skip
 
     def optimizer_step(self, share: Share[Batch]) -> list[Tensor]:

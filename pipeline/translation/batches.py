@@ -45,10 +45,10 @@ class PairBatch:
 def collate(reader: ShardReader, pairs: Indices, device: torch.device) -> PairBatch:
     """Read `pairs`, pad them, and put them on `device`.
 
-    Where there are more ranks than pairs, a rank's micro-batch is empty. It then gets a pair whose
-    targets are all padding, so that the rank still takes part in the step.
+    Where the micro-batches do not divide among the ranks, a rank's last one is empty. It then gets
+    a pair whose targets are all padding, so that the rank still takes part in the step.
     """
-    token_ids = [reader[int(pair)] for pair in (pairs if len(pairs) else [0])]
+    token_ids = reader.read(pairs if len(pairs) else np.zeros(1, dtype=np.int32))
     sources, targets = ([pair[side] for pair in token_ids] for side in (0, 1))
     source, target = _pad(sources), _pad(targets)
     begin = np.full((len(target), 1), BOS_IDX, dtype=np.int64)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
+from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices, map_lengths
 from data_prep.files import DataError, first_line
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
@@ -56,13 +56,15 @@ class TranslationTask(Task["PairBatch"]):
 
     @cached_property
     def plan(self) -> BatchPlan:
-        training = self.recipe.training
+        training, folder = self.recipe.training, self.recipe.run_dir / "batch_plan"
+        *lengths, digest = map_lengths(self.pairs, folder)
         return BatchPlan(
-            *self.pairs.lengths(),
+            *lengths,
             max_tokens=training.max_tokens,
             micro_batch_tokens=training.micro_batch_tokens,
             seed=training.seed,
-            cache=self.recipe.run_dir / "batch_plan",
+            cache=folder,
+            lengths_digest=digest,
         )
 
     @cached_property

@@ -25,10 +25,11 @@ from pipeline.checkpoints.weights import load_weights
 from pipeline.command_line import load_recipe
 from pipeline.recipe import Recipe
 from pipeline.translation.run_model import untrained_model
-from tests.conftest import Command, save_checkpoint
+from tests.conftest import Command
+from tests.pipeline.conftest import save_checkpoint
 from tests.pipeline.ranks import train
 
-MODEL = {"module": {}, "buffer_names": [], "param_shapes": [], "shared_params": {}}
+MODEL: dict[str, Any] = {"module": {}, "buffer_names": [], "param_shapes": [], "shared_params": {}}
 
 
 class Code:

@@ -1,0 +1,76 @@
+"""What rank 0 does before the ranks join: for as long as it takes, and never in vain."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from data_prep.files import DataError
+from pipeline.ranks import failing_together, join_ranks, leave_ranks, rank, wait_for_rank_0
+from tests.conftest import free_port
+from tests.pipeline.ranks import SERVER
+
+LIMIT = timedelta(seconds=2)
+
+
+def checks(what: str) -> str:
+    """What rank 0 does, longer than the time limit of collectives."""
+    time.sleep(2 * LIMIT.total_seconds())
+    if what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "fails":
+        raise DataError("a shard is damaged")
+    return "all is well"
+
+
+def meet(environment: dict[str, str], log: str, what: str) -> None:
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    try:
+        with failing_together():
+            said = wait_for_rank_0(lambda: checks(what), timedelta(seconds=60))
+            join_ranks(timedelta(seconds=60))
+            print(f"rank {rank()}: {said}", flush=True)
+            leave_ranks()
+    except Exception as error:
+        print(f"rank {rank()}: {type(error).__name__}: {error}", flush=True)
+        sys.exit(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "codes", "expected"),
+    [
+        ("works", [0, 0, 0], ["rank 0: all is well", "rank 1: all is well", "rank 2: all is well"]),
+        ("fails", [1, 1, 1], ["rank 0: DataError: a shard is damaged"]),
+        ("killed", [-9, 1, 1], ["rank 1: RanksError: lost contact with rank 0", "rank 2: RanksE"]),
+    ],
+)
+def test_the_others_wait_and_learn(
+    tmp_path: Path, what: str, codes: list[int], expected: list[str]
+) -> None:
+    log, port = tmp_path / "log", str(free_port())
+    log.touch()
+    processes = []
+    for number in range(3):
+        environment = {
+            "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": "3", "LOCAL_SIZE": "3",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        }  # fmt: skip
+        processes.append(SERVER.Process(target=meet, args=(environment, str(log), what)))
+        processes[-1].start()
+    for process in processes:
+        process.join(60)
+    said = log.read_text()
+    assert [process.exitcode for process in processes] == codes, said
+    lines = sorted(line for line in said.splitlines() if line.startswith("rank "))
+    assert len(lines) == len(expected), said
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True)), said

@@ -1,0 +1,40 @@
+"""Ranks that do not divide the micro-batches, and more ranks than micro-batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.recipe import Recipe
+from tests.pipeline.ranks import new_run, tracked, train, weights
+
+pytestmark = pytest.mark.slow
+
+THREE_MICRO_BATCHES = {"max_tokens": 1536, "log_every": 1, "max_steps": 4, "validate_every": 4}
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Recipe, tiny_recipe: Path) -> Path:
+    run_dir = new_run(prepared, "alone")
+    codes, said = train(tiny_recipe, run_dir, **THREE_MICRO_BATCHES)
+    assert codes == [0], said
+    return run_dir
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_any_number_of_ranks_trains_the_same(
+    prepared: Recipe, tiny_recipe: Path, alone: Path, ranks: int
+) -> None:
+    """With dropout: its masks are a micro-batch's, whoever works on it."""
+    run_dir = new_run(prepared, f"shared-by-{ranks}")
+    codes, said = train(tiny_recipe, run_dir, ranks=ranks, **THREE_MICRO_BATCHES)
+    assert codes == [0] * ranks, said
+    ours, theirs = tracked(run_dir, "train_loss"), tracked(alone, "train_loss")
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    for name, tensor in weights(alone).items():
+        torch.testing.assert_close(weights(run_dir)[name], tensor, rtol=1e-4, atol=1e-5)
+    idle = "1 of 4 ranks have nothing to do: a global batch has 3 micro-batch(es)"
+    assert said.count(idle) == (ranks == 4)
+    assert said.count("training.micro_batch_tokens 384") == (ranks == 4)
