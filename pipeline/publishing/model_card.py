@@ -40,9 +40,14 @@ def model_card(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def without_yaml_header(card: str) -> str:
+    """Return the Markdown of a model card, for readers who would be shown its YAML header as text."""
+    header, end, text = card.partition("\n---\n")
+    return text.lstrip() if end and header.startswith("---\n") else card
+
+
 def _yaml_header(recipe: Recipe, scores: Sequence[Scores]) -> str:
     """Return languages, tags and scores in the form that model hubs read."""
-    task = {"type": "translation", "name": "Translation"}
     head: dict[str, Any] = {
         "language": list(recipe.data.languages),
         "tags": ["translation", recipe.model.architecture],
@@ -51,7 +56,7 @@ def _yaml_header(recipe: Recipe, scores: Sequence[Scores]) -> str:
     if scores:
         found = [
             {
-                "task": task,
+                "task": {"type": "translation", "name": "Translation"},  # the same dict twice: YAML anchors
                 "dataset": {"type": each["test_set"], "name": each["test_set"]},
                 "metrics": [{"type": key, "value": each[key]} for key in ("bleu", "chrf", "ter")],
             }
