@@ -107,7 +107,7 @@ def test_modules_and_files_are_there(page: Path) -> None:
 
 
 def test_the_split_of_a_corpus_is_a_shuffle(tmp_path: Path) -> None:
-    """The commands of your_corpus.md keep sides aligned, separate neighbours, and can be repeated."""
+    """your_corpus.md's commands keep sides aligned, separate neighbours, and can be repeated."""
     page = (ROOT / "docs" / "your_corpus.md").read_text(encoding="utf-8")
     (commands,) = (block for _, block in FENCE.findall(page) if "all.tsv" in block)
     pairs, splits = 20_000, ("train", "valid", "test")

@@ -41,7 +41,7 @@ def model_card(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
 
 
 def without_yaml_header(card: str) -> str:
-    """Return the Markdown of a model card, for readers who would be shown its YAML header as text."""
+    """Return a model card for readers to whom its YAML header would be text."""
     header, end, text = card.partition("\n---\n")
     return text.lstrip() if end and header.startswith("---\n") else card
 
@@ -55,8 +55,8 @@ def _yaml_header(recipe: Recipe, scores: Sequence[Scores]) -> str:
     }
     if scores:
         found = [
-            {
-                "task": {"type": "translation", "name": "Translation"},  # the same dict twice: YAML anchors
+            {  # no object twice, or YAML would have anchors
+                "task": {"type": "translation", "name": "Translation"},
                 "dataset": {"type": each["test_set"], "name": each["test_set"]},
                 "metrics": [{"type": key, "value": each[key]} for key in ("bleu", "chrf", "ter")],
             }

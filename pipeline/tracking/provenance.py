@@ -19,7 +19,8 @@ from data_prep.vocabulary import vocabulary_files
 from pipeline.recipe import ROOT, Recipe
 from pipeline.tracking.tracker import Tracker, flatten
 
-# Parameters of every run, for tables of runs; besides them a run has those that are not the default.
+# Parameters that every run has, for tables of runs; of the others it has those that are not the
+# default.
 CENTRAL_KEYS: IncEx = {
     "data": {"source_lang": True, "target_lang": True, "vocabulary": {"type", "size"}},
     "model": {"architecture", "model_dim", "num_levels"},

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from data_prep.shards import ShardReader
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.recipe import ROOT, Recipe
+from pipeline.tracking.mlflow_records import metric_key
 from tests.conftest import Command, run_process
 from tests.pipeline.ranks import finish, new_run, options, start, weights
 
@@ -42,8 +43,9 @@ def arguments(recipe: Path, run_dir: Path, **training: object) -> list[str]:
 
 def history(run_dir: Path, key: str) -> list[tuple[int, float]]:
     """What MLflow has of a metric: (step, value) in order."""
+    wanted = "SELECT step, value FROM metrics WHERE key = ? ORDER BY step"
     with sqlite3.connect(run_dir.parent / "mlflow.db") as store:
-        rows = store.execute("SELECT step, value FROM metrics WHERE key = ? ORDER BY step", [key])
+        rows = store.execute(wanted, [metric_key(key)])
         return list(rows)
 
 
