@@ -8,6 +8,7 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -21,13 +22,13 @@ from pipeline.tracking.tracker import Tracker, flatten
 
 # Parameters that every run has, for tables of runs; of the others it has those that are not the
 # default.
-CENTRAL_KEYS: IncEx = {
+CENTRAL_KEYS: Mapping[str, IncEx | bool] = {
     "data": {"source_lang": True, "target_lang": True, "vocabulary": {"type", "size"}},
     "model": {"architecture", "model_dim", "num_levels"},
     "training": {"seed", "max_steps", "max_tokens", "learning_rate"},
     "evaluation": {"average_checkpoints", "beam_size"},
 }
-NAMED_KEYS: IncEx = {
+NAMED_KEYS: Mapping[str, IncEx | bool] = {
     "data": {"train": True, "valid": True, "test": True, "downloads": True, "cleaning": {"filters"}}
 }
 DEEPSPEED_KEYS = (  # the rest is in deepspeed.json, or the recipe's

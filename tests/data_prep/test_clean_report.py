@@ -49,7 +49,7 @@ def test_every_corpus_has_a_row_that_can_be_read(
     corpora: list[dict[str, Any]], notes: list[str]
 ) -> None:
     figure = picture({"kept": sum(each["kept"] for each in corpora), "corpora": corpora})
-    FigureCanvasAgg(figure).draw()
+    FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
     shares = figure.axes[0]
     names = [label.get_text() for label in shares.get_yticklabels()]
     assert names == [each["corpus"] for each in corpora]
