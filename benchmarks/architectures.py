@@ -224,7 +224,7 @@ def report_speed(systems: Mapping[str, Sequence[Run]], rounds: int) -> None:
 
 def main() -> None:
     """Train what is not trained yet, and print the tables."""
-    parser = create_parser(__doc__, rounds=3)
+    parser = create_parser(__doc__)
     parser.add_argument("--data", type=Path, default=Path("data"), help="data.root")
     parser.add_argument("--run_dir", type=Path, help="[runs/architectures]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])

@@ -171,7 +171,7 @@ def main() -> None:
     header += ["same command again, s", "peak memory of all processes, MiB", "over the first"]
     caption = (
         f"The whole command on {CORES} cores, BPE of {size:,}; {len(pairs):,} real pairs of "
-        f"{characters:.0f} characters a side, repeated"
+        f"{characters:.0f} characters a side, repeated; measured once each"
     )
     print_table(caption, header, stages_of)
     header = ["vocabulary", "lines/s", f"lines/s over `encode` with {CORES} threads"]

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
+ENOUGH_ROUNDS = 5  # for a ratio on the page
+
 Seconds = Mapping[str, Sequence[float]]  # of each system in each round
 
 
-def create_parser(description: str | None, rounds: int = 5) -> ArgumentParser:
+def create_parser(description: str | None, rounds: int = ENOUGH_ROUNDS) -> ArgumentParser:
     """Return a parser with the option --rounds, which all benchmarks have."""
     parser = ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=rounds, help="after one that warms up")
@@ -74,8 +76,21 @@ def seconds_of(run: Callable[[], object], device: torch.device | None = None) ->
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Return the ratios of ours to theirs, round by round, in the form of `spread`."""
-    return spread([own / other for own, other in zip(ours, theirs, strict=True)], 3)
+    """Return the ratios of ours to theirs, round by round, in the form of `spread`.
+
+    Where some rounds say more than 1 and others less, "equal" stands in place of the median: they
+    show no difference. Of fewer than `ENOUGH_ROUNDS` the number is said.
+    """
+    if ours == theirs:
+        return "1"
+    found = [own / other for own, other in zip(ours, theirs, strict=True)]
+    text = spread(found, 3)
+    if min(found) <= 1 <= max(found):
+        text = f"equal {text.partition(' ')[2]}"
+    if len(found) < ENOUGH_ROUNDS:
+        rounds = "1 round" if len(found) == 1 else f"{len(found)} rounds"
+        text = f"{text.removesuffix(')')}; {rounds})"
+    return text
 
 
 def spread(values: Sequence[float], digits: int | None = None) -> str:

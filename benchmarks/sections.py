@@ -35,7 +35,8 @@ BENCHMARKS = (
         name="systems",
         title="Training step",
         text="""
-Forward, backward and AdamW at base size (6 levels, dropout 0.1, sentences of 24 to 32 tokens).
+Forward, backward and AdamW at base size (6 levels, dropout 0.1, sentences of 24 to 32 tokens). The
+optimizer is the one that training asks DeepSpeed for: torch's AdamW, fused.
 *Transformer* is fairseq2's own layers. *RingFormer* is what is used: the level signals are folded
 into the weights of q, k, v and of the FFN once a step; *factored* applies them to every token
 instead. *Published math* (`benchmarks/published_math.py`) has our parameters and our result, but
@@ -48,7 +49,7 @@ of the folded ones by one `unbind`, whose gradient is one `stack`, where indexin
 gradients of the size of all levels; and the loss is chunked.
 """,
         command="train_step --parts systems",
-        cpu="--tokens 2048 4096 --rounds 2",
+        cpu="--tokens 2048 4096 --rounds 5",
         gpu="--tokens 8192 32768 --rounds 10 --dtype bfloat16",
         toy="--tokens 64 --rounds 1 --model_dim 64 --vocab_size 100",
     ),
@@ -73,7 +74,7 @@ memory, and attention is a small part of what is recomputed: there, offload and 
 policy show that they work, not what they are for.
 """,
         command="train_step --parts checkpoints",
-        cpu="--tokens 1024 --rounds 3",
+        cpu="--tokens 1024 --rounds 5",
         gpu="--tokens 8192 --rounds 10 --dtype bfloat16",
         toy="--tokens 32 --rounds 1 --model_dim 64 --vocab_size 100",
     ),
@@ -87,9 +88,9 @@ logits of a chunk of tokens, gradients, the one level that is being recomputed, 
 the C allocator does not give back between them. So the more tokens, the more checkpoints save.
 """,
         command="train_step --parts memory",
-        cpu="--tokens 2048",
-        gpu="--tokens 8192 --dtype bfloat16",
-        toy="--tokens 32 --model_dim 64 --vocab_size 100 --only published",
+        cpu="--tokens 2048 --rounds 5",
+        gpu="--tokens 8192 --rounds 5 --dtype bfloat16",
+        toy="--tokens 32 --rounds 1 --model_dim 64 --vocab_size 100 --only published",
     ),
     Benchmark(
         name="compilation",
@@ -100,7 +101,7 @@ products take nearly all of the time, and are the same with and without; do not 
 there.
 """,
         command="train_step --parts compilation",
-        cpu="--tokens 512 --vocab_size 1000 --rounds 3",
+        cpu="--tokens 512 --vocab_size 1000 --rounds 5",
         gpu="--tokens 8192 --rounds 10 --dtype bfloat16",
         toy="--tokens 32 --rounds 1 --model_dim 64 --vocab_size 100",
     ),
@@ -114,7 +115,7 @@ trains, so its ratio is what batching by length and our math gain together; the 
 padding's share of it.
 """,
         command="real_batches --run_dir {shards}",
-        cpu="--steps 1 --rounds 2",
+        cpu="--steps 1 --rounds 5",
         gpu="--steps 3 --max_tokens 8192 --rounds 10 --dtype bfloat16",
         toy="--steps 1 --rounds 1 --max_tokens 256 --model_dim 64",
     ),
@@ -133,7 +134,7 @@ time is matrix products at the processor's peak, a good part of it the output pr
 sentence they are bound by reading the weights.
 """,
         command="decode",
-        cpu="--sentences 1 24 --rounds 2",
+        cpu="--sentences 1 24 --rounds 5",
         gpu="--sentences 1 64 --rounds 5",
         toy="--sentences 1 4 --rounds 1 --model_dim 64",
     ),
@@ -145,7 +146,7 @@ The same with all systems in bfloat16 (`--evaluation.dtype bfloat16` for our com
 it pays where the processor has bfloat16 instructions.
 """,
         command="decode --dtype bfloat16 --beams 4",
-        cpu="--sentences 1 24 --rounds 2",
+        cpu="--sentences 1 24 --rounds 5",
         gpu="--sentences 1 512 --rounds 5",
         toy="--sentences 2 --rounds 1 --model_dim 64",
     ),
@@ -154,8 +155,10 @@ it pays where the processor has bfloat16 instructions.
         title="Decoding an export with CTranslate2",
         text="""
 The same base-size RingFormer with random weights in every engine, on real sentences of
-newstest2014, each forced to its source's length. The export uses one worker a core (the last row
-of each precision). On a GPU there are PyTorch's rows alone.
+newstest2014, each forced to its source's length. So these rates are the search's, and what comes
+out is no translation: a trained model ends its outputs where it will, and has another rate. The
+export uses one worker a core (the last row of each precision). On a GPU there are PyTorch's rows
+alone.
 
 We had set two targets: that PyTorch takes at most 1.5 times as long as CTranslate2's float32, and
 that int8 is 10 times as fast as the PyTorch search from before the export existed. Where the
@@ -164,7 +167,7 @@ processor's int8 instructions do four times the multiplications of its float32 o
 faster: larger batches, CTranslate2's AVX-512 code in place of the AVX2 that it chooses, and MKL.
 """,
         command="decode --only RingFormer --text {text} --vocabulary {bpe}/vocabulary/spm.model",
-        cpu="--beams 4 --sentences 75 --rounds 2",
+        cpu="--beams 4 --sentences 75 --rounds 5",
         gpu="--beams 4 --sentences 512 --rounds 5",
         toy="--beams 4 --sentences 4 --rounds 1 --model_dim 64",
     ),
@@ -187,8 +190,8 @@ lines of one large plain file and its checksum; the command itself holds one byt
 run was made.
 """,
         command="prepare --data {data} --scratch {build}",
-        cpu="--pairs 500000 1500000 --rounds 2",
-        gpu="--pairs 500000 4000000 --rounds 3",
+        cpu="--pairs 500000 1500000 --rounds 5",
+        gpu="--pairs 500000 4000000 --rounds 5",
         toy="--pairs 2000 4000 --rounds 1 --vocab_size 500",
     ),
     Benchmark(
@@ -201,8 +204,8 @@ pairs there are of a length: it is less with more pairs, and more where sentence
 target is 5%. Compare collation with the tokens/s of training: one process should be far ahead.
 """,
         command="feed --run_dir {shards}",
-        cpu="--rounds 3",
-        gpu="--rounds 3",
+        cpu="--rounds 5",
+        gpu="--rounds 5",
         toy="--rounds 1 --shards 20 --pairs 20000 --steps 5",
     ),
     Benchmark(
@@ -221,7 +224,7 @@ the CPU time of the threads that do the rest. A checkpoint is flushed to the dis
 goes on.
 """,
         command="train_loop --config {recipe}",
-        cpu="--steps 8 --rounds 2 --training.max_tokens 1024 --training.log_every 4",
+        cpu="--steps 8 --rounds 5 --training.max_tokens 1024 --training.log_every 4",
         gpu="--steps 100 --rounds 5 --training.max_tokens 16384 "
         "--training.deepspeed_config ds_configs/zero1_bf16.json",
         toy="--steps 2 --rounds 1 --ranks 1 --training.max_tokens 256 --training.log_every 1",
@@ -236,7 +239,9 @@ How fast it is, and what memory it takes. What the models are worth is in
 
 This page is made by `python -m benchmarks.run_all` (`--list`, `--only NAME…`), from programs in
 `benchmarks/`, each of which runs all systems in turns; ratios are taken within a round and given
-as median (min–max). Machines differ and are shared: compare ratios, not seconds, and run them
+as median (min–max) of five rounds or more. Where one round says more than 1 and another less, the
+page says *equal*. Ratios of fewer rounds, which earlier versions of the programs made, say of how
+many, and are worth less. Machines differ and are shared: compare ratios, not seconds, and run them
 again on yours. What another machine measured, with a GPU for example, stands in a subsection of
 its own; a section without one of a GPU was not measured on any. Commands are for the checkout,
 with `. .venv/bin/activate` and `OMP_NUM_THREADS` set to the number of cores; `--help` of a

@@ -1,4 +1,6 @@
-"""Measure a training step (forward, backward, AdamW): RingFormer, its rivals, the published math.
+"""Measure a training step (forward, backward, and the fused AdamW that training uses).
+
+RingFormer runs beside its rivals and the published math.
 
 python -m benchmarks.train_step [--parts systems memory] [--tokens 4096 16384] [--dtype bfloat16]
 """
@@ -11,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -25,10 +28,13 @@ from benchmarks.rounds import (
     print_report,
     print_table,
     progress,
+    ratios,
 )
 from models.config import ActivationCheckpointing, Architecture, ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
+from pipeline.recipe import TrainingConfig
+from pipeline.training.deepspeed_config import deepspeed_config
 
 PAD, BOS, EOS = 0, 2, 3
 LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
@@ -97,12 +103,19 @@ def random_batch_loss(tokens: int, vocab_size: int, device: torch.device) -> Los
     return loss
 
 
+def adamw(model: TranslationModel) -> torch.optim.Optimizer:
+    """Return the optimizer that training asks DeepSpeed for: torch's AdamW, fused."""
+    asked = deepspeed_config(TrainingConfig(), accumulation_steps=1)["optimizer"]["params"]
+    options = {key: asked[key] for key in ("lr", "betas", "eps", "weight_decay", "fused")}
+    return torch.optim.AdamW(model.parameters(), **options)
+
+
 def steps_of(model: TranslationModel, losses: Sequence[Loss]) -> Callable[[], None]:
     """Return a function that makes an optimizer step on each loss.
 
     :param losses: of batches, each a function of the model.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98))
+    optimizer = adamw(model)
 
     def step() -> None:
         for loss in losses:
@@ -176,16 +189,18 @@ def compare_memory(arguments: argparse.Namespace, tokens: int) -> None:
         for words, policy in POLICIES.items()
         if policy.levels
     ]
-    peaks = {}
-    for title, name, policy in cases:
-        # Threads and CUDA contexts do not survive a fork.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            peaks[title] = pool.submit(peak_bytes, name, policy, arguments, tokens).result()
-        progress(f"{title}: {peaks[title] / 2**20:,.0f} MiB")
+    peaks: dict[str, list[int]] = {title: [] for title, _, _ in cases}
+    for _ in range(arguments.rounds):
+        for title, name, policy in cases:
+            # Threads and CUDA contexts do not survive a fork.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                peak = pool.submit(peak_bytes, name, policy, arguments, tokens).result()
+            peaks[title].append(peak)
+            progress(f"{title}: {peak / 2**20:,.0f} MiB")
     references = [name for name in ("Transformer", "RingFormer") if name in peaks]
     rows = [
-        [title, f"{peak / 2**20:,.0f}", *(f"{peak / peaks[other]:.3f}" for other in references)]
-        for title, peak in peaks.items()
+        [title, f"{median(found) / 2**20:,.0f}", *(ratios(found, peaks[o]) for o in references)]
+        for title, found in peaks.items()
     ]
     header = ["system", "MiB", *(f"over {name}" for name in references)]
     print_table(f"Peak of a forward and backward pass, {size_of(arguments, tokens)}", header, rows)

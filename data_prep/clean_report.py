@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_prep.config import DataConfig
 from data_prep.pieces import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 EXAMPLES = 5  # pairs shown of what a filter dropped from a corpus
 LENGTH_EDGES = np.arange(0, 501, 10)  # characters; the last bin also holds what is longer
@@ -64,7 +67,15 @@ def summary(corpus: Mapping[str, Any]) -> str:
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Draw what each filter dropped from each corpus, and lengths and ratios of what was kept."""
+    """Draw a report.
+
+    :param path: of the PNG; the same report has the same bytes.
+    """
+    picture(report).savefig(path, dpi=110, metadata={"Software": None})
+
+
+def picture(report: Mapping[str, Any]) -> Figure:
+    """Return what each filter dropped from each corpus, and lengths and ratios of what was kept."""
     from matplotlib.figure import Figure  # takes a second to import
 
     corpora = report["corpora"]
@@ -72,20 +83,24 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(11, 5 + 0.5 * len(corpora)), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(1 + 0.3 * len(corpora), 3))
     shares = figure.add_subplot(grid[0, :])
-    left = np.zeros(len(corpora))
+    rows, left = range(len(corpora)), np.zeros(len(corpora))
     reads = np.array([max(corpus["read"], 1) for corpus in corpora])
     for number, name in enumerate(corpora[0]["dropped"]):
         width = 100 * np.array([corpus["dropped"][name] for corpus in corpora]) / reads
         if width.any():
-            shares.barh(names, width, left=left, color=f"C{number}", label=name)
+            shares.barh(rows, width, left=left, color=f"C{number}", label=name)
             left += width
     for row, corpus in enumerate(corpora):
-        note = f" {left[row]:.2f} % of {corpus['read']:,} dropped, {corpus['kept']:,} kept"
+        dropped = f"{left[row]:.2f} %" if left[row] else "none"
+        note = f" {dropped} of {corpus['read']:,} dropped, {corpus['kept']:,} kept"
         shares.text(left[row], row, note, va="center")
     shares.set(title="Dropped, % of the pairs read", xlim=(0, max(1.0, 1.8 * left.max())))
-    shares.invert_yaxis()
+    shares.set_yticks(rows, names)
+    shares.set_ylim(len(corpora) - 0.5, -0.5)  # the first on top; there may be no bars to fit
     if left.any():
         shares.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        shares.set_xticks([])
     lengths, ratios = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     for number, corpus in enumerate(corpora):
         for axis, key, edges, style in (
@@ -100,5 +115,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     ratios.set(title="Target characters over source characters")
     for axis in (lengths, ratios):
         axis.grid(alpha=0.3)
-    ratios.legend(fontsize="small")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+        if not report["kept"]:
+            axis.text(0.5, 0.5, "no pair was kept", transform=axis.transAxes, ha="center")
+    if report["kept"]:
+        ratios.legend(fontsize="small")
+    return figure

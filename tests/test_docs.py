@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +105,38 @@ def test_modules_and_files_are_there(page: Path) -> None:
     for name in SOURCE.findall(text):
         if name.split("/")[0] in {path.name for path in ROOT.iterdir()}:
             assert (ROOT / name).exists(), name
+
+
+def test_the_split_of_a_corpus_is_a_shuffle(tmp_path: Path) -> None:
+    """your_corpus.md's commands keep sides aligned, separate neighbours, and can be repeated."""
+    page = (ROOT / "docs" / "your_corpus.md").read_text(encoding="utf-8")
+    (commands,) = (block for _, block in FENCE.findall(page) if "all.tsv" in block)
+    pairs, splits = 20_000, ("train", "valid", "test")
+    numbers = [*range(pairs), *range(0, pairs, 100)]  # some pairs occur twice
+    drawn: list[dict[str, list[int]]] = []
+    for folder in (tmp_path / "once", tmp_path / "again"):
+        folder.mkdir()
+        german = "".join(f"Satz Ä{n}\t!\r\n" for n in numbers)
+        (folder / "all.de").write_bytes(german.encode())
+        (folder / "all.en").write_text("".join(f"Sentence {n}\n" for n in numbers))
+        subprocess.run(["bash", "-e", "-c", commands], cwd=folder, check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+        drawn.append({})
+        for split in splits:
+            sides = [(folder / "data" / "mine" / f"{split}.{side}") for side in ("de", "en")]
+            german_lines, english_lines = (side.read_text().splitlines() for side in sides)
+            order = [int(line.split()[1]) for line in english_lines]
+            assert german_lines == [f"Satz Ä{n} !" for n in order]
+            drawn[-1][split] = order
+    once, again = drawn
+    assert once == again
+    assert sorted(number for order in once.values() for number in order) == [*range(pairs)]
+    assert [len(once[split]) for split in splits] == [pairs - 2000, 1000, 1000]
+    neighbours = sum(abs(a - b) == 1 for a, b in pairwise(once["train"]))
+    assert neighbours < 20  # 2 are to be expected
+    for split in ("valid", "test"):  # of all parts of the corpus alike: 100 ± 9.5 of each tenth
+        tenths = Counter(number * 10 // pairs for number in once[split])
+        assert all(60 < tenths[tenth] < 140 for tenth in range(10))
 
 
 def test_recipe_page_is_up_to_date() -> None:

@@ -100,11 +100,20 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
     assert run.info.status == "FINISHED"
     assert run.data.params["model.architecture"] == "ringformer"
     assert run.data.params["deepspeed.zero_optimization.stage"] == "1"
-    assert len(client.get_metric_history(run_id, "test_chrf")) == 1  # however often it is told
+    assert run.data.params["training.max_steps"] == "80"  # what this recipe sets is there
+    assert "training.adam_betas" not in run.data.params  # and not what is the default
+    assert len(run.data.params) < 45
+    told_once = client.get_metric_history(run_id, "quality/test_chrf")
+    assert len(told_once) == 1  # however often it is told
     logged = run.data.metrics.keys()
-    assert {"test_bleu", "test_chrf", "test_ter", "valid_loss", "learning_rate"} <= logged
-    assert any(name.startswith("system/") for name in logged)
-    steps = [metric.step for metric in client.get_metric_history(run_id, "train_loss")]
+    assert {name.partition("/")[0] for name in logged} == {
+        "loss", "quality", "speed", "system", "training",
+    }  # fmt: skip
+    assert {"quality/test_bleu", "quality/test_ter", "loss/valid_loss"} <= logged
+    for name in ("loss/train_loss", "speed/memory_gib"):
+        values = [metric.value for metric in client.get_metric_history(run_id, name)]
+        assert values == [float(f"{value:.6g}") for value in values]
+    steps = [metric.step for metric in client.get_metric_history(run_id, "loss/train_loss")]
     assert steps == [20, 40, 60, 80]
     rates = [
         metric.value
@@ -143,6 +152,7 @@ def test_the_evaluated_model_is_registered_and_served_from_its_artifact_alone(
     scores = json.loads((folder / "scores.json").read_text())
     assert champion.tags["bleu"] == str(scores["bleu"])
     assert f"| toy-test | 20 | {scores['bleu']} ± {scores['bleu_ci']}" in str(champion.description)
+    assert str(champion.description).startswith("# run: ringformer, de → en\n")  # no YAML header
     model = mlflow.pyfunc.load_model(
         client.get_model_version_download_uri("ringformer-de-en-toy-test", champion.version)
     )
@@ -243,7 +253,7 @@ def test_an_export_is_evaluated(
     run = MlflowClient(load_recipe(recipe).tracking_uri).get_run(
         str(run_id_of(load_recipe(recipe)))
     )
-    assert run.data.metrics["test--served_bleu"] == other["bleu"]
+    assert run.data.metrics["quality/test--served_bleu"] == other["bleu"]
     assert "| toy-test | 20 |" in (exported / "README.md").read_text()
 
 
@@ -263,7 +273,9 @@ def test_records_that_could_not_be_sent_go_with_a_run_that_reuses_everything(
         assert again.returncode == 0, again.stderr
         run_id = re.findall(r"MLflow run (\w{32})", again.stdout)[0]
         client = MlflowClient(elsewhere)
-        assert client.get_run(run_id).data.metrics.keys() >= {"test_bleu", "train_loss"}
+        assert client.get_run(run_id).data.metrics.keys() >= {
+            "quality/test_bleu", "loss/train_loss",
+        }  # fmt: skip
         champion = champion_of(client)
         assert (champion.version, champion.run_id) == ("1", run_id)
     assert list((tmp_path / "artifacts").rglob("model.bin"))  # by the server, not by us
@@ -432,11 +444,11 @@ def test_the_dashboard_shows_bleu_the_loss_curve_and_the_translations(
     loaded = load_recipe(recipe)
     run_id = str(run_id_of(loaded))
     scores = json.loads((loaded.run_dir / "evaluation" / "toy-test" / "scores.json").read_text())
-    assert float(ui.overview(run_id, "test_bleu")) == scores["bleu"]
+    assert float(ui.overview(run_id, "quality/test_bleu")) == scores["bleu"]
     ui.save("overview")
     curve = ui.curve(run_id, "train_loss", charts="_loss|bleu")
     ui.save("curves")
-    logged = MlflowClient(loaded.tracking_uri).get_metric_history(run_id, "train_loss")
+    logged = MlflowClient(loaded.tracking_uri).get_metric_history(run_id, "loss/train_loss")
     assert [step for step, _ in curve] == [metric.step for metric in logged]
     assert [loss for _, loss in curve] == pytest.approx([metric.value for metric in logged])
     table = ui.table(run_id, "translations")
@@ -458,10 +470,10 @@ def test_the_dashboard_shows_the_bleu_of_two_runs_side_by_side(
     loaded = load_recipe(recipe)
     run_ids = [str(run_id_of(loaded)), str(run_id_of(rival))]
     scores = json.loads((loaded.run_dir / "evaluation" / "toy-test" / "scores.json").read_text())
-    listed = ui.listed("test_bleu", runs=2)
+    listed = ui.listed("quality/test_bleu", runs=2)
     ui.save("runs")
     assert [float(listed[run_id]) for run_id in run_ids] == [scores["bleu"], RIVAL_BLEU]
-    compared = ui.compared(run_ids, "test_bleu")
+    compared = ui.compared(run_ids, "quality/test_bleu")
     ui.save("comparison")
     assert [float(value) for value in compared] == [scores["bleu"], RIVAL_BLEU]
     assert ui.errors() == []

@@ -48,9 +48,14 @@ def _as_trained(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
     return recipe.model_copy(update={"training": TrainingConfig.model_construct(**then)})
 
 
+def without_yaml_header(card: str) -> str:
+    """Return a model card for readers to whom its YAML header would be text."""
+    header, end, text = card.partition("\n---\n")
+    return text.lstrip() if end and header.startswith("---\n") else card
+
+
 def _yaml_header(recipe: Recipe, scores: Sequence[Scores]) -> str:
     """Return languages, tags and scores in the form that model hubs read."""
-    task = {"type": "translation", "name": "Translation"}
     head: dict[str, Any] = {
         "language": list(recipe.data.languages),
         "tags": ["translation", recipe.model.architecture],
@@ -58,8 +63,8 @@ def _yaml_header(recipe: Recipe, scores: Sequence[Scores]) -> str:
     }
     if scores:
         found = [
-            {
-                "task": task,
+            {  # no object twice, or YAML would have anchors
+                "task": {"type": "translation", "name": "Translation"},
                 "dataset": {"type": each["test_set"], "name": each["test_set"]},
                 "metrics": [{"type": key, "value": each[key]} for key in ("bleu", "chrf", "ter")],
             }

@@ -19,6 +19,7 @@ from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.comparison import compare, download_evaluation
 from pipeline.evaluation.results import Result
 from pipeline.publishing.exports import export
+from pipeline.publishing.model_card import without_yaml_header
 from pipeline.recipe import ROOT, Recipe, UsageError
 from pipeline.tracking.mlflow_records import client_of, describe_error
 from pipeline.tracking.tracker import run_id_of
@@ -145,7 +146,7 @@ def _log_model(
         **{key: str(result.scores[key]) for key in ("bleu", "bleu_ci", "bleu_signature")},
         "fingerprint": result.fingerprint,  # comes last: a version that has it is complete
     }
-    client.update_model_version(new.name, new.version, description=card)
+    client.update_model_version(new.name, new.version, description=without_yaml_header(card))
     for key, value in tags.items():
         client.set_model_version_tag(new.name, new.version, key, value)
     return new

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,8 @@ log = logging.getLogger("tracking")
 
 MAX_PARAMS = 100  # MLflow's limit for one request; that of metrics is 1,000
 METRICS_RECORDS = 50  # journal records of metrics sent together
+METRIC_DIGITS = 6  # significant ones; the journal has all
+TRAINING_METRICS = ("epoch", "grad_norm", "learning_rate", "skipped_steps")
 
 IMPORT_LOCK = threading.Lock()  # two threads that import mlflow at once deadlock
 
@@ -81,11 +84,34 @@ def describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"
 
 
+def metric_key(name: str) -> str:
+    """Return what MLflow calls a metric: its name behind a section, as in `loss/train_loss`.
+
+    MLflow draws the sections in alphabetical order, and metrics without one below them all. So
+    `loss` and `quality` come before `speed` and `training`. (`system/…` has a page of its own.)
+    """
+    if "/" in name:
+        return name
+    if name in TRAINING_METRICS:
+        return f"training/{name}"
+    if name.endswith(("_loss", "_ppl")):
+        return f"loss/{name}"
+    return f"speed/{name}" if name.endswith("_per_second") else f"quality/{name}"
+
+
+def rounded(value: float) -> float:
+    """Return a metric as people read it: with six significant digits, or all those of its integer
+    part where they are more."""
+    if math.isfinite(value) and abs(value) >= 10**METRIC_DIGITS:
+        return float(round(value))
+    return float(f"{value:.{METRIC_DIGITS}g}")
+
+
 def _send_metrics(client: MlflowClient, run_id: str, records: Sequence[Record]) -> None:
     from mlflow.entities import Metric
 
     metrics = [
-        Metric(key, value, record["time_ms"], record["step"])
+        Metric(metric_key(key), rounded(value), record["time_ms"], record["step"])
         for record in records
         for key, value in record["metrics"].items()
     ]

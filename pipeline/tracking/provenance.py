@@ -8,15 +8,36 @@ import os
 import platform
 import socket
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
+
+from pydantic.main import IncEx
 
 from data_prep.files import digest_of
 from data_prep.stage import read_manifest
 from data_prep.vocabulary import vocabulary_files
 from pipeline.recipe import ROOT, Recipe
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import Tracker, flatten
 
+# Parameters that every run has, for tables of runs; of the others it has those that are not the
+# default.
+CENTRAL_KEYS: Mapping[str, IncEx | bool] = {
+    "data": {"source_lang": True, "target_lang": True, "vocabulary": {"type", "size"}},
+    "model": {"architecture", "model_dim", "num_levels"},
+    "training": {"seed", "max_steps", "max_tokens", "learning_rate"},
+    "evaluation": {"average_checkpoints", "beam_size"},
+}
+NAMED_KEYS: Mapping[str, IncEx | bool] = {
+    "data": {"train": True, "valid": True, "test": True, "downloads": True, "cleaning": {"filters"}}
+}
+DEEPSPEED_KEYS = (  # the rest is in deepspeed.json, or the recipe's
+    "zero_optimization.stage",
+    "zero_optimization.offload_optimizer.device",
+    "zero_optimization.offload_param.device",
+    "bf16.enabled",
+    "fp16.enabled",
+)
 PACKAGES = ("torch", "deepspeed", "fairseq2", "ctranslate2", "sentencepiece", "sacrebleu", "mlflow")
 
 
@@ -30,10 +51,12 @@ def log_data(tracker: Tracker, recipe: Recipe) -> None:
         tracker.log_status("SCHEDULED")
         tracker.log_tags(_code_tags() | _machine_tags())
     tracker.log_json("recipe.json", recipe.model_dump(mode="json"))
-    tracker.log_params(**recipe.model_dump(mode="json", include={"data"}))
+    tracker.log_params(**_parameters(recipe, "data"))
     if (manifest := read_manifest(shards)) is None:
         return  # a trained model was copied here without its data
-    tracker.log_params(shards={key: manifest[key] for key in ("totals", "vocabulary")})
+    tracker.log_params(
+        shards={"train": manifest["totals"]["train"], "vocabulary": manifest["vocabulary"]["sizes"]}
+    )
     tracker.log_json("data/manifest.json", manifest)
     for path in (clean / "report.json", clean / "report.png", *vocabulary_files(shards)):
         if path.exists():  # shards can be copied without the text that they were made from
@@ -63,8 +86,11 @@ class TrainingFacts(NamedTuple):
 
 def log_training(tracker: Tracker, recipe: Recipe, facts: TrainingFacts) -> None:
     """Log the recipe, DeepSpeed's configuration, code and machine of a training that begins."""
-    sections = recipe.model_dump(mode="json", include={"model", "training", "evaluation"})
-    tracker.log_params(**sections, deepspeed=facts.deepspeed_config)
+    given = flatten(facts.deepspeed_config)
+    tracker.log_params(
+        **_parameters(recipe, "model", "training", "evaluation"),
+        deepspeed={key: given[key] for key in DEEPSPEED_KEYS if key in given},
+    )
     tracker.log_tags(
         {
             **_code_tags(),
@@ -77,6 +103,27 @@ def log_training(tracker: Tracker, recipe: Recipe, facts: TrainingFacts) -> None
     tracker.log_json("recipe.json", recipe.model_dump(mode="json"))
     tracker.log_json("deepspeed.json", facts.deepspeed_config)
     tracker.log_status("RUNNING")
+
+
+def _parameters(recipe: Recipe, *sections: str) -> dict[str, Any]:
+    """Return the keys of some sections that say what is special about a run, and `CENTRAL_KEYS`.
+
+    Corpora and filters are there by their names. All keys are in recipe.json.
+    """
+    special = recipe.model_dump(
+        mode="json", include={*sections}, exclude=NAMED_KEYS, exclude_defaults=True
+    )
+    central = recipe.model_dump(mode="json", include=CENTRAL_KEYS)
+    parameters = flatten({section: central[section] for section in sections}) | flatten(special)
+    if "data" in sections:
+        data = recipe.data
+        parameters |= {
+            "data.train": "+".join(corpus.name for corpus in data.train),
+            "data.valid": data.valid.name,
+            "data.test": data.test.name,
+            "data.cleaning.filters": ", ".join(each.filter for each in data.cleaning.filters),
+        }
+    return parameters
 
 
 def _code_tags() -> dict[str, str]:

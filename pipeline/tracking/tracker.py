@@ -94,7 +94,7 @@ class Tracker:
 
         MLflow keeps the first value that it gets for a key.
         """
-        params = {key: str(value)[:500] for key, value in _flatten(sections).items()}
+        params = {key: str(value)[:500] for key, value in flatten(sections).items()}
         self._append_if_new("params", params=params)
 
     def log_input(self, name: str, digest: str, context: str, profile: Mapping[str, Any]) -> None:
@@ -381,12 +381,12 @@ def run_id_of(recipe: Recipe) -> str | None:
     return state["run_id"] if state else None
 
 
-def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the leaves of nested mappings by their dotted keys."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):
-            flat |= _flatten(item, f"{prefix}{key}.")
+            flat |= flatten(item, f"{prefix}{key}.")
         else:
             flat[prefix + key] = item
     return flat

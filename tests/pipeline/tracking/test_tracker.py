@@ -48,7 +48,7 @@ def test_nothing_is_lost_while_the_server_is_away(
         run_id = tracker.run_id
         assert run_id is not None
         client = MlflowClient(recipe.tracking_uri)
-        history = client.get_metric_history(run_id, "train_loss")
+        history = client.get_metric_history(run_id, "loss/train_loss")
         assert [metric.step for metric in history] == list(range(1, 102))
         assert history[49].value == 1 / 50
         run = client.get_run(run_id)
@@ -70,8 +70,8 @@ def test_nothing_is_lost_while_the_server_is_away(
         tracker.log_metrics({"valid_loss": 2.0}, 101)
         tracker.close()
         assert tracker.run_id == run_id
-        assert len(client.get_metric_history(run_id, "train_loss")) == 101
-        assert client.get_metric_history(run_id, "valid_loss")[0].value == 2.0
+        assert len(client.get_metric_history(run_id, "loss/train_loss")) == 101
+        assert client.get_metric_history(run_id, "loss/valid_loss")[0].value == 2.0
         assert "skipped a line that a crash has cut" in caplog.text
         table = client.download_artifacts(run_id, "translations.json", str(tmp_path))
         assert json.loads(Path(table).read_text())["data"] == [["Hallo.", "Hello."]]
@@ -99,7 +99,7 @@ def test_a_new_store_or_a_deleted_run_gets_everything(
         (experiment,) = (client.get_experiment_by_name("ringformer"),)
         assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id])
-        history = client.get_metric_history(run.info.run_id, "train_loss")
+        history = client.get_metric_history(run.info.run_id, "loss/train_loss")
         assert [metric.value for metric in history] == [1.0, 0.5]
         assert run_id_of(recipe) == run.info.run_id
     send_left_over(first)  # has everything already: nothing is sent twice
@@ -122,5 +122,6 @@ def test_a_refused_record_does_not_hold_up_the_others(
             "MLflow did not take params: it keeps those that a run began with, of " in caplog.text
         )
         assert tracker.run_id is not None
-        history = MlflowClient(recipe.tracking_uri).get_metric_history(tracker.run_id, "train_loss")
+        client = MlflowClient(recipe.tracking_uri)
+        history = client.get_metric_history(tracker.run_id, "loss/train_loss")
         assert [metric.step for metric in history] == [1, 2]

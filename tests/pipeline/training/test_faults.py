@@ -20,6 +20,7 @@ from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
 from pipeline.recipe import ROOT, Recipe
+from pipeline.tracking.mlflow_records import metric_key
 from pipeline.translation.run_model import untrained_model
 from tests.conftest import run_process
 from tests.pipeline.conftest import save_checkpoint
@@ -46,8 +47,9 @@ def arguments(recipe: Path, run_dir: Path, **training: object) -> list[str]:
 
 def history(run_dir: Path, key: str) -> list[tuple[int, float]]:
     """Return what MLflow has of a metric: (step, value), in order of the steps."""
+    wanted = "SELECT step, value FROM metrics WHERE key = ? ORDER BY step"
     with sqlite3.connect(run_dir.parent / "mlflow.db") as store:
-        rows = store.execute("SELECT step, value FROM metrics WHERE key = ? ORDER BY step", [key])
+        rows = store.execute(wanted, [metric_key(key)])
         return list(rows)
 
 

@@ -1,0 +1,55 @@
+"""The model card, as model hubs and as MLflow's registry show it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ruamel.yaml import YAML
+
+from models.factory import create_model
+from pipeline.checkpoints.folder import list_checkpoints
+from pipeline.evaluation.results import weights_digest
+from pipeline.publishing.model_card import model_card, without_yaml_header
+from pipeline.recipe import Recipe
+from tests.conftest import save_checkpoint
+
+SCORES = {
+    "sentences": 20, "length_ratio": 1.0, "beam_size": 2, "length_penalty": 1.0,
+    **{f"{name}{part}": 1.0 for name in ("bleu", "chrf", "ter") for part in ("", "_ci")},
+    **{f"{name}_signature": "nrefs:1" for name in ("bleu", "chrf", "ter")},
+}  # fmt: skip
+
+
+@pytest.fixture
+def card(prepared: Recipe, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The card of a model that was evaluated on two test sets."""
+    run_dir = tmp_path_factory.mktemp("card") / "run"
+    run_dir.mkdir()
+    (run_dir / "shards").symlink_to(prepared.shards.absolute())
+    recipe = prepared.model_copy(update={"run_dir": run_dir})
+    save_checkpoint(create_model(recipe.model, (300, 300), 0), recipe)
+    checkpoints = list_checkpoints(recipe.checkpoints)
+    for name in ("toy-test", "other"):
+        folder = run_dir / "evaluation" / name
+        folder.mkdir(parents=True)
+        scores = {**SCORES, "test_set": name, "weights_sha256": weights_digest(recipe, checkpoints)}
+        (folder / "scores.json").write_text(json.dumps(scores))
+    return model_card(recipe, checkpoints)
+
+
+def test_the_header_is_plain_yaml(card: str) -> None:
+    _, header, _ = card.split("---\n", 2)
+    assert "&" not in header
+    assert "*" not in header
+    results = YAML(typ="safe").load(header)["model-index"][0]["results"]
+    assert [result["dataset"]["name"] for result in results] == ["toy-test", "other"]
+    assert results[0]["task"] == results[1]["task"]
+
+
+def test_the_registry_shows_the_card_without_its_header(card: str) -> None:
+    text = without_yaml_header(card)
+    assert text.startswith("# run: ringformer, de → en\n\n## Model\n")
+    assert card.endswith(text)
+    assert without_yaml_header(text) == text
+    assert without_yaml_header("A line.\n---\nAnother.\n") == "A line.\n---\nAnother.\n"
