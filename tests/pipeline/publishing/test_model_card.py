@@ -12,7 +12,7 @@ from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.evaluation.results import weights_digest
 from pipeline.publishing.model_card import model_card, without_yaml_header
 from pipeline.recipe import Recipe
-from tests.conftest import save_checkpoint
+from tests.pipeline.conftest import save_checkpoint
 
 SCORES = {
     "sentences": 20, "length_ratio": 1.0, "beam_size": 2, "length_penalty": 1.0,
