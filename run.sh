@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole project in one script: raw corpora → shards → a trained RingFormer → BLEU in MLflow.
 #
-#   ./run.sh [COMMAND] [--config RECIPE] [--SECTION.KEY VALUE]...
+#   ./run.sh [COMMAND] [--config RECIPE] [--SECTION.KEY VALUE]...     (options may come first, too)
 #
 # COMMAND: all (default)  setup, prepare, train, evaluate, one after the other
 #          setup          create .venv from requirements.lock
@@ -15,24 +15,82 @@
 #          dashboard      MLflow's UI on 127.0.0.1:5000
 #          test           linters, type checker and tests; arguments go to pytest
 #
-# Every stage skips what is up to date. `./run.sh COMMAND --help` lists every recipe key.
-# Exit codes: 0 done, 2 bad usage or recipe, 75 training was stopped by a signal and has saved a
-#             checkpoint (the same command continues), 1 anything else.
+# Every stage skips what is up to date. `./run.sh COMMAND --help` shows a command's options and the
+# names of recipe keys, `--help_keys` explains those.
+# Exit codes: 0 done, 2 bad usage or recipe, 75 stopped by a signal (training has saved a checkpoint)
+#             and the same command continues, 1 anything else.
 set -euo pipefail
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 VENV=$ROOT/.venv
+MARK=$VENV/made-by-run.sh
 UV=uv==0.13.9
 
 say() { printf '%s\n' "run.sh: $*" >&2; }
 fail() { say "error: $2"; exit "$1"; }
+
+# Run a command as a process group of its own, and wait until all of it has ended. A signal to us
+# stops it: see `stop`.
+supervise() {
+  [[ -z $stopped ]] || end_stopped
+  group=starting
+  set -m
+  "$@" </dev/null &
+  group=$!
+  set +m
+  [[ -z $stopped ]] || pass_on
+  local status=0 tries=0
+  wait "$group" || status=$?
+  # `wait` ends at a signal; ranks may then take their time to save. (Zombies do not count.)
+  while pgrep -g "$group" -r D,R,S,T >/dev/null 2>&1; do
+    sleep 0.2
+    [[ $stopped == ranks ]] || ((++tries < 50)) || kill -KILL -- "-$group" 2>/dev/null || true
+  done
+  if [[ -n $stopped ]]; then
+    status=0
+    wait "$group" || status=$?
+    # Ranks say themselves that they have saved, or what went wrong with it.
+    [[ $stopped == ranks && $status =~ ^(1|2|75)$ ]] && exit "$status"
+    end_stopped
+  fi
+  group=''
+  return "$status"
+}
+
+# At the first signal ask what is at work to stop, at the second one kill it.
+stop() {
+  case $group$stopped in
+    '') stopped=all; end_stopped ;;
+    starting*) stopped=all ;;
+    *[!0-9]*) kill -KILL -- "-$group" 2>/dev/null || true ;;
+    *) pass_on ;;
+  esac
+}
+
+# Tell the ranks alone: the launcher would kill them 30 s after a signal of its own, and a checkpoint
+# may take longer. Where there are none, tell all.
+pass_on() {
+  stopped=ranks
+  if ! pkill -TERM -g "$group" -f -- --local_rank= 2>/dev/null; then
+    stopped=all
+    kill -TERM -- "-$group" 2>/dev/null || true
+  fi
+}
+
+end_stopped() {
+  case $command in
+    dashboard) exit 0 ;;
+    test) fail 1 "stopped by a signal" ;;
+    *) say "stopped by a signal; run the same command again to continue"; exit 75 ;;
+  esac
+}
 
 find_python() {
   local candidate
   for candidate in ${PYTHON:-python3.12 python3.11 python3.10 python3}; do
     if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
       2>/dev/null; then
-      printf '%s' "$candidate"
+      realpath -s "$(command -v "$candidate")"
       return
     fi
   done
@@ -42,12 +100,16 @@ find_python() {
 # Environment from the lock file, by uv; pip where uv cannot run. A copy of the lock in .venv says
 # that it was filled completely.
 setup() {
-  cmp -s "$ROOT/requirements.lock" "$VENV/requirements.lock" && return
   local python started=$SECONDS
   python=$(find_python)
+  cd "$ROOT"
+  if [[ -n $(ls -A "$VENV" 2>/dev/null) && ! -e $MARK && ! -e $VENV/requirements.lock ]]; then
+    fail 1 "$VENV is there, and not made by this script; move it away"
+  fi
   say "setting up $VENV with $("$python" --version) (about 8 GB)"
   if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
-    "$python" -m venv --clear "$VENV" ||
+    { mkdir -p "$VENV" && touch "$MARK" &&
+      find "$VENV/" -mindepth 1 ! -path "$MARK" -delete && "$python" -m venv "$VENV"; } ||
       fail 1 "cannot create $VENV; on Debian and Ubuntu: apt install python3-venv"
   fi
   if "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$UV" &&
@@ -77,65 +139,42 @@ print(next(iter(glob.glob(os.path.join(folder, "libsndfile*.so*"))), ""))')
   if [[ -n $library ]]; then ln -sf "$library" "$VENV/lib/libsndfile.so.1"; fi
 }
 
-prepare() { python -m pipeline.prepare "$@"; }
+# A command's program, by its path: the current folder is no place to look for modules.
+program() { printf '%s' "$ROOT/pipeline/$1.py"; }
+
+prepare() { supervise python "$(program prepare)" "$@"; }
+
+launch() {
+  # shellcheck disable=SC2046,SC2086  # several arguments in one variable
+  supervise deepspeed --log_level warning $(rendezvous) ${DEEPSPEED_ARGS:-} "$@"
+}
 
 # Over ranks where DEEPSPEED_ARGS says so, as in training.
 evaluate() {
-  if [[ -z ${DEEPSPEED_ARGS:-} ]]; then
-    python -m pipeline.evaluate "$@"
+  if [[ -n ${DEEPSPEED_ARGS:-} ]]; then
+    launch "$(program evaluate)" "$@"
   else
-    # shellcheck disable=SC2046,SC2086
-    deepspeed --log_level warning $(rendezvous) $DEEPSPEED_ARGS "$ROOT/pipeline/evaluate.py" "$@" \
-      </dev/null
+    supervise env -u RANK -u WORLD_SIZE python "$(program evaluate)" "$@"
   fi
 }
 
 train() {
   local status=0
-  python -m pipeline.train --steps_left "$@" || status=$?
+  supervise python "$(program train)" --steps_left "$@" || status=$?
   case $status in
     0) return ;;  # finished before
     3) ;;         # steps left to train
     *) exit "$status" ;;
   esac
-  # In a process group of its own: the launcher does not pass signals on to its ranks.
-  set -m
-  # shellcheck disable=SC2046,SC2086  # several arguments in one variable
-  deepspeed --log_level warning $(rendezvous) ${DEEPSPEED_ARGS:-} "$ROOT/pipeline/train.py" "$@" \
-    </dev/null &
-  local group=$! stopped=''
-  set +m
-  trap stop_training INT TERM HUP
-  status=0
-  wait "$group" || status=$?
-  # `wait` ends at a signal; the ranks are then still saving. (Zombies do not count.)
-  while pgrep -g "$group" -r D,R,S,T >/dev/null 2>&1; do sleep 0.2; done
-  trap - INT TERM HUP
-  if [[ -n $stopped ]]; then
-    status=0
-    wait "$group" || status=$?
-    [[ $status == 75 ]] || fail 1 "training was stopped; run the same command again to continue"
-  fi
-  [[ $status == 0 ]] || exit "$status"
+  launch "$(program train)" "$@" || exit $?
   # The launcher also exits with 0 when a signal has killed its ranks.
-  python -m pipeline.train --steps_left "$@" || fail 1 "training ended before its last step"
-}
-
-# Tell the ranks alone: the launcher would kill them 30 s after a signal of its own, and a checkpoint
-# may take longer. Where there are none yet, tell all; at the second signal, ask no more.
-stop_training() {
-  if [[ -n $stopped ]]; then
-    kill -KILL -- "-$group" 2>/dev/null || true
-  elif ! pkill -TERM -g "$group" -f -- --local_rank= 2>/dev/null; then
-    kill -TERM -- "-$group" 2>/dev/null || true
-  fi
-  stopped=yes
+  supervise python "$(program train)" --steps_left "$@" || fail 1 "training ended before its last step"
 }
 
 # On one machine any free port: two trainings must not meet at the launcher's fixed one.
 rendezvous() {
   [[ -e /job/hostfile || ${DEEPSPEED_ARGS:-} =~ --(hostfile|master_|node_rank|no_ssh|launcher) ]] ||
-    python -c '
+    python -I -c '
 import socket
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
@@ -145,16 +184,26 @@ with socket.socket() as probe:
 tests() {
   # A file's tests share what they have trained, so they stay in one process; two such processes
   # that each take all cores would be slower than one.
+  unset PYTHONSAFEPATH  # tests/ and benchmarks/ are not installed
   ruff check . && ruff format --check . && mypy && lint-imports --no-logo &&
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest \
       --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
 }
 
+# The command may come behind options; each of them has a value, but for these.
+flag='^(-h|--help|--help_keys|--debug|--.*=.*)$'
+options=()
+while [[ ${1:-} == -* && $# != 1 ]]; do
+  options+=("$1")
+  [[ $1 =~ $flag ]] || { options+=("$2"); shift; }
+  shift
+done
 command=all
-if [[ $# -gt 0 && ($1 != -* || $1 == -h || $1 == --help) ]]; then
+if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help)$) ]]; then
   command=$1
   shift
 fi
+set -- "${options[@]}" "$@"
 case $command in
   all | setup | prepare | train | evaluate | translate | export | dashboard | test) ;;
   -h | --help | help)
@@ -164,23 +213,28 @@ case $command in
   *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, evaluate, translate, export, dashboard or test" ;;
 esac
 
+stopped='' group=''
+trap stop INT TERM HUP
 # A child's own codes (a signal, a tool's) are not ours.
 trap 'status=$?; [[ $status =~ ^(0|2|75)$ ]] || exit 1' EXIT
+# Modules are never looked for in the current folder. (Python 3.10 does not know this variable.)
+export PYTHONSAFEPATH=1
 
-setup >&2
+cmp -s "$ROOT/requirements.lock" "$VENV/requirements.lock" || supervise setup >&2
 export PATH=$VENV/bin:$PATH
 case $command in
   setup) say "environment $VENV is up to date" ;;
   all)
     prepare "$@"
-    if [[ " $* " == *" --help "* || " $* " == *" -h "* ]]; then exit 0; fi
+    if [[ " $* " =~ \ (-h|--help|--help_keys)\  ]]; then exit 0; fi
     train "$@"
     evaluate "$@"
     ;;
   test)
     cd "$ROOT"
-    tests "$@" || exit 1  # pytest's 2 means an interruption
+    supervise tests "$@" || exit 1  # pytest's 2 means an interruption
     ;;
   prepare | train | evaluate) "$command" "$@" ;;
-  *) exec python -m "pipeline.$command" "$@" ;;
+  translate) exec python "$(program translate)" "$@" ;;  # has our stdin, and signals
+  *) supervise python "$(program "$command")" "$@" ;;
 esac

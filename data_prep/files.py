@@ -145,12 +145,18 @@ def _lock_of_this_machine(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def only_command_in(run_dir: Path) -> Iterator[None]:
-    """Keep other commands from writing to `run_dir`, which is made if need be.
+def only_command_in(run_dir: Path, *, make: bool = True) -> Iterator[None]:
+    """Keep other commands from writing to `run_dir`.
 
+    :param make: make it if need be; otherwise one that is not there, or cannot be written to, needs
+        no lock.
     :raises DataError: another command is writing to it.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    if make:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    elif not os.access(run_dir, os.W_OK):
+        yield
+        return
     with ExitStack() as held:
         try:
             held.enter_context(locked(run_dir / ".lock", wait=False))

@@ -10,10 +10,13 @@ import argparse
 import difflib
 import json
 import os
+import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -25,6 +28,11 @@ from pipeline.recipe import ROOT, Recipe, UsageError
 
 OUR_MODULES = {"data_prep", "models", "pipeline", "__main__"}
 DEFAULT_RECIPE = ROOT / "recipes" / "quickstart.yaml"
+
+Location = Sequence[str | int]  # a key of a recipe, as pydantic names it
+
+STOPPED = 75  # exit code after a signal: EX_TEMPFAIL, "try again"
+AGAIN = "run the same command again to continue"
 
 
 def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -87,11 +95,48 @@ def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe
             section = section[parent]
         is_text = _is_text(fields[key].annotation) and text != "null"
         section[last] = text if is_text else _parse_value(key, text)
+    overridden = {key for key, _ in overrides}
+    for location in _empty_texts(content):
+        where = _where(location, path, content, overridden)
+        raise UsageError(f"{where}: `{'.'.join(map(str, location))}`: must not be empty")
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        overridden = {key for key, _ in overrides}
         raise UsageError(_describe_error(error, path, content, overridden)) from error
+
+
+def _empty_texts(value: Any, location: Location = ()) -> Iterator[Location]:
+    """Return where there is text that says nothing: as a path it would be the current folder.
+
+    A download's `folder` may be empty.
+    """
+    inner = value.items() if isinstance(value, dict) else ()
+    for key, item in enumerate(value) if isinstance(value, list) else inner:
+        if isinstance(item, str):
+            if not item.strip(" \t\r\n\0") and key != "folder":
+                yield (*location, key)
+        else:
+            yield from _empty_texts(item, (*location, key))
+
+
+def _where(location: Location, path: Path, content: Any, overridden: set[str]) -> str:
+    """Return what messages begin with: the command line, or the file and line of a key.
+
+    :param content: the recipe as ruamel.yaml read it, with line numbers.
+    :param overridden: dotted keys that the command line has set.
+    """
+    key = ".".join(map(str, location))
+    if any(f"{key}.".startswith(f"{one}.") for one in overridden):
+        return "command line"
+    line = ""
+    for part in location:
+        try:
+            position = content.lc.item(part) if isinstance(part, int) else content.lc.key(part)
+            line = f":{position[0] + 1}"
+            content = content[part]
+        except (AttributeError, KeyError, TypeError):
+            break
+    return f"{path}{line}"
 
 
 def _parse_value(key: str, text: str) -> Any:
@@ -106,24 +151,11 @@ def _parse_value(key: str, text: str) -> Any:
 
 
 def _describe_error(error: ValidationError, path: Path, content: Any, overridden: set[str]) -> str:
-    """Return one line about the first of the errors.
-
-    :param content: the recipe as ruamel.yaml read it, with line numbers.
-    :param overridden: dotted keys that the command line has set.
-    """
+    """Return one line about the first of the errors; parameters as of `_where`."""
     first = error.errors()[0]
     location = [part for part in first["loc"] if not str(part).startswith(("function-", "some "))]
     key = ".".join(map(str, location))
-    line = ""
-    for part in location:
-        try:
-            position = content.lc.item(part) if isinstance(part, int) else content.lc.key(part)
-            line = f":{position[0] + 1}"
-            content = content[part]
-        except (AttributeError, KeyError, TypeError):
-            break
-    on_command_line = any(f"{key}.".startswith(f"{one}.") for one in overridden)
-    where = "command line" if on_command_line else f"{path}{line}"
+    where = _where(location, path, content, overridden)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         in_a_list = any(isinstance(part, int) for part in location)
@@ -161,6 +193,16 @@ def keys_on_command_line(
     return {name: getattr(values, name) for prefix, _, name in given if prefix == section}
 
 
+def path_argument(text: str) -> Path:
+    """Return the path that an argument names, for `add_argument(type=…)`.
+
+    :raises argparse.ArgumentTypeError: it is empty, which would be the current folder.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that raises UsageError, and leaves it to `run_command` to exit."""
 
@@ -175,11 +217,31 @@ def default_of(field: Any) -> str:
     return text.removeprefix(f"{ROOT}/")
 
 
-def _create_parser(program: str, description: str) -> _Parser:
-    """Return a parser of the arguments that all commands have."""
-    parser = _Parser(prog=program, description=description, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE, help="recipe (YAML)")
-    parser.add_argument("--deepspeed_config", help="short for --training.deepspeed_config")
+def _create_parser(
+    program: str, description: str, add_arguments: Callable[[argparse.ArgumentParser], None]
+) -> _Parser:
+    """Return a parser of the arguments that a command has, and of those that all have.
+
+    Its help explains a command's own arguments, and names recipe keys; `--help_keys` explains both.
+    """
+    explain_keys = "--help_keys" in sys.argv
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} [OPTION VALUE]... [--SECTION.KEY VALUE]...",
+        description=description,
+        epilog=None if explain_keys else _key_names(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_arguments(parser)
+    parser.add_argument(
+        "--config", type=path_argument, default=DEFAULT_RECIPE, metavar="RECIPE",
+        help=f"recipe (YAML) [default {DEFAULT_RECIPE.relative_to(ROOT)}]",
+    )  # fmt: skip
+    parser.add_argument("--help_keys", action="help", help="explain every recipe key, and exit")
+    parser.add_argument(
+        "--deepspeed_config", metavar="FILE", help="short for --training.deepspeed_config"
+    )
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     groups: dict[str, Any] = {}
@@ -191,9 +253,27 @@ def _create_parser(program: str, description: str) -> _Parser:
         default = "required" if field.is_required() else f"default {default_of(field)}"
         text = f"{text} [{default}]".replace("%", "%%")
         groups[section].add_argument(
-            f"--{key}", dest=key, default=argparse.SUPPRESS, metavar="VALUE", help=text
-        )
+            f"--{key}", dest=key, default=argparse.SUPPRESS, metavar="VALUE",
+            help=text if explain_keys else argparse.SUPPRESS,
+        )  # fmt: skip
     return parser
+
+
+def _key_names() -> str:
+    """Return the names of all recipe keys, section by section."""
+    sections: dict[str, list[str]] = {}
+    for key, _ in recipe_keys():
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, []).append(name)
+    head = "recipe keys, as --SECTION.KEY VALUE; --help_keys and docs/recipe.md explain them:"
+    lines = [
+        textwrap.fill(
+            (f"{section}: " if section else "") + ", ".join(names),
+            width=100, initial_indent="  ", subsequent_indent="    ",
+        )
+        for section, names in sections.items()
+    ]  # fmt: skip
+    return "\n".join([head, *lines])
 
 
 def run_command(
@@ -201,16 +281,21 @@ def run_command(
     description: str,
     command: Callable[[Recipe, argparse.Namespace], None],
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    *,
+    continues: bool = True,
 ) -> NoReturn:
     """Parse `sys.argv`, call `command(recipe, arguments)`, and exit.
 
-    Exit codes: 0 done, 2 bad usage or recipe, 1 anything else. Errors are one message on stderr; a
-    traceback only with `--debug` or RINGFORMER_DEBUG=1.
+    Exit codes: 0 done, 2 bad usage or recipe, 75 stopped by Ctrl-C, 1 anything else. Errors are one
+    message on stderr; a traceback only with `--debug` or RINGFORMER_DEBUG=1.
+
+    :param continues: whether the same command, after Ctrl-C, goes on where it was; if not, that is
+        an error.
     """
+    _open_closed_streams()
     debug = "--debug" in sys.argv or os.environ.get("RINGFORMER_DEBUG") == "1"
     try:
-        parser = _create_parser(program, description)
-        add_arguments(parser)
+        parser = _create_parser(program, description, add_arguments)
         arguments, unknown = parser.parse_known_args()
         if unknown:
             wanted = unknown[0].split("=")[0]
@@ -224,7 +309,10 @@ def run_command(
     except UsageError as error:
         _exit_with_error(program, str(error), debug, exit_code=2)
     except KeyboardInterrupt:
-        _exit_with_error(program, "interrupted", debug, exit_code=1)
+        if not continues:
+            _exit_with_error(program, "interrupted", debug, exit_code=1)
+        print(f"{program}: stopped by a signal; {AGAIN}", file=sys.stderr, flush=True)
+        sys.exit(STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -234,6 +322,26 @@ def run_command(
         name = "" if ours or isinstance(error, OSError) else f"{type(error).__name__}: "
         _exit_with_error(program, f"{name}{error}", debug, exit_code=1)
     sys.exit(0)
+
+
+def on_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Call `handler` when a signal asks this process to stop: SIGTERM, Ctrl-C, or SIGHUP, which
+    `nohup` has it ignore."""
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, handler)
+
+
+def _open_closed_streams() -> None:
+    """Open stdin, stdout and stderr on /dev/null where they are closed.
+
+    Otherwise the next file that is opened would get what is written to one of them.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 def _exit_with_error(program: str, message: str, debug: bool, *, exit_code: int) -> NoReturn:

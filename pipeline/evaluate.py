@@ -9,10 +9,17 @@ import argparse
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
-from pathlib import Path
 
-from pipeline.command_line import DEFAULT_RECIPE, keys_on_command_line, load_recipe, run_command
+from data_prep.files import only_command_in
+from pipeline.command_line import (
+    DEFAULT_RECIPE,
+    keys_on_command_line,
+    load_recipe,
+    path_argument,
+    run_command,
+)
 from pipeline.evaluation.comparison import LoggedEvaluation, compare_all, evaluations_of_run
 from pipeline.evaluation.evaluator import Evaluation, evaluate
 from pipeline.evaluation.results import Result, Scores
@@ -30,7 +37,9 @@ PATIENCE = timedelta(hours=2)  # how long the other ranks wait while rank 0 scor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.add_argument(
-        "--model", type=Path, help="folder written by `export`; default: the run's checkpoints"
+        "--model",
+        type=path_argument,
+        help="folder written by `export`; default: the run's checkpoints",
     )
     parser.add_argument(
         "--baseline",
@@ -49,7 +58,8 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if world_size() > 1:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         join_ranks(PATIENCE)
-    with failing_together():
+    with ExitStack() as held, failing_together():
+        from_rank_0(lambda: held.enter_context(only_command_in(recipe.run_dir, make=False)))
         # This comes before the work: a mistyped run id is found at once; and if the baseline is
         # this very run, its earlier evaluation is meant.
         baseline = from_rank_0(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
-from pipeline.command_line import run_command
+from data_prep.files import only_command_in
+from pipeline.command_line import path_argument, run_command
 from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe
 
@@ -15,7 +15,9 @@ log = logging.getLogger("export")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument("--output", type=Path, help="folder to write; default: RUN_DIR/export")
+    parser.add_argument(
+        "--output", type=path_argument, help="folder to write; default: RUN_DIR/export"
+    )
     parser.add_argument(
         "--format",
         choices=("safetensors", "ctranslate2"),
@@ -34,7 +36,8 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Export the model that the recipe's `evaluation` names."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     folder = arguments.output or recipe.run_dir / "export"
-    export(recipe, folder, arguments.format, arguments.quantization)
+    with only_command_in(recipe.run_dir, make=False):
+        export(recipe, folder, arguments.format, arguments.quantization)
     log.info("exported to %s; try: ./run.sh translate --model %s", folder, folder)
 
 

@@ -37,14 +37,19 @@ class RanksError(Exception):
     """The ranks cannot meet, or one is gone."""
 
 
+def launched() -> bool:
+    """Tell whether a launcher started this process: it sets all of these variables."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
 def rank() -> int:
     """Return the number of this process among the ranks, from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if launched() else 0
 
 
 def world_size() -> int:
-    """Return the number of ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """Return the number of ranks; 1 without a launcher."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def wait_for_rank_0(function: Callable[[], Result], timeout: timedelta) -> Result:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 from pydantic import Discriminator, PositiveInt, Tag, field_validator, model_validator
 from pydantic import Field as Limit
@@ -267,8 +268,13 @@ class Recipe(Section):
     @property
     def tracking_uri(self) -> str:
         """Return the URI of MLflow's tracking server or store."""
-        neighbourhood = self.run_dir.absolute().parent
-        return self.tracking.uri or f"sqlite:///{neighbourhood / 'mlflow.db'}"
+        if self.tracking.uri:
+            return self.tracking.uri
+        store = str(self.run_dir.absolute().parent / "mlflow.db")
+        if any(special in store for special in "%?#"):
+            # MLflow takes the path in a `sqlite:` URI literally, and makes its folders so.
+            return f"sqlite+pysqlite:///{quote(store, safe='/ ')}"
+        return f"sqlite:///{store}"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

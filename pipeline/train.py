@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
 from contextlib import ExitStack
 from datetime import timedelta
@@ -21,10 +19,17 @@ from typing import NoReturn
 from data_prep.identity import check_test_sets
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.resume import checkpoint_to_resume, finished_note, is_finished
-from pipeline.command_line import run_command
+from pipeline.command_line import AGAIN, STOPPED, on_signals, run_command
 from pipeline.evaluation.test_sets import held_out_of
 from pipeline.preflight import remove_dead_build_locks
-from pipeline.ranks import failing_together, join_ranks, leave_ranks, rank, wait_for_rank_0
+from pipeline.ranks import (
+    failing_together,
+    join_ranks,
+    launched,
+    leave_ranks,
+    rank,
+    wait_for_rank_0,
+)
 from pipeline.recipe import Recipe, UsageError
 from pipeline.tracking.tracker import send_left_over
 from pipeline.training.deepspeed_config import (
@@ -37,8 +42,6 @@ from pipeline.translation.task import TranslationTask
 log = logging.getLogger("train")
 
 STEPS_LEFT = 3  # exit code of `--steps_left`
-STOPPED = 75  # exit code after a signal: EX_TEMPFAIL, "try again"
-AGAIN = "run the same command again to continue"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,11 +59,11 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     task = TranslationTask(recipe)
     if arguments.steps_left:
         tell_steps_left(task)
-    if "RANK" not in os.environ:
+    if not launched():
         raise UsageError(
             "no launcher: call ./run.sh train, deepspeed pipeline/train.py, or torchrun"
         )
-    signal.signal(signal.SIGTERM, _stop_early)
+    on_signals(_stop_early)
     from pipeline.training.progress import start_logging
     from pipeline.training.run import train
     from pipeline.training.validation import Stopped

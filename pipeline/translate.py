@@ -8,6 +8,7 @@ import argparse
 import logging
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.files import DataError
-from pipeline.command_line import keys_on_command_line, run_command
+from pipeline.command_line import keys_on_command_line, on_signals, path_argument, run_command
 from pipeline.recipe import Recipe, SearchConfig, UsageError
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ PATIENCE = 0.02  # seconds to wait for more lines; someone who types should not 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument("--input", type=Path, help="file of source sentences; default: stdin")
+    parser.add_argument(
+        "--input", type=path_argument, help="file of source sentences; default: stdin"
+    )
     parser.add_argument(
         "--n_best",
         type=int,
@@ -43,9 +46,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--model",
-        type=Path,
+        type=path_argument,
         help="folder written by `export`, in either format; default: the run's checkpoints",
     )
+
+
+def open_input(path: Path | None) -> int:
+    """Open what is to be translated.
+
+    :param path: None for stdin.
+    :returns: a file descriptor.
+    :raises UsageError: it cannot be read.
+    """
+    if path is None and sys.stdin is None:
+        raise UsageError("stdin is closed; give sentences there, or --input FILE")
+    try:
+        descriptor = os.open(path, os.O_RDONLY) if path else sys.stdin.fileno()
+        os.read(descriptor, 0)  # fails for a folder
+    except OSError as error:
+        name = f"--input {path}" if path else "stdin"
+        raise UsageError(f"{name}: cannot be read: {error.strerror}") from error
+    return descriptor
 
 
 def batches_of_lines(descriptor: int, name: str) -> Iterator[list[str]]:
@@ -132,13 +153,13 @@ def progress_bar(path: Path | None) -> Iterator[Callable[[int], None]]:
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Translate the input line by line."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    on_signals(signal.default_int_handler)
+    if sys.stdout is None:
+        raise UsageError("stdout is closed; translations are written there")
+    descriptor = open_input(arguments.input)
     # Translations have a stdout of their own: what libraries print goes to stderr.
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    descriptor, name = sys.stdin.fileno(), "stdin"
-    if arguments.input:
-        descriptor, name = os.open(arguments.input, os.O_RDONLY), str(arguments.input)
-
+    os.dup2(2, 1)
     wanted = arguments.n_best or 1
     if arguments.n_best is not None and arguments.n_best < 1:
         raise UsageError("--n_best must be at least 1")
@@ -149,7 +170,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     log.info("model ready: %s", translator.backend)
     started, count = time.monotonic(), 0
     with progress_bar(arguments.input) as progress:
-        for lines in batches_of_lines(descriptor, name):
+        for lines in batches_of_lines(descriptor, str(arguments.input or "stdin")):
             found = translator.n_best(lines, progress, first_line=count + 1)
             for number, best in enumerate(found, start=count):
                 for score, translation in best[:wanted]:
@@ -162,4 +183,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_command("translate", "Translate sentences from stdin or a file.", main, add_arguments)
+    run_command(
+        "translate", "Translate sentences from stdin or a file.", main, add_arguments,
+        continues=False,
+    )  # fmt: skip

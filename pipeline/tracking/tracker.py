@@ -284,7 +284,7 @@ class Tracker:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             neighbourhood = self._recipe.run_dir.absolute().parent
-            local = self._recipe.tracking_uri.startswith("sqlite:")
+            local = self._recipe.tracking_uri.startswith("sqlite")
             location = (neighbourhood / "mlartifacts").as_uri() if local else None
             experiment_id = client.create_experiment(name, artifact_location=location)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -13,9 +12,10 @@ import torch
 from rich.console import Console
 
 from pipeline.checkpoints.folder import Checkpoint, record_validation
+from pipeline.command_line import on_signals
 from pipeline.recipe import TrainingConfig
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.progress import Window, progress_bar, progress_line
+from pipeline.training.progress import Window, progress_bar, progress_line, rate_line
 from pipeline.training.task import Batch
 from pipeline.training.trainer import Trainer
 from pipeline.training.validation import Interruption, Stopped, Validation
@@ -24,13 +24,15 @@ from pipeline.training.watchdog import Watchdog
 log = logging.getLogger("train")
 
 
+FIRST_SIGN_SECONDS = 10.0  # after which a slow run says how fast it is, before its first report
+
+
 class StopSignal:
-    """Remembers that SIGTERM or Ctrl-C has come."""
+    """Remembers that a signal has asked this process to stop."""
 
     def __init__(self) -> None:
         self.received = False
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._receive)
+        on_signals(self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self.received = True
@@ -79,6 +81,7 @@ class Loop(Generic[Batch]):
         if newest is not None:
             self.validation.resume(newest.info.validation)
         self.first_step, self.started = trainer.step, time.monotonic()
+        self.told = False  # how fast training is
         self.window = self._new_window()
 
     def run(self, console: Console | None) -> None:
@@ -114,7 +117,10 @@ class Loop(Generic[Batch]):
         trainer = self.trainer
         trainer.train_step(self.window)
         stop = self.interruption.everywhere()
-        self._do_what_is_due(Due.after(trainer.step, trainer.last_step, self.config, stop))
+        due = Due.after(trainer.step, trainer.last_step, self.config, stop)
+        if not due.report:
+            self._give_first_sign()
+        self._do_what_is_due(due)
 
     def _do_what_is_due(self, due: Due) -> None:
         """Report, validate, save, stop, as far as it is due.
@@ -181,14 +187,33 @@ class Loop(Generic[Batch]):
             "epoch": trainer.step / trainer.task.plan.steps_per_epoch,
             "skipped_steps": trainer.engine.skipped_steps,
         }
-        elapsed, steps = time.monotonic() - self.started, trainer.step - self.first_step
-        eta = (trainer.last_step - trainer.step) * elapsed / steps
         self._tell(
-            progress_line(trainer.task, metrics, trainer.step, trainer.last_step, eta),
+            progress_line(trainer.task, metrics, trainer.step, trainer.last_step, self._eta()),
             metrics,
             once=["train_loss", "learning_rate"],
         )
-        self.window = self._new_window()
+        self.window, self.told = self._new_window(), True
+
+    def _give_first_sign(self) -> None:
+        """Say once how fast a slow run is, before its first report.
+
+        Rank 0 knows that without the others. MLflow gets nothing: what it has is the same however
+        often a run was interrupted.
+        """
+        trainer = self.trainer
+        if self.told or time.monotonic() - self.started < FIRST_SIGN_SECONDS:
+            return
+        self.told = True
+        if trainer.rank == 0:
+            line = rate_line(
+                trainer.task, self.window, trainer.step, trainer.last_step, self._eta()
+            )
+            log.info("%s", line)
+
+    def _eta(self) -> float:
+        """Return the seconds to the last step, at the rate so far."""
+        elapsed, steps = time.monotonic() - self.started, self.trainer.step - self.first_step
+        return (self.trainer.last_step - self.trainer.step) * elapsed / steps
 
     def _tell(self, line: str, metrics: Mapping[str, float], once: Sequence[str]) -> None:
         """Log on rank 0.

@@ -109,6 +109,17 @@ def progress_line(
     return " | ".join(parts)
 
 
+def rate_line(task: Task[Batch], window: Window, step: int, last_step: int, eta: float) -> str:
+    """Return what can be said of a step without asking the other ranks.
+
+    :param eta: seconds to the last step.
+    """
+    rate = window.units / (time.monotonic() - window.since)
+    return (
+        f"step {step}/{last_step} | {rate:,.0f} {task.unit}/s | ETA {timedelta(seconds=round(eta))}"
+    )
+
+
 def start_logging(rank: int) -> Console | None:
     """Log to stderr: rank 0 everything, the others their errors.
 
