@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -314,7 +315,14 @@ def test_help() -> None:
     for command in ("all", "prepare", "train", "evaluate", "translate", "export", "dashboard"):
         shown = run_process([RUN, command, "--help"])
         assert shown.returncode == 0, shown.stderr
-        assert shown.stdout.count("--training.max_steps VALUE\n") == 1
+        assert " max_steps," in shown.stdout
+        assert len(shown.stdout.splitlines()) < 60
+        explained = run_process([RUN, command, "--help_keys"])
+        assert explained.returncode == 0, explained.stderr
+        assert explained.stdout.count("--training.max_steps VALUE\n") == 1
+    shown = run_process([RUN, "--config", "recipes/quickstart.yaml", "translate", "--help"])
+    assert shown.stdout.startswith("usage: translate [OPTION VALUE]... [--SECTION.KEY VALUE]...\n")
+    assert shown.stdout.index("--input") < shown.stdout.index("--config") < 1000
 
 
 def test_export_leaves_a_folder_of_others_alone(
@@ -392,7 +400,10 @@ def dashboard(
         )
     try:
         wait_for_answer(f"http://127.0.0.1:{port}", process, output)
-        yield re.findall(r"^dashboard: (http\S+)", output.read_text(), re.MULTILINE)[0]
+        while not (told := re.findall(r"^dashboard: (http\S+) ", output.read_text(), re.MULTILINE)):
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield told[0]
     finally:
         process.terminate()
         process.wait(30)
