@@ -109,7 +109,8 @@ setup() {
   say "setting up $VENV with $("$python" --version) (about 8 GB)"
   if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
     { mkdir -p "$VENV" && touch "$MARK" &&
-      find "$VENV/" -mindepth 1 ! -path "$MARK" -delete && "$python" -m venv "$VENV"; } ||
+      find "$VENV/" -mindepth 1 -maxdepth 1 ! -name "${MARK##*/}" -exec rm -rf {} + &&
+      "$python" -m venv "$VENV"; } ||
       fail 1 "cannot create $VENV; on Debian and Ubuntu: apt install python3-venv"
   fi
   if "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$UV" &&
@@ -144,9 +145,13 @@ program() { printf '%s' "$ROOT/pipeline/$1.py"; }
 
 prepare() { supervise python "$(program prepare)" "$@"; }
 
+# DeepSpeed is told what it would warn of: no GPU, no file of hosts.
 launch() {
+  local level=error
+  if [[ ${DEEPSPEED_ARGS:-} == *hostfile* ]]; then level=warning; fi
+  if [[ ! -e /dev/nvidiactl && ! -e /dev/dxg ]]; then export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}; fi
   # shellcheck disable=SC2046,SC2086  # several arguments in one variable
-  supervise deepspeed --log_level warning $(rendezvous) ${DEEPSPEED_ARGS:-} "$@"
+  supervise deepspeed --log_level $level $(rendezvous) ${DEEPSPEED_ARGS:-} "$@"
 }
 
 # Over ranks where DEEPSPEED_ARGS says so, as in training.
@@ -235,6 +240,9 @@ case $command in
     supervise tests "$@" || exit 1  # pytest's 2 means an interruption
     ;;
   prepare | train | evaluate) "$command" "$@" ;;
-  translate) exec python "$(program translate)" "$@" ;;  # has our stdin, and signals
+  translate)  # has our stdin, and signals
+    [[ ! -d /dev/stdin ]] || fail 2 "stdin is a folder, not text to translate"
+    exec python "$(program translate)" "$@"
+    ;;
   *) supervise python "$(program "$command")" "$@" ;;
 esac

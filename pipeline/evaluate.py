@@ -23,6 +23,7 @@ from pipeline.command_line import (
 from pipeline.evaluation.comparison import LoggedEvaluation, compare_all, evaluations_of_run
 from pipeline.evaluation.evaluator import Evaluation, evaluate
 from pipeline.evaluation.results import Result, Scores
+from pipeline.preflight import remove_dead_build_locks
 from pipeline.publishing.registry import register
 from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank, world_size
 from pipeline.recipe import Recipe, SearchConfig
@@ -56,7 +57,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     for chatty in ("sacrebleu", "export"):  # registering a model exports it
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if world_size() > 1:
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        remove_dead_build_locks()
         join_ranks(PATIENCE)
     with ExitStack() as held, failing_together():
         from_rank_0(lambda: held.enter_context(only_command_in(recipe.run_dir, make=False)))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import sys
@@ -99,14 +100,16 @@ def join_ranks(timeout: timedelta) -> None:
 
     :raises RanksError: they cannot be reached.
     """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     import torch
     from deepspeed.accelerator import get_accelerator
 
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if "OMP_NUM_THREADS" not in os.environ:
         ranks_here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(ranks_here)))
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    with _reaching_others():
+    with _reaching_others(), without_greetings():
         init_distributed(timeout)
 
 
@@ -127,6 +130,21 @@ def _reaching_others() -> Iterator[None]:
         )
         message = f"cannot reach the other ranks ({short_message(error)}); {advice}"
         raise RanksError(message) from error
+
+
+@contextmanager
+def without_greetings() -> Iterator[None]:
+    """Leave out what gloo and DeepSpeed write to stdout when they begin."""
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        if sys.stdout:
+            sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:

@@ -18,7 +18,7 @@ HEAD = """\
 # Recipe keys
 
 Every key that a recipe can have. `python -m pipeline.recipe_page` writes this page from the models
-that read recipes; do not edit it. `./run.sh prepare --help` says the same in a terminal.
+that read recipes; do not edit it. `./run.sh prepare --help_keys` says the same in a terminal.
 
 A key is given in the recipe or on the command line: `--training.max_steps 100`, a list as YAML:
 `--evaluation.test_sets '[wmt14/full]'`. `[]` stands for each element of a list; the keys of an

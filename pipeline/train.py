@@ -69,7 +69,6 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from pipeline.training.validation import Stopped
 
     console = start_logging(rank())
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     for lock in remove_dead_build_locks():
         log.warning("%s: removed; a build that was killed left it", lock)
     # Longer than the watchdog's, whose message is for people.

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -413,7 +414,10 @@ def dashboard(
         )
     try:
         wait_for_answer(f"http://127.0.0.1:{port}", process, output)
-        yield re.findall(r"^dashboard: (http\S+)", output.read_text(), re.MULTILINE)[0]
+        while not (told := re.findall(r"^dashboard: (http\S+) ", output.read_text(), re.MULTILINE)):
+            assert process.poll() is None
+            time.sleep(0.1)
+        yield told[0]
     finally:
         process.terminate()
         process.wait(30)

@@ -15,7 +15,14 @@ def test_help() -> None:
     for command in ("all", "prepare", "train", "evaluate", "translate", "export", "dashboard"):
         shown = run_process([RUN, command, "--help"])
         assert shown.returncode == 0, shown.stderr
-        assert shown.stdout.count("--training.max_steps VALUE\n") == 1
+        assert " max_steps," in shown.stdout
+        assert len(shown.stdout.splitlines()) < 60
+        explained = run_process([RUN, command, "--help_keys"])
+        assert explained.returncode == 0, explained.stderr
+        assert explained.stdout.count("--training.max_steps VALUE\n") == 1
+    shown = run_process([RUN, "--config", "recipes/quickstart.yaml", "translate", "--help"])
+    assert shown.stdout.startswith("usage: translate [OPTION VALUE]... [--SECTION.KEY VALUE]...\n")
+    assert shown.stdout.index("--input") < shown.stdout.index("--config") < 1000
 
 
 @pytest.mark.parametrize(

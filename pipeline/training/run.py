@@ -13,6 +13,7 @@ from pipeline.checkpoints.folder import Checkpoint, remove_unfinished, set_aside
 from pipeline.checkpoints.resume import checkpoint_to_resume, is_finished
 from pipeline.pictures import draw_losses
 from pipeline.preflight import check_space
+from pipeline.ranks import without_greetings
 from pipeline.recipe import Recipe
 from pipeline.tracking.provenance import TrainingFacts, log_data, log_training
 from pipeline.tracking.system_metrics import SystemMetrics
@@ -58,8 +59,9 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
     :param console: the terminal to show a bar on.
     :raises Stopped: by a signal, after saving.
     """
-    fits = rehearse(task)
-    trainer = Trainer(task)
+    with without_greetings():
+        fits = rehearse(task)
+        trainer = Trainer(task)
     if newest is not None:
         trainer.resume(newest)
     tracker = None

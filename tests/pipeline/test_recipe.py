@@ -96,7 +96,7 @@ def test_bad_command_line_exits_2(command: Command, arguments: list[str], expect
 
 
 def test_help_shows_every_key_with_its_documentation(command: Command) -> None:
-    done = command("pipeline.prepare", "--help")
+    done = command("pipeline.prepare", "--help_keys")
     assert done.returncode == 0
     text = " ".join(done.stdout.split())
     for key, field in recipe_keys():
