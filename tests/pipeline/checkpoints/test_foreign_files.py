@@ -28,7 +28,7 @@ from pipeline.translation.run_model import untrained_model
 from tests.conftest import Command, save_checkpoint
 from tests.pipeline.ranks import train
 
-MODEL = {"module": {}, "buffer_names": [], "param_shapes": [], "shared_params": {}}
+MODEL: dict[str, Any] = {"module": {}, "buffer_names": [], "param_shapes": [], "shared_params": {}}
 
 
 class Code:

@@ -65,7 +65,7 @@ def keys_that_deepspeed_reads() -> set[str]:
 
 
 def _keys(model: type[BaseModel]) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, field in sorted(model.model_fields.items()):
         extra = field.json_schema_extra
         if not (isinstance(extra, dict) and extra.get("deprecated")):

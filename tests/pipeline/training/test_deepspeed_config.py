@@ -54,7 +54,7 @@ from tests.conftest import Command
         ('{"data_types": {"grad_accum_dtype": "bf16"}}', "goes with `bf16`"),
         ('{"communication_data_type": null}', "`communication_data_type` must be"),
         ('{"elasticity": {"enabled": true}}', "`elasticity` cannot be used: the recipe"),
-        ('{"progressive_layer_drop": {"enabled": true}}', "`progressive_layer_drop` cannot be used"),
+        ('{"progressive_layer_drop": {"enabled": true}}', "`progressive_layer_drop` cannot be"),
         ('{"gradient_allreduce_op": "sum"}', 'must be "mean"'),
         ('{"activation_checkpointing": {}, "activation_checkpointing": {}}', "is there twice"),
         ("[" * 100_000, "not valid JSON"),
