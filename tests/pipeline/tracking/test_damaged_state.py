@@ -13,8 +13,9 @@ from pipeline.evaluation.results import read_scores
 from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import Tracker, run_id_of
 
-SCORES = {"bleu": 1.0, "bleu_ci": 0.1, "chrf": 2, "ter": 3, "length_ratio": 1.0, "sentences": 2,
-          "test_set": "t", "bleu_signature": "s", "test_set_sha256": "0", "fingerprint": "f"}  # fmt: skip
+SCORES = {"bleu": 1.0, "bleu_ci": 0.1, "chrf": 2, "ter": 3, "length_ratio": 1.0,
+          "sentences": 2, "test_set": "t", "bleu_signature": "s",
+          "test_set_sha256": "0", "fingerprint": "f"}  # fmt: skip
 
 
 @pytest.fixture
