@@ -74,6 +74,17 @@ TYPES: dict[str, tuple[type, ...]] = {
     "target_lang": (str, NoneType),
 }
 
+# Keys of `evaluation` that translating with CTranslate2 needs. (pydantic, which checks the others'
+# settings, may not be installed there.)
+SEARCH_TYPES: dict[str, tuple[type, ...]] = {
+    "beam_size": (int,),
+    "length_penalty": (int, float),
+    "no_repeat_ngram_size": (int,),
+    "max_length_ratio": (int, float),
+    "max_length_offset": (int,),
+    "batch_tokens": (int,),
+}
+
 
 def read_settings(folder: Path) -> ExportSettings:
     """Read what the exported model in `folder` is.
@@ -83,7 +94,7 @@ def read_settings(folder: Path) -> ExportSettings:
     problem = f"{folder}: not an exported model"
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{problem}: {error}") from error
     if not isinstance(found, dict) or "format" not in found:
         raise ModelError(f"{problem}: {SETTINGS} names no format")
@@ -95,6 +106,12 @@ def read_settings(folder: Path) -> ExportSettings:
     for key, types in TYPES.items():
         if not isinstance(found.get(key), types):
             raise ModelError(f"{problem}: {SETTINGS}: {key} is missing or of the wrong type")
+    if found["format"] == "ctranslate2":
+        search = found.get("evaluation") or {}
+        wrong = [key for key, types in SEARCH_TYPES.items() if type(search.get(key)) not in types]
+        wrong += ["max_seq_len"] if type(found["model"].get("max_seq_len")) is not int else []
+        if wrong:
+            raise ModelError(f"{problem}: {SETTINGS}: {wrong[0]} is missing or of the wrong type")
     known: dict[str, Any] = {key: found.get(key) for key in TYPES}
     return ExportSettings(format=found["format"], **known)
 

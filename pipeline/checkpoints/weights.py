@@ -134,9 +134,8 @@ def load_average(checkpoint: Checkpoint) -> dict[str, Tensor]:
             "training.ema_decay is set"
         )
     try:
-        weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)[
-            "weights"
-        ]
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        weights: dict[str, Tensor] = saved["weights"]
     except Exception as error:
         raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
     return weights

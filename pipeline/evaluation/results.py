@@ -32,6 +32,22 @@ WARNINGS = {
 }
 
 Scores = dict[str, Any]  # contents of a scores.json
+NUMBERS = ("bleu", "bleu_ci", "chrf", "ter", "length_ratio", "sentences")  # some of its keys
+TEXTS = ("test_set", "bleu_signature", "test_set_sha256", "fingerprint")
+
+
+def read_scores(folder: Path) -> Scores:
+    """Return the content of scores.json; empty if it is missing or damaged."""
+    found = read_json(folder / "scores.json")
+    checkpoints, step = found.get("checkpoints", [""]), found.get("step", 0)
+    whole = (
+        all(type(found.get(key)) in (int, float) for key in NUMBERS)
+        and all(isinstance(found.get(key), str) for key in TEXTS)
+        and isinstance(checkpoints, list)
+        and len(checkpoints) > 0
+        and type(step) is int
+    )
+    return found if whole else {}
 
 
 def weights_digest(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
@@ -47,7 +63,7 @@ def scores_of(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]
     Those of the recipe's own test set come first.
     """
     paths = sorted((recipe.run_dir / "evaluation").glob("*/scores.json"))
-    found = [read_json(path) for path in paths]
+    found = [read_scores(path.parent) for path in paths]
     wanted = weights_digest(recipe, checkpoints)
     of_these = [scores for scores in found if scores.get("weights_sha256") == wanted]
     return sorted(of_these, key=lambda scores: scores["test_set"] != recipe.data.test.name)
@@ -71,7 +87,7 @@ class Result:
     """Contents of scores.json; empty if there is none."""
 
     def __post_init__(self) -> None:
-        self.scores = read_json(self.folder / "scores.json")
+        self.scores = read_scores(self.folder)
 
     @property
     def up_to_date(self) -> bool:

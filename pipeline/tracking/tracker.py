@@ -254,7 +254,7 @@ class Tracker:
                     return  # still being written
                 try:
                     content = json.loads(line)
-                    if not isinstance(content, dict):
+                    if not isinstance(content, dict) or not {"kind", "time_ms"} <= content.keys():
                         raise ValueError
                 except ValueError:
                     log.warning("%s: skipped a line that a crash has cut", self._journal)

@@ -250,7 +250,7 @@ def _refuse_what_cannot_work(training: TrainingConfig, config: dict[str, Any]) -
     elif precision(config) == "bf16" and stage == 1 and accumulates_in == "fp32":
         reason = (
             "`data_types.grad_accum_dtype` fp32 at ZeRO stage 1 takes DeepSpeed's other optimizer, "
-            "which WHY; use stage 2"
+            "whose checkpoints cannot be evaluated; use stage 2"
         )
     elif accumulates_in not in (None, "fp32", precision(config)):
         reason = f"`data_types.grad_accum_dtype` {accumulates_in} goes with `{accumulates_in}`"

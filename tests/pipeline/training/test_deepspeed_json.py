@@ -52,9 +52,14 @@ from tests.conftest import Command
         ('{"fp16": {"loss_scale": NaN}}', "a number >= 0, not NaN"),
         ('{"data_types": {"grad_accum_dtype": "fp8"}}', '"fp32", not "fp8"'),
         ('{"data_types": {"grad_accum_dtype": "bf16"}}', "goes with `bf16`"),
+        (
+            '{"zero_optimization": {"stage": 1}, "bf16": {"enabled": true}, '
+            '"data_types": {"grad_accum_dtype": "fp32"}}',
+            "checkpoints cannot be evaluated; use stage 2",
+        ),
         ('{"communication_data_type": null}', "`communication_data_type` must be"),
         ('{"elasticity": {"enabled": true}}', "`elasticity` cannot be used: the recipe"),
-        ('{"progressive_layer_drop": {"enabled": true}}', "layer_drop` cannot be used"),
+        ('{"progressive_layer_drop": {"enabled": true}}', "`progressive_layer_drop` cannot be"),
         ('{"gradient_allreduce_op": "sum"}', 'must be "mean"'),
         ('{"activation_checkpointing": {}, "activation_checkpointing": {}}', "is there twice"),
         ("[" * 100_000, "not valid JSON"),

@@ -1,0 +1,63 @@
+"""Files under `tracking` and `evaluation` that are damaged count as missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.command_line import load_recipe
+from pipeline.evaluation.results import read_scores
+from pipeline.recipe import Recipe
+from pipeline.tracking.tracker import Tracker, run_id_of
+
+SCORES = {"bleu": 1.0, "bleu_ci": 0.1, "chrf": 2, "ter": 3, "length_ratio": 1.0,
+          "sentences": 2, "test_set": "t", "bleu_signature": "s",
+          "test_set_sha256": "0", "fingerprint": "f"}  # fmt: skip
+
+
+@pytest.fixture
+def recipe(tiny_recipe: Path, tmp_path: Path) -> Recipe:
+    keys = {"run_dir": tmp_path / "run", "tracking.uri": "http://127.0.0.1:9"}
+    (tmp_path / "run" / "tracking").mkdir(parents=True)
+    return load_recipe(tiny_recipe, [(key, str(value)) for key, value in keys.items()])
+
+
+@pytest.mark.parametrize(
+    "state",
+    [None, 3, "x", [], {}, {"run_id": "a"}, {"run_id": 3, "sent": 0}, {"run_id": "a", "sent": None},
+     {"run_id": "a", "sent": -1}, {"sent": 0}],
+    ids=str,
+)  # fmt: skip
+def test_run_json(recipe: Recipe, state: Any) -> None:
+    path = recipe.run_dir / "tracking" / "run.json"
+    path.write_text(json.dumps({recipe.tracking_uri: state}))
+    assert run_id_of(recipe) is None
+    path.write_text(json.dumps({recipe.tracking_uri: {"run_id": "a", "sent": 0}}))
+    assert run_id_of(recipe) == "a"
+
+
+def test_journal(recipe: Recipe) -> None:
+    lines = ["3", "null", "[]", "{}", '{"kind": "metrics", "time_ms": 1}', '{"kind": null}', "\x00"]
+    good = {"kind": "metrics", "metrics": {"loss": 2.0}, "step": 1, "time_ms": 1}
+    text = "\n".join([*lines, json.dumps(good), ""])
+    (recipe.run_dir / "tracking" / "journal.jsonl").write_text(text)
+    tracker = Tracker(recipe)
+    assert tracker.history == {"loss": {1: 2.0}}
+    tracker.close(status=None)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"bleu": None}, {"bleu": "1"}, {"test_set": None}, {"checkpoints": None}, {"checkpoints": []},
+     {"step": "x"}, {"fingerprint": 3}],
+    ids=str,
+)  # fmt: skip
+def test_scores_json(tmp_path: Path, changed: dict[str, Any]) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(SCORES))
+    assert read_scores(tmp_path) == SCORES
+    path.write_text(json.dumps({**SCORES, **changed}))
+    assert read_scores(tmp_path) == {}
