@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.config import DataConfig
 from data_prep.corpora import fingerprints
-from data_prep.files import DataError, digest_of, fsync, read_json, write_json
+from data_prep.files import DataError, fsync, read_json, write_json
 from data_prep.held_out import Digests, HeldOut
 from data_prep.stage import FETCH, SHARDS
 
@@ -51,9 +51,8 @@ def write_identity(
         write_json(path, content)
 
 
-def check_identity(config: DataConfig, run_dir: Path) -> None:
-    """Compare what the data of `run_dir` were made from with what the recipe says now, and with the
-    corpus files as far as they are at hand: those that are absent cannot have changed.
+def check_recipe(config: DataConfig, run_dir: Path) -> None:
+    """Compare what the data of `run_dir` were made from with what the recipe says now.
 
     :raises DataError: they differ; it names the key and both values, and what to do.
     """
@@ -63,13 +62,23 @@ def check_identity(config: DataConfig, run_dir: Path) -> None:
         if (shards / "manifest.json").exists():
             raise DataError(f"{shards}: what these data were made from is not known; {REMEDY}")
         raise DataError(f"{shards}: no prepared data here; run `./run.sh prepare` first")
-    wanted = identity_of(config)
-    for key, then, now in _differences(made_from["data"], wanted, "data"):
+    for key, then, now in _differences(made_from["data"], identity_of(config), "data"):
         raise DataError(
             f"{shards} were prepared with {key} {then}, the recipe says {now}; {REMEDY}"
         )
+
+
+def check_corpora(config: DataConfig, run_dir: Path) -> None:
+    """Compare the corpus files with those that the data of `run_dir` were made from, as far as they
+    are at hand: those that are absent cannot have changed.
+
+    :raises DataError: one has changed, or the recipe has (`check_recipe`).
+    """
+    check_recipe(config, run_dir)
+    shards = run_dir / SHARDS
+    files = read_json(shards / FILE)["files"]
     for path, file in fingerprints(config, run_dir / FETCH).items():
-        if file.sha256 != made_from["files"].get(path):
+        if file.sha256 != files.get(path):
             raise DataError(
                 f"{config.root / path} has changed since {shards} were prepared from it; {REMEDY}"
             )
@@ -89,11 +98,6 @@ def check_test_sets(test_sets: Sequence[HeldOut], run_dir: Path) -> None:
                 f"test set {name} {what} when {run_dir / SHARDS} were prepared, and so the "
                 f"training text may have its sentences; {REMEDY}"
             )
-
-
-def identity_digest(run_dir: Path) -> str:
-    """Return a digest of what the data of `run_dir` were made from."""
-    return digest_of(read_json(run_dir / SHARDS / FILE))
 
 
 def _differences(then: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

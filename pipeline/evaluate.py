@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.command_line import DEFAULT_RECIPE, keys_on_command_line, load_recipe, run_command
 from pipeline.evaluation.comparison import LoggedEvaluation, compare_all, evaluations_of_run
-from pipeline.evaluation.evaluator import EvaluatedModel, evaluate
+from pipeline.evaluation.evaluator import Evaluation, evaluate
 from pipeline.evaluation.results import Result, Scores
 from pipeline.publishing.registry import register
 from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank, world_size
@@ -55,8 +55,8 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         baseline = from_rank_0(
             lambda: evaluations_of_run(recipe, arguments.baseline) if arguments.baseline else {}
         )
-        model, results = evaluate(recipe, arguments.model, _search_keys(recipe, arguments))
-        from_rank_0(lambda: _publish(model, results, baseline))
+        evaluation = evaluate(recipe, arguments.model, _search_keys(recipe, arguments))
+        from_rank_0(lambda: _publish(evaluation, baseline))
         if world_size() > 1:
             leave_ranks()
 
@@ -73,17 +73,16 @@ def _search_keys(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, obj
     return {key: value for key, value in given.items() if key in SearchConfig.model_fields}
 
 
-def _publish(
-    model: EvaluatedModel, results: Sequence[Result], baseline: Mapping[str, LoggedEvaluation]
-) -> None:
+def _publish(evaluation: Evaluation, baseline: Mapping[str, LoggedEvaluation]) -> None:
     """Log the results to MLflow, compare them with the baseline, register the model, print scores.
 
     :param baseline: evaluations to compare with, by the names of their folders; can be empty.
     """
+    model, results, validation = evaluation
     recipe = model.recipe
     tracker = open_tracker(recipe)
     log_data(tracker, recipe)
-    for result in results:
+    for result in (*results, *filter(None, [validation])):
         result.log(tracker)
     if not model.export:
         tracker.log_tags(
@@ -94,8 +93,8 @@ def _publish(
         tracker.log_json(f"{result.artifact_folder}/{comparison.file_name}", comparison.content)
         tracker.log_tags({f"compared.{result.folder.name}": str(comparison)})
     tracker.close(status=None)  # whether the run is finished is training's to say
-    if not model.export:
-        register(recipe, model.checkpoints, results[0])
+    if validation is not None:
+        register(recipe, model.checkpoints, results[0], validation)
     lines = [f"{result.test_set.name}: {comparison}" for result, comparison in compared]
     print("\n".join([*lines, summary(recipe, results)]))
 

@@ -86,10 +86,11 @@ def tell_steps_left(task: TranslationTask) -> NoReturn:
     What would stop training at once stops it here, before the launcher is started.
     """
     logging.basicConfig(format="train: %(message)s")
-    recipe, identity = task.recipe, task.identity()
+    recipe = task.recipe
+    task.check_recipe()
     deepspeed_config(recipe.training, accumulation_steps=1)
     activation_checkpointing(recipe.training, recipe.model)
-    newest = checkpoint_to_resume(recipe, identity, task.criterion)
+    newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
     if newest is None or not is_finished(recipe.training, task.criterion, newest):
         check_test_sets(held_out_of(recipe), recipe.run_dir)
         sys.exit(STEPS_LEFT)

@@ -1,4 +1,4 @@
-"""What tests share: real data beside the checkout, a tiny recipe, commands as users run them."""
+"""Tests share this: real data beside the checkout, a tiny recipe, commands as users run them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,18 @@ from pathlib import Path
 
 import pytest
 import requests
-import torch
 
 from data_prep.prepare import prepare
-from models.seq2seq import TranslationModel
-from pipeline.checkpoints.folder import (
-    CheckpointInfo,
-    Layout,
-    ValidationState,
-    finish_checkpoint,
-    tag_of,
-)
 from pipeline.command_line import load_recipe
 from pipeline.dashboard import SERVER_SETTINGS
 from pipeline.recipe import Recipe
-from pipeline.translation.run_model import model_identity
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+
+# Whoever starts pytest, programs are the environment's, as in `./run.sh`. Another ninja would build
+# DeepSpeed's operators anew, and the next process with this one once more.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 TINY_RECIPE = """
 run_dir: {run_dir}
@@ -66,7 +60,7 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real corpora and golden vectors beside the checkout."""
+    """Return the folder of real corpora and golden vectors beside the checkout."""
     if not SHARED.is_dir():
         pytest.skip(f"needs {SHARED}, which is not here")
     return SHARED
@@ -74,7 +68,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe file; its run_dir is empty."""
+    """Return the file of a tiny recipe. Its run_dir is empty until `prepared` is asked for."""
     folder = tmp_path_factory.mktemp("tiny")
     path = folder / "tiny.yaml"
     path.write_text(TINY_RECIPE.format(run_dir=folder / "run", root=folder / "data"))
@@ -83,35 +77,15 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(tiny_recipe: Path) -> Recipe:
-    """The tiny recipe with its shards in run_dir."""
+    """Return the tiny recipe, with its data prepared in run_dir."""
     recipe = load_recipe(tiny_recipe)
     prepare(recipe.data, recipe.run_dir)
     return recipe
 
 
-def save_checkpoint(model: TranslationModel, recipe: Recipe) -> None:
-    """The run's only checkpoint, as ZeRO stage 0 writes it."""
-    checkpoints = recipe.run_dir / "checkpoints"
-    (checkpoints / tag_of(1)).mkdir(parents=True)
-    weights = {"module": model.state_dict()}
-    torch.save(weights, checkpoints / tag_of(1) / "mp_rank_00_model_states.pt")
-    layout = Layout(zero_stage=0, world_size=1, precision="fp32", offload=False)
-    info = CheckpointInfo(
-        step=1,
-        training=recipe.training.model_dump(mode="json"),
-        steps_per_epoch=1,
-        validation=ValidationState(criterion="valid_loss"),
-        tracker_run_id=None,
-        saved_at=0,
-        **layout.model_dump(),
-        **model_identity(recipe),
-    )
-    finish_checkpoint(checkpoints, info, keep=1)
-
-
 @pytest.fixture(scope="session")
 def command() -> Command:
-    """Run `python -m MODULE ARGUMENTS…` and collect what it said."""
+    """Return what runs `python -m MODULE ARGUMENTS…` and collects what it says."""
 
     def run(
         module: str, *arguments: object, stdin: str | bytes = ""
@@ -123,32 +97,25 @@ def command() -> Command:
 
 @pytest.fixture
 def port() -> int:
-    """A port on 127.0.0.1 that nobody uses."""
+    """Return a port on 127.0.0.1 that nobody uses."""
     return free_port()
 
 
 def free_port() -> int:
+    """Return a port on 127.0.0.1 that nobody uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def launch(arguments: list[str], ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    """Run a script with DeepSpeed's launcher."""
-    return run_process([*launcher(ranks), *arguments])
-
-
-def launcher(ranks: int) -> list[str]:
-    """The `deepspeed` command for so many ranks on this machine."""
-    command = [str(Path(sys.executable).with_name("deepspeed"))]
-    return [*command, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
-
-
 def run_process(
     command: list[str], *, stdin: str | bytes = "", timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a process in the checkout with the environment's programs on PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """Run a process in the checkout.
+
+    :param timeout: in seconds.
+    :param environment: variables besides those there are.
+    """
     data = stdin.encode() if isinstance(stdin, str) else stdin
     done = subprocess.run(
         command,
@@ -156,7 +123,7 @@ def run_process(
         capture_output=True,
         cwd=ROOT,
         timeout=timeout,
-        env={**os.environ, "PATH": path, **environment},
+        env={**os.environ, **environment},
         check=False,
     )
     return subprocess.CompletedProcess(
@@ -167,9 +134,9 @@ def run_process(
 def wait_for_answer(
     address: str, server: subprocess.Popen[bytes], output: Path | None = None
 ) -> None:
-    """Until a server that was started answers with success.
+    """Wait until a server answers with success.
 
-    :param output: what it says, for the message when it does not.
+    :param output: the file that has what `server` says, for the message when it never does.
     """
     deadline = time.monotonic() + 120
     while True:
@@ -185,7 +152,7 @@ def wait_for_answer(
 
 @contextmanager
 def mlflow_server(folder: Path, port: int) -> Iterator[None]:
-    """A real MLflow tracking server, up inside the block."""
+    """Run a real MLflow tracking server while the block is at work."""
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
          "--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1",

@@ -1,4 +1,4 @@
-"""MLflow's web pages in a headless Chromium: what somebody who opens them sees."""
+"""This browser opens MLflow's web pages and tells what somebody would see there."""
 
 from __future__ import annotations
 
@@ -119,10 +119,14 @@ needs_chromium = pytest.mark.skipif(
 
 
 class MlflowUi:
-    """A browser; each method opens a page and gives back what it shows."""
+    """Drives a headless Chromium; each method opens a page and returns what it shows."""
 
     def __init__(self, runs_page: str, profile: Path) -> None:
-        """:param profile: an empty folder for what the browser remembers."""
+        """Open the list of runs.
+
+        :param runs_page: the address of that list.
+        :param profile: an empty folder for what the browser remembers.
+        """
         self._base, _, path = runs_page.partition("/#/")
         self._experiment = path.partition("?")[0].removesuffix("/runs")
         self.runs_page = runs_page
@@ -140,7 +144,7 @@ class MlflowUi:
         self._browser.quit()
 
     def errors(self) -> list[str]:
-        """What went wrong on the pages since the last call."""
+        """Return what went wrong on the pages since the last call."""
         entries = self._browser.get_log("browser")  # type: ignore[no-untyped-call]
         severe = [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
         return [text for text in severe if not any(known in text for known in HARMLESS)]
@@ -153,7 +157,7 @@ class MlflowUi:
         return path
 
     def listed(self, metric: str, runs: int) -> dict[str, str]:
-        """The list of runs with a column for this metric: its value by run id."""
+        """Return the values of a metric by run id, as a column in the list of runs shows them."""
         self._open(f"{self._experiment}/runs", "compareRunsMode=TABLE&")
         self._click("the menu of columns", "[data-testid='column-selection-dropdown']")
         self._type("Search columns", metric)
@@ -164,13 +168,13 @@ class MlflowUi:
         return dict(shown)
 
     def overview(self, run_id: str, metric: str) -> str:
-        """The value of a metric on a run's page."""
+        """Return the value of a metric on a run's page."""
         self._open(f"{self._experiment}/runs/{run_id}")
         self._type("Search metrics", metric)
         return str(self._until(metric, METRIC_VALUE, metric))
 
     def curve(self, run_id: str, metric: str, charts: str) -> list[tuple[int, float]]:
-        """The points of a run's drawn curve.
+        """Return the points of a run's drawn curve: (step, value).
 
         :param charts: a regular expression; other charts are hidden.
         """
@@ -180,14 +184,14 @@ class MlflowUi:
         return [(int(step), float(value)) for step, value in points]
 
     def table(self, run_id: str, folder: str) -> list[list[str]]:
-        """The first table in a folder of a run's artifacts, header first."""
+        """Return the first table in a folder of a run's artifacts, header first."""
         self._open(f"{self._experiment}/runs/{run_id}/artifacts")
         self._until(f"the folder {folder}", FOLDER, folder).click()
         self._until("a table in it", FILE_IN_FOLDER, folder).click()
         return list(self._until("the rows of a table", TABLE))
 
     def compared(self, run_ids: list[str], metric: str) -> list[str]:
-        """The values of a metric where runs are compared, from left to right."""
+        """Return the values of a metric where runs are compared, from left to right."""
         runs = "%5B" + ",".join(f"%22{run_id}%22" for run_id in run_ids) + "%5D"
         experiment = self._experiment.rpartition("/")[2]
         self._open("compare-runs", f"runs={runs}&experiments=%5B%22{experiment}%22%5D&")
@@ -235,7 +239,7 @@ class MlflowUi:
     def _until(
         self, what: str, script: str, *arguments: str, enough: Any = lambda found: found
     ) -> Any:
-        """What a script finds on the page, as soon as it finds enough."""
+        """Return what a script finds on the page, as soon as it finds enough."""
 
         def found(browser: Chrome) -> Any:
             value = browser.execute_script(script, *arguments)

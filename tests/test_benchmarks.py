@@ -1,4 +1,4 @@
-"""`python -m benchmarks.run_all`, which makes docs/benchmarks.md, at toy sizes."""
+"""`python -m benchmarks.run_all` makes docs/benchmarks.md; here it does so at toy sizes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import pytest
 
 from tests.conftest import Command
 
-pytestmark = pytest.mark.slow
-
 MEASURED = re.compile(
     r"### (?P<machine>.+)\n\n"
     r"\d{4}-\d\d-\d\d \d\d:\d\d UTC, \d+ GiB of memory, torch \S+:\n\n"
@@ -20,11 +18,13 @@ MEASURED = re.compile(
 
 
 def section(page: Path, title: str) -> str:
+    """Return the one section of a page with this title."""
     parts = [part for part in page.read_text().split("\n## ") if part.startswith(f"{title}\n")]
     assert len(parts) == 1
     return parts[0]
 
 
+@pytest.mark.slow
 def test_sections_are_made_one_at_a_time_and_kept(tmp_path: Path, command: Command) -> None:
     page, build = tmp_path / "page.md", tmp_path / "build"
 

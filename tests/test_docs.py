@@ -29,12 +29,12 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def prose(page: Path) -> str:
-    """A page without its code blocks."""
+    """Return a page without its code blocks."""
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
 def anchors(page: Path) -> set[str]:
-    """The names that GitHub gives to headings."""
+    """Return the names that GitHub gives to the headings of a page."""
     found: set[str] = set()
     for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE):
         slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
@@ -67,13 +67,14 @@ def test_keys_are_keys_of_a_recipe(page: Path) -> None:
 
 
 def recipes_in(page: Path) -> Iterator[str]:
+    """Yield the YAML blocks of a page."""
     for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
         if language == "yaml":
             yield block
 
 
 def completed(base: Any, part: Any) -> Any:
-    """`part` where it says something, else `base`."""
+    """Return `part` where it says something, else `base`."""
     if not (isinstance(base, dict) and isinstance(part, dict)):
         return part
     return {**base, **{key: completed(base.get(key), value) for key, value in part.items()}}

@@ -11,6 +11,7 @@ import logging
 import math
 import shutil
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +111,11 @@ class CheckpointInfo(Layout):
 
     steps_per_epoch: int
     validation: ValidationState
+
+    scheduled: bool = True
+    """Whether the schedule asked for this checkpoint. One that only a signal asked for is there to
+    resume from, and takes no part in what is kept, averaged and evaluated."""
+
     tracker_run_id: str | None
     """The MLflow run that the training logs to, once it is known."""
 
@@ -206,6 +212,19 @@ def list_checkpoints(folder: Path) -> list[Checkpoint]:
     return [Checkpoint(path, int(path.name.removeprefix("step-"))) for path in finished]
 
 
+def scheduled_ones(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """Return those that the schedule asked for. Damaged ones count as such: whoever reads them will
+    say what is wrong."""
+
+    def is_scheduled(checkpoint: Checkpoint) -> bool:
+        try:
+            return checkpoint.info.scheduled
+        except CheckpointError:
+            return True
+
+    return [checkpoint for checkpoint in checkpoints if is_scheduled(checkpoint)]
+
+
 def best_tag(folder: Path) -> str | None:
     """Return the tag of the checkpoint that validation found best; None if there is none yet."""
     path = folder / "best"
@@ -213,7 +232,8 @@ def best_tag(folder: Path) -> str | None:
 
 
 def finish_checkpoint(folder: Path, info: CheckpointInfo, keep: int) -> None:
-    """Declare a checkpoint finished; delete those neither best nor among the `keep` newest.
+    """Declare a checkpoint finished; delete those that are neither best nor among the `keep` newest
+    of the schedule. The newest of all stays.
 
     One rank calls this when all have saved.
     """
@@ -226,16 +246,21 @@ def finish_checkpoint(folder: Path, info: CheckpointInfo, keep: int) -> None:
     _write_info(new, info.model_copy(update={"bytes": sizes}))
     write_atomically(folder / "latest", new.name)
     _point_to_best(folder, best_step)
-    for old in list_checkpoints(folder)[:-keep]:
-        if old.step != best_step:
+    there = list_checkpoints(folder)
+    kept = {info.step, best_step, *(c.step for c in scheduled_ones(there)[-keep:])}
+    for old in there:
+        if old.step not in kept:
             (old.folder / "checkpoint.json").unlink()  # first: half-deleted is not finished
     remove_unfinished(folder)
 
 
 def record_validation(folder: Path, step: int, state: ValidationState) -> None:
-    """Write what a validation has found into a checkpoint that was saved before it."""
+    """Write what a validation has found into a checkpoint that was saved before it. With the best
+    model so far, the validation would have asked for the checkpoint itself."""
     checkpoint = Checkpoint(folder / tag_of(step), step)
-    _write_info(checkpoint.folder, checkpoint.info.model_copy(update={"validation": state}))
+    scheduled = checkpoint.info.scheduled or state.best_step == step
+    found = {"validation": state, "scheduled": scheduled}
+    _write_info(checkpoint.folder, checkpoint.info.model_copy(update=found))
     _point_to_best(folder, state.best_step)
 
 

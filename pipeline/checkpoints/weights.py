@@ -16,6 +16,7 @@ from pipeline.checkpoints.folder import (
     DamagedCheckpointError,
     best_tag,
     list_checkpoints,
+    scheduled_ones,
     tag_of,
 )
 from pipeline.recipe import Recipe
@@ -34,7 +35,10 @@ def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
     if not checkpoints:
         raise CheckpointError(f"{recipe.run_dir}: no finished checkpoint; run `./run.sh train`")
     if wanted == "newest":
-        chosen = checkpoints[-recipe.evaluation.average_checkpoints :]
+        # An interruption must not change which weights are evaluated; without any others its
+        # checkpoint is all there is.
+        regular = scheduled_ones(checkpoints) or checkpoints[-1:]
+        chosen = regular[-recipe.evaluation.average_checkpoints :]
     else:
         tag = best_tag(folder) if wanted == "best" else tag_of(int(wanted))
         chosen = [checkpoint for checkpoint in checkpoints if checkpoint.tag == tag]

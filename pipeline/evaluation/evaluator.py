@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_prep.files import digest_of
+from data_prep.identity import check_corpora
 from data_prep.stage import read_manifest
 from data_prep.text import normalise
 from data_prep.vocabulary import load_vocabularies
+from models.export_format import read_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.evaluation.results import Result, weights_digest
-from pipeline.evaluation.test_sets import Overlap, TestSet, load_test_sets, overlaps_of, slug_of
+from pipeline.evaluation.test_sets import (
+    VALIDATION,
+    TestSet,
+    load_test_sets,
+    load_validation_set,
+    overlap_of,
+    slug_of,
+)
 from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
 from pipeline.recipe import Recipe
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
@@ -58,11 +67,20 @@ class EvaluatedModel:
         :param search: search keys that differ from those of the export.
         :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
         """
+        check_corpora(recipe.data, recipe.run_dir)  # the test set is one of them
         if export is None:
             search = recipe.evaluation.search.model_dump(mode="json")
             return cls(recipe, checkpoints_of_run(recipe), None, search)
         if read_manifest(export) is None:
             raise CheckpointError(f"{export}: not an exported model")
+        settings = read_settings(export)
+        languages = settings.source_lang, settings.target_lang
+        if None not in languages and languages != recipe.data.languages:
+            raise CheckpointError(
+                f"{export} translates {' to '.join(map(str, languages))}, the recipe says "
+                f"data.source_lang {recipe.data.source_lang}, data.target_lang "
+                f"{recipe.data.target_lang}"
+            )
         return cls(recipe, [], export, search)
 
     @cached_property
@@ -87,6 +105,15 @@ class EvaluatedModel:
     def result(self, test_set: TestSet) -> Result:
         """Return the result on `test_set`: where its files belong, with the scores found there."""
         variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
+        prefix = "test" if self._is_of_recipe(test_set) else test_set.slug
+        return self._result(test_set, f"{test_set.slug}{variant}", f"{prefix}{variant}_")
+
+    def result_on_validation(self) -> Result:
+        """Return where the scores on the validation set belong: models are compared by them, so
+        that the scores on test sets remain what they are for."""
+        return self._result(load_validation_set(self.recipe), VALIDATION, f"{VALIDATION}_")
+
+    def _result(self, test_set: TestSet, name: str, metric_prefix: str) -> Result:
         depends_on = {
             "version": VERSION,
             "search": dict(self.search),
@@ -97,9 +124,8 @@ class EvaluatedModel:
             "target_lang": self.recipe.data.target_lang,  # of BLEU's tokeniser
             "longest line": None if self.export else self.recipe.data.max_tokens_per_side,
         }
-        folder = self.recipe.run_dir / "evaluation" / f"{test_set.slug}{variant}"
-        prefix = "test" if self._is_of_recipe(test_set) else test_set.slug
-        return Result(test_set, folder, f"{prefix}{variant}_", digest_of(depends_on))
+        folder = self.recipe.run_dir / "evaluation" / name
+        return Result(test_set, folder, metric_prefix, digest_of(depends_on))
 
     def _is_of_recipe(self, test_set: TestSet) -> bool:
         return test_set.name == self.recipe.data.test.name
@@ -118,56 +144,56 @@ class EvaluatedModel:
         return Translator.of_run(self.recipe, self.checkpoints)
 
 
-class _Work(NamedTuple):
-    """What rank 0 has found that there is to do."""
+class Evaluation(NamedTuple):
+    """An evaluated model with its results."""
 
     model: EvaluatedModel
+
     results: list[Result]
-    missing: list[Result]  # those of `results` that are not up to date
-    overlaps: dict[str, Overlap] | None  # of their test sets with the training text
+    """One for each test set, that of the recipe first."""
+
+    validation: Result | None
+    """Of the run's checkpoints, which compete to be champion; an export does not."""
+
+    @property
+    def missing(self) -> list[Result]:
+        """Results that are not up to date."""
+        all_of_them = [*self.results, *filter(None, [self.validation])]
+        return [result for result in all_of_them if not result.up_to_date]
 
 
 def evaluate(
     recipe: Recipe, export: Path | None = None, search: Mapping[str, object] = NO_SEARCH_KEYS
-) -> tuple[EvaluatedModel, list[Result]]:
-    """Bring `RUN_DIR/evaluation/TEST_SET/` up to date for each test set.
+) -> Evaluation:
+    """Bring `RUN_DIR/evaluation` up to date: a folder for each test set, and the validation set's.
 
     Every rank calls this; rank 0 decides, scores and writes.
 
     :param export: a folder written by `./run.sh export`, to evaluate instead of the checkpoints.
     :param search: search keys that differ from those that the model was exported with.
-    :returns: what was evaluated, and the result of every test set, that of the recipe first.
     :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
     :raises DataError: a test set cannot be read or fetched.
     """
-    model, results, missing, overlaps = from_rank_0(lambda: _find_work(recipe, export, search))
-    if missing:
-        translator = model.translator()
+    evaluation = from_rank_0(lambda: _find_results(recipe, export, search))
+    if missing := evaluation.missing:
+        translator = evaluation.model.translator()
         for result in missing:
-            overlap = overlaps[result.test_set.name] if overlaps else None
-            _translate_and_score(model, translator, result, overlap)
-    return model, results
+            _translate_and_score(evaluation.model, translator, result)
+    return evaluation
 
 
-def _find_work(recipe: Recipe, export: Path | None, search: Mapping[str, object]) -> _Work:
-    """Find what there is to evaluate, all results, and those that are missing."""
+def _find_results(recipe: Recipe, export: Path | None, search: Mapping[str, object]) -> Evaluation:
+    """Find what there is to evaluate, and which results are there."""
     model = EvaluatedModel.of(recipe, export, search)
     results = [model.result(test_set) for test_set in load_test_sets(recipe)]
     for result in results:
         if result.up_to_date:
             log.info("%s: up to date, reused (%s)", result.test_set.name, result.folder)
-    missing = [result for result in results if not result.up_to_date]
-    found = overlaps_of(recipe, [result.test_set for result in missing]) if missing else None
-    return _Work(model, results, missing, found)
+    return Evaluation(model, results, None if export else model.result_on_validation())
 
 
-def _translate_and_score(
-    model: EvaluatedModel, translator: TextTranslator, result: Result, overlap: Overlap | None
-) -> None:
-    """Translate a test set on all ranks; score the translations and write `result` on rank 0.
-
-    :param overlap: of the test set with the training text, if that is known.
-    """
+def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, result: Result) -> None:
+    """Translate a test set on all ranks; score the translations and write `result` on rank 0."""
     recipe, test_set = model.recipe, result.test_set
     log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), model)
     started = time.monotonic()
@@ -179,19 +205,25 @@ def _translate_and_score(
         "length_penalty": translator.search.length_penalty,
         "sentences_per_second": round(len(test_set.sources) / seconds, 2),
         "ranks": world_size(),
-        "in_training_text": overlap and overlap._asdict(),
     }
     if model.has_baseline(test_set):
         from pipeline.translation.translator import Translator
 
         vocabularies = load_vocabularies(recipe.shards)
-        untrained = Translator(untrained_model(recipe), vocabularies, recipe.evaluation)
+        untrained = Translator(
+            untrained_model(recipe),
+            vocabularies,
+            recipe.evaluation,
+            recipe.data.max_tokens_per_side,
+        )
         lines = _translate(untrained, test_set.sources, "translating with an untrained model")
         found = bleu(lines, test_set.references, recipe.data.target_lang)
         more["untrained_bleu"] = round(found.score, 2)
     if rank() == 0:
         lines = list(map(normalise, test_set.sources))
         lengths = [len(ids) for ids in translator.source_vocabulary.encode(lines)]
+        overlap = overlap_of(recipe, test_set)
+        more["in_training_text"] = overlap and overlap._asdict()
         result.write(hypotheses, lengths, recipe.data.target_lang, more)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.files import write_atomically
+from data_prep.identity import check_corpora
 from data_prep.stage import run_stage
 from data_prep.vocabulary import load_vocabularies, vocabulary_files
 from models.export_format import (
@@ -53,6 +54,7 @@ def export(
     from pipeline.publishing.model_card import model_card
 
     _refuse_impossible(recipe, format, quantization)
+    check_corpora(recipe.data, recipe.run_dir)  # the card says what the model has learnt from
     checkpoints = checkpoints or checkpoints_of_run(recipe)
     card = model_card(recipe, checkpoints)
     settings = ExportSettings(

@@ -18,7 +18,7 @@ from models.factory import abstract_model
 from models.seq2seq import core_parameters
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.results import Scores, scores_of
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, TrainingConfig
 
 
 def model_card(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
@@ -26,6 +26,7 @@ def model_card(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
 
     :param checkpoints: the model is the average of these.
     """
+    recipe = _as_trained(recipe, checkpoints[-1])
     scores = scores_of(recipe, checkpoints)
     languages = f"{recipe.data.source_lang} → {recipe.data.target_lang}"
     parts = [
@@ -38,6 +39,13 @@ def model_card(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
         _limits_section(recipe),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _as_trained(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+    """Return the recipe that a checkpoint was trained with; the command line may say otherwise by
+    now. (What it says of model and data cannot: the checkpoint is bound to them.)"""
+    then = {**TrainingConfig().model_dump(), **checkpoint.info.training}
+    return recipe.model_copy(update={"training": TrainingConfig.model_construct(**then)})
 
 
 def _yaml_header(recipe: Recipe, scores: Sequence[Scores]) -> str:

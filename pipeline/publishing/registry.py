@@ -42,25 +42,32 @@ SERVED_CODE = (  # all of our code that serving a model needs
 )
 
 
-def register(recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result) -> None:
-    """Register the average of `checkpoints`, and move the alias `champion` to it if it is better.
+def register(
+    recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result, validation: Result
+) -> None:
+    """Register the average of `checkpoints`, and move the alias `champion` to it if it is better on
+    the validation set: whoever picks the best of many on the test set reports a score that luck
+    has picked with it.
 
     An evaluation is registered once, as a new version of the registered model. Errors of MLflow or
     the network become a warning, and the next `./run.sh evaluate` tries again.
 
-    :param result: of these checkpoints.
+    :param result: of these checkpoints on the test set; it is what the version reports.
+    :param validation: of these checkpoints on the validation set.
     """
     run_id, done = run_id_of(recipe), recipe.run_dir / "tracking" / "registered.json"
     known = read_json(done)  # tracking store → what was registered there last
     name = _registered_name(recipe, result)
-    wanted = [run_id, name, result.fingerprint]
+    wanted = [run_id, name, result.fingerprint, validation.fingerprint]
     if known.get(recipe.tracking_uri) == wanted:
         return
     try:
         if run_id is None:
             raise ConnectionError("the run is not there yet")
         client = client_of(recipe.tracking_uri)
-        found = _register_version(client, name, recipe, checkpoints, result, run_id)
+        new = _find_or_make_version(client, name, recipe, checkpoints, result, run_id)
+        client.set_model_version_tag(name, new.version, "validation", validation.artifact_folder)
+        verdict = _move_champion(client, recipe, validation, new)
     except UsageError as error:  # the architecture cannot be exported as a standard Transformer
         log.warning("not registered: %s", error)
         return
@@ -72,7 +79,7 @@ def register(recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result) 
         )
         return
     write_json(done, {**known, recipe.tracking_uri: wanted})
-    log.info("%s", found)
+    log.info("registered as %s version %s: %s", name, new.version, verdict)
 
 
 def _registered_name(recipe: Recipe, result: Result) -> str:
@@ -82,28 +89,22 @@ def _registered_name(recipe: Recipe, result: Result) -> str:
     return recipe.tracking.registered_model or default
 
 
-def _register_version(
+def _find_or_make_version(
     client: MlflowClient,
     name: str,
     recipe: Recipe,
     checkpoints: Sequence[Checkpoint],
     result: Result,
     run_id: str,
-) -> str:
-    """Make a version of the registered model unless there is one, and decide who is champion.
-
-    :returns: what was done, in words.
-    """
+) -> ModelVersion:
+    """Return the version of the registered model with this result; make it if there is none."""
     mine = f"name = '{name}' and tags.fingerprint = '{result.fingerprint}'"
     versions = [v for v in client.search_model_versions(mine) if v.run_id == run_id]
     if versions:
-        new = versions[0]
-    else:
-        folder = recipe.run_dir / "tracking" / "model"
-        export(recipe, folder, "ctranslate2", checkpoints=checkpoints)
-        new = _log_model(client, name, recipe, folder, result, run_id)
-    verdict = _move_champion(client, recipe, result, new)
-    return f"registered as {name} version {new.version}: {verdict}"
+        return versions[0]
+    folder = recipe.run_dir / "tracking" / "model"
+    export(recipe, folder, "ctranslate2", checkpoints=checkpoints)
+    return _log_model(client, name, recipe, folder, result, run_id)
 
 
 def _log_model(
@@ -150,9 +151,12 @@ def _log_model(
     return new
 
 
-def _move_champion(client: MlflowClient, recipe: Recipe, result: Result, new: ModelVersion) -> str:
+def _move_champion(
+    client: MlflowClient, recipe: Recipe, validation: Result, new: ModelVersion
+) -> str:
     """Move the alias `champion` to `new` if it is better than the version that has it.
 
+    :param validation: of `new`, on the validation set.
     :returns: the verdict, in words.
     """
     champion = _champion(client, new.name)
@@ -161,14 +165,17 @@ def _move_champion(client: MlflowClient, recipe: Recipe, result: Result, new: Mo
     elif champion.version == new.version:
         return "is champion"
     else:
-        run_id, folder = str(champion.run_id), champion.tags.get("evaluation", "")
+        run_id, folder = str(champion.run_id), champion.tags.get("validation", "")
         other = download_evaluation(client, run_id, folder) if folder else None
         if other is None:
-            return f"version {champion.version} stays champion: its evaluation cannot be had"
-        if (comparison := compare(recipe, result, other)) is None:
             return (
-                f"version {champion.version} stays champion: it was scored on other sentences "
-                f"({champion.tags.get('test_set')})"
+                f"version {champion.version} stays champion: its translations of the validation "
+                "set cannot be had; move the alias by hand"
+            )
+        if (comparison := compare(recipe, validation, other)) is None:
+            return (
+                f"version {champion.version} stays champion: it was validated on other sentences; "
+                "move the alias by hand"
             )
         if not comparison.better:
             return f"version {champion.version} stays champion: {comparison}"

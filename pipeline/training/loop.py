@@ -42,6 +42,8 @@ class Due(NamedTuple):
     report: bool
     validate: bool
     save: bool
+    """By the schedule; a stop saves too."""
+
     stop: bool
 
     @classmethod
@@ -49,8 +51,8 @@ class Due(NamedTuple):
         """:param stop: whether a signal has come to any rank."""
         last = step == last_step
         validate = last or step % config.validate_every == 0
-        save = last or stop or step % config.checkpoint_every == 0
-        report = save or (validate and not stop) or step % config.log_every == 0
+        save = last or step % config.checkpoint_every == 0
+        report = save or stop or validate or step % config.log_every == 0
         return cls(report, validate, save, stop)
 
 
@@ -112,25 +114,28 @@ class Loop(Generic[Batch]):
         trainer = self.trainer
         trainer.train_step(self.window)
         stop = self.interruption.everywhere()
-        self._do(Due.after(trainer.step, trainer.last_step, self.config, stop))
+        self._do_what_is_due(Due.after(trainer.step, trainer.last_step, self.config, stop))
 
-    def _do(self, due: Due) -> None:
-        """Do what is due: report, validate, save, stop."""
+    def _do_what_is_due(self, due: Due) -> None:
+        """Report, validate, save, stop, as far as it is due.
+
+        :raises Stopped: by a signal, after saving.
+        """
         if due.report:
             self._report()
         pause = time.monotonic()
-        save, stop = due.save, due.stop
+        scheduled, stop = due.save, due.stop
         self.validation.put_off(due.validate)
         if due.validate and not stop:
             try:
                 self._validate()
             except Stopped:
-                save = stop = True
+                stop = True
             else:
-                save |= self.validation.improved or self.validation.gave_up
-        if save:
+                scheduled |= self.validation.improved or self.validation.gave_up
+        if scheduled or stop:
             run_id = self.tracker.run_id if self.tracker else None
-            self.trainer.save(run_id, self.validation.state)
+            self.trainer.save(run_id, self.validation.state, scheduled=scheduled)
             self.watchdog.seen()
         self.window.since += time.monotonic() - pause
         trained = self.trainer.step == self.trainer.last_step
@@ -158,12 +163,7 @@ class Loop(Generic[Batch]):
         :raises Stopped: on every rank, when a signal has come to one.
         """
         metrics = self.validation.run()
-        words = {
-            "valid_loss": "valid loss %.4f",
-            "valid_ppl": "ppl %.2f",
-            "valid_bleu": "BLEU %.2f",
-        }
-        text = " | ".join(words[key] % value for key, value in metrics.items())
+        text = self.trainer.task.in_words(metrics)
         best = " | best so far" if self.validation.improved else ""
         self._tell(f"step {self.trainer.step} | {text}{best}", metrics, once=["valid_loss"])
 

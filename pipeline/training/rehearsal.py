@@ -36,6 +36,11 @@ def rehearse(task: Task[Batch]) -> str:
         trainer.optimizer_step(
             Share([batch] * trainer.accumulation_steps, [], units=positions, normaliser=positions)
         )
+        if trainer.device.type == "cuda":  # the host's memory is not rehearsed
+            step_fits, what = what, "what validation needs beside the training"
+            advice = "lower evaluation.batch_tokens or beam_size, or set training.bleu_every to 0"
+            task.rehearse_validation(trainer)
+            what = step_fits
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"rank {dist.get_rank()}: {what} does not fit into the GPU's memory; {advice}"

@@ -36,6 +36,7 @@ def check_run(task: Task[Batch], held: ExitStack) -> Checkpoint | None:
     """
     recipe, started = task.recipe, time.monotonic()
     held.enter_context(only_command_in(recipe.run_dir))
+    task.check_recipe()
     data = task.check_data()
     newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
     if newest is not None and is_finished(recipe.training, task.criterion, newest):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices
@@ -59,6 +59,12 @@ class Task(ABC, Generic[Batch]):
         :raises DataError: there are no prepared data.
         """
 
+    def check_recipe(self) -> None:
+        """Compare the recipe and the files that it names with what the data were made from.
+
+        :raises DataError: they differ, in what, and what to do.
+        """
+
     @abstractmethod
     def check_data(self) -> str:
         """Read all data that training needs and compare them with their checksums.
@@ -104,6 +110,10 @@ class Task(ABC, Generic[Batch]):
     def units(self, batch: GlobalBatch) -> int:
         """Return the size of a global batch in `unit`s."""
 
+    def rehearse_validation(self, trainer: Trainer[Batch]) -> None:
+        """Do once what `validate` needs memory for besides forward passes. Every rank calls this
+        before training, on GPUs."""
+
     @abstractmethod
     def validate(self, trainer: Trainer[Batch], interruption: Interruption) -> dict[str, float]:
         """Judge the model that `trainer` has. Every rank calls this.
@@ -112,3 +122,9 @@ class Task(ABC, Generic[Batch]):
             `criterion`, where it is due at this step.
         :raises Stopped: a signal has come; `interruption` is asked after every batch.
         """
+
+    def in_words(self, metrics: Mapping[str, float]) -> str:
+        """Return what the log says of the metrics of `validate`."""
+        return " | ".join(
+            f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items()
+        )

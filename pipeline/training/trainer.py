@@ -229,9 +229,12 @@ class Trainer(Generic[Batch]):
 
     # ── Checkpoints ─────────────────────────────────────────────────────────────────────────────
 
-    def save(self, tracker_run_id: str | None, validation: ValidationState) -> None:
+    def save(
+        self, tracker_run_id: str | None, validation: ValidationState, *, scheduled: bool = True
+    ) -> None:
         """Save a checkpoint. Every rank calls this: each holds a part of the optimizer.
 
+        :param scheduled: whether the schedule asks for it, and not a signal alone.
         :raises CheckpointError: it cannot be written. Those before are as they were.
         """
         checkpoints = self.recipe.checkpoints
@@ -243,6 +246,7 @@ class Trainer(Generic[Batch]):
             training=self.config.model_dump(mode="json"),
             steps_per_epoch=self.task.plan.steps_per_epoch,
             validation=validation,
+            scheduled=scheduled,
             tracker_run_id=tracker_run_id,
             saved_at=time.time(),
         )

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_prep.files import DataError
+from data_prep.files import digest_of
+from data_prep.identity import check_recipe
+from data_prep.shards import read_shards_manifest
 from data_prep.vocabulary import PAD_IDX, load_vocabularies, vocabulary_digest
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
@@ -19,25 +21,27 @@ if TYPE_CHECKING:
 
 
 def model_identity(recipe: Recipe) -> dict[str, Any]:
-    """Return what a model's weights are bound to, its shape and the vocabulary, as JSON values.
+    """Return what a model's weights are bound to, as JSON values: its shape, the vocabulary, and
+    the pairs that it has learnt from.
 
-    :raises DataError: there is no vocabulary.
+    :raises DataError: there are no prepared data.
     """
-    try:
-        vocabulary = vocabulary_digest(recipe.shards)
-    except OSError as error:
-        raise DataError(
-            f"{recipe.shards}: no prepared data here; run `./run.sh prepare`"
-        ) from error
-    return {"model": recipe.model.model_dump(mode="json"), "vocabulary": vocabulary}
+    data = read_shards_manifest(recipe.shards)
+    return {
+        "model": recipe.model.model_dump(mode="json"),
+        "vocabulary": vocabulary_digest(recipe.shards),
+        "data": digest_of([shard.sha256 for shard in data.of_split("train")]),
+    }
 
 
 def checkpoints_of_run(recipe: Recipe) -> list[Checkpoint]:
     """Return the checkpoints of `run_dir` that evaluation averages, oldest first.
 
-    :raises CheckpointError: there is none, or one belongs to another vocabulary or model.
+    :raises CheckpointError: there is none, or one belongs to another vocabulary, model or data.
+    :raises DataError: the data were not prepared as the recipe says.
     """
     checkpoints = checkpoints_to_average(recipe)
+    check_recipe(recipe.data, recipe.run_dir)
     identity = model_identity(recipe)
     for checkpoint in checkpoints:
         checkpoint.refuse_other(identity)

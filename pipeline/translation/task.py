@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
-from data_prep.files import DataError, digest_of, first_line
+from data_prep.files import DataError, first_line
+from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX, vocabulary_digest
 from pipeline.checkpoints.folder import CheckpointError, Criterion
@@ -63,11 +65,14 @@ class TranslationTask(Task["PairBatch"]):
             cache=self.recipe.run_dir / "batch_plan",
         )
 
+    @cached_property
+    def _model_identity(self) -> dict[str, Any]:
+        return model_identity(self.recipe)
+
     def identity(self) -> dict[str, Any]:
-        training, shards = self.recipe.training, self.pairs.data.of_split("train")
+        training = self.recipe.training
         return {
-            **model_identity(self.recipe),
-            "data": digest_of([shard.sha256 for shard in shards]),
+            **self._model_identity,
             "batch plan": [
                 BATCH_PLAN_VERSION,
                 training.seed,
@@ -76,6 +81,9 @@ class TranslationTask(Task["PairBatch"]):
             ],
             "frozen parameters": training.freeze,
         }
+
+    def check_recipe(self) -> None:
+        check_corpora(self.recipe.data, self.recipe.run_dir)
 
     def check_data(self) -> str:
         recipe = self.recipe
@@ -170,6 +178,12 @@ class TranslationTask(Task["PairBatch"]):
 
     # ── Validation ──────────────────────────────────────────────────────────────────────────────
 
+    def rehearse_validation(self, trainer: Trainer[PairBatch]) -> None:
+        from pipeline.translation.validation import rehearse_bleu
+
+        if self.recipe.training.bleu_every:
+            rehearse_bleu(self, trainer)
+
     def validate(self, trainer: Trainer[PairBatch], interruption: Interruption) -> dict[str, float]:
         from pipeline.translation.validation import valid_bleu, valid_metrics
 
@@ -178,3 +192,11 @@ class TranslationTask(Task["PairBatch"]):
         if every and (step % every == 0 or step == trainer.last_step):
             metrics |= valid_bleu(self, trainer, interruption)
         return metrics
+
+    def in_words(self, metrics: Mapping[str, float]) -> str:
+        words = {
+            "valid_loss": "valid loss %.4f",
+            "valid_ppl": "ppl %.2f",
+            "valid_bleu": "BLEU %.2f",
+        }
+        return " | ".join(words[name] % value for name, value in metrics.items())

@@ -11,11 +11,13 @@ from data_prep.corpora import read_lines
 from data_prep.vocabulary import PAD_IDX, load_vocabularies
 from models.factory import create_model
 from pipeline.ranks import gather_shares, share_of
+from pipeline.recipe import Recipe
 from pipeline.training.progress import perplexity
 from pipeline.training.trainer import Trainer
 from pipeline.training.validation import Interruption, Stopped, shared_micro_batches
 from pipeline.translation.batches import PairBatch, collate
 from pipeline.translation.scores import bleu
+from pipeline.translation.serving import batches_by_length
 from pipeline.translation.translator import Translator
 
 if TYPE_CHECKING:
@@ -51,16 +53,8 @@ def valid_bleu(
 
     :raises Stopped: on every rank, when a signal has come to one.
     """
-    recipe = task.recipe
-    sources, references = (
-        list(read_lines(recipe.clean_text / f"valid.{language}"))
-        for language in recipe.data.languages
-    )
-    # A whole copy of the model translates: with ZeRO-3's weights, which are partitioned, ranks that
-    # decode different numbers of steps would deadlock.
-    model = create_model(recipe.model, task.vocab_sizes, PAD_IDX)
-    model.load_state_dict(trainer.full_weights())
-    translator = Translator(model, load_vocabularies(recipe.shards), recipe.evaluation)
+    sources, references = _valid_lines(task.recipe)
+    translator = _translator(task, trainer)
     share = share_of(sources, trainer.rank, trainer.world_size)
     try:
         translations = translator.translate(sources[share], lambda count: interruption.here())
@@ -68,5 +62,33 @@ def valid_bleu(
         translations = []
     interruption.agree()
     hypotheses = gather_shares(translations)
-    score = bleu(hypotheses, [references], recipe.data.target_lang).score
+    score = bleu(hypotheses, [references], task.recipe.data.target_lang).score
     return {"valid_bleu": round(score, 2)}
+
+
+def rehearse_bleu(task: TranslationTask, trainer: Trainer[PairBatch]) -> None:
+    """Translate the longest validation sentences that go together in a batch."""
+    sources, _ = _valid_lines(task.recipe)
+    translator = _translator(task, trainer)
+    encoded = translator.source_vocabulary.encode(sources)
+    lengths = {number: len(ids) for number, ids in enumerate(encoded)}
+    longest = next(batches_by_length(lengths, translator.search))
+    translator.translate([sources[number] for number in longest])
+
+
+def _valid_lines(recipe: Recipe) -> tuple[list[str], list[str]]:
+    source, target = (
+        list(read_lines(recipe.clean_text / f"valid.{language}"))
+        for language in recipe.data.languages
+    )
+    return source, target
+
+
+def _translator(task: TranslationTask, trainer: Trainer[PairBatch]) -> Translator:
+    """Return a translator with a whole copy of the model that is trained: with ZeRO-3's weights,
+    which are partitioned, ranks that decode different numbers of steps would deadlock."""
+    recipe = task.recipe
+    model = create_model(recipe.model, task.vocab_sizes, PAD_IDX)
+    model.load_state_dict(trainer.full_weights())
+    vocabularies = load_vocabularies(recipe.shards)
+    return Translator(model, vocabularies, recipe.evaluation, recipe.data.max_tokens_per_side)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import DataError
-from data_prep.identity import FILE, check_identity
+from data_prep.identity import FILE, check_corpora
 from tests.data_prep.test_prepare import GOOD, corpus, prepare, recipe_of, write_corpus
 
 __all__ = ["corpus"]  # the fixture
@@ -18,7 +18,7 @@ ONE = "[{name: train, source: train.de, target: train.en}]"
 
 def check(folder: Path, **overrides: str) -> None:
     recipe = recipe_of(folder, **overrides)
-    check_identity(recipe.data, recipe.run_dir)
+    check_corpora(recipe.data, recipe.run_dir)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The plan's arithmetic, against what can be counted."""
+"""The estimate's arithmetic gives what can be counted."""
 
 from __future__ import annotations
 

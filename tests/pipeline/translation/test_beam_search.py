@@ -1,4 +1,4 @@
-"""Beam search against fairseq2's generator and against what its options promise."""
+"""Beam search finds what fairseq2's generator finds, and keeps what its options promise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOURCES = [[5, 9, 7, 3], [11, 3], [8, 8, 21, 14, 6, 29, 10, 3], [4, 3], [17, 12,
 
 
 def model_of(architecture: Architecture = "ringformer", seed: int = 0) -> TranslationModel:
-    """Random weights, sharp enough that ties are out of the question, and prone to end."""
+    """Return a model of random weights, sharp enough that there are no ties, and prone to end."""
     torch.manual_seed(seed)
     config = ModelConfig(
         architecture=architecture, model_dim=32, num_heads=2, ffn_inner_dim=64, num_levels=3,
@@ -38,6 +38,7 @@ def model_of(architecture: Architecture = "ringformer", seed: int = 0) -> Transl
 
 
 def set_bias(model: TranslationModel, token: int, value: float) -> None:
+    """Make a token more or less likely."""
     assert model.final_proj.bias is not None
     with torch.no_grad():
         model.final_proj.bias[token] = value
@@ -46,7 +47,7 @@ def set_bias(model: TranslationModel, token: int, value: float) -> None:
 def fairseq2_search(
     model: TranslationModel, source: list[int], search: EvaluationConfig
 ) -> list[tuple[list[int], float]]:
-    """All hypotheses of fairseq2's own generator, for one sentence."""
+    """Return all hypotheses of fairseq2's own generator, for one sentence."""
     generator = BeamSearchSeq2SeqGenerator(
         model,
         VocabularyInfo(VOCAB, None, BOS_IDX, EOS_IDX, PAD_IDX),
@@ -80,7 +81,7 @@ def test_all_hypotheses_equal_fairseq2s(architecture: Architecture, beam_size: i
 
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_a_score_is_what_the_model_gives_the_whole_translation(architecture: Architecture) -> None:
-    """In one pass without a cache, however often hypotheses changed places."""
+    """The model reads it in one pass without a cache, however often hypotheses changed places."""
     model = model_of(architecture)
     set_bias(model, EOS_IDX, 3)
     search = EvaluationConfig(beam_size=4, length_penalty=0.8)

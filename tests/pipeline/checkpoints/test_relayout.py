@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.recipe import Recipe
-from tests.conftest import launcher, run_process
+from tests.pipeline.checkpoints.relayout_runs import main
+from tests.pipeline.ranks import finish, start_ranks
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +30,8 @@ DEEPSPEED: dict[str, dict[str, Any]] = {
 
 
 class Layout(NamedTuple):
+    """Says how a training is cut up: DeepSpeed's configuration, and the number of ranks."""
+
     deepspeed: str
     ranks: int
 
@@ -56,7 +59,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def runs(prepared: Recipe, tiny_recipe: Path) -> Path:
-    """The folder of all runs: those of every layout, and what went on from their third step."""
+    """Return the folder of all runs: one of every layout, and those that go on from its step 3."""
     folder = prepared.run_dir.parent / "relayout"
     folder.mkdir()
     for name, config in DEEPSPEED.items():
@@ -88,7 +91,7 @@ def runs(prepared: Recipe, tiny_recipe: Path) -> Path:
             if source.ranks in sources and target.ranks == ranks
         ]
 
-    launch(1, [*begin(1), *go_on({1}, 1)], folder)
+    train(1, [*begin(1), *go_on({1}, 1)], folder)
     damaged = folder / "damaged" / "checkpoints" / "step-00000003"
     shutil.copytree(folder / "zero1x1" / "checkpoints" / "step-00000003", damaged)
     states = damaged / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
@@ -97,28 +100,27 @@ def runs(prepared: Recipe, tiny_recipe: Path) -> Path:
     info["bytes"][states.name] = states.stat().st_size
     (damaged / "checkpoint.json").write_text(json.dumps(info))
     refused = job(Layout("zero1", 2), "refused", "damaged")
-    launch(2, [*begin(2), *go_on({1, 2}, 2), refused], folder)
-    launch(1, go_on({2}, 1), folder)
+    train(2, [*begin(2), *go_on({1, 2}, 2), refused], folder)
+    train(1, go_on({2}, 1), folder)
     return folder
 
 
-def launch(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> None:
-    """All in one call of the launcher, whose start takes longer than a job."""
+def train(ranks: int, jobs: list[dict[str, Any]], folder: Path) -> None:
+    """Do these jobs on so many ranks."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    script = ["--module", "tests.pipeline.relayout_runs", str(folder / "jobs.json")]
-    done = run_process([*launcher(ranks), *script])
-    assert done.returncode == 0, done.stderr
-    with (folder / "log").open("a") as log:
-        log.write(done.stderr)
+    log = folder / "log"
+    processes = start_ranks(main, [str(folder / "jobs.json")], log, ranks)
+    assert finish(processes, 300) == [0] * ranks, log.read_text()
 
 
 def result(run: Path) -> dict[str, Any]:
+    """Return what a job has found."""
     found: dict[str, Any] = torch.load(run / "result.pt", weights_only=True)
     return found
 
 
 def difference(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
-    """Of all weights, relative to their norm."""
+    """Return the norm of the difference of all weights, relative to their norm."""
     names = [name for name in one if "/" not in name]
     a, b = (torch.cat([state[name].flatten().double() for name in names]) for state in (one, two))
     return float((a - b).norm() / b.norm())

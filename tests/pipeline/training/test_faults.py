@@ -1,4 +1,4 @@
-"""Whatever happens to a training: it says so, loses nothing, and goes on where it was."""
+"""Whatever happens to a training, it says so, loses nothing, and goes on where it was."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from data_prep.shards import ShardReader
 from pipeline.checkpoints.folder import list_checkpoints
+from pipeline.command_line import load_recipe
+from pipeline.publishing.exports import export
 from pipeline.recipe import ROOT, Recipe
-from tests.conftest import Command, run_process
+from pipeline.translation.run_model import untrained_model
+from tests.conftest import run_process
+from tests.pipeline.conftest import save_checkpoint
 from tests.pipeline.ranks import finish, new_run, options, start, weights
 
 pytestmark = pytest.mark.slow
@@ -28,11 +31,12 @@ STEPS = 60
 
 
 def run_dir_of(prepared: Recipe, name: str) -> Path:
-    """A new run_dir in a folder of its own, with the shards and a tracking store."""
+    """Make a run_dir with the shards, in a folder of its own that will hold its tracking store."""
     return new_run(prepared, f"faults/{name}/run")
 
 
 def arguments(recipe: Path, run_dir: Path, **training: object) -> list[str]:
+    """Return the command line of a training that logs and saves often."""
     settings: dict[str, object] = {
         "max_steps": STEPS, "log_every": 1, "checkpoint_every": 2, "validate_every": 7,
         "keep_checkpoints": 2, "collective_timeout": 60,
@@ -41,13 +45,14 @@ def arguments(recipe: Path, run_dir: Path, **training: object) -> list[str]:
 
 
 def history(run_dir: Path, key: str) -> list[tuple[int, float]]:
-    """What MLflow has of a metric: (step, value) in order."""
+    """Return what MLflow has of a metric: (step, value), in order of the steps."""
     with sqlite3.connect(run_dir.parent / "mlflow.db") as store:
         rows = store.execute("SELECT step, value FROM metrics WHERE key = ? ORDER BY step", [key])
         return list(rows)
 
 
 def wait_for(log: Path, text: str, seconds: float = 120) -> None:
+    """Wait until a log says `text`."""
     end = time.monotonic() + seconds
     while text not in log.read_text():
         assert time.monotonic() < end, log.read_text()
@@ -56,6 +61,7 @@ def wait_for(log: Path, text: str, seconds: float = 120) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Recipe, tiny_recipe: Path) -> Path:
+    """Return the run_dir of a training of two ranks to which nothing happens."""
     run_dir = run_dir_of(prepared, "undisturbed")
     log = run_dir / "log"
     assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
@@ -65,7 +71,7 @@ def undisturbed(prepared: Recipe, tiny_recipe: Path) -> Path:
 def test_killed_at_twenty_random_moments(
     prepared: Recipe, tiny_recipe: Path, undisturbed: Path
 ) -> None:
-    """One rank or both; the result is the same bits, and every step is in MLflow once."""
+    """One rank is killed or both; the result is the same bits, and MLflow has every step once."""
     run_dir = run_dir_of(prepared, "killed")
     draw, log, kills = random.Random(5), run_dir / "log", Counter[str]()
     while sum(kills.values()) < 20:
@@ -97,7 +103,8 @@ def test_killed_at_twenty_random_moments(
 
 
 def test_sigterm_saves_on_all_ranks_and_exits_75(prepared: Recipe, tiny_recipe: Path) -> None:
-    """To one rank only: the others agree. The validation that was due is done by the next run."""
+    """The signal comes to one rank only, and the others agree. The next run does the validation
+    that was due."""
     run_dir = run_dir_of(prepared, "preempted")
     log = run_dir / "log"
     settings = {"checkpoint_every": 1000, "validate_every": 1, "max_steps": 16}
@@ -120,7 +127,8 @@ def test_sigterm_saves_on_all_ranks_and_exits_75(prepared: Recipe, tiny_recipe: 
 def test_a_truncated_checkpoint_is_set_aside(
     prepared: Recipe, tiny_recipe: Path, undisturbed: Path
 ) -> None:
-    """Cut, zeros, with another byte, or described by half a JSON: the one before is taken."""
+    """A file is cut, is zeros, has another byte, or is half a JSON: training goes back to the
+    checkpoint before."""
     run_dir = undisturbed.parent.parent / "truncated" / "run"
     shutil.copytree(undisturbed.parent, run_dir.parent)
     log = run_dir / "log"
@@ -204,24 +212,20 @@ def test_gradients_that_are_not_finite(
 
 
 @pytest.fixture(scope="module")
-def poisoned(prepared: Recipe, tiny_recipe: Path, command: Command) -> Path:
-    """An exported model in which one rare token's source embedding is infinite."""
+def poisoned(prepared: Recipe, tiny_recipe: Path) -> Path:
+    """Export a model in which one rare token's source embedding is infinite."""
     run_dir = run_dir_of(prepared, "poisoned")
-    untied = ["--model.tied_embeddings", "false"]
-    log = run_dir / "log"
-    options = [*arguments(tiny_recipe, run_dir, max_steps=1), *untied]
-    assert finish(start(options, log, ranks=1)) == [0], log.read_text()
-    folder = run_dir / "export"
-    done = command("pipeline.export", *options, "--output", folder)
-    assert done.returncode == 0, done.stderr
-    tensors = load_file(folder / "model.safetensors")
-    tensors["encoder_frontend.embed.weight"][rare_token(prepared)] = torch.inf
-    save_file(tensors, folder / "model.safetensors")
-    return folder
+    keys = {"run_dir": str(run_dir), "model.tied_embeddings": "false"}
+    recipe = load_recipe(tiny_recipe, list(keys.items()))
+    model = untrained_model(recipe)
+    model.state_dict()["encoder_frontend.embed.weight"][rare_token(prepared)] = torch.inf
+    save_checkpoint(model, recipe)
+    export(recipe, run_dir / "export")
+    return run_dir / "export"
 
 
 def rare_token(prepared: Recipe) -> int:
-    """A source token of about one in a hundred sentences."""
+    """Return a source token that about one in a hundred sentences has."""
     reader = ShardReader(prepared.run_dir / "shards", "train")
     counts = Counter(
         token
@@ -233,7 +237,7 @@ def rare_token(prepared: Recipe) -> int:
 
 
 def test_a_full_disk_while_saving(prepared: Recipe, tiny_recipe: Path, tmp_path: Path) -> None:
-    """In a small file system, made and lost with a mount namespace."""
+    """The run_dir is in a small file system, which a mount namespace makes and loses."""
     small = tmp_path / "small"
     small.mkdir()
     shards = prepared.run_dir / "shards"

@@ -1,4 +1,4 @@
-"""The tracker against a real MLflow server that comes and goes."""
+"""The tracker loses nothing while a real MLflow server comes and goes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def recipe_of(tiny_recipe: Path, folder: Path, port: int) -> Recipe:
+    """Return the tiny recipe with a run_dir in `folder`, tracked by a server at `port`."""
     uri = f"http://127.0.0.1:{port}"
     return load_recipe(tiny_recipe, [("run_dir", str(folder / "run")), ("tracking.uri", uri)])
 

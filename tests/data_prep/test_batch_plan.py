@@ -1,4 +1,4 @@
-"""The batch plan: which sentences a step sees, whoever shares the work."""
+"""The batch plan says which examples a step sees, whoever shares the work."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from data_prep.batch_plan import BatchPlan, GlobalBatch
 from data_prep.shards import ShardReader
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from pipeline.recipe import Recipe
-from pipeline.translation.batches import collate
 
 BUDGET, MICRO = 4096, 512
 
 
 @pytest.fixture
 def reader(prepared: Recipe) -> ShardReader:
-    return ShardReader(prepared.run_dir / "shards", "train")
+    """Return the training pairs of the tiny recipe."""
+    return ShardReader(prepared.shards, "train")
 
 
 def plan_of(
     reader: ShardReader, seed: int = 1, micro: int | None = MICRO, cache: Path | None = None
 ) -> BatchPlan:
+    """Return a plan for the training pairs; `micro` is the budget of a micro-batch."""
     return BatchPlan(
         *reader.lengths(), max_tokens=BUDGET, micro_batch_tokens=micro, seed=seed, cache=cache
     )
 
 
-def sentences(batch: GlobalBatch) -> list[int]:
+def examples(batch: GlobalBatch) -> list[int]:
+    """Return the numbers of all examples of a batch, in order."""
     return sorted(int(i) for micro in batch.micro_batches for i in micro)
 
 
@@ -47,16 +47,16 @@ def test_an_epoch_holds_every_pair_and_keeps_the_budget(reader: ShardReader) -> 
         for micro in batch.micro_batches:
             assert len(micro) * longest[micro].max() <= MICRO
         assert batch.target_tokens == reader.lengths()[1][np.concatenate(batch.micro_batches)].sum()
-        seen.update(sentences(batch))
+        seen.update(examples(batch))
     assert seen == set(range(len(reader)))
 
 
 def test_the_plan_is_a_function_of_seed_and_step(reader: ShardReader) -> None:
     plan, same, other = plan_of(reader), plan_of(reader), plan_of(reader, seed=2)
     steps = [0, plan.steps_per_epoch + 1, 1, 0]  # any order, over epochs
-    assert [sentences(plan[s]) for s in steps] == [sentences(same[s]) for s in steps]
-    assert sentences(plan[0]) != sentences(other[0])
-    assert sentences(plan[0]) != sentences(plan[plan.steps_per_epoch])
+    assert [examples(plan[s]) for s in steps] == [examples(same[s]) for s in steps]
+    assert examples(plan[0]) != examples(other[0])
+    assert examples(plan[0]) != examples(plan[plan.steps_per_epoch])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5, 8, 16])
@@ -69,8 +69,8 @@ def test_ranks_share_a_global_batch_without_overlap(
     shares = [batch.share(rank, world_size) for rank in range(world_size)]
     # Equally many forward passes.
     assert {len(share) for share in shares} == {plan.micro_batches_per_rank(world_size)}
-    shared = sorted(int(i) for share in shares for piece in share for i in piece)
-    assert shared == sentences(batch)
+    shared = sorted(int(i) for share in shares for micro in share for i in micro)
+    assert shared == examples(batch)
 
 
 def test_the_plan_is_the_one_of_earlier_releases() -> None:
@@ -82,17 +82,6 @@ def test_the_plan_is_the_one_of_earlier_releases() -> None:
             digest.update(f"{micro.tolist()}".encode())
     # Another plan needs another `BATCH_PLAN_VERSION`: checkpoints count its steps.
     assert digest.hexdigest()[:16] == "d9c0d0cb48a33a95"
-
-
-def test_padding_share(reader: ShardReader) -> None:
-    plan = plan_of(reader)
-    batches = [collate(reader, micro, torch.device("cpu")) for micro in plan.sorted_micro_batches()]
-    padding, positions = 0, 0
-    for batch in batches:
-        for side in (batch.source_seqs, batch.targets):
-            padding += int((side == PAD_IDX).sum())
-            positions += side.numel()
-    assert plan.padding_share() == pytest.approx(padding / positions)
 
 
 def test_real_sentences_are_padded_little(shared: Path) -> None:
@@ -113,14 +102,14 @@ def test_real_sentences_are_padded_little(shared: Path) -> None:
 def test_a_cached_plan_is_the_same_plan(reader: ShardReader, tmp_path: Path) -> None:
     plain, cached, again = (plan_of(reader, cache=cache) for cache in (None, tmp_path, tmp_path))
     for step in (0, 1, plain.steps_per_epoch - 1, plain.steps_per_epoch, 0):
-        assert sentences(plain[step]) == sentences(cached[step]) == sentences(again[step])
+        assert examples(plain[step]) == examples(cached[step]) == examples(again[step])
         assert plain[step].target_tokens == again[step].target_tokens
 
 
 def test_ranks_share_one_file(reader: ShardReader, tmp_path: Path) -> None:
     plans = [plan_of(reader, cache=tmp_path) for _ in range(8)]
     with ThreadPoolExecutor(8) as ranks:
-        batches = list(ranks.map(lambda plan: sentences(plan[0]), plans))
+        batches = list(ranks.map(lambda plan: examples(plan[0]), plans))
     assert all(batch == batches[0] for batch in batches)
     (file,) = tmp_path.glob("epoch-*")
     inode = file.stat().st_ino
@@ -134,33 +123,12 @@ def test_the_cache_keeps_two_epochs_of_one_plan(reader: ShardReader, tmp_path: P
         plan[epoch * plan.steps_per_epoch]
     assert {file.name.split("-")[1] for file in tmp_path.glob("epoch-*")} == {"2", "3"}
     other = plan_of(reader, seed=2, cache=tmp_path)
-    assert sentences(other[0]) == sentences(plan_of(reader, seed=2)[0])
+    assert examples(other[0]) == examples(plan_of(reader, seed=2)[0])
     assert len(list(tmp_path.glob("epoch-*"))) == 1
 
 
 def test_a_damaged_cache_is_made_again(reader: ShardReader, tmp_path: Path) -> None:
-    expected = sentences(plan_of(reader, cache=tmp_path)[0])
+    expected = examples(plan_of(reader, cache=tmp_path)[0])
     (file,) = tmp_path.glob("epoch-*")
     file.write_bytes(file.read_bytes()[:1000])
-    assert sentences(plan_of(reader, cache=tmp_path)[0]) == expected
-
-
-# ── Collation ───────────────────────────────────────────────────────────────────────────────────
-
-
-def test_collation(reader: ShardReader) -> None:
-    indices = plan_of(reader)[0].micro_batches[0]
-    batch = collate(reader, indices, torch.device("cpu"))
-    for row, index in enumerate(indices):
-        source, target = (ids.tolist() for ids in reader[int(index)])
-        assert source[-1] == target[-1] == EOS_IDX
-        assert batch.source_seqs_layout.seq_lens[row] == len(source)
-        assert [i for i in batch.source_seqs[row].tolist() if i != PAD_IDX] == source
-        assert [i for i in batch.targets[row].tolist() if i != PAD_IDX] == target
-        assert batch.target_seqs[row, : len(target)].tolist() == [BOS_IDX, *target[:-1]]
-
-
-def test_an_empty_share_predicts_nothing(reader: ShardReader) -> None:
-    batch = collate(reader, np.empty(0, dtype=np.int64), torch.device("cpu"))
-    assert (batch.targets == PAD_IDX).all()
-    assert batch.source_seqs.numel() > 0
+    assert examples(plan_of(reader, cache=tmp_path)[0]) == expected

@@ -1,4 +1,4 @@
-"""Training on two hosts: network namespaces, each with its address, and a cable between them."""
+"""Training runs on two hosts: network namespaces, each with an address, and a cable between."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ ADDRESSES = ("10.0.0.1", "10.0.0.2")
 
 
 def training(recipe: Path, run_dir: Path) -> list[str]:
-    """What any launcher is to launch."""
+    """Return the script, with its arguments, that any launcher is to launch."""
     script = str(ROOT / "pipeline" / "train.py")
     return [script, "--config", str(recipe), "--run_dir", str(run_dir), *OPTIONS]
 
 
 def ip(*arguments: str) -> str:
+    """Run the program `ip`, and return what it says."""
     return subprocess.run(
         ["ip", *arguments], check=True, capture_output=True, text=True, timeout=60
     ).stdout
@@ -46,7 +47,7 @@ def ip(*arguments: str) -> str:
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[str, str]]:
-    """Two network namespaces in which nothing is left running."""
+    """Make two network namespaces; kill what is left running in them afterwards."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("two hosts are two network namespaces, which need root and the program `ip`")
     names = (f"ringformer{os.getpid()}a", f"ringformer{os.getpid()}b")
@@ -67,13 +68,14 @@ def hosts() -> Iterator[tuple[str, str]]:
 
 
 def kill_host(name: str) -> None:
-    """SIGKILL to all that runs there."""
+    """Send SIGKILL to all that runs there."""
     for pid in ip("netns", "pids", name).split():
         with suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
 
 
 def remove_host(name: str) -> None:
+    """Remove a network namespace and all that runs in it."""
     kill_host(name)
     ip("netns", "del", name)
 
@@ -82,7 +84,7 @@ def remove_host(name: str) -> None:
 def launched(
     hosts: Sequence[str], launcher: str, script: Sequence[str], logs: Path
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """The same command on each host, without ssh; what they say goes to `logs`/0 and `logs`/1."""
+    """Run a command on each host, without ssh; what they say goes to `logs`/0 and `logs`/1."""
     logs.mkdir()
     (logs / "hosts.txt").write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
     options = {
@@ -90,7 +92,6 @@ def launched(
         "torchrun": ["--nnodes", "2", "--nproc_per_node", "1"],
     }[launcher]
     master = ["--master_addr", ADDRESSES[0], "--master_port", "29500"]
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
     with ExitStack() as stack:
         commands = []
         for rank, host in enumerate(hosts):
@@ -102,13 +103,14 @@ def launched(
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=ROOT,
-                    env={**environment, "GLOO_SOCKET_IFNAME": "eth0"},
+                    env={**os.environ, "GLOO_SOCKET_IFNAME": "eth0"},
                 )
             )
         yield commands
 
 
 def wait_for(text: str, log: Path, command: subprocess.Popen[bytes]) -> None:
+    """Wait until the log of a command says `text`."""
     while text not in log.read_text():
         assert command.poll() is None, log.read_text()
         time.sleep(0.02)
@@ -116,7 +118,7 @@ def wait_for(text: str, log: Path, command: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def one_host(prepared: Recipe, tiny_recipe: Path) -> Path:
-    """The run_dir of two ranks on one machine, at ZeRO stage 1, started by torchrun."""
+    """Train on two ranks of one machine, at ZeRO stage 1, started by torchrun."""
     run_dir = new_run(prepared, "one_host")
     torchrun = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
     done = run_process([*torchrun, *training(tiny_recipe, run_dir)])
@@ -140,8 +142,8 @@ def test_a_host_dies_and_training_goes_on_as_if_it_had_not(
     stage: int,
     victim: int,
 ) -> None:
-    """Two hosts, one of them killed and both started again (by the other launcher, which is
-    quicker), against one host that ran undisturbed."""
+    """One of two hosts is killed and both are started again (by the other launcher, which is
+    quicker); they end as one host that ran undisturbed."""
     config = tmp_path / "ds.json"
     # Else DeepSpeed keeps all of so small a model whole at stage 3.
     threshold = ', "stage3_param_persistence_threshold": 0' if stage == 3 else ""
@@ -200,7 +202,7 @@ esac
 def test_slurm_job_stops_before_its_time_is_over_and_queues_again(
     prepared: Recipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    """The batch file with a `srun` and a `scontrol` of ours; there is no Slurm here."""
+    """The batch file runs with a `srun` and a `scontrol` of ours: there is no Slurm here."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
@@ -227,7 +229,7 @@ def test_slurm_job_stops_before_its_time_is_over_and_queues_again(
             ],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **slurm, "PATH": f"{tmp_path}:{BIN}:{os.environ['PATH']}"},
+            env={**os.environ, **slurm, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         )
     wait_for("step 2/", log, job)
     for pid in (tmp_path / "tasks").read_text().split()[-2:]:

@@ -1,8 +1,8 @@
-"""Several short trainings in one process per rank: `deepspeed … relayout_runs.py JOBS.json`.
+"""This script does several short trainings in one process per rank, for `test_relayout.py`.
 
 A job trains a run_dir to step 6, from a checkpoint if it has one or names one, and saves at steps 3
 and 6. Its result.pt holds the losses and the optimizer's state as DeepSpeed's own accessors read
-it. A refused checkpoint becomes refused-RANK.
+it. A refused checkpoint leaves a file refused-RANK.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,10 @@ from pipeline.translation.task import TranslationTask
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
-    """Train to the end. :returns: what to compare."""
+    """Train to the end.
+
+    :returns: what to compare: losses by step, and states of the optimizer.
+    """
     task = TranslationTask(recipe)
     newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
     trainer = Trainer(task)
@@ -52,7 +54,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
 
 def optimizer_state(trainer: Trainer[PairBatch]) -> dict[str, Tensor]:
-    """Weights in fp32 under their names, moments under NAME/MOMENT, steps under /COUNTER."""
+    """Return weights in fp32 under their names, moments under NAME/MOMENT, the step under /step."""
     engine = trainer.engine
     moments = engine.basic_optimizer.state
     (step,) = {float(state["step"]) for state in moments.values()}
@@ -67,11 +69,15 @@ def optimizer_state(trainer: Trainer[PairBatch]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in whole.items()}
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> None:
+    """Do all jobs, one after the other.
+
+    :param arguments: a JSON file with the list of jobs.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     init_distributed()
-    for job in json.loads(Path(sys.argv[-1]).read_text()):
+    for job in json.loads(Path(arguments[0]).read_text()):
         recipe = load_recipe(Path(job["recipe"]), job["options"])
         if dist.get_rank() == 0 and job["checkpoint"]:
             source = Path(job["checkpoint"])

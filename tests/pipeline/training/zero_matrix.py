@@ -1,13 +1,11 @@
-"""A few steps with each combination of ZeRO stage, precision, checkpointing policy and embeddings.
+"""This script trains with each combination of ZeRO stage, precision, checkpointing and embeddings.
 
-`deepspeed --num_accelerators N tests/pipeline/zero_matrix.py RECIPE RESULTS`, for
-`test_zero_matrix.py`: all in one process, whose start takes longer than they do.
+`test_zero_matrix.py` calls `main` on every rank: one process trains all combinations.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -44,9 +42,12 @@ POLICIES: dict[str, dict[str, object]] = {
 }
 TIED = [True, False]
 
+Case = tuple[str, str, bool]
+"""DeepSpeed configuration, checkpointing policy, tied embeddings."""
 
-def cases(ranks: int) -> list[tuple[str, str, bool]]:
-    """DeepSpeed configuration, policy, tied embeddings."""
+
+def cases(ranks: int) -> list[Case]:
+    """Return what is trained on so many ranks."""
     if ranks > 2:
         return [(stage, "none", True) for stage in FLOAT32]
     few = ["none", "every level"]  # in 16 bits there is less to see
@@ -59,8 +60,10 @@ def cases(ranks: int) -> list[tuple[str, str, bool]]:
 def recipe_of(
     path: Path, stage: str, policy: str, tied: bool, folder: Path, micro_batches: int
 ) -> Recipe:
-    """:param folder: for DeepSpeed's JSON.
-    :param micro_batches: in a step.
+    """Return the recipe at `path` with the values of a case.
+
+    :param folder: takes DeepSpeed's JSON.
+    :param micro_batches: the number of micro-batches in a step.
     """
     config = json.loads((ROOT / "ds_configs" / f"{stage}.json").read_text(encoding="utf-8"))
     # Else DeepSpeed keeps all of so small a model whole.
@@ -81,7 +84,10 @@ def recipe_of(
 
 
 def train(recipe: Recipe) -> dict[str, Any]:
-    """:returns: loss and gradient norm of each step, and the weights after the last."""
+    """Train with DeepSpeed.
+
+    :returns: loss and gradient norm of each step, and the weights after the last.
+    """
     trainer = Trainer(TranslationTask(recipe))
     losses, norms = [], []
     for _ in range(STEPS):
@@ -96,7 +102,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
 
 
 def reference(recipe: Recipe) -> dict[str, Any]:
-    """The same without DeepSpeed: torch, one process, float32."""
+    """Train likewise without DeepSpeed: by torch alone, in one process, in float32."""
     config = recipe.training
     reader = ShardReader(recipe.run_dir / "shards", "train")
     plan = BatchPlan(
@@ -131,8 +137,12 @@ def reference(recipe: Recipe) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "weights": model.state_dict()}
 
 
-def main() -> None:
-    recipe_path, results = Path(sys.argv[-2]), Path(sys.argv[-1])
+def main(arguments: list[str]) -> None:
+    """Train every case.
+
+    :param arguments: the recipe; the file that takes the results, by case.
+    """
+    recipe_path, results = map(Path, arguments)
     init_distributed()
     found = {}
     for case in cases(dist.get_world_size()):
@@ -143,7 +153,3 @@ def main() -> None:
         torch.save(found, results)
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Every way to train against torch alone: ZeRO, precision, activation checkpointing, ranks."""
+"""Every way to train gives what torch alone gives: ZeRO, precision, checkpointing, ranks."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import pytest
 import torch
 
 from pipeline.recipe import Recipe
-from tests.conftest import launch
-from tests.pipeline.zero_matrix import cases, recipe_of, reference
+from tests.pipeline.ranks import finish, start_ranks
+from tests.pipeline.training.zero_matrix import Case, cases, main, recipe_of, reference
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = str(Path(__file__).with_name("zero_matrix.py"))
 ROUNDING = {"bf16": 2e-2, "fp16": 5e-3}
-
-
 RANKS = [1, 2, 4]
 
 
 @pytest.fixture(scope="module")
-def found(prepared: Recipe, tiny_recipe: Path, tmp_path_factory: Any) -> dict[int, dict[Any, Any]]:
-    """What all cases gave on so many ranks."""
+def found(
+    prepared: Recipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, dict[Case, Any]]:
+    """Return what all cases gave, by the number of ranks."""
     folder = tmp_path_factory.mktemp("matrix")
+    log = folder / "log"
     for ranks in RANKS:
-        done = launch([SCRIPT, str(tiny_recipe), str(folder / f"{ranks}.pt")], ranks)
-        assert done.returncode == 0, done.stderr
+        arguments = [str(tiny_recipe), str(folder / f"{ranks}.pt")]
+        assert finish(start_ranks(main, arguments, log, ranks), 500) == [0] * ranks, log.read_text()
     return {ranks: torch.load(folder / f"{ranks}.pt") for ranks in RANKS}
 
 
 @pytest.fixture(scope="module")
 def expected(
-    prepared: Recipe, tiny_recipe: Path, tmp_path_factory: Any
+    prepared: Recipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[int, bool], dict[str, Any]]:
-    """By micro-batches in a step, and whether embeddings are tied."""
+    """Return what torch gives, by micro-batches in a step, and whether embeddings are tied."""
     folder = tmp_path_factory.mktemp("reference")
     return {
         case: reference(recipe_of(tiny_recipe, "zero0", "none", case[1], folder, case[0]))
@@ -49,12 +49,12 @@ def expected(
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else None,
 )
 def test_every_way_to_train_gives_what_torch_alone_gives(
-    found: dict[int, dict[Any, Any]],
+    found: dict[int, dict[Case, Any]],
     expected: dict[tuple[int, bool], dict[str, Any]],
     ranks: int,
-    case: tuple[str, str, bool],
+    case: Case,
 ) -> None:
-    """2 micro-batches a step on 1 and 2 ranks, 4 on 4 ranks, with dropout."""
+    """There is dropout; a step has 2 micro-batches on 1 and 2 ranks, and 4 on 4 ranks."""
     ours, theirs = found[ranks][case], expected[max(2, ranks), case[2]]
     tolerance = next((t for kind, t in ROUNDING.items() if kind in case[0]), 1e-5)
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=tolerance)

@@ -1,8 +1,7 @@
-"""What a recipe can ask of training: validation, stopping, averages, frozen and warm starts."""
+"""Training does what a recipe can ask for: BLEU, early stopping, averages, warm starts …"""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -14,25 +13,30 @@ from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.checkpoints.weights import load_average, load_weights
 from pipeline.command_line import load_recipe
+from pipeline.evaluation.evaluator import evaluate
+from pipeline.publishing.exports import export
 from pipeline.recipe import ROOT, Recipe
-from tests.conftest import Command
 from tests.pipeline.ranks import new_run, tracked, train
 
 pytestmark = pytest.mark.slow
 
 
 def steps(run_dir: Path) -> list[int]:
+    """Return the steps of the checkpoints that were kept."""
     return [checkpoint.step for checkpoint in list_checkpoints(run_dir / "checkpoints")]
 
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_validation_bleu_on_two_ranks_is_that_of_evaluation(
-    prepared: Recipe, tiny_recipe: Path, command: Command, stage: str
+    prepared: Recipe, tiny_recipe: Path, stage: str
 ) -> None:
-    """The validation set is the test set here."""
+    """Evaluation has the same sentences here: the validation set is the test set too. One of them
+    is so long that both translate it in parts."""
     run_dir = new_run(prepared, f"bleu-{stage}", "clean")
     for language in ("de", "en"):
-        shutil.copy(run_dir / "clean" / f"valid.{language}", run_dir / "clean" / f"test.{language}")
+        text = run_dir / "clean" / f"valid.{language}"
+        text.write_text(text.read_text() + " ".join(text.read_text().split()[:90]) + "\n")
+        shutil.copy(text, run_dir / "clean" / f"test.{language}")
     settings = {"bleu_every": 40, "validate_every": 20, "max_steps": 80, "keep_checkpoints": 1}
     config = ROOT / "ds_configs" / f"{stage}.json"
     codes, said = train(
@@ -46,19 +50,16 @@ def test_validation_bleu_on_two_ranks_is_that_of_evaluation(
     best = max(found, key=lambda step: found[step])
     assert (run_dir / "checkpoints" / "best").read_text() == f"step-{best:08d}"
     assert steps(run_dir) == sorted({best, 80})
-    options = ["--config", tiny_recipe, "--run_dir", run_dir, "--training.max_steps", 80]
-    done = command("pipeline.evaluate", *options, "--evaluation.untrained_baseline", "false")
-    assert done.returncode == 0, done.stderr
-    assert (
-        json.loads((run_dir / "evaluation" / "toy-test" / "scores.json").read_text())["bleu"]
-        == found[80]
-    )
+    keys = {"run_dir": str(run_dir), "evaluation.untrained_baseline": "false"}
+    evaluation = evaluate(load_recipe(tiny_recipe, list(keys.items())))
+    assert evaluation.validation is not None
+    for result in (*evaluation.results, evaluation.validation):
+        assert result.scores["step"] == 80
+        assert result.scores["bleu"] == found[80]
 
 
-def test_early_stopping_keeps_the_best(
-    prepared: Recipe, tiny_recipe: Path, command: Command
-) -> None:
-    """With a learning rate that only makes it worse after the first steps."""
+def test_early_stopping_keeps_the_best(prepared: Recipe, tiny_recipe: Path) -> None:
+    """The learning rate is one that makes the model worse after the first steps."""
     run_dir = new_run(prepared, "early", "clean")
     settings = {
         "learning_rate": 0.5, "warmup_steps": 0, "schedule": "inverse_sqrt", "early_stopping": 2,
@@ -93,7 +94,7 @@ def test_epochs_end_training(prepared: Recipe, tiny_recipe: Path) -> None:
 
 
 def test_frozen_parameters_stay(prepared: Recipe, tiny_recipe: Path) -> None:
-    """Through a checkpoint and another ZeRO stage too."""
+    """They stay through checkpoints and changes of the ZeRO stage, too."""
     run_dir = new_run(prepared, "frozen", "clean")
     for number, stage in enumerate(["zero0", "zero1", "zero3", "zero0"], start=1):
         config = ROOT / "ds_configs" / f"{stage}.json"
@@ -115,10 +116,8 @@ def test_a_parameter_to_freeze_that_is_not_there(prepared: Recipe, tiny_recipe: 
     assert "no parameter's name begins with 'encodr'; they are encoder_frontend.embed" in said
 
 
-def test_a_warm_start_and_a_moving_average(
-    prepared: Recipe, tiny_recipe: Path, command: Command
-) -> None:
-    """Of two steps: the average is what the formula gives; an export of it begins another run."""
+def test_a_warm_start_and_a_moving_average(prepared: Recipe, tiny_recipe: Path) -> None:
+    """The average is what the formula gives; an export of it begins another run."""
     run_dir = new_run(prepared, "ema", "clean")
     settings = {"ema_decay": 0.9, "checkpoint_every": 1, "max_steps": 3, "keep_checkpoints": 9}
     codes, said = train(tiny_recipe, run_dir, **settings)
@@ -136,11 +135,9 @@ def test_a_warm_start_and_a_moving_average(
     for name, average in averages.items():
         assert torch.equal(again[name], average), name
 
-    options = ["--config", tiny_recipe, "--run_dir", run_dir, "--training.ema_decay", 0.9]
-    options += ["--evaluation.use_ema", "true"]
+    keys = {"run_dir": str(run_dir), "training.ema_decay": "0.9", "evaluation.use_ema": "true"}
     exported = run_dir / "export"
-    done = command("pipeline.export", *options, "--output", exported)
-    assert done.returncode == 0, done.stderr
+    export(load_recipe(tiny_recipe, list(keys.items())), exported)
     warm = new_run(prepared, "warm", "clean")
     codes, said = train(
         tiny_recipe, warm, init_from=exported, learning_rate=1e-12, max_steps=1, checkpoint_every=1
@@ -151,6 +148,7 @@ def test_a_warm_start_and_a_moving_average(
 
 
 def model_parameters(recipe: Path) -> list[tuple[str, torch.Tensor]]:
+    """Return the parameters of a fresh model, by name."""
     model = create_model(load_recipe(recipe).model, (300, 300), PAD_IDX)
     return list(model.named_parameters())
 
@@ -164,8 +162,8 @@ def test_a_warm_start_of_another_shape(prepared: Recipe, tiny_recipe: Path, tmp_
 
 
 def test_adam_decays_through_the_gradient(prepared: Recipe, tiny_recipe: Path) -> None:
-    """In its first step Adam moves every weight by the learning rate, decay or not; AdamW more.
-    A resumed run takes the optimizer that the recipe now names."""
+    """In its first step Adam moves every weight by the learning rate, decay or not; AdamW moves it
+    further. A resumed run takes the optimizer that the recipe names now."""
     moved = {}
     for optimizer in ("adam", "adamw"):
         for decay in (0.0, 0.1):

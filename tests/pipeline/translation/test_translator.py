@@ -1,4 +1,4 @@
-"""Beam search and text in and out, with a model of random weights."""
+"""Text goes in and comes out, translated by a model of random weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.translator import Translator
-from tests.conftest import save_checkpoint
+from tests.pipeline.conftest import save_checkpoint
 
 SENTENCES = [
     "Der Mann kauft ein Buch.",
@@ -39,6 +39,7 @@ def recipe(prepared: Recipe) -> Recipe:
 
 
 def translator(recipe: Recipe, **search: object) -> Translator:
+    """Return a translator with an untrained model and these search keys."""
     vocabularies = load_vocabularies(recipe.run_dir / "shards")
     model = untrained_model(recipe).eval()
     with torch.no_grad():  # sharper than at initialisation, so that ties are out of the question
@@ -48,7 +49,7 @@ def translator(recipe: Recipe, **search: object) -> Translator:
 
 
 def greedy(translator: Translator, sentence: str) -> str:
-    """Argmax decoding without a cache, one sentence at a time."""
+    """Translate one sentence by the likeliest token each time, without a cache."""
     source = torch.tensor([translator.source_vocabulary.encode(sentence, add_eos=True)])
     search = translator.search
     limit = int(search.max_length_ratio * source.size(1) + search.max_length_offset)

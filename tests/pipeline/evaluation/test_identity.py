@@ -1,0 +1,107 @@
+"""What is said of a model and its scores is what they were made from, whatever the recipe says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep.files import DataError
+from models.export_format import SETTINGS
+from pipeline.checkpoints.folder import CheckpointError
+from pipeline.command_line import load_recipe
+from pipeline.evaluation.evaluator import evaluate
+from pipeline.publishing.exports import export
+from pipeline.publishing.model_card import model_card
+from pipeline.recipe import Recipe
+from pipeline.translation.run_model import checkpoints_of_run, untrained_model
+from pipeline.translation.task import TranslationTask
+from tests.conftest import Command
+from tests.pipeline.conftest import save_checkpoint
+
+
+@pytest.fixture(scope="module")
+def run(prepared: Recipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """A run with one checkpoint, of random weights."""
+    run_dir = tmp_path_factory.mktemp("identity") / "run"
+    shutil.copytree(prepared.run_dir, run_dir)
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    recipe = load_recipe(tiny_recipe, [("run_dir", str(run_dir)), ("training.warmup_steps", "50")])
+    save_checkpoint(untrained_model(recipe), recipe)
+    return recipe
+
+
+def to_folder(recipe: Recipe) -> None:
+    export(recipe, recipe.run_dir / "other-export")
+
+
+LATER: dict[str, Callable[[Recipe], object]] = {
+    "train": lambda recipe: TranslationTask(recipe).check_recipe(),
+    "evaluate": evaluate,
+    "export": to_folder,
+    "translate": checkpoints_of_run,
+}
+
+
+@pytest.mark.parametrize("stage", LATER)
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"data.test.name": "other"}, "data.test.name 'toy-test', the recipe says 'other'"),
+        ({"data.test.source": "gone.de"}, "data.test.source 'toy/test.de', the recipe says"),
+        ({"data.source_lang": "en", "data.target_lang": "de"}, "data.source_lang 'de', the"),
+        ({"data.max_tokens_per_side": "60"}, "data.max_tokens_per_side 64, the recipe says 60"),
+        ({"data.vocabulary.size": "310"}, "data.vocabulary.size 300, the recipe says 310"),
+        ({"data.toy_corpus.train": "700"}, "data.toy_corpus.train 600, the recipe says 700"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_every_stage_refuses_a_recipe_that_says_otherwise(
+    run: Recipe, tiny_recipe: Path, stage: str, overrides: dict[str, str], said: str
+) -> None:
+    settings = [("run_dir", str(run.run_dir)), *overrides.items()]
+    with pytest.raises(DataError) as error:
+        LATER[stage](load_recipe(tiny_recipe, settings))
+    assert said in str(error.value)
+    assert "./run.sh prepare" in str(error.value)
+    assert not (run.run_dir / "other-export").exists()
+
+
+def test_a_command_says_so_in_one_line(run: Recipe, tiny_recipe: Path, command: Command) -> None:
+    options = ["--config", tiny_recipe, "--run_dir", run.run_dir, "--data.test.name", "other"]
+    done = command("pipeline.train", "--steps_left", *options)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "data.test.name 'toy-test', the recipe says 'other'" in line
+
+
+def test_an_export_of_other_languages_is_not_evaluated(run: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    export(run, folder)
+    settings = json.loads((folder / SETTINGS).read_text())
+    (folder / SETTINGS).write_text(
+        json.dumps({**settings, "source_lang": "en", "target_lang": "de"})
+    )
+    with pytest.raises(CheckpointError, match="translates en to de, the recipe says"):
+        evaluate(run, folder)
+
+
+def test_a_card_says_what_the_model_was_trained_with(run: Recipe, tiny_recipe: Path) -> None:
+    """Not what the command line says by now."""
+    now = load_recipe(
+        tiny_recipe,
+        [
+            ("run_dir", str(run.run_dir)),
+            ("training.warmup_steps", "150"),
+            ("training.label_smoothing", "0.3"),
+            ("training.seed", "7"),
+        ],
+    )
+    card = model_card(now, checkpoints_of_run(now))
+    assert "50 steps of warm-up" in card
+    assert "150 steps" not in card
+    assert "| dropout, label smoothing | 0.1, 0 |" in card
+    assert "| seed | 1 |" in card

@@ -1,0 +1,147 @@
+"""Exports are written and loaded again, and both engines give the same translations."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from data_prep.files import sha256_of
+from models.config import Architecture, LevelSignals
+from pipeline.publishing.exports import export
+from pipeline.recipe import Recipe, UsageError
+from pipeline.translation.run_model import untrained_model
+from pipeline.translation.serving import (
+    CTranslate2Translator,
+    Hypothesis,
+    TextTranslator,
+    batches_by_length,
+)
+from pipeline.translation.translator import Translator
+from tests.pipeline.conftest import encoded, exported, run_of
+
+VARIANTS: list[tuple[Architecture, LevelSignals]] = [("transformer", "all")]
+VARIANTS += [("ringformer", signals) for signals in get_args(LevelSignals)]
+
+
+def best(translator: TextTranslator, sources: Sequence[list[int]]) -> list[Hypothesis]:
+    """Return the first hypothesis of each source, found in batches as `translate` makes them."""
+    order = list(
+        batches_by_length({i: len(ids) for i, ids in enumerate(sources)}, translator.search)
+    )
+    found = translator.search_batches([sources[i] for i in batch] for batch in order)
+    pairs = [
+        (index, hypotheses[0])
+        for batch, results in zip(order, found, strict=True)
+        for index, hypotheses in zip(batch, results, strict=True)
+    ]
+    return [hypothesis for _, hypothesis in sorted(pairs, key=lambda pair: pair[0])]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("architecture", "signals"), VARIANTS)
+def test_both_formats_translate_alike(
+    architecture: Architecture,
+    signals: LevelSignals,
+    tied: bool,
+    prepared: Recipe,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    sentences: list[str],
+) -> None:
+    recipe = run_of(
+        prepared, tiny_recipe, tmp_path / "run", architecture=architecture, level_signals=signals,
+        tied_embeddings=str(tied), scale_embeddings=str(tied),
+    )  # fmt: skip
+    ours = Translator.of_export(exported(recipe, "safetensors"))
+    theirs = Translator.of_export(exported(recipe, "ctranslate2"))
+    sources = encoded(ours, sentences)
+    expected, found = best(ours, sources), best(theirs, sources)
+    assert [h.tokens for h in found] == [h.tokens for h in expected]
+    assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-3)
+    assert len({len(h.tokens) for h in found}) > 3
+    assert theirs.translate(sentences) == ours.translate(sentences)
+
+
+@pytest.mark.slow
+def test_a_thousand_real_sentences(
+    talkative_run: Recipe, ctranslate2_folder: Path, shared: Path
+) -> None:
+    path = shared / "data" / "multi30k" / "test_2016_flickr.de.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")[:1000]
+    ours = Translator.of_export(exported(talkative_run, "safetensors"))
+    theirs = Translator.of_export(ctranslate2_folder)
+    sources = [ids[-40:] for ids in encoded(ours, lines)]
+    pairs = list(zip(best(theirs, sources), best(ours, sources), strict=True))
+    assert len(pairs) == 1000
+    others = [(found, ours) for found, ours in pairs if found.tokens != ours.tokens]
+    assert len(others) <= 2  # of random weights some are nearly ties, which rounding decides
+
+
+def test_int8_is_a_quarter_and_close(
+    talkative_run: Recipe, ctranslate2_folder: Path, sentences: list[str]
+) -> None:
+    small = exported(talkative_run, "ctranslate2", "int8")
+    theirs, ours = Translator.of_export(small), Translator.of_export(ctranslate2_folder)
+    assert "int8" in theirs.backend
+    quarter = (ctranslate2_folder / "model.bin").stat().st_size / 4
+    assert (small / "model.bin").stat().st_size < 1.6 * quarter  # positions and norms stay float32
+    assert isinstance(theirs, CTranslate2Translator)
+    assert isinstance(ours, CTranslate2Translator)
+    encoded = theirs.source_vocabulary.encode(sentences[1:], out_type=str)
+    tokens = [each for each in encoded if each]
+    found, expected = (
+        sum(sum(scores.log_probs) for scores in engine.model.score_batch(tokens, tokens))
+        for engine in (theirs, ours)
+    )
+    assert found == pytest.approx(expected, rel=0.03)
+
+
+def test_equal_tensors_are_stored_once(talkative_run: Recipe, ctranslate2_folder: Path) -> None:
+    """Besides the parameters a file holds the positions and, for each level, folded q, k and v and
+    the FFN's first matrix."""
+    dim, inner, levels = 32, 64, 3
+    model = untrained_model(talkative_run)
+    own = 2 * levels * (3 * dim * dim + inner * dim)
+    shared = sum(p.numel() for name, p in model.named_parameters() if "signal" not in name)
+    shared -= 2 * (3 * dim * dim + inner * dim)
+    names = 16_000  # bytes
+    expected = 4 * (own + shared + talkative_run.model.max_seq_len * dim)
+    assert expected <= (ctranslate2_folder / "model.bin").stat().st_size <= expected + names
+
+
+def test_the_same_run_gives_the_same_bytes(
+    talkative_run: Recipe, ctranslate2_folder: Path, tmp_path: Path
+) -> None:
+    export(talkative_run, tmp_path / "again", "ctranslate2")
+    names = sorted(path.name for path in ctranslate2_folder.iterdir())
+    assert {"model.bin", "config.json", "export.json", "spm.model"} <= set(names)
+    for name in names:
+        assert sha256_of(tmp_path / "again" / name) == sha256_of(ctranslate2_folder / name)
+
+
+@pytest.mark.parametrize("architecture", ["universal", "one_wide_ffn"])
+def test_what_is_no_standard_transformer_is_refused(
+    talkative_run: Recipe, architecture: str
+) -> None:
+    model = talkative_run.model.model_copy(update={"architecture": architecture})
+    with pytest.raises(UsageError, match=f"{architecture} is not a standard.*--format safetensors"):
+        export(
+            talkative_run.model_copy(update={"model": model}), Path("/tmp/nowhere"), "ctranslate2"
+        )
+
+
+def test_quantization_needs_ctranslate2(talkative_run: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs --format ctranslate2"):
+        export(talkative_run, tmp_path / "export", "safetensors", "int8")
+
+
+def test_export_says_what_it_is(ctranslate2_folder: Path) -> None:
+    settings = json.loads((ctranslate2_folder / "export.json").read_text())
+    assert settings["format"] == "ctranslate2"
+    assert settings["source_lang"] == "de"
+    assert settings["evaluation"]["beam_size"] == 4

@@ -1,0 +1,46 @@
+"""The door to translation needs little memory, and few of the packages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_process
+
+
+def test_translate_needs_neither_torch_nor_fairseq2(ctranslate2_folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.translate import main\n"
+        "from pipeline.translation.translator import Translator\n"
+        f"print(Translator.of_export(Path({str(ctranslate2_folder)!r})).translate(['Ja.', '']))\n"
+        "assert not {'torch', 'fairseq2', 'mlflow', 'deepspeed'} & sys.modules.keys()"
+    )
+    done = run_process([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_input(ctranslate2_folder: Path) -> None:
+    code = (
+        "import re, sys; from pipeline.command_line import run_command\n"
+        "from pipeline.translate import add_arguments, main\n"
+        "try: run_command('translate', '', main, add_arguments)\n"
+        "finally:\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    print(re.findall(r'VmHWM:\\s+(\\d+)', status)[0], file=sys.stderr)"
+    )
+    peaks = []
+    for count in (10_000, 200_000):  # 5 and 100 MB
+        lines = ["Ja." if number % 5_000 == 0 else " " * 500 for number in range(count)]
+        done = run_process(
+            [sys.executable, "-c", code, "--model", str(ctranslate2_folder)], stdin="\n".join(lines)
+        )
+        assert done.returncode == 0, done.stderr
+        translations = done.stdout.split("\n")
+        assert len(translations) == count + 1
+        assert {i for i, text in enumerate(translations) if text} <= set(range(0, count, 5_000))
+        assert f"translate: {count} sentences in" in done.stderr
+        peaks.append(int(done.stderr.splitlines()[-1]) / 1024)
+    assert peaks[1] < peaks[0] + 40  # MiB

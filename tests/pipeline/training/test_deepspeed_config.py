@@ -1,0 +1,95 @@
+"""DeepSpeed's JSON gets the recipe's values, and is refused where the two disagree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models.config import ActivationCheckpointing, ModelConfig
+from pipeline.recipe import ROOT, TrainingConfig, UsageError
+from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"optimizer": {"type": "Lamb"}}', "`optimizer` is set there"),
+        ('{"train_batch_size": 8}', "`train_batch_size` is set there"),
+        ('{"bf16": {"enabled": true}}', "use stage 1 or more"),
+        ('{"fp16": {"enabled": true}}', "use stage 1 or more"),
+        ('{"fp16": {"enabled": true}, "bf16": {"enabled": true}}', "both enabled"),
+        ('{"zero_optimization": {"stage": 4}}', "there are 0, 1, 2 and 3"),
+        ('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}', "needs ZeRO stage 1"),
+        (
+            '{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
+            "needs ZeRO stage 3",
+        ),
+        ("{nonsense", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_deepspeed_json_is_checked(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=expected) as caught:
+        deepspeed_config(TrainingConfig(deepspeed_config=path), accumulation_steps=1)
+    assert str(path) in str(caught.value)
+
+
+KEEP_ATTENTION = ActivationCheckpointing(levels=1, keep_attention=True)
+
+
+@pytest.mark.parametrize(
+    ("block", "recipe", "expected"),
+    [
+        ({}, KEEP_ATTENTION, KEEP_ATTENTION),
+        ({"number_checkpoints": 3}, None, ActivationCheckpointing(levels=2)),
+        ({"number_checkpoints": 4}, None, ActivationCheckpointing(levels=2)),
+        (
+            {"number_checkpoints": 6, "cpu_checkpointing": True, "profile": False},
+            None,
+            ActivationCheckpointing(levels=1, cpu_offload=True),
+        ),
+        (
+            {"cpu_checkpointing": True},
+            KEEP_ATTENTION,
+            KEEP_ATTENTION.model_copy(update={"cpu_offload": True}),
+        ),
+        ({"cpu_checkpointing": True}, None, "nothing to offload"),
+        ({"number_checkpoints": 7}, None, "from 1 to the 6 levels"),
+        ({"number_checkpoints": 3}, KEEP_ATTENTION, "differ"),
+        ({"partition_activations": True}, None, "`activation_checkpointing.partition_activations`"),
+        ({"contiguous_memory_optimization": True}, None, "cannot be true"),
+        ({"synchronize_checkpoint_boundary": True}, None, "cannot be true"),
+        ({"profile": True}, None, "torch.profiler"),
+        ({"levels": 1}, None, "not a key that DeepSpeed has"),
+    ],
+)
+def test_deepspeeds_activation_checkpointing_is_honoured_or_refused(
+    tmp_path: Path,
+    block: dict[str, object],
+    recipe: ActivationCheckpointing | None,
+    expected: ActivationCheckpointing | str,
+) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"activation_checkpointing": block}))
+    config = TrainingConfig(
+        deepspeed_config=path, activation_checkpointing=recipe or ActivationCheckpointing()
+    )
+    if isinstance(expected, str):
+        with pytest.raises(UsageError, match=expected) as caught:
+            activation_checkpointing(config, ModelConfig(num_levels=6))
+        assert str(path) in str(caught.value)
+    else:
+        assert activation_checkpointing(config, ModelConfig(num_levels=6)) == expected
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda p: p.stem)
+def test_shipped_deepspeed_configs_leave_the_recipe_its_values(path: Path) -> None:
+    config = deepspeed_config(TrainingConfig(deepspeed_config=path), accumulation_steps=4)
+    assert config["gradient_clipping"] == 1.0
+    assert config["gradient_accumulation_steps"] == 4
+    offload = "offload_optimizer" in config["zero_optimization"]
+    assert config["optimizer"]["params"].get("torch_adam", False) != offload

@@ -1,0 +1,100 @@
+"""Exports translate text: each sentence by itself, long lines in parts, as they were asked to."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from sentencepiece import SentencePieceProcessor
+
+from models.export_format import Format, ModelError
+from pipeline.recipe import Recipe, UsageError
+from pipeline.translation.serving import split_to_fit
+from pipeline.translation.translator import Translator
+from tests.pipeline.conftest import encoded, exported
+
+
+def test_a_translation_does_not_depend_on_its_neighbours(
+    ctranslate2_folder: Path, sentences: list[str]
+) -> None:
+    together = Translator.of_export(ctranslate2_folder).translate(sentences)
+    each = Translator.of_export(ctranslate2_folder, batch_tokens=1)
+    assert together == each.translate(sentences)
+    assert together == [each.translate([sentence])[0] for sentence in sentences]
+    assert together[0] == ""
+
+
+def test_search_options_of_an_export(ctranslate2_folder: Path, sentences: list[str]) -> None:
+    held = Translator.of_export(ctranslate2_folder, no_repeat_ngram_size=1, beam_size=2)
+    for hypotheses in held.search_batches([[ids] for ids in encoded(held, sentences)]):
+        assert len(hypotheses[0]) == 2
+        for hypothesis in hypotheses[0]:
+            assert len(set(hypothesis.tokens)) == len(hypothesis.tokens)
+    with pytest.raises(UsageError, match=r"evaluation\.dtype is for PyTorch"):
+        Translator.of_export(ctranslate2_folder, dtype="bfloat16")
+    with pytest.raises(TypeError, match="no such search option: beams"):
+        Translator.of_export(ctranslate2_folder, beams=2)
+
+
+@pytest.mark.parametrize("format", get_args(Format))
+def test_an_overlong_line_is_translated_in_parts(
+    format: Format, talkative_run: Recipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    translator = Translator.of_export(exported(talkative_run, format))
+    assert translator.max_source_tokens == 64  # what it was trained on, not max_seq_len
+    sentence = "Der Mann kauft ein Buch. "
+    long = (sentence * 40).strip()
+    first, found, last = translator.n_best(["Ja.", long, "Nein."], first_line=7)
+    assert "line 8: " in caplog.text
+    assert "more than the 64 that the model takes; translated in" in caplog.text
+    assert len(found) == 1
+    parts = split_to_fit(long, lambda text: len(translator.source_vocabulary.encode(text)) < 64)
+    assert found[0][1] == " ".join(filter(None, translator.translate(parts)))
+    assert [first[0][1], last[0][1]] == translator.translate(["Ja.", "Nein."])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Eins zwei. Drei vier.", ["Eins zwei.", "Drei vier."]),
+        ("Eins, zwei drei vier", ["Eins,", "zwei", "drei vier"]),
+        ("einszweidreivier", ["einszwei", "dreivier"]),
+        ("一二三四五。六七八九十。", ["一二三四五。", "六七八九十。"]),
+        ("kurz", ["kurz"]),
+        ("", [""]),
+    ],
+)
+def test_where_a_line_is_cut(text: str, expected: list[str]) -> None:
+    assert split_to_fit(text, lambda part: len(part) <= 10) == expected
+
+
+def test_a_damaged_or_foreign_folder(ctranslate2_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(ctranslate2_folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / "model.bin").write_bytes(b"not a model")
+    shutil.copytree(ctranslate2_folder, tmp_path / "foreign")
+    (tmp_path / "foreign" / "export.json").write_text("[]")
+    for name in ("damaged", "foreign", "nowhere"):
+        with pytest.raises(ModelError, match=f"{name}: not an exported model: .+"):
+            Translator.of_export(tmp_path / name)
+
+
+def test_plain_ctranslate2_and_sentencepiece_will_do(
+    ctranslate2_folder: Path, sentences: list[str]
+) -> None:
+    """Translate with the lines that docs/serving.md shows."""
+    import ctranslate2
+
+    vocabulary = SentencePieceProcessor(model_file=str(ctranslate2_folder / "spm.model"))
+    model = ctranslate2.Translator(str(ctranslate2_folder))
+    expected = Translator.of_export(ctranslate2_folder).translate(sentences[1:])
+    short = [i for i, text in enumerate(expected, start=1) if len(text) < 30]
+    results = model.translate_batch(
+        [vocabulary.encode(sentences[i], out_type=str) for i in short],
+        beam_size=4, return_end_token=True, min_decoding_length=0, max_decoding_length=90,
+    )  # fmt: skip
+    tokens = [[token for token in r.hypotheses[0] if token != "</s>"] for r in results]
+    texts = [" ".join(vocabulary.decode(line).split()) for line in tokens]
+    assert texts == [expected[i - 1] for i in short]
+    assert len(texts) > 1

@@ -1,0 +1,36 @@
+"""`./run.sh` helps those who ask, and says what is wrong to those who call it wrongly."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.recipe import ROOT
+from tests.conftest import run_process
+
+RUN = str(ROOT / "run.sh")
+
+
+def test_help() -> None:
+    assert "COMMAND: all (default)" in run_process([RUN, "--help"]).stdout
+    for command in ("all", "prepare", "train", "evaluate", "translate", "export", "dashboard"):
+        shown = run_process([RUN, command, "--help"])
+        assert shown.returncode == 0, shown.stderr
+        assert shown.stdout.count("--training.max_steps VALUE\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["fly"], 2, "unknown command `fly`"),
+        (["prepare", "--data.rot", "x"], 2, "did you mean `--data.root`?"),
+        (["evaluate", "--run_dir", "/tmp/nothing-here"], 1, "run `./run.sh train`"),
+        (["translate", "--model", "/tmp/nothing-here"], 1, "not an exported model"),
+        (["train", "--run_dir", "/tmp/nothing-here"], 1, "run `./run.sh prepare` first"),
+    ],
+)
+def test_errors(arguments: list[str], code: int, expected: str) -> None:
+    done = run_process([RUN, *arguments])
+    assert done.returncode == code, done.stderr
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
