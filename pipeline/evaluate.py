@@ -89,7 +89,7 @@ def _publish(evaluation: Evaluation, baseline: Mapping[str, LoggedEvaluation]) -
 
     :param baseline: evaluations to compare with, by the names of their folders; can be empty.
     """
-    model, results, validation, _ = evaluation
+    model, results, validation = evaluation
     recipe = model.recipe
     tracker = open_tracker(recipe)
     log_data(tracker, recipe)

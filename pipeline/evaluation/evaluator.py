@@ -23,11 +23,10 @@ from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.evaluation.results import Result, weights_digest
 from pipeline.evaluation.test_sets import (
     VALIDATION,
-    Overlap,
     TestSet,
     load_test_sets,
     load_validation_set,
-    overlaps_of,
+    overlap_of,
     slug_of,
 )
 from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
@@ -156,9 +155,6 @@ class Evaluation(NamedTuple):
     validation: Result | None
     """Of the run's checkpoints, which compete to be champion; an export does not."""
 
-    overlaps: dict[str, Overlap] | None
-    """What the training text has of the test sets, by name, where it is known and wanted."""
-
     @property
     def missing(self) -> list[Result]:
         """Results that are not up to date."""
@@ -182,8 +178,7 @@ def evaluate(
     if missing := evaluation.missing:
         translator = evaluation.model.translator()
         for result in missing:
-            overlap = (evaluation.overlaps or {}).get(result.test_set.name)
-            _translate_and_score(evaluation.model, translator, result, overlap)
+            _translate_and_score(evaluation.model, translator, result)
     return evaluation
 
 
@@ -194,19 +189,11 @@ def _find_results(recipe: Recipe, export: Path | None, search: Mapping[str, obje
     for result in results:
         if result.up_to_date:
             log.info("%s: up to date, reused (%s)", result.test_set.name, result.folder)
-    missing = [result.test_set for result in results if not result.up_to_date]
-    overlaps = overlaps_of(recipe, missing) if missing else None
-    validation = None if export else model.result_on_validation()
-    return Evaluation(model, results, validation, overlaps)
+    return Evaluation(model, results, None if export else model.result_on_validation())
 
 
-def _translate_and_score(
-    model: EvaluatedModel, translator: TextTranslator, result: Result, overlap: Overlap | None
-) -> None:
-    """Translate a test set on all ranks; score the translations and write `result` on rank 0.
-
-    :param overlap: of the test set with the training text, if that is known.
-    """
+def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, result: Result) -> None:
+    """Translate a test set on all ranks; score the translations and write `result` on rank 0."""
     recipe, test_set = model.recipe, result.test_set
     log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), model)
     started = time.monotonic()
@@ -218,7 +205,6 @@ def _translate_and_score(
         "length_penalty": translator.search.length_penalty,
         "sentences_per_second": round(len(test_set.sources) / seconds, 2),
         "ranks": world_size(),
-        "in_training_text": overlap and overlap._asdict(),
     }
     if model.has_baseline(test_set):
         from pipeline.translation.translator import Translator
@@ -236,6 +222,8 @@ def _translate_and_score(
     if rank() == 0:
         lines = list(map(normalise, test_set.sources))
         lengths = [len(ids) for ids in translator.source_vocabulary.encode(lines)]
+        overlap = overlap_of(recipe, test_set)
+        more["in_training_text"] = overlap and overlap._asdict()
         result.write(hypotheses, lengths, recipe.data.target_lang, more)
 
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -187,30 +187,17 @@ def held_out_of(recipe: Recipe) -> list[HeldOut]:
     ]
 
 
-def overlaps_of(recipe: Recipe, test_sets: Sequence[TestSet]) -> dict[str, Overlap] | None:
-    """Count what of test sets is in the training text of `run_dir`.
-
-    :returns: by the names of the test sets; None if the training text is not here.
-    """
-    sources = [_normal(test_set.sources) for test_set in test_sets]
-    references = [list(map(_normal, test_set.references)) for test_set in test_sets]
-    wanted = (
-        frozenset(chain.from_iterable(sources)) - {b""},
-        frozenset(chain.from_iterable(chain.from_iterable(references))) - {b""},
+def overlap_of(recipe: Recipe, test_set: TestSet) -> Overlap | None:
+    """Count what of a test set is in the training text of `run_dir`; None if that is not here."""
+    sources, *references = (
+        [normalise(line).encode() for line in side]
+        for side in (test_set.sources, *test_set.references)
     )
+    wanted = frozenset(sources) - {b""}, frozenset(chain.from_iterable(references)) - {b""}
     found = in_training_text(recipe.data, recipe.clean_text, wanted)
     if found is None:
         return None
-    return {
-        test_set.name: Overlap(
-            sum(line in found[0] for line in own_sources),
-            sum(not found[1].isdisjoint(of_one) for of_one in zip(*own_references, strict=True)),
-        )
-        for test_set, own_sources, own_references in zip(
-            test_sets, sources, references, strict=True
-        )
-    }
-
-
-def _normal(lines: Sequence[str]) -> list[bytes]:
-    return [normalise(line).encode() for line in lines]
+    return Overlap(
+        sum(line in found[0] for line in sources),
+        sum(not found[1].isdisjoint(of_one) for of_one in zip(*references, strict=True)),
+    )

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from pipeline.command_line import load_recipe
 from pipeline.evaluate import summary
 from pipeline.evaluation.evaluator import evaluate
-from pipeline.evaluation.test_sets import Overlap, load_test_sets, overlaps_of
+from pipeline.evaluation.test_sets import Overlap, load_test_sets, overlap_of
 from pipeline.publishing.model_card import model_card
 from pipeline.recipe import Recipe
 from pipeline.train import STEPS_LEFT
@@ -75,9 +75,9 @@ def test_training_wants_test_sets_taken_out_first(leaking: Recipe, command: Comm
 
 def test_without_the_training_text_it_is_not_known(leaking: Recipe) -> None:
     test_sets = list(load_test_sets(leaking))
-    assert overlaps_of(leaking, test_sets) == {"toy-test": Overlap(0, 0), "late": Overlap(2, 1)}
+    assert [overlap_of(leaking, each) for each in test_sets] == [Overlap(0, 0), Overlap(2, 1)]
     shutil.rmtree(leaking.clean_text / "train")
-    assert overlaps_of(leaking, test_sets) is None
+    assert overlap_of(leaking, test_sets[1]) is None
 
 
 def test_sacrebleus_cache_is_looked_at_and_nothing_fetched(
