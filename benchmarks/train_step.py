@@ -195,7 +195,7 @@ def compare_memory(arguments: argparse.Namespace, tokens: int) -> None:
             # Threads and CUDA contexts do not survive a fork.
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 peak = pool.submit(peak_bytes, name, policy, arguments, tokens).result()
-            peaks[title].append(peak)
+            peaks[title].append(max(peak, 1))  # toy sizes take nothing
             progress(f"{title}: {peak / 2**20:,.0f} MiB")
     references = [name for name in ("Transformer", "RingFormer") if name in peaks]
     rows = [

@@ -68,6 +68,11 @@ const box = line?.getBoundingClientRect();
 if (corners.length < 2 || box.width < 50 || box.height < 50) return null;
 return Array.from(plot.data[0].x, (step, i) => [step, plot.data[0].y[i]]);
 """
+SECTIONS = """
+const headers = document.querySelectorAll(
+    '[data-testid=experiment-view-compare-runs-section-header]');
+return [...headers].map(header => header.textContent.split('(')[0]);
+"""
 FOLDER = """
 return document.querySelector(`[data-testid=artifact-tree-node][artifact-name="${arguments[0]}"]`);
 """
@@ -182,6 +187,11 @@ class MlflowUi:
         self._type("Search metric charts", charts)
         points = self._until(f"a curve of {metric}", CURVE, metric)
         return [(int(step), float(value)) for step, value in points]
+
+    def sections(self, run_id: str) -> list[str]:
+        """The sections of a run's charts, from the top."""
+        self._open(f"{self._experiment}/runs/{run_id}/model-metrics")
+        return list(self._until("charts", SECTIONS))
 
     def table(self, run_id: str, folder: str) -> list[list[str]]:
         """Return the first table in a folder of a run's artifacts, header first."""

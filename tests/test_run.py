@@ -450,6 +450,8 @@ def test_the_dashboard_shows_bleu_the_loss_curve_and_the_translations(
     scores = json.loads((loaded.run_dir / "evaluation" / "toy-test" / "scores.json").read_text())
     assert float(ui.overview(run_id, "quality/test_bleu")) == scores["bleu"]
     ui.save("overview")
+    assert ui.sections(run_id)[:4] == ["loss", "quality", "speed", "training"]
+    ui.save("sections")
     curve = ui.curve(run_id, "train_loss", charts="_loss|bleu")
     ui.save("curves")
     logged = MlflowClient(loaded.tracking_uri).get_metric_history(run_id, "loss/train_loss")
