@@ -24,7 +24,6 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 import torch
 
 from benchmarks.rounds import create_parser, print_table, progress, seconds_of, spread
@@ -153,8 +152,7 @@ class RankMemory(NamedTuple):
 
 def plan_of_a_rank(folder: Path, pairs: int, shared: bool) -> RankMemory:
     """Plan for made lengths as a rank does."""
-    process = psutil.Process()
-    before, peak_before = process.memory_full_info().uss, peak_bytes()
+    before = memory_of_this_process()
     lengths = np.load(folder / "lengths.npy", mmap_mode="r")
     if not shared:
         lengths = np.array(lengths, dtype=np.int32)
@@ -173,14 +171,16 @@ def plan_of_a_rank(folder: Path, pairs: int, shared: bool) -> RankMemory:
         plan[step]
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()
-    peak = peak_bytes() - peak_before
-    own = process.memory_full_info().uss - before
-    return RankMemory(*seconds, peak / 1e6, own / 1e6)
+    peak, own = (now - then for now, then in zip(memory_of_this_process(), before, strict=True))
+    return RankMemory(*seconds, peak, own)
 
 
-def peak_bytes() -> int:
-    """Return how much memory this process had at the most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory_of_this_process() -> tuple[float, float]:
+    """Return the MB it had at the most, mapped files included, and those it has without them."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    peak, own = (int(status[key].split()[0]) * 1024 / 1e6 for key in ("VmHWM", "RssAnon"))
+    return peak, own
 
 
 def sharing(pairs: int, ranks: int, shared: bool, folder: Path) -> Row:
@@ -257,7 +257,7 @@ def at_scale(arguments: Namespace) -> None:
     if "sharing" in arguments.parts:
         rows = []
         for ranks in arguments.ranks:
-            for shared in (False, True):
+            for shared in (True, False):
                 with TemporaryDirectory() as folder:
                     rows.append(sharing(arguments.pairs, ranks, shared, Path(folder)))
                 progress(f"sharing: {rows[-1]}")

@@ -91,9 +91,7 @@ def state_bytes(parameters: int, stage: int, gpus: int, half: bool) -> StateByte
     )
 
 
-def bucket_bytes(
-    settings: dict[str, Any], parameters: int, stage: int, half: bool
-) -> float:
+def bucket_bytes(settings: dict[str, Any], parameters: int, stage: int, half: bool) -> float:
     """Return what the buffers take in which each GPU collects gradients before it reduces them.
 
     :param settings: DeepSpeed's JSON.
