@@ -5,6 +5,9 @@ repeated. The program needs prepared shards:
 
     ./run.sh prepare --config recipes/multi30k_de_en.yaml --run_dir runs/m30k
     python -m benchmarks.feed --run_dir runs/m30k [--rounds 5]
+
+With `--parts sharing slow` it measures instead what large data ask for: ranks that share one plan
+of made lengths, and a feed from a file system that is slow to answer.
 """
 
 from __future__ import annotations
@@ -12,22 +15,28 @@ from __future__ import annotations
 import resource
 import shutil
 import time
+from argparse import Namespace
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from benchmarks.rounds import create_parser, print_table, progress, seconds_of, spread
-from data_prep.batch_plan import BatchPlan
+from data_prep.batch_plan import BatchPlan, Indices, map_lengths
 from data_prep.files import read_json, write_json
-from data_prep.shards import ShardReader, open_shard, read_shards_manifest, write_shard
+from data_prep.shards import ShardReader, TokenIds, open_shard, read_shards_manifest, write_shard
 from data_prep.vocabulary import vocabulary_files
+from pipeline.command_line import DEFAULT_RECIPE, load_recipe
+from pipeline.training.feed import feed
 from pipeline.translation.batches import collate
+from pipeline.translation.task import TranslationTask
 
-Row = tuple[str, str]
+Row = tuple[str, ...]
 
 PAIRS_A_SHARD = 16
 MAX_TOKENS, MICRO_BATCH_TOKENS = 32768, 4096
@@ -125,14 +134,163 @@ def collation(shards: Path, steps: int, rounds: int) -> list[Row]:
     ]
 
 
+class RankMemory(NamedTuple):
+    """What a rank's plan takes, and how long the rank waits for it."""
+
+    first: float
+    """Seconds until the first batch of an epoch is known."""
+
+    next_epoch: float
+    """The same for the epoch that follows."""
+
+    peak: float
+    """MB of memory at the most, shared files included."""
+
+    own: float
+    """MB of memory that the rank alone holds afterwards."""
+
+
+def plan_of_a_rank(folder: Path, pairs: int, shared: bool) -> RankMemory:
+    """Plan for made lengths as a rank does."""
+    before = memory_of_this_process()
+    lengths = np.load(folder / "lengths.npy", mmap_mode="r")
+    if not shared:
+        lengths = np.array(lengths, dtype=np.int32)
+    started = time.perf_counter()
+    plan = BatchPlan(
+        lengths[:, 0],
+        lengths[:, 1],
+        max_tokens=MAX_TOKENS,
+        micro_batch_tokens=MICRO_BATCH_TOKENS,
+        seed=1,
+        cache=folder if shared else None,
+        lengths_digest=str(pairs),
+    )
+    seconds = []
+    for step in (0, plan.steps_per_epoch):
+        plan[step]
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
+    peak, own = (now - then for now, then in zip(memory_of_this_process(), before, strict=True))
+    return RankMemory(*seconds, peak, own)
+
+
+def memory_of_this_process() -> tuple[float, float]:
+    """Return the MB it had at the most, mapped files included, and those it has without them."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    peak, own = (int(status[key].split()[0]) * 1024 / 1e6 for key in ("VmHWM", "RssAnon"))
+    return peak, own
+
+
+def sharing(pairs: int, ranks: int, shared: bool, folder: Path) -> Row:
+    """Plan on so many ranks of one machine, for sentences of 1 to 256 tokens."""
+    generator = np.random.default_rng(1)
+    # Newswire: half of the sentences have fewer than 25 tokens.
+    lengths = np.minimum(1 + generator.lognormal(3.2, 0.6, (pairs, 2)), 256).astype(np.uint16)
+    np.save(folder / "lengths.npy", lengths)
+    del lengths
+    context = get_context("spawn")
+    with ProcessPoolExecutor(ranks, mp_context=context, initializer=_wait_for_all,
+                             initargs=(context.Barrier(ranks),)) as pool:  # fmt: skip
+        work = [pool.submit(plan_of_a_rank, folder, pairs, shared) for _ in range(ranks)]
+        found = [each.result() for each in work]
+    columns = ([getattr(each, field) for each in found] for field in RankMemory._fields)
+    first, following, peak, own = columns
+    return (
+        f"{ranks} rank(s), {'one plan for all' if shared else 'a plan each'}",
+        f"{max(first):.1f}",
+        f"{max(following):.1f}",
+        f"{max(peak):,.0f}",
+        f"{sum(peak):,.0f}",
+        f"{max(own):,.0f}",
+    )
+
+
+def _wait_for_all(barrier: Barrier) -> None:
+    barrier.wait()
+
+
+class SlowReader(ShardReader):
+    """A reader of shards on a file system that takes its time for each pair."""
+
+    seconds = 0.005
+
+    def read(self, pairs: Indices) -> list[tuple[TokenIds, TokenIds]]:
+        """Read, and wait as long as the reads would take one after the other."""
+        time.sleep(self.seconds * len(pairs))
+        return super().read(pairs)
+
+
+def slow_feed(shards: Path, read_ahead_steps: int, steps: int) -> Row:
+    """Time how fast shares come from a slow file system."""
+    recipe = load_recipe(
+        DEFAULT_RECIPE,
+        [
+            ("run_dir", str(shards.parent)),
+            ("training.max_tokens", str(MICRO_BATCH_TOKENS)),
+        ],
+    )
+    task = TranslationTask(recipe)
+    task.__dict__["pairs"] = SlowReader(shards, "train")  # a cached property
+    with TemporaryDirectory() as folder:
+        *lengths, digest = map_lengths(task.pairs, Path(folder))
+        task.__dict__["plan"] = BatchPlan(
+            *lengths,
+            max_tokens=MICRO_BATCH_TOKENS,
+            micro_batch_tokens=None,
+            seed=1,
+            lengths_digest=digest,
+        )
+    shares = feed(
+        task, torch.device("cpu"),
+        rank=0, world_size=1, first_step=0, read_ahead_steps=read_ahead_steps,
+    )  # fmt: skip
+    next(shares)
+    started = time.perf_counter()
+    units = sum(next(shares).units for _ in range(steps))
+    return str(read_ahead_steps), f"{units / (time.perf_counter() - started):,.0f}"
+
+
+def at_scale(arguments: Namespace) -> None:
+    """Measure what large data ask for."""
+    if "sharing" in arguments.parts:
+        rows = []
+        for ranks in arguments.ranks:
+            for shared in (True, False):
+                with TemporaryDirectory() as folder:
+                    rows.append(sharing(arguments.pairs, ranks, shared, Path(folder)))
+                progress(f"sharing: {rows[-1]}")
+        caption = f"Batch plan of {arguments.pairs:,} pairs of made lengths on one machine"
+        columns = [
+            "", "first batch, s", "next epoch, s", "peak of a rank, MB", "peaks of all, MB",
+            "a rank's own afterwards, MB",
+        ]  # fmt: skip
+        print_table(caption, columns, rows)
+    if "slow" in arguments.parts:
+        shards = arguments.run_dir / "shards"
+        rows = [slow_feed(shards, ahead, arguments.steps) for ahead in arguments.ahead]
+        caption = (
+            f"Feed of a rank, {MICRO_BATCH_TOKENS:,} tokens a step, from a file system that takes "
+            f"{1000 * SlowReader.seconds:.0f} ms for a pair"
+        )
+        print_table(caption, ["read_ahead_steps", "source and target tokens/s"], rows)
+
+
 def main() -> None:
     """Measure all three, and print a table."""
     parser = create_parser(__doc__)
     parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--parts", nargs="+", choices=["sharing", "slow"], default=[])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 4], help="that share a plan")
+    parser.add_argument("--ahead", type=int, nargs="+", default=[1, 8, 32], help="steps to read")
     parser.add_argument("--shards", type=int, default=2000, help="to open")
     parser.add_argument("--pairs", type=int, default=4_500_000, help="to plan for")
     parser.add_argument("--steps", type=int, default=200, help="micro-batches to collate")
     arguments = parser.parse_args()
+    if arguments.parts:
+        at_scale(arguments)
+        return
     shards, rounds = arguments.run_dir / "shards", arguments.rounds
     rows = []
     for part, size in (

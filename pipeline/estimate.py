@@ -8,7 +8,7 @@ Nothing is trained and no data is read; a small forward pass shows what activati
 from __future__ import annotations
 
 import argparse
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -21,7 +21,12 @@ from models.seq2seq import TranslationModel
 from pipeline.command_line import run_command
 from pipeline.preflight import GIB
 from pipeline.recipe import Recipe, UsageError
-from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config, precision
+from pipeline.training.deepspeed_config import (
+    activation_checkpointing,
+    deepspeed_config,
+    precision,
+    reduce_bucket_size,
+)
 
 SENTENCE_TOKENS = 32  # tokens a side of the sentences that activations are measured with
 ADAM_BYTES = 8  # bytes a parameter: two moments in float32
@@ -86,6 +91,17 @@ def state_bytes(parameters: int, stage: int, gpus: int, half: bool) -> StateByte
     )
 
 
+def bucket_bytes(settings: dict[str, Any], parameters: int, stage: int, half: bool) -> float:
+    """Return what the buffers take in which each GPU collects gradients before it reduces them.
+
+    :param settings: DeepSpeed's JSON.
+    """
+    if stage == 0:
+        return 0
+    doubled = stage < 3 and settings.get("zero_optimization", {}).get("overlap_comm", False)
+    return reduce_bucket_size(settings, parameters) * (2 if half else 4) * (2 if doubled else 1)
+
+
 def sent_bytes(parameters: int, stage: int, gpus: int, half: bool, accumulation: int) -> float:
     """Return the bytes that each GPU sends in a step, with ring collectives.
 
@@ -132,15 +148,17 @@ def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
         f"{activations / GIB:.2f} GiB\n"
     )
     table = Table("ZeRO", title="GiB per GPU, by ZeRO stage")
-    for column in ("weights", "gradients", "Adam", "all*", "sent†", "Transformer†"):
+    for column in ("weights", "gradients", "Adam", "bucket", "all*", "sent†", "Transformer†"):
         table.add_column(column, justify="right")
     for stage in range(1 if half else 0, 4):  # training refuses 16 bits at stage 0
         state = state_bytes(parameters, stage, gpus, half)
+        bucket = bucket_bytes(settings, parameters, stage, half)
         sent, transformer_sent = (
             sent_bytes(number, stage, gpus, half, accumulation)
             for number in (parameters, transformer_parameters)
         )
-        values = (*state, sum(state) + activations, sent, transformer_sent)
+        everything = sum(state) + bucket + activations
+        values = (*state, bucket, everything, sent, transformer_sent)
         table.add_row(str(stage), *(f"{value / GIB:.3f}" for value in values))
     console.print(table)
     console.print(

@@ -68,7 +68,7 @@ def test_the_others_wait_and_learn(
         processes.append(SERVER.Process(target=meet, args=(environment, str(log), what)))
         processes[-1].start()
     for process in processes:
-        process.join(60)
+        process.join(120)
     said = log.read_text()
     assert [process.exitcode for process in processes] == codes, said
     lines = sorted(line for line in said.splitlines() if line.startswith("rank "))
