@@ -20,10 +20,9 @@ from data_prep.config import DataConfig, ToyCorpusConfig
 from data_prep.downloads import download
 from data_prep.files import DataError, first_line, read_json, sha256_of, write_json
 from data_prep.pieces import map_pieces
-from data_prep.stage import Record, run_stage
+from data_prep.stage import FINGERPRINTS, Record, run_stage
 
 VERSION = 1  # raise it when the same files would be cut differently
-FINGERPRINTS = ".fingerprints.json"  # in the folder of the fetch stage, of no weight in it
 
 
 class Slice(Record):

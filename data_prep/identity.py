@@ -10,9 +10,8 @@ from data_prep.config import DataConfig
 from data_prep.corpora import fingerprints
 from data_prep.files import DataError, fsync, read_json, write_json
 from data_prep.held_out import Digests, HeldOut
-from data_prep.stage import FETCH, SHARDS
+from data_prep.stage import FETCH, PREPARED_FROM, SHARDS
 
-FILE = "prepared_from.json"  # in the folder of shards
 REMEDY = "`./run.sh prepare` brings them up to date"
 
 # Where files lie and who does the work is no part of what is made.
@@ -27,7 +26,7 @@ def identity_of(config: DataConfig) -> dict[str, Any]:
 def begin_identity(config: DataConfig, run_dir: Path) -> None:
     """Take back what is said of the shards, if it does not hold for `config`. Stages that are
     redone for it leave folders behind that belong to nothing until all are done."""
-    path = run_dir / SHARDS / FILE
+    path = run_dir / SHARDS / PREPARED_FROM
     if path.exists() and read_json(path).get("data") != identity_of(config):
         path.unlink()
         fsync(path.parent)
@@ -46,7 +45,7 @@ def write_identity(
         "files": dict(files),
         "test_sets": dict(test_sets),
     }
-    path = run_dir / SHARDS / FILE
+    path = run_dir / SHARDS / PREPARED_FROM
     if read_json(path) != content:
         write_json(path, content)
 
@@ -57,7 +56,7 @@ def check_recipe(config: DataConfig, run_dir: Path) -> None:
     :raises DataError: they differ; it names the key and both values, and what to do.
     """
     shards = run_dir / SHARDS
-    made_from = read_json(shards / FILE)
+    made_from = read_json(shards / PREPARED_FROM)
     if not made_from:
         if (shards / "manifest.json").exists():
             raise DataError(f"{shards}: what these data were made from is not known; {REMEDY}")
@@ -76,7 +75,7 @@ def check_corpora(config: DataConfig, run_dir: Path) -> None:
     """
     check_recipe(config, run_dir)
     shards = run_dir / SHARDS
-    files = read_json(shards / FILE)["files"]
+    files = read_json(shards / PREPARED_FROM)["files"]
     for path, file in fingerprints(config, run_dir / FETCH).items():
         if file.sha256 != files.get(path):
             raise DataError(
@@ -90,7 +89,7 @@ def check_test_sets(test_sets: Sequence[HeldOut], run_dir: Path) -> None:
 
     :raises DataError: one is new or has changed.
     """
-    then = read_json(run_dir / SHARDS / FILE).get("test_sets", {})
+    then = read_json(run_dir / SHARDS / PREPARED_FROM).get("test_sets", {})
     for name, digest in ((test_set.name, test_set.digest) for test_set in test_sets):
         if digest is not None and (name not in then or then[name] not in (None, digest)):
             what = "was another" if name in then else "was not among evaluation.test_sets"

@@ -30,6 +30,11 @@ CLEAN = "clean"
 VOCABULARY = "vocabulary"
 SHARDS = "shards"
 
+# Notes that are kept in the folder of a finished stage. They go with it.
+FINGERPRINTS = ".fingerprints.json"
+PREPARED_FROM = "prepared_from.json"
+NOTES = {FINGERPRINTS, PREPARED_FROM}
+
 Manifest = dict[str, Any]
 """`manifest.json` as it is on disk: `stage`, `inputs`, what the stage recorded, and `bytes`."""
 
@@ -224,7 +229,7 @@ def _refuse_to_delete(folder: Path, manifest: Manifest | None) -> None:
     """
     if os.path.lexists(old := _replaced(folder)):
         _refuse_other_files(old)
-    ours = {"manifest.json", *(manifest["bytes"] if manifest else ())}
+    ours = {"manifest.json", *NOTES, *(manifest["bytes"] if manifest else ())}
     added = sorted(_files(folder) - ours)
     if added:
         more = f" and {len(added) - 1} more" if len(added) > 1 else ""
@@ -242,7 +247,7 @@ def _files(folder: Path) -> set[str]:
 
 def _delete_result(folder: Path, manifest: Manifest) -> None:
     """Delete the files that `manifest` names, itself last: until then a crash leaves a result."""
-    for name in _files(folder) & manifest["bytes"].keys():
+    for name in _files(folder) & (manifest["bytes"].keys() | NOTES):
         (folder / name).unlink()
     (folder / "manifest.json").unlink()
     for path in sorted(folder.rglob("*"), reverse=True):

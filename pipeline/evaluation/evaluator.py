@@ -67,10 +67,11 @@ class EvaluatedModel:
         :param search: search keys that differ from those of the export.
         :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
         """
+        checkpoints = [] if export else checkpoints_of_run(recipe)
         check_corpora(recipe.data, recipe.run_dir)  # the test set is one of them
         if export is None:
             search = recipe.evaluation.search.model_dump(mode="json")
-            return cls(recipe, checkpoints_of_run(recipe), None, search)
+            return cls(recipe, checkpoints, None, search)
         if read_manifest(export) is None:
             raise CheckpointError(f"{export}: not an exported model")
         settings = read_settings(export)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import DataError
-from data_prep.identity import FILE, check_corpora
+from data_prep.identity import check_corpora
+from data_prep.stage import PREPARED_FROM
 from tests.data_prep.test_prepare import GOOD, corpus, prepare, recipe_of, write_corpus
 
 __all__ = ["corpus"]  # the fixture
@@ -92,7 +93,7 @@ def test_nothing_is_said_of_stages_half_redone(corpus: Path) -> None:
     overrides = {"data__test__source": "other.de", "data__test__target": "other.en"}
     with pytest.raises(DataError, match="cannot make that vocabulary"):
         prepare(recipe_of(corpus, **overrides, data__vocabulary__size="60000"))
-    assert not (corpus / "run" / "shards" / FILE).exists()
+    assert not (corpus / "run" / "shards" / PREPARED_FROM).exists()
     with pytest.raises(DataError, match="is not known"):
         check(corpus)
     prepare(recipe_of(corpus))

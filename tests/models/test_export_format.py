@@ -11,6 +11,7 @@ import torch
 
 from models.config import ModelConfig
 from models.export_format import (
+    SEARCH_TYPES,
     ExportSettings,
     Format,
     ModelError,
@@ -21,14 +22,20 @@ from models.export_format import (
 )
 from models.factory import create_model
 from models.seq2seq import TranslationModel
+from pipeline.recipe import SearchConfig
 from tests.conftest import run_process
 
+SEARCH = SearchConfig().model_dump(mode="json")
 CONFIG = ModelConfig(model_dim=16, num_heads=2, ffn_inner_dim=32, num_levels=2)
 
 
 def model(seed: int) -> TranslationModel:
     torch.manual_seed(seed)
     return create_model(CONFIG, (40, 40), 0)
+
+
+def test_the_search_keys_that_serving_needs_are_those_of_a_recipe() -> None:
+    assert SEARCH_TYPES.keys() == SEARCH.keys() - {"dtype"}  # which CTranslate2 decides itself
 
 
 def test_weights_come_back(tmp_path: Path) -> None:
@@ -45,7 +52,7 @@ def test_settings_come_back(format: Format, tmp_path: Path) -> None:
     trained = ExportSettings(
         format=format,
         model=CONFIG.model_dump(mode="json"),
-        evaluation={"beam_size": 4},
+        evaluation=SEARCH,
         max_source_tokens=64,
         source_lang="de",
         target_lang="en",
@@ -93,7 +100,8 @@ def test_what_is_no_exported_model_is_refused(
 
 
 def test_reading_settings_needs_the_standard_library_only(tmp_path: Path) -> None:
-    write_settings(tmp_path, ExportSettings(format="ctranslate2", model={"max_seq_len": 512}))
+    settings = ExportSettings(format="ctranslate2", model={"max_seq_len": 512}, evaluation=SEARCH)
+    write_settings(tmp_path, settings)
     blocked = ["torch", "numpy", "safetensors", "pydantic", "fairseq2"]
     code = (
         "import sys; from pathlib import Path\n"

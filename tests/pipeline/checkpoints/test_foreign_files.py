@@ -27,7 +27,6 @@ from pipeline.recipe import Recipe
 from pipeline.translation.run_model import untrained_model
 from tests.conftest import Command
 from tests.pipeline.conftest import save_checkpoint
-from tests.pipeline.ranks import train
 
 MODEL: dict[str, Any] = {"module": {}, "buffer_names": [], "param_shapes": [], "shared_params": {}}
 
@@ -85,20 +84,15 @@ def test_code_in_a_checkpoint_is_not_run(run: Recipe, stage: int, where: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["translate", "evaluate", "export", "train"])
+@pytest.mark.parametrize("module", ["translate", "evaluate", "export"])
 def test_no_command_runs_code_of_a_checkpoint(
     run: Recipe, tiny_recipe: Path, command: Command, module: str
 ) -> None:
     marker = put_code(run.checkpoints / tag_of(1), 1, "model")
-    if module == "train":
-        config = run.training.deepspeed_config.with_name("zero1.json")
-        codes, said = train(tiny_recipe, run.run_dir, "--deepspeed_config", config)
-    else:
-        done = command(f"pipeline.{module}", "--config", tiny_recipe, "--run_dir", run.run_dir)
-        codes, said = [done.returncode], done.stderr
-    assert codes == [1], said
-    assert "more than tensors" in said
-    assert "Traceback" not in said
+    done = command(f"pipeline.{module}", "--config", tiny_recipe, "--run_dir", run.run_dir)
+    assert done.returncode == 1, done.stderr
+    assert "more than tensors" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not marker.exists()
 
 

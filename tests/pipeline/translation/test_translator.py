@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from sentencepiece import SentencePieceTrainer
 
+from data_prep.identity import write_identity
 from data_prep.vocabulary import (
     BOS_IDX,
     EOS_IDX,
@@ -91,7 +93,8 @@ def test_an_export_keeps_the_vocabulary_of_each_side(
     recipe = load_recipe(tiny_recipe, list(keys.items()))
     shards = recipe.run_dir / "shards"
     sizes = {"source": 150, "target": 120}
-    shards.mkdir(parents=True)
+    shutil.copytree(prepared.shards, shards, ignore=lambda _, names: {"spm.model"})
+    write_identity(recipe.data, {}, {}, recipe.run_dir)
     for (side, size), language in zip(sizes.items(), recipe.data.languages, strict=True):
         SentencePieceTrainer.train(
             input=str(prepared.run_dir / "clean" / f"valid.{language}"),
