@@ -20,7 +20,7 @@ from data_prep.filters import Language, OverAllCorpora, TestOverlap
 from data_prep.held_out import Digests, HeldOut, settled
 from data_prep.pieces import Result, map_pieces
 from data_prep.repeats import find_repeats, rounds_of, write_keys
-from data_prep.stage import Record, is_up_to_date, log, read_manifest, run_stage
+from data_prep.stage import DIGEST, Record, is_up_to_date, log, read_manifest, run_stage
 from data_prep.text import normalise, normalise_lines
 
 VERSION = 4  # raise it when the same settings would clean differently
@@ -98,6 +98,7 @@ def clean(
     build = bind(_build, config, fetched, test_sets, source, executor)
     manifest = run_stage(folder, inputs, build)
     compared = manifest["inputs"].pop("test_sets")
+    manifest.pop(DIGEST, None)  # which those are part of
     return Cleaned(
         fetched.pieces,
         manifest["kept"],
