@@ -41,7 +41,10 @@ class Slice(Record):
     """The byte after its last."""
 
     def place(self, config: DataConfig, folder: Path) -> Path:
-        """:param folder: of the fetch stage."""
+        """Return where the file is.
+
+        :param folder: of the fetch stage.
+        """
         return (folder if self.made else config.root.absolute()) / self.path
 
 

@@ -87,16 +87,7 @@ def run_stage(
         partial, continued = _working_folder(folder, inputs)
         log.info("%s: %s", name, "continued" if continued else reason)
         if read_manifest(partial) is None:
-            made = build(partial)
-            for path in partial.rglob(".*.partial"):  # a killed `write_atomically` left it
-                if path.is_file():
-                    path.unlink()
-            for file in partial.rglob("*"):
-                if not file.relative_to(partial).parts[0].startswith("scratch"):
-                    fsync(file)
-            made = {"stage": stage, "inputs": inputs, **made, "bytes": _file_sizes(partial)}
-            digest = digest_of(json.loads(json.dumps(made)))
-            write_json(partial / "manifest.json", {**made, DIGEST: digest})
+            _finish(partial, {"stage": stage, "inputs": inputs, **build(partial)})
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -118,6 +109,19 @@ def run_stage(
         _delete_result(old, previous)
     log.info("%s: done in %.1f s", name, time.monotonic() - started)
     return manifest
+
+
+def _finish(partial: Path, made: Mapping[str, Any]) -> None:
+    """Bring all that was built to the disk, and then the manifest, with which it is finished."""
+    for path in partial.rglob(".*.partial"):  # a killed `write_atomically` left it
+        if path.is_file():
+            path.unlink()
+    for file in partial.rglob("*"):
+        if not file.relative_to(partial).parts[0].startswith("scratch"):
+            fsync(file)
+    content = {**made, "bytes": _file_sizes(partial)}
+    digest = digest_of(json.loads(json.dumps(content)))
+    write_json(partial / "manifest.json", {**content, DIGEST: digest})
 
 
 def is_up_to_date(folder: Path, inputs: Mapping[str, Any]) -> bool:

@@ -50,7 +50,10 @@ class Due(NamedTuple):
 
     @classmethod
     def after(cls, step: int, last_step: int, config: TrainingConfig, stop: bool) -> Due:
-        """:param stop: whether a signal has come to any rank."""
+        """Return what the schedule asks for after `step`.
+
+        :param stop: whether a signal has come to any rank.
+        """
         last = step == last_step
         validate = last or step % config.validate_every == 0
         save = last or step % config.checkpoint_every == 0
@@ -64,8 +67,9 @@ class Loop(Generic[Batch]):
     def __init__(
         self, trainer: Trainer[Batch], newest: Checkpoint | None, tracker: Tracker | None
     ) -> None:
-        """
-        :param newest: the checkpoint that `trainer` has resumed from.
+        """Make ready to go on from where `trainer` is.
+
+        :param newest: the checkpoint that it has resumed from.
         :param tracker: rank 0's.
         """
         self.trainer, self.tracker, self.config = trainer, tracker, trainer.config

@@ -20,7 +20,10 @@ class Interruption:
     """Asks whether a signal has come, and stops what is at work."""
 
     def __init__(self, trainer: Trainer[Any], signalled: Callable[[], bool]) -> None:
-        """:param signalled: tells whether a signal has come to this rank."""
+        """Make ready to ask.
+
+        :param signalled: tells whether a signal has come to this rank.
+        """
         self._trainer, self._signalled = trainer, signalled
 
     def everywhere(self) -> bool:
