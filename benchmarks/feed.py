@@ -21,13 +21,14 @@ from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from benchmarks.rounds import create_parser, print_table, progress, seconds_of, spread
-from data_prep.batch_plan import BatchPlan, Indices, map_lengths
+from data_prep.batch_plan import BatchPlan, map_lengths
 from data_prep.files import read_json, write_json
 from data_prep.shards import ShardReader, TokenIds, open_shard, read_shards_manifest, write_shard
 from data_prep.vocabulary import vocabulary_files
@@ -101,7 +102,7 @@ def planning(shards: Path, pairs: int, rounds: int) -> list[Row]:
                 # It runs in a process of its own, so that its memory can be told apart.
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                     results.append(pool.submit(plan_once, shards, pairs, Path(cache)).result())
-    rows = []
+    rows: list[Row] = []
     for title, results in (("made", made), ("from the cache", cached)):
         seconds, megabytes = zip(*results, strict=True)
         rows.append((f"batch plan of {pairs:,} pairs, {title}, s", spread(seconds)))
@@ -172,7 +173,8 @@ def plan_of_a_rank(folder: Path, pairs: int, shared: bool) -> RankMemory:
         seconds.append(time.perf_counter() - started)
         started = time.perf_counter()
     peak, own = (now - then for now, then in zip(memory_of_this_process(), before, strict=True))
-    return RankMemory(*seconds, peak, own)
+    first, following = seconds
+    return RankMemory(first, following, peak, own)
 
 
 def memory_of_this_process() -> tuple[float, float]:
@@ -216,7 +218,7 @@ class SlowReader(ShardReader):
 
     seconds = 0.005
 
-    def read(self, pairs: Indices) -> list[tuple[TokenIds, TokenIds]]:
+    def read(self, pairs: NDArray[np.integer[Any]]) -> list[tuple[TokenIds, TokenIds]]:
         """Read, and wait as long as the reads would take one after the other."""
         time.sleep(self.seconds * len(pairs))
         return super().read(pairs)
