@@ -167,11 +167,13 @@ def plan_of_a_rank(folder: Path, pairs: int, shared: bool) -> RankMemory:
         cache=folder if shared else None,
         lengths_digest=str(pairs),
     )
-    plan[0]
-    first, started = time.perf_counter() - started, time.perf_counter()
-    plan[plan.steps_per_epoch]
-    following = time.perf_counter() - started
+    seconds = []
+    for step in (0, plan.steps_per_epoch):
+        plan[step]
+        seconds.append(time.perf_counter() - started)
+        started = time.perf_counter()
     peak, own = (now - then for now, then in zip(memory_of_this_process(), before, strict=True))
+    first, following = seconds
     return RankMemory(first, following, peak, own)
 
 

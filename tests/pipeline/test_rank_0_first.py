@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import DataError
+from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import failing_together, join_ranks, leave_ranks, rank, wait_for_rank_0
 from tests.conftest import free_port
 from tests.pipeline.ranks import SERVER
@@ -34,6 +35,7 @@ def meet(environment: dict[str, str], log: str, what: str) -> None:
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    remove_dead_build_locks()  # as training does: torch would wait for ever
     try:
         with failing_together():
             said = wait_for_rank_0(lambda: checks(what), timedelta(seconds=60))
