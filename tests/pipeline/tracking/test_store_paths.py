@@ -8,6 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.command_line import load_recipe
+from pipeline.tracking.mlflow_records import metric_key
 from pipeline.tracking.tracker import Tracker
 
 pytestmark = pytest.mark.slow
@@ -24,7 +25,8 @@ def test_a_run_dir_with_any_name(tiny_recipe: Path, tmp_path: Path) -> None:
     tracker.close()
     client = MlflowClient(recipe.tracking_uri)
     run_id = str(tracker.run_id)
-    assert [metric.value for metric in client.get_metric_history(run_id, "train_loss")] == [1.5]
+    history = client.get_metric_history(run_id, metric_key("train_loss"))
+    assert [metric.value for metric in history] == [1.5]
     copy = client.download_artifacts(run_id, "folder/picture.png", str(tmp_path))
     assert Path(copy).read_bytes() == b"picture"
     assert {path.name for path in tmp_path.iterdir()} == {place.name, Path(copy).name}
