@@ -76,17 +76,37 @@ def activations_per_token(recipe: Recipe, dtype: torch.dtype) -> float:
     return per_token
 
 
-def state_bytes(parameters: int, stage: int, gpus: int, half: bool) -> StateBytes:
+class Widths(NamedTuple):
+    """The widths of numbers in bytes, as `deepspeed_config` sets them where the JSON does not."""
+
+    weights: int
+    gradients: int
+    """Those that a GPU keeps over its micro-batches."""
+
+    sent: int
+    """Gradients on the wire."""
+
+    @classmethod
+    def of(cls, precision: str, stage: int) -> Widths:
+        """Return those of `fp32`, `bf16` or `fp16`; bf16 is summed in float32."""
+        if precision == "fp32":
+            return cls(4, 4, 4)
+        if precision == "fp16":
+            return cls(2, 2, 2)
+        return cls(2, 2 if stage < 2 else 4, 4)
+
+
+def state_bytes(parameters: int, stage: int, gpus: int, precision: str) -> StateBytes:
     """Return what weights, gradients and optimizer take on each GPU.
 
     :param stage: of ZeRO.
-    :param half: with weights of 16 bits, of which the optimizer has float32 copies.
+    :param precision: with 16 bits, the optimizer has float32 copies of the weights.
     """
-    width = 2 if half else 4
-    optimizer = ADAM_BYTES + (4 if half else 0)
+    width = Widths.of(precision, stage)
+    optimizer = ADAM_BYTES + (0 if precision == "fp32" else 4)
     return StateBytes(
-        weights=parameters * width / (gpus if stage >= 3 else 1),
-        gradients=parameters * width / (gpus if stage >= 2 else 1),
+        weights=parameters * width.weights / (gpus if stage >= 3 else 1),
+        gradients=parameters * width.gradients / (gpus if stage >= 2 else 1),
         optimizer=parameters * optimizer / (gpus if stage >= 1 else 1),
     )
 
@@ -102,7 +122,7 @@ def bucket_bytes(settings: dict[str, Any], parameters: int, stage: int, half: bo
     return reduce_bucket_size(settings, parameters) * (2 if half else 4) * (2 if doubled else 1)
 
 
-def sent_bytes(parameters: int, stage: int, gpus: int, half: bool, accumulation: int) -> float:
+def sent_bytes(parameters: int, stage: int, gpus: int, precision: str, accumulation: int) -> float:
     """Return the bytes that each GPU sends in a step, with ring collectives.
 
     Stage 0 all-reduces the gradients, which sends them twice. Stage 1 reduces them to their owners
@@ -111,7 +131,8 @@ def sent_bytes(parameters: int, stage: int, gpus: int, half: bool, accumulation:
 
     :param accumulation: micro-batches of a GPU in a step.
     """
-    gradients = weights = parameters * (2 if half else 4)
+    width = Widths.of(precision, stage)
+    gradients, weights = parameters * width.sent, parameters * width.weights
     volume = {
         0: 2 * gradients,
         1: gradients + weights,
@@ -126,7 +147,8 @@ def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     gpus = nodes * gpus_per_node
     training = recipe.training
     settings = deepspeed_config(training, accumulation_steps=1)
-    half = precision(settings) != "fp32"
+    kind = precision(settings)
+    half = kind != "fp32"
     micro_tokens = training.micro_batch_tokens or training.max_tokens
     micro_batches = training.max_tokens // micro_tokens
     accumulation = passes(micro_batches, gpus)
@@ -151,10 +173,10 @@ def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     for column in ("weights", "gradients", "Adam", "bucket", "all*", "sent†", "Transformer†"):
         table.add_column(column, justify="right")
     for stage in range(1 if half else 0, 4):  # training refuses 16 bits at stage 0
-        state = state_bytes(parameters, stage, gpus, half)
+        state = state_bytes(parameters, stage, gpus, kind)
         bucket = bucket_bytes(settings, parameters, stage, half)
         sent, transformer_sent = (
-            sent_bytes(number, stage, gpus, half, accumulation)
+            sent_bytes(number, stage, gpus, kind, accumulation)
             for number in (parameters, transformer_parameters)
         )
         everything = sum(state) + bucket + activations

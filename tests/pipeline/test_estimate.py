@@ -23,12 +23,15 @@ def test_parameters_are_counted_without_making_them() -> None:
 
 def test_every_zero_stage_shards_more_and_sends_what_it_must() -> None:
     whole = 4 + 4 + 8
-    assert [sum(state_bytes(100, stage, 1, half=False)) for stage in range(4)] == [100 * whole] * 4
-    sharded = [sum(state_bytes(100, stage, 4, half=False)) / 100 for stage in range(4)]
+    assert [sum(state_bytes(100, stage, 1, "fp32")) for stage in range(4)] == [100 * whole] * 4
+    sharded = [sum(state_bytes(100, stage, 4, "fp32")) / 100 for stage in range(4)]
     assert sharded == [16, 4 + 4 + 2, 4 + 1 + 2, 4]
-    assert sum(state_bytes(100, 3, 4, half=True)) * 4 == 100 * (2 + 2 + 12)
-    assert [sent_bytes(100, stage, 1, False, 1) for stage in range(4)] == [0] * 4
-    assert [sent_bytes(100, stage, 2, False, 3) for stage in range(4)] == [400, 400, 800, 1800]
+    assert sum(state_bytes(100, 3, 4, "fp16")) * 4 == 100 * (2 + 2 + 12)
+    assert sum(state_bytes(100, 3, 4, "bf16")) * 4 == 100 * (2 + 4 + 12)  # summed in float32
+    assert sum(state_bytes(100, 1, 4, "bf16")) == 100 * (2 + 2 + 12 / 4)
+    assert [sent_bytes(100, stage, 1, "fp32", 1) for stage in range(4)] == [0] * 4
+    assert [sent_bytes(100, stage, 2, "fp32", 3) for stage in range(4)] == [400, 400, 800, 1800]
+    assert [sent_bytes(100, stage, 2, "bf16", 3) for stage in (1, 2, 3)] == [300, 700, 1200]
 
 
 def test_checkpoints_keep_a_part_of_the_activations() -> None:
