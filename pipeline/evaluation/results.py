@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.files import digest_of, read_json, write_atomically, write_json
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.test_sets import TestSet
+from pipeline.evaluation.test_sets import VALIDATION, TestSet
 from pipeline.pictures import draw_bleu_by_length
 from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import Tracker
@@ -187,9 +187,10 @@ class Result:
             tracker.log_artifact(self.folder / file, self.artifact_folder)
         table = self.artifact_folder.removeprefix("evaluation/").replace("/", "-")
         tracker.log_table(f"translations/{table}.json", self._translations_table())
-        profile = {"folder": str(self.folder.absolute()), "sentences": scores["sentences"]}
-        digest = scores["test_set_sha256"][:16]
-        tracker.log_input(scores["test_set"], digest, "evaluation", profile)
+        if name != VALIDATION:  # which the run has as the data set of its validation
+            profile = {"folder": str(self.folder.absolute()), "sentences": scores["sentences"]}
+            digest = scores["test_set_sha256"][:16]
+            tracker.log_input(scores["test_set"], digest, "evaluation", profile)
         signature = scores["bleu_signature"]
         # Tags come last: who compares with this evaluation finds it by them, complete.
         tracker.log_tags(
