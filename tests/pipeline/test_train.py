@@ -34,7 +34,7 @@ def steps_left(recipe: Path, run_dir: Path) -> tuple[int, str]:
 
 
 def test_steps_are_left_before_training(prepared: Recipe, tiny_recipe: Path) -> None:
-    assert steps_left(tiny_recipe, prepared.run_dir) == (3, "")
+    assert steps_left(tiny_recipe, new_run(prepared, "untrained")) == (3, "")
 
 
 @pytest.mark.slow
