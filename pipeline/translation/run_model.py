@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sentencepiece import SentencePieceProcessor
+
 from data_prep.files import digest_of
 from data_prep.identity import check_recipe
 from data_prep.shards import read_shards_manifest
 from data_prep.vocabulary import PAD_IDX, load_vocabularies, vocabulary_digest
+from models.config import ModelConfig
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
 from pipeline.recipe import Recipe
@@ -52,12 +55,18 @@ def untrained_model(recipe: Recipe) -> TranslationModel:
     """Return the model with the random weights that training starts with."""
     import torch
 
+    torch.manual_seed(recipe.training.seed)
+    return model_for(recipe.model, load_vocabularies(recipe.shards))
+
+
+def model_for(
+    config: ModelConfig, vocabularies: tuple[SentencePieceProcessor, SentencePieceProcessor]
+) -> TranslationModel:
+    """Return a freshly initialised model for source and target vocabulary."""
     from models.factory import create_model
 
-    torch.manual_seed(recipe.training.seed)
-    source, target = load_vocabularies(recipe.shards)
-    sizes = source.get_piece_size(), target.get_piece_size()
-    return create_model(recipe.model, sizes, PAD_IDX)
+    source, target = vocabularies
+    return create_model(config, (source.get_piece_size(), target.get_piece_size()), PAD_IDX)
 
 
 def model_of_run(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> TranslationModel:

@@ -85,10 +85,11 @@ class Translator(TextTranslator):
         from safetensors import SafetensorError
 
         from data_prep.vocabulary import load_vocabularies
+        from pipeline.translation.run_model import model_for
 
         try:
             vocabularies = load_vocabularies(folder)
-            model = _create_model(ModelConfig.model_validate(settings.model), vocabularies)
+            model = model_for(ModelConfig.model_validate(settings.model), vocabularies)
             load_weights(model, folder)
             evaluation = SearchConfig.model_validate({**(settings.evaluation or {}), **search})
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, DataError) as error:
@@ -103,11 +104,3 @@ class Translator(TextTranslator):
 
         for sources in batches:
             yield beam_search(self.model, sources, self.search)
-
-
-def _create_model(config: ModelConfig, vocabularies: Vocabularies) -> TranslationModel:
-    from data_prep.vocabulary import PAD_IDX
-    from models.factory import create_model
-
-    source, target = vocabularies
-    return create_model(config, (source.get_piece_size(), target.get_piece_size()), PAD_IDX)
