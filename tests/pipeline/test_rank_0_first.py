@@ -30,6 +30,11 @@ def checks(what: str) -> str:
     return "all is well"
 
 
+def say(text: str) -> None:
+    """Writes a line at once: the ranks share one file, and print may write its end apart."""
+    os.write(1, f"rank {rank()}: {text}\n".encode())
+
+
 def meet(environment: dict[str, str], log: str, what: str) -> None:
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -40,10 +45,10 @@ def meet(environment: dict[str, str], log: str, what: str) -> None:
         with failing_together():
             said = wait_for_rank_0(lambda: checks(what), timedelta(seconds=60))
             join_ranks(timedelta(seconds=60))
-            print(f"rank {rank()}: {said}", flush=True)
+            say(said)
             leave_ranks()
     except Exception as error:
-        print(f"rank {rank()}: {type(error).__name__}: {error}", flush=True)
+        say(f"{type(error).__name__}: {error}")
         sys.exit(1)
 
 
