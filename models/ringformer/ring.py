@@ -9,6 +9,7 @@ The layer differs from a plain post-LN Transformer's:
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,6 +69,7 @@ class Ring(RingWeights):
         return F.linear(self.dropout(F.gelu(F.linear(x, own.up, own.up_bias))), own.down)
 
     def add_norm(self, x: Tensor, y: Tensor, layer_norm: Tensor) -> Tensor:
-        """Return LN_i(x + dropout(y))."""
+        """Return LN_i(α x + dropout(y))."""
         weight, bias = layer_norm.unbind()
-        return F.layer_norm(x + self.dropout(y), weight.shape, weight, bias, LAYER_NORM_EPS)
+        x = torch.add(self.dropout(y), x, alpha=self.residual_scale)
+        return F.layer_norm(x, weight.shape, weight, bias, LAYER_NORM_EPS)

@@ -79,8 +79,8 @@ class Level(NamedTuple):
 class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
     """A ring's weights are those of self-attention and of the feed-forward network."""
 
-    def __init__(self, config: ModelConfig, *, has_ffn: bool = True) -> None:
-        super().__init__(config.num_levels, config.num_heads, config.dropout)
+    def __init__(self, config: ModelConfig, num_levels: int, *, has_ffn: bool = True) -> None:
+        super().__init__(num_levels, config.num_heads, config.dropout, config.residual_scale)
         dim, inner_dim, rank = config.model_dim, config.ffn_inner_dim, config.rank
         self.owned = OWNED_BY_LEVELS[config.architecture]
         owned, own_norms = self.owned
