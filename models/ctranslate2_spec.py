@@ -116,7 +116,7 @@ def _ring_layers(ring: Ring) -> list[Layer]:
     if isinstance(ring, RingDecoder):
         q, kv, output = ring.cross_attn_q, ring.cross_attn_kv.flatten(0, 1), ring.cross_attn_output
         cross = [CrossAttention(q, kv, output, norm) for norm in ring.cross_attn_layer_norm]
-    levels = zip(ring.levels(), cross, strict=True)
+    levels = zip(ring.make_levels(fold=True), cross, strict=True)
     return [Layer(level.self_attn, own, level.ffn) for level, own in levels]
 
 

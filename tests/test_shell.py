@@ -35,8 +35,8 @@ def stopped(
     seen: str,
     signum: signal.Signals,
     folder: Path,
-    *,
     hangs: bool = False,
+    /,
     **environment: str,
 ) -> tuple[int, str]:
     """Send `signum` to `run.sh` alone when it has said `seen`.
@@ -176,12 +176,10 @@ def test_every_stage_is_stopped(
     assert not (tmp_path / "executed").exists()
 
 
-def test_what_does_not_stop_is_killed_by_a_second_signal(
-    tiny_recipe: Path, tmp_path: Path
-) -> None:
+def test_what_does_not_stop_is_killed_by_a_second_signal(tiny_recipe: Path, tmp_path: Path) -> None:
     command = [RUN, "dashboard", "--config", str(tiny_recipe), "--run_dir", str(tmp_path / "run")]
     command += ["--port", str(free_port())]
-    code, said = stopped(command, "dashboard: http", signal.SIGTERM, tmp_path, hangs=True)
+    code, said = stopped(command, "dashboard: http", signal.SIGTERM, tmp_path, True)
     assert code == 0, said
 
 

@@ -36,7 +36,7 @@ class RingEncoder(Ring, TransformerEncoder):
         :param seqs: embedded source `[B, S, d]`.
         :returns: the encoder output, same shape.
         """
-        levels, mask, positions = self.levels(), padding_mask(seqs_layout), range(seqs.size(1))
+        levels, mask, positions = self.levels(seqs), padding_mask(seqs_layout), range(seqs.size(1))
 
         def at_level(i: int, x: Tensor) -> Tensor:
             return self.prepared_layer(self.add_encodings(x, i, positions), levels[i], mask, None)
@@ -78,7 +78,7 @@ class RingDecoder(Ring, TransformerDecoder):
         """
         if state_bag is not None:
             return self._decode_step(seqs, encoder_output, encoder_output_layout, state_bag)
-        levels, cross = self.levels(), self.cross(encoder_output, encoder_output_layout)
+        levels, cross = self.levels(seqs), self.cross(encoder_output, encoder_output_layout)
         positions = range(seqs.size(1))
 
         def at_level(i: int, x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class RingDecoder(Ring, TransformerDecoder):
         if state is None:
             state = DecoderState(self.cross(encoder_output, encoder_output_layout))
             state_bag.set_state(self, state)
-        levels, cross = self.levels(), state.cross
+        levels, cross = self.levels(seqs), state.cross
         x, mask = state.begin_step(seqs)
         appends = [partial(cache.append, end=mask.size(3)) for cache in state.caches]
         positions = range(state_bag.step_nr, state_bag.step_nr + seqs.size(1))
