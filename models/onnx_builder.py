@@ -17,7 +17,7 @@ from models.export_format import ONNX_WEIGHTS, Quantization
 OPSET, IR_VERSION = 21, 10  # of 2024; newer ones bring nothing here
 CONTRIB = "com.microsoft"  # operators that are ONNX Runtime's own (its ContribOperators.md)
 CONTRIB_OPERATORS = ("MatMulNBits", "MultiHeadAttention", "SkipLayerNormalization")
-BLOCK = 128  # inputs that share a scale when quantized
+BLOCK = 256  # inputs that share a scale when quantized: the most that MatMulNBits takes
 SMALLEST_BLOCK = 16  # that MatMulNBits takes
 ALIGNMENT = 4096  # of tensors in weights.bin, which is mapped; smaller ones are in the graph
 

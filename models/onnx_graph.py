@@ -221,12 +221,10 @@ def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph) -> bytes:
     logits = graph.linear(x, _embedding_name(model, "output"), model.final_proj.weight)
     if model.final_proj.bias is not None:
         logits = graph.add("Add", logits, graph.constant("output bias", model.final_proj.bias))
-    log_sum = graph.add("ReduceLogSumExp", logits, graph.ints(1), keepdims=1)
+    log_probs = graph.add("LogSoftmax", logits, axis=1)
     count = graph.add("Min", "count", graph.ints(model.final_proj.weight.size(0)))
-    best, _ = graph.add_many("TopK", logits, count, count=2, names=["best", "next_tokens"], axis=1)
-    graph.add_many("Sub", best, log_sum, count=1, names=["log_probs"])
-    end = graph.add("Gather", logits, graph.ints(EOS_IDX), axis=1)
-    graph.add_many("Sub", end, log_sum, count=1, names=["end"])
+    graph.add_many("TopK", log_probs, count, count=2, names=["log_probs", "next_tokens"], axis=1)
+    graph.add_many("Gather", log_probs, graph.ints(EOS_IDX), count=1, names=["end"], axis=1)
     levels, rest = ring.num_levels, dim // heads
     older = (FLOAT, (levels, "batch", heads, "past length", rest))
     present = (FLOAT, (levels, "batch", heads, "length", rest))

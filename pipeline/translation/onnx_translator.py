@@ -48,7 +48,9 @@ class OnnxTranslator(TextTranslator):
         """
         settings, vocabularies, options = open_export(folder, "onnx", search)
         try:
-            self.encoder, self.decoder = (_session(folder / name) for name in (ENCODER, DECODER))
+            self.encoder, self.decoder = (
+                load_session(folder / name) for name in (ENCODER, DECODER)
+            )
             self.max_target_tokens: int = settings.model["max_seq_len"]
         except LOAD_ERRORS as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
@@ -123,7 +125,8 @@ class OnnxDecoding(Decoding):
             self.past_k, self.past_v = self.past_k[:, sentences], self.past_v[:, sentences]
 
 
-def _session(path: Path) -> Any:
+def load_session(path: Path) -> Any:
+    """Load a graph, to be run with one thread by each worker."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # workers share the cores
     options.log_severity_level = 3
