@@ -1,4 +1,4 @@
-"""Exports are written and loaded again, and both engines give the same translations."""
+"""Exports are written and loaded again, and all engines give the same translations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from data_prep.files import sha256_of
 from models.config import Architecture, LevelSignals
+from models.export_format import Format, Quantization
 from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import untrained_model
@@ -67,14 +68,37 @@ def test_both_formats_translate_alike(
     assert theirs.translate(sentences) == ours.translate(sentences)
 
 
-@pytest.mark.slow
-def test_a_thousand_real_sentences(
-    talkative_run: Recipe, ctranslate2_folder: Path, shared: Path
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("signals", get_args(LevelSignals))
+def test_onnx_finds_every_hypothesis(
+    signals: LevelSignals,
+    tied: bool,
+    prepared: Recipe,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    sentences: list[str],
 ) -> None:
+    recipe = run_of(
+        prepared, tiny_recipe, tmp_path / "run", level_signals=signals,
+        tied_embeddings=str(tied), scale_embeddings=str(tied),
+    )  # fmt: skip
+    ours = Translator.of_export(exported(recipe, "safetensors"))
+    theirs = Translator.of_export(exported(recipe, "onnx"))
+    sources = encoded(ours, sentences)
+    for expected, found in zip(*(t.search_batches([sources]) for t in (ours, theirs)), strict=True):
+        for own, other in zip(expected, found, strict=True):
+            assert [h.tokens for h in other] == [h.tokens for h in own]
+            assert [h.score for h in other] == pytest.approx([h.score for h in own], abs=1e-3)
+    assert theirs.translate(sentences) == ours.translate(sentences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["ctranslate2", "onnx"])
+def test_a_thousand_real_sentences(format: Format, talkative_run: Recipe, shared: Path) -> None:
     path = shared / "data" / "multi30k" / "test_2016_flickr.de.gz"
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")[:1000]
     ours = Translator.of_export(exported(talkative_run, "safetensors"))
-    theirs = Translator.of_export(ctranslate2_folder)
+    theirs = Translator.of_export(exported(talkative_run, format))
     sources = [ids[-40:] for ids in encoded(ours, lines)]
     pairs = list(zip(best(theirs, sources), best(ours, sources), strict=True))
     assert len(pairs) == 1000
@@ -114,14 +138,22 @@ def test_equal_tensors_are_stored_once(talkative_run: Recipe, ctranslate2_folder
     assert expected <= (ctranslate2_folder / "model.bin").stat().st_size <= expected + names
 
 
+@pytest.mark.parametrize(
+    ("format", "files"),
+    [
+        ("ctranslate2", {"model.bin", "config.json"}),
+        ("onnx", {"encoder.onnx", "decoder.onnx", "weights.bin"}),
+    ],
+)
 def test_the_same_run_gives_the_same_bytes(
-    talkative_run: Recipe, ctranslate2_folder: Path, tmp_path: Path
+    format: Format, files: set[str], talkative_run: Recipe, tmp_path: Path
 ) -> None:
-    export(talkative_run, tmp_path / "again", "ctranslate2")
-    names = sorted(path.name for path in ctranslate2_folder.iterdir())
-    assert {"model.bin", "config.json", "export.json", "spm.model"} <= set(names)
+    folder = exported(talkative_run, format, "int8")
+    export(talkative_run, tmp_path / "again", format, "int8")
+    names = sorted(path.name for path in folder.iterdir())
+    assert {*files, "export.json", "spm.model"} <= set(names)
     for name in names:
-        assert sha256_of(tmp_path / "again" / name) == sha256_of(ctranslate2_folder / name)
+        assert sha256_of(tmp_path / "again" / name) == sha256_of(folder / name)
 
 
 @pytest.mark.parametrize("architecture", ["universal", "one_wide_ffn"])
@@ -135,8 +167,30 @@ def test_what_is_no_standard_transformer_is_refused(
         )
 
 
-def test_quantization_needs_ctranslate2(talkative_run: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="needs --format ctranslate2"):
+@pytest.mark.parametrize(
+    ("changes", "quantization", "expected"),
+    [
+        ({"architecture": "transformer"}, None, "architecture transformer is not a ring"),
+        ({"architecture": "universal"}, None, "architecture universal is not a ring"),
+        ({"architecture": "one_wide_ffn"}, None, "architecture one_wide_ffn is not a ring"),
+        ({"ffn_inner_dim": 72}, "int8", r"multiples of 16, model\.ffn_inner_dim is 72"),
+    ],
+)
+def test_what_onnx_cannot_hold_is_refused(
+    changes: dict[str, object],
+    quantization: Quantization | None,
+    expected: str,
+    talkative_run: Recipe,
+    tmp_path: Path,
+) -> None:
+    model = talkative_run.model.model_copy(update=changes)
+    recipe = talkative_run.model_copy(update={"model": model})
+    with pytest.raises(UsageError, match=f"--format onnx: .*{expected}.*--format safetensors"):
+        export(recipe, tmp_path / "export", "onnx", quantization)
+
+
+def test_quantization_needs_a_format_that_has_it(talkative_run: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs --format ctranslate2 or --format onnx"):
         export(talkative_run, tmp_path / "export", "safetensors", "int8")
 
 
