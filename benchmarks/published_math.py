@@ -81,11 +81,12 @@ class PublishedDecoder(RingDecoder):
         encoder_output_layout: BatchLayout,
         *,
         state_bag: IncrementalStateBag | None = None,
+        num_levels: int | None = None,
     ) -> Tensor:
         x, cross_mask = seqs, _padding(encoder_output_layout)
         future = torch.ones(x.size(1), x.size(1), dtype=torch.bool, device=x.device).triu(1)
         mask, weights = _padding(seqs_layout) | future, dict(self.named_parameters())
-        for i in range(self.num_levels):
+        for i in range(num_levels or self.num_levels):
             x = _self_attention(self, weights, i, x, mask)
             q = F.linear(x, self.cross_attn_q)
             k, v = (F.linear(encoder_output, weight) for weight in self.cross_attn_kv)

@@ -8,6 +8,7 @@ python -m benchmarks.train_step [--parts systems memory] [--tokens 4096 16384] [
 from __future__ import annotations
 
 import argparse
+import math
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +19,6 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from benchmarks.factored_signals import FactoredModel
 from benchmarks.published_math import PublishedModel
 from benchmarks.rounds import (
     add_device_options,
@@ -32,6 +32,7 @@ from benchmarks.rounds import (
 )
 from models.config import ActivationCheckpointing, Architecture, ModelConfig
 from models.factory import create_model
+from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 from pipeline.recipe import TrainingConfig
 from pipeline.training.deepspeed_config import deepspeed_config
@@ -39,14 +40,23 @@ from pipeline.training.deepspeed_config import deepspeed_config
 PAD, BOS, EOS = 0, 2, 3
 LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
 
+
+def not_folded(config: ModelConfig, vocab_sizes: tuple[int, int], pad_idx: int) -> TranslationModel:
+    """Build a RingFormer that applies its level signals to every token."""
+    model = create_model(config, vocab_sizes, pad_idx)
+    for stack in (model.encoder, model.decoder):
+        assert isinstance(stack, Ring)
+        stack.fold_from = math.inf
+    return model
+
+
 Loss = Callable[[TranslationModel], Tensor]
 Build = Callable[[ModelConfig, tuple[int, int], int], TranslationModel]
 # A system is an architecture, or RingFormer computed in another way.
 SYSTEMS: dict[str, Architecture | Build] = {
     "Transformer": "transformer",
     "RingFormer": "ringformer",
-    "RingFormer, FFN factored": partial(FactoredModel, fold_qkv=True),
-    "RingFormer, all factored": FactoredModel,
+    "RingFormer, signals not folded": not_folded,
     "RingFormer, published math": PublishedModel,
     "Universal Transformer": "universal",
     "One-Wide-FFN": "one_wide_ffn",

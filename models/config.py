@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field as Limit
 from pydantic import PositiveInt, model_validator
@@ -37,6 +37,11 @@ class ActivationCheckpointing(Section):
         return self
 
 
+def _num_levels(values: dict[str, Any]) -> Any:
+    """Return the default of what this is named after; 1 if that is not valid itself."""
+    return values.get("num_levels", 1)
+
+
 class ModelConfig(Section):
     """Architecture and sizes; the defaults are the paper's base model (8.94M core parameters)."""
 
@@ -58,12 +63,23 @@ class ModelConfig(Section):
     """N: how often the ring runs its one encoder and its one decoder layer (a plain Transformer
     has that many layers in each stack)."""
 
+    encoder_levels: PositiveInt = Limit(default_factory=_num_levels)
+    """N of the encoder alone."""
+
+    decoder_levels: PositiveInt = Limit(default_factory=_num_levels)
+    """N of the decoder alone. Few levels make translating fast: each word passes through them one
+    after the other, while the encoder takes a sentence at once."""
+
     level_signals: LevelSignals = "all"
     """RingFormer's ablations: input-dependent signals on attention and FFN (`all`, the paper's
     model), on one of them, `static` (a learned vector per level instead), or `none`."""
 
     signal_rank: PositiveInt | None = None
     """Rank r of the level signals; null means model_dim / 16, the paper's choice."""
+
+    residual_scale: float = Limit(default=1.0, ge=1)
+    """α: each LayerNorm is of α x + sublayer(x), as in DeepNorm (arXiv 2203.00555), and what is
+    added starts at α/N of the usual initial weights. Deep stacks need more than 1, the paper's."""
 
     dropout: float = Limit(default=0.1, ge=0, lt=1)
     """Dropout probability on embeddings, sublayer outputs and FFN hidden units."""

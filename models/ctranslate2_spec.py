@@ -58,14 +58,21 @@ def ctranslate2_spec(model: TranslationModel) -> TransformerSpec:
     if config.architecture not in EXPRESSIBLE:
         raise ValueError(f"{config.architecture} is not a standard Transformer")
     spec = TransformerSpec.from_config(
-        config.num_levels, config.num_heads, pre_norm=False, activation=Activation.GELU
+        (config.encoder_levels, config.decoder_levels),
+        config.num_heads,
+        pre_norm=False,
+        activation=Activation.GELU,
     )
-    spec.config.layer_norm_epsilon = LAYER_NORM_EPS
+    # LN(α x + y) with ε is LN(x + y/α) with ε/α².
+    scale = config.residual_scale
+    spec.config.layer_norm_epsilon = LAYER_NORM_EPS / scale**2
     spec.config.add_source_eos = True
     with torch.inference_mode():
         (embeddings,) = spec.encoder.embeddings
-        _fill_stack(spec.encoder, model.encoder, model.encoder_frontend, embeddings)
-        _fill_stack(spec.decoder, model.decoder, model.decoder_frontend, spec.decoder.embeddings)
+        _fill_stack(spec.encoder, model.encoder, model.encoder_frontend, embeddings, scale)
+        _fill_stack(
+            spec.decoder, model.decoder, model.decoder_frontend, spec.decoder.embeddings, scale
+        )
         for side in (spec.encoder, spec.decoder):
             side.scale_embeddings = config.scale_embeddings
         _set(spec.decoder.projection, model.final_proj.weight, model.final_proj.bias)
@@ -77,6 +84,7 @@ def _fill_stack(
     stack: TransformerEncoder | TransformerDecoder,
     frontend: TransformerEmbeddingFrontend,
     embeddings: Any,
+    residual_scale: float,
 ) -> None:
     embeddings.weight = _array(frontend.get_parameter("embed.weight"))
     assert isinstance(frontend.pos_encoder, InterleavedSinusoids)
@@ -88,16 +96,17 @@ def _fill_stack(
     for target, (self_attn, cross_attn, ffn) in zip(spec.layer, layers, strict=True):
         attention = target.self_attention
         _set(attention.linear[0], self_attn.qkv, self_attn.qkv_bias)
-        _set(attention.linear[1], self_attn.output)
+        _set(attention.linear[1], self_attn.output / residual_scale)
         _set_norm(attention.layer_norm, self_attn.layer_norm)
         if cross_attn is not None:
-            *weights, norm = cross_attn
+            q, kv, output, norm = cross_attn
+            weights = (q, kv, output / residual_scale)
             for linear, weight in zip(target.attention.linear, weights, strict=True):
                 _set(linear, weight)
             _set_norm(target.attention.layer_norm, norm)
         assert ffn is not None  # or the architecture is not expressible
         _set(target.ffn.linear_0, ffn.up, ffn.up_bias)
-        _set(target.ffn.linear_1, ffn.down)
+        _set(target.ffn.linear_1, ffn.down / residual_scale)
         _set_norm(target.ffn.layer_norm, ffn.layer_norm)
 
 
@@ -107,7 +116,7 @@ def _ring_layers(ring: Ring) -> list[Layer]:
     if isinstance(ring, RingDecoder):
         q, kv, output = ring.cross_attn_q, ring.cross_attn_kv.flatten(0, 1), ring.cross_attn_output
         cross = [CrossAttention(q, kv, output, norm) for norm in ring.cross_attn_layer_norm]
-    levels = zip(ring.levels(), cross, strict=True)
+    levels = zip(ring.make_levels(fold=True), cross, strict=True)
     return [Layer(level.self_attn, own, level.ffn) for level, own in levels]
 
 

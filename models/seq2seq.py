@@ -101,6 +101,7 @@ class TranslationModel(Seq2SeqModel):
         *,
         state_bag: IncrementalStateBag | None = None,
         label_smoothing: float = 0.0,
+        decoder_levels: int | None = None,
     ) -> Tensor:
         """Compute logits, or with `targets` the loss.
 
@@ -108,6 +109,7 @@ class TranslationModel(Seq2SeqModel):
         :param target_seqs: decoder input `[B, T]`: BOS and all target tokens but the last.
         :param targets: what to predict `[B, T]`, ending with EOS.
         :param state_bag: decode incrementally; `target_seqs` then holds the new positions only.
+        :param decoder_levels: run only so many levels of a ring's decoder; None: all.
         :returns: logits `[B, T, V]`; with `targets`, the cross-entropy summed over target tokens.
         """
         state = state_bag.maybe_get_state(self, _EncoderOutput) if state_bag else None
@@ -118,7 +120,8 @@ class TranslationModel(Seq2SeqModel):
                 state_bag.set_state(self, state)
 
         seqs, layout = self.decoder_frontend(target_seqs, target_seqs_layout, state_bag=state_bag)
-        seqs = self.decoder(seqs, layout, state.seqs, state.layout, state_bag=state_bag)
+        some = {} if decoder_levels is None else {"num_levels": decoder_levels}
+        seqs = self.decoder(seqs, layout, state.seqs, state.layout, state_bag=state_bag, **some)
         output: Tensor = self.final_proj(seqs, targets, label_smoothing)
         return output
 

@@ -27,9 +27,12 @@ class Stack(nn.Module, Generic[P]):
     layer: Callable[Concatenate[Tensor, P], Tensor]
     """The equations of one level."""
 
-    def __init__(self, num_levels: int, num_heads: int, dropout_p: float) -> None:
+    def __init__(
+        self, num_levels: int, num_heads: int, dropout_p: float, residual_scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.num_levels, self.num_heads, self.dropout_p = num_levels, num_heads, dropout_p
+        self.residual_scale = residual_scale
         self.checkpointing = ActivationCheckpointing()
         self.compiler: str | None = None
         self.prepared_layer = self.layer
@@ -48,7 +51,7 @@ class Stack(nn.Module, Generic[P]):
         :param init: fills one matrix in place.
         :param shape: the last two sizes are a matrix's.
         :param owned: each level has its own.
-        :param residual: the product is added to the residual stream, N times, so it starts at 1/N.
+        :param residual: the product is added to the residual stream, N times, so it starts at α/N.
             Without that, six levels hardly begin to learn (docs/results.md).
         :returns: `[*shape]`, or `[N, *shape]` if owned.
         """
@@ -56,7 +59,7 @@ class Stack(nn.Module, Generic[P]):
         for matrix in weight.view(-1, *shape[-2:]):
             init(matrix)
         if residual:
-            weight /= self.num_levels
+            weight /= self.num_levels / self.residual_scale
         return nn.Parameter(weight if owned else weight[0])
 
     def layer_norms(self, dim: int, *, owned: bool) -> nn.Parameter:
@@ -105,10 +108,13 @@ class Stack(nn.Module, Generic[P]):
             )
         self.prepared_layer = layer
 
-    def run(self, x: Tensor, at_level: Callable[[int, Tensor], Tensor]) -> Tensor:
+    def run(
+        self, x: Tensor, at_level: Callable[[int, Tensor], Tensor], num_levels: int | None = None
+    ) -> Tensor:
         """Compute x ← at_level(i, x) for i = 0…N-1, with activation checkpointing.
 
         :param at_level: calls `prepared_layer`, or `layer`, with the weights of level i.
+        :param num_levels: run only so many of the N levels; None: all.
         """
 
         def segment(levels: range, x: Tensor) -> Tensor:
@@ -116,7 +122,7 @@ class Stack(nn.Module, Generic[P]):
                 x = at_level(i, x)
             return x
 
-        policy, levels = self.checkpointing, range(self.num_levels)
+        policy, levels = self.checkpointing, range(num_levels or self.num_levels)
         if not (policy.levels and self.training):
             return segment(levels, x)
         with save_on_cpu(pin_memory=x.is_cuda) if policy.cpu_offload else nullcontext():

@@ -16,7 +16,7 @@ from fairseq2.models.transformer import (
     StandardTransformerEncoder,
     StandardTransformerEncoderLayer,
 )
-from fairseq2.nn import BatchLayout, StandardLayerNorm
+from fairseq2.nn import BatchLayout, ResidualConnect, StandardLayerNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -61,6 +61,18 @@ class RightPaddedSDPA(SDPA):
         return attention.transpose(1, 2), None
 
 
+class ScaledResidual(ResidualConnect):
+    """The residual connection adds α times its input. (fairseq2's own cannot be constructed.)"""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, seqs: Tensor, residual: Tensor) -> Tensor:
+        """Return y + α x."""
+        return torch.add(seqs, residual, alpha=self.scale)
+
+
 def _attention(config: ModelConfig, *, causal: bool = False) -> StandardMultiheadAttention:
     return StandardMultiheadAttention(
         config.model_dim, config.num_heads, RightPaddedSDPA(causal), bias=False
@@ -83,6 +95,7 @@ def _ffn(config: ModelConfig) -> StandardFeedForwardNetwork:
 
 def transformer_encoder(config: ModelConfig) -> StandardTransformerEncoder:
     """Build the encoder, freshly initialised."""
+    residual = ScaledResidual(config.residual_scale)
     encoder = StandardTransformerEncoder(
         [
             StandardTransformerEncoderLayer(
@@ -90,17 +103,20 @@ def transformer_encoder(config: ModelConfig) -> StandardTransformerEncoder:
                 _norm(config),
                 _ffn(config),
                 _norm(config),
+                self_attn_residual=residual,
+                ffn_residual=residual,
                 dropout_p=config.dropout,
             )
-            for _ in range(config.num_levels)
+            for _ in range(config.encoder_levels)
         ]
     )
-    _start_small(encoder, config.num_levels)
+    _start_small(encoder, config.encoder_levels / config.residual_scale)
     return encoder
 
 
 def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
     """Build the decoder, freshly initialised."""
+    residual = ScaledResidual(config.residual_scale)
     decoder = StandardTransformerDecoder(
         [
             StandardTransformerDecoderLayer(
@@ -110,18 +126,21 @@ def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
                 _norm(config),
                 _ffn(config),
                 _norm(config),
+                self_attn_residual=residual,
+                encoder_decoder_attn_residual=residual,
+                ffn_residual=residual,
                 dropout_p=config.dropout,
             )
-            for _ in range(config.num_levels)
+            for _ in range(config.decoder_levels)
         ]
     )
-    _start_small(decoder, config.num_levels)
+    _start_small(decoder, config.decoder_levels / config.residual_scale)
     return decoder
 
 
-def _start_small(stack: nn.Module, num_levels: int) -> None:
-    """Scale what a layer adds to the residual stream to 1/N, as in a ring (`Stack.matrices`)."""
+def _start_small(stack: nn.Module, divisor: float) -> None:
+    """Scale what a layer adds to the residual stream to α/N, as in a ring (`Stack.matrices`)."""
     with torch.no_grad():
         for name, weight in stack.named_parameters():
             if name.endswith("output_proj.weight"):  # of attention, and of the FFN
-                weight.div_(num_levels)
+                weight.div_(divisor)

@@ -152,11 +152,13 @@ def _parse_value(key: str, text: str) -> Any:
 
 def _describe_error(error: ValidationError, path: Path, content: Any, overridden: set[str]) -> str:
     """Return one line about the first of the errors; parameters as of `_where`."""
-    first = error.errors()[0]
+    # A default that is another key's value cannot be told where that one is wrong.
+    errors = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
+    first = errors[0]
     location = [part for part in first["loc"] if not str(part).startswith(("function-", "some "))]
     key = ".".join(map(str, location))
     where = _where(location, path, content, overridden)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
     if first["type"] == "extra_forbidden":
         in_a_list = any(isinstance(part, int) for part in location)
         hint = "; docs/recipe.md has its keys" if in_a_list else _nearest_key_hint(key)
@@ -211,7 +213,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def default_of(field: Any) -> str:
-    """Return the default of a pydantic field in the form that a recipe has."""
+    """Return the default of a pydantic field in the form that a recipe has, or the name of the key
+    that it is."""
+    if field.default_factory:
+        return str(field.default_factory.__name__).lstrip("_")
     value = to_jsonable_python(field.default)
     text = value if value and isinstance(value, str) else json.dumps(value)
     return text.removeprefix(f"{ROOT}/")

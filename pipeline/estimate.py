@@ -72,7 +72,8 @@ def activations_per_token(recipe: Recipe, dtype: torch.dtype) -> float:
     few, many = (kept_activations(model, sentences, size) for sentences in (4, 12))
     per_token = (many - few) / (8 * SENTENCE_TOKENS)
     if policy.keep_attention:  # autograd does not see these outputs: encoder, decoder, cross
-        per_token += 3 * recipe.model.num_levels * recipe.model.model_dim * dtype.itemsize
+        outputs = recipe.model.encoder_levels + 2 * recipe.model.decoder_levels
+        per_token += outputs * recipe.model.model_dim * dtype.itemsize
     return per_token
 
 

@@ -88,6 +88,10 @@ class TrainingConfig(Section):
     ema_decay: float = Limit(default=0.0, ge=0, lt=1)
     """Keep an exponential moving average of the weights, for evaluation.use_ema; 0: none."""
 
+    random_depth: bool = False
+    """Run each micro-batch through a random number of the decoder's levels, 1 to N, so that
+    evaluation.decoder_levels can be any of them; for architecture ringformer only."""
+
     compile: bool = False
     """Compile the layers with torch.compile, which takes some minutes at the start."""
 
@@ -198,6 +202,10 @@ class EvaluationConfig(SearchConfig):
     average_checkpoints: PositiveInt = 1
     """Average the weights of that many newest checkpoints."""
 
+    decoder_levels: PositiveInt | None = None
+    """Run only the first so many levels of the decoder, which takes a model that was trained with
+    training.random_depth. null: all of model.decoder_levels."""
+
     use_ema: bool = False
     """Take the moving average that training.ema_decay keeps instead of the weights."""
 
@@ -251,6 +259,12 @@ class Recipe(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @property
+    def evaluated_model(self) -> ModelConfig:
+        """Return the model that translates: the trained one, or fewer levels of it."""
+        levels = self.evaluation.decoder_levels or self.model.decoder_levels
+        return self.model.model_copy(update={"decoder_levels": levels})
+
+    @property
     def shards(self) -> Path:
         """Return the folder of binarized pairs, and of the vocabulary beside them."""
         return self.run_dir / SHARDS
@@ -293,6 +307,17 @@ class Recipe(Section):
             raise ValueError(
                 "model.tied_embeddings must be false: data.vocabulary.joint is, and so each side "
                 "has its own vocabulary"
+            )
+        wanted = self.evaluation.decoder_levels
+        if wanted and wanted > self.model.decoder_levels:
+            raise ValueError(
+                f"evaluation.decoder_levels ({wanted}) exceeds model.decoder_levels "
+                f"({self.model.decoder_levels})"
+            )
+        if self.training.random_depth and self.model.architecture != "ringformer":
+            raise ValueError(
+                "training.random_depth is for model.architecture ringformer only, not "
+                f"{self.model.architecture}"
             )
         levels = self.training.activation_checkpointing.levels
         if levels and self.model.architecture == "transformer":

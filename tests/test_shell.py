@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -30,10 +31,17 @@ Stage = Callable[[Recipe, Path], list[str]]
 
 
 def stopped(
-    command: list[str], seen: str, signum: signal.Signals, folder: Path, **environment: str
+    command: list[str],
+    seen: str,
+    signum: signal.Signals,
+    folder: Path,
+    hangs: bool = False,
+    /,
+    **environment: str,
 ) -> tuple[int, str]:
     """Send `signum` to `run.sh` alone when it has said `seen`.
 
+    :param hangs: what is at work does not hear the signal; then send another one.
     :returns: its exit code and what it said. Nothing of it is left.
     """
     mark = f"RINGFORMER_TEST={uuid4().hex}"
@@ -56,6 +64,12 @@ def stopped(
             process.terminate()
             raise AssertionError(log.read_text())
         time.sleep(0.05)
+    if hangs:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.suspend()
+        process.send_signal(signum)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
     process.send_signal(signum)
     code = process.wait(120)
     left = []
@@ -160,6 +174,29 @@ def test_every_stage_is_stopped(
     assert "Traceback" not in said
     assert ("run the same command again to continue" in said) == (code == 75)
     assert not (tmp_path / "executed").exists()
+
+
+def test_what_does_not_stop_is_killed_by_a_second_signal(tiny_recipe: Path, tmp_path: Path) -> None:
+    command = [RUN, "dashboard", "--config", str(tiny_recipe), "--run_dir", str(tmp_path / "run")]
+    command += ["--port", str(free_port())]
+    code, said = stopped(command, "dashboard: http", signal.SIGTERM, tmp_path, True)
+    assert code == 0, said
+
+
+def test_a_dashboard_on_a_full_disk(tiny_recipe: Path, tmp_path: Path) -> None:
+    """It says which file has no room, in one line and without MLflow's traceback."""
+    full = tmp_path / "full"
+    full.mkdir()
+    command = [sys.executable, "-m", "pipeline.dashboard", "--config", str(tiny_recipe)]
+    command += ["--run_dir", str(full / "run"), "--port", str(free_port())]
+    mount = f"mount -t tmpfs -o size=64k none {full} || exit 77; exec {shlex.join(command)}"
+    done = run_process(["unshare", "--mount", "sh", "-c", mount])
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip("needs the right to mount a file system")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"dashboard: error: .*sqlite:///.*/full/mlflow\.db .*disk is full.*\n", done.stderr
+    )
 
 
 @pytest.mark.slow

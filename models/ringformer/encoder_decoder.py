@@ -27,13 +27,16 @@ class RingEncoder(Ring, TransformerEncoder):
 
     causal = False
 
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, config.encoder_levels)
+
     def forward(self, seqs: Tensor, seqs_layout: BatchLayout) -> Tensor:
         """Encode a batch.
 
         :param seqs: embedded source `[B, S, d]`.
         :returns: the encoder output, same shape.
         """
-        levels, mask, positions = self.levels(), padding_mask(seqs_layout), range(seqs.size(1))
+        levels, mask, positions = self.levels(seqs), padding_mask(seqs_layout), range(seqs.size(1))
 
         def at_level(i: int, x: Tensor) -> Tensor:
             return self.prepared_layer(self.add_encodings(x, i, positions), levels[i], mask, None)
@@ -47,7 +50,8 @@ class RingDecoder(Ring, TransformerDecoder):
     causal = True
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, has_ffn=config.architecture != "one_wide_ffn")
+        has_ffn = config.architecture != "one_wide_ffn"
+        super().__init__(config, config.decoder_levels, has_ffn=has_ffn)
         dim, (owned, own_norms) = config.model_dim, self.owned
         self.cross_attn_q = self.matrices(INIT_QKV, dim, dim, owned=owned)
         self.cross_attn_kv = self.matrices(INIT_QKV, 2, dim, dim, owned=owned)
@@ -62,24 +66,26 @@ class RingDecoder(Ring, TransformerDecoder):
         encoder_output_layout: BatchLayout,
         *,
         state_bag: IncrementalStateBag | None = None,
+        num_levels: int | None = None,
     ) -> Tensor:
         """Decode a batch, all positions at once or incrementally.
 
         :param seqs: embedded target `[B, T, d]`; with a `state_bag`, its positions from
             `state_bag.step_nr` on (after the first call one at a time).
         :param encoder_output: `[B, S, d]`; with a `state_bag`, read in the first call only.
+        :param num_levels: run only so many of the N levels, without a `state_bag`; None: all.
         :returns: same shape as `seqs`.
         """
         if state_bag is not None:
             return self._decode_step(seqs, encoder_output, encoder_output_layout, state_bag)
-        levels, cross = self.levels(), self.cross(encoder_output, encoder_output_layout)
+        levels, cross = self.levels(seqs), self.cross(encoder_output, encoder_output_layout)
         positions = range(seqs.size(1))
 
         def at_level(i: int, x: Tensor) -> Tensor:
             x = self.add_encodings(x, i, positions)
             return self.prepared_layer(x, levels[i], None, cross[i])
 
-        return self.run(seqs, at_level)
+        return self.run(seqs, at_level, num_levels)
 
     def _decode_step(
         self,
@@ -93,7 +99,7 @@ class RingDecoder(Ring, TransformerDecoder):
         if state is None:
             state = DecoderState(self.cross(encoder_output, encoder_output_layout))
             state_bag.set_state(self, state)
-        levels, cross = self.levels(), state.cross
+        levels, cross = self.levels(seqs), state.cross
         x, mask = state.begin_step(seqs)
         appends = [partial(cache.append, end=mask.size(3)) for cache in state.caches]
         positions = range(state_bag.step_nr, state_bag.step_nr + seqs.size(1))

@@ -1,15 +1,18 @@
 """Level signals tell the shared layer at which level it runs (paper, section 3).
 
 At level i a projection W of the shared layer becomes W + M_i with M_i = A_iᵀ B_i of rank r. Since
-M_i is linear, it can be applied to the tokens or folded into the weight, with the same result.
-Folding was faster at base size (docs/design.md).
+M_i is linear, it can be folded into the weight or applied to the tokens, with the same result.
+Folding is faster with many tokens. With few, time goes into reading weights, and those that all
+levels share stay in the cache (docs/design.md).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 INIT_STD = 1e-6  # of B; A starts at zero: at step 0 the ring is a plain weight-tied Transformer
 
@@ -19,6 +22,20 @@ class Signal(NamedTuple):
 
     a: Tensor
     b: Tensor
+
+
+def apply(x: Tensor, signal: Signal) -> Tensor:
+    """Return M x = Aᵀ(B x).
+
+    :param x: `[…, d]`.
+    :param signal: of one projection `[r, d]`, or of k projections `[k, r, d]`.
+    :returns: `[…, d]`, or those of the projections behind each other `[…, k·d]`.
+    """
+    low = F.linear(x, signal.b.flatten(0, -2))  # [..., k·r]
+    if signal.a.dim() == 2:
+        return low @ signal.a
+    low = low.view(*low.shape[:-1], *signal.a.shape[:2])
+    return torch.einsum("...kr,krd->...kd", low, signal.a).flatten(-2)
 
 
 def fold(weight: Tensor, signal: Signal) -> Tensor:

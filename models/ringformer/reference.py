@@ -48,6 +48,7 @@ def from_reference(
         num_heads=num_heads,
         ffn_inner_dim=weights["encoder.encoders.0.positionWiseFeedForward.FFN1.0.weight"].size(0),
         num_levels=num_levels,
+        decoder_levels=weights["decoder.lev_param_FF_01"].size(0),
         signal_rank=rank,
         dropout=0.0,
         tied_embeddings=False,

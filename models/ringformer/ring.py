@@ -2,18 +2,20 @@
 
 The layer differs from a plain post-LN Transformer's:
 - all levels share every projection; each level owns its LayerNorms and level signals;
-- level signals are folded into the weights once per forward pass (`weights.py`);
+- level signals are folded into the weights once per forward pass (`weights.py`), or applied;
 - q, k and v are one product;
 - cross-attention has no level signal.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.config import LAYER_NORM_EPS
 from models.ringformer.decoder_state import Append
+from models.ringformer.level_signal import apply
 from models.ringformer.weights import CrossAttention, FeedForward, Level, RingWeights, SelfAttention
 
 
@@ -55,8 +57,11 @@ class Ring(RingWeights):
         return F.linear(attend(q, k, v, mask, self.causal and mask is None), own.output)
 
     def qkv(self, x: Tensor, own: SelfAttention) -> tuple[Tensor, ...]:
-        """Return q_i = (W_q + A_iᵀ B_i) x, and k_i and v_i alike."""
-        return self.heads(F.linear(x, own.qkv, own.qkv_bias), 3)
+        """Return q_i = W_q x + A_iᵀ B_i x, and k_i and v_i alike."""
+        y = F.linear(x, own.qkv, own.qkv_bias)
+        if own.signal is not None:
+            y = y + apply(x, own.signal)
+        return self.heads(y, 3)
 
     def cross_attention(self, x: Tensor, cross: CrossAttention) -> Tensor:
         """Return W_o · softmax(q kᵀ / √(d/H)) v, where k and v are of the encoder output."""
@@ -65,9 +70,12 @@ class Ring(RingWeights):
 
     def feed_forward(self, x: Tensor, own: FeedForward) -> Tensor:
         """Return FFN_i(x) = W_down · dropout(gelu(W_up (x + A_iᵀ B_i x)))."""
+        if own.signal is not None:
+            x = x + apply(x, own.signal)
         return F.linear(self.dropout(F.gelu(F.linear(x, own.up, own.up_bias))), own.down)
 
     def add_norm(self, x: Tensor, y: Tensor, layer_norm: Tensor) -> Tensor:
-        """Return LN_i(x + dropout(y))."""
+        """Return LN_i(α x + dropout(y))."""
         weight, bias = layer_norm.unbind()
-        return F.layer_norm(x + self.dropout(y), weight.shape, weight, bias, LAYER_NORM_EPS)
+        x = torch.add(self.dropout(y), x, alpha=self.residual_scale)
+        return F.layer_norm(x, weight.shape, weight, bias, LAYER_NORM_EPS)

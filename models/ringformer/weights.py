@@ -43,10 +43,11 @@ OWNED_BY_LEVELS: dict[Architecture, Owned] = {
 class SelfAttention(NamedTuple):
     """A level's self-attention works with these weights."""
 
-    qkv: Tensor  # [3d, d], level signals folded in
+    qkv: Tensor  # [3d, d]
     qkv_bias: Tensor | None  # static signals b_i, [3d]
     output: Tensor  # [d, d]
     layer_norm: Tensor  # weight and bias, [2, d]
+    signal: Signal | None = None  # of q, k and v, [3, r, d]; None: there is none, or it is folded
 
 
 class CrossAttention(NamedTuple):
@@ -63,10 +64,11 @@ class CrossAttention(NamedTuple):
 class FeedForward(NamedTuple):
     """A level's feed-forward network works with these weights."""
 
-    up: Tensor  # [m, d], level signals folded in
+    up: Tensor  # [m, d]
     up_bias: Tensor | None  # static signal: W_up b_i of W_up (x + b_i), [m]
     down: Tensor  # [d, m]
     layer_norm: Tensor  # weight and bias, [2, d]
+    signal: Signal | None = None  # [r, d]; None: there is none, or it is folded
 
 
 class Level(NamedTuple):
@@ -76,11 +78,14 @@ class Level(NamedTuple):
     ffn: FeedForward | None  # None in the decoder of `one_wide_ffn`
 
 
+FOLD_FROM = 32  # positions; measured (docs/design.md)
+
+
 class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
     """A ring's weights are those of self-attention and of the feed-forward network."""
 
-    def __init__(self, config: ModelConfig, *, has_ffn: bool = True) -> None:
-        super().__init__(config.num_levels, config.num_heads, config.dropout)
+    def __init__(self, config: ModelConfig, num_levels: int, *, has_ffn: bool = True) -> None:
+        super().__init__(num_levels, config.num_heads, config.dropout, config.residual_scale)
         dim, inner_dim, rank = config.model_dim, config.ffn_inner_dim, config.rank
         self.owned = OWNED_BY_LEVELS[config.architecture]
         owned, own_norms = self.owned
@@ -107,7 +112,8 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
         if config.architecture == "universal":  # of positions, and of levels
             length = max(config.max_seq_len, self.num_levels)
             self.encodings = InterleavedSinusoids(dim, length, persistent=False)
-        self._levels: list[Level] = []
+        self.fold_from: float = FOLD_FROM
+        self._levels: dict[bool, list[Level]] = {}  # by whether signals are folded
         self._made_of: tuple[object, ...] = ()
 
     def signals(self, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -116,62 +122,80 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
         b = torch.empty(self.num_levels, *shape).normal_(std=level_signal.INIT_STD)
         return nn.Parameter(a), nn.Parameter(b)
 
-    def levels(self) -> list[Level]:
-        """Return every level's weights.
+    def levels(self, x: Tensor) -> list[Level]:
+        """Return every level's weights, to run over `x`.
 
         Unless gradients may flow, they are kept until a parameter changes.
 
         A write through `.data` is seen after the next call of `train` or `eval`.
+
+        :param x: `[B, S, d]`; with `fold_from` positions or more, level signals are folded.
         """
+        fold = x.size(0) * x.size(1) >= self.fold_from
         if self.training or torch.is_grad_enabled():
-            return self.make_levels()
+            return self.make_levels(fold)
         autocast = torch.is_autocast_enabled(self.self_attn_qkv.device.type)
         made_of = (autocast, *((p.data_ptr(), p._version, p.dtype) for p in self.parameters()))
         if made_of != self._made_of:
-            self._levels, self._made_of = self.make_levels(), made_of
-        return self._levels
+            self._levels, self._made_of = {}, made_of
+        if fold not in self._levels:
+            self._levels[fold] = self.make_levels(fold)
+        return self._levels[fold]
 
     def train(self, mode: bool = True) -> Self:
         """Set training or evaluation mode, and forget the weights that were kept."""
-        self._levels, self._made_of = [], ()
+        self._levels, self._made_of = {}, ()
         return super().train(mode)
 
-    def make_levels(self) -> list[Level]:
-        """Make every level's weights from the parameters."""
-        parts = zip(self.self_attn_of_levels(), self.ffn_of_levels(), strict=True)
+    def make_levels(self, fold: bool) -> list[Level]:
+        """Make every level's weights from the parameters.
+
+        :param fold: fold input-dependent level signals into them.
+        """
+        parts = zip(self.self_attn_of_levels(fold), self.ffn_of_levels(fold), strict=True)
         return [Level(self_attn, ffn) for self_attn, ffn in parts]
 
-    def self_attn_of_levels(self) -> Sequence[SelfAttention]:
-        """Return each level's self-attention, with W + A_iᵀ B_i of q, k and v."""
+    def self_attn_of_levels(self, fold: bool) -> Sequence[SelfAttention]:
+        """Return each level's self-attention, folded with W + A_iᵀ B_i of q, k and v."""
         weight: Tensor = self.self_attn_qkv
         owned = self.owned.attention
+        signals: Sequence[Signal | None] = [None] * self.num_levels
         if self.qkv_signal_a is not None and self.qkv_signal_b is not None:
             signal = Signal(self.qkv_signal_a, self.qkv_signal_b)
-            weight, owned = level_signal.fold(weight, signal), True
+            if fold:
+                weight, owned = level_signal.fold(weight, signal), True
+            else:
+                signals = [Signal(*own) for own in zip(*signal, strict=True)]
         columns = zip(
             self.per_level(weight.flatten(-3, -2), owned),
             self._biases(self.qkv_signal),
             self.per_level(self.self_attn_output, self.owned.attention),
             self.per_level(self.self_attn_layer_norm, self.owned.layer_norms),
+            signals,
             strict=True,
         )
         return [SelfAttention(*weights) for weights in columns]
 
-    def ffn_of_levels(self) -> Sequence[FeedForward | None]:
-        """Return each level's feed-forward network, with W_up (I + A_iᵀ B_i)."""
+    def ffn_of_levels(self, fold: bool) -> Sequence[FeedForward | None]:
+        """Return each level's feed-forward network, folded with W_up (I + A_iᵀ B_i)."""
         static, owned = self.ffn_signal, False
         if self.ffn_up is None or self.ffn_down is None or self.ffn_layer_norm is None:
             return [None] * self.num_levels
         up: Tensor = self.ffn_up
         biases = self._biases(None if static is None else F.linear(static, up))
+        signals: Sequence[Signal | None] = [None] * self.num_levels
         if self.ffn_signal_a is not None and self.ffn_signal_b is not None:
             signal = Signal(self.ffn_signal_a, self.ffn_signal_b)
-            up, owned = level_signal.fold_into_input(up, signal), True
+            if fold:
+                up, owned = level_signal.fold_into_input(up, signal), True
+            else:
+                signals = [Signal(*own) for own in zip(*signal, strict=True)]
         columns = zip(
             self.per_level(up, owned),
             biases,
             self.per_level(self.ffn_down, False),
             self.per_level(self.ffn_layer_norm, self.owned.layer_norms),
+            signals,
             strict=True,
         )
         return [FeedForward(*weights) for weights in columns]

@@ -97,6 +97,7 @@ class EvaluatedModel:
         return {
             "checkpoints": [checkpoint.tag for checkpoint in self.checkpoints],
             "step": self.checkpoints[-1].step,
+            "decoder_levels": self.recipe.evaluated_model.decoder_levels,
             "weights_sha256": self.weights,
         }
 

@@ -53,7 +53,11 @@ def read_scores(folder: Path) -> Scores:
 def weights_digest(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
     """Return a digest of the weights that evaluation takes from `checkpoints`."""
     return digest_of(
-        [recipe.evaluation.use_ema, *(c.info.model_dump(mode="json") for c in checkpoints)]
+        [
+            recipe.evaluation.use_ema,
+            recipe.evaluated_model.decoder_levels,
+            *(c.info.model_dump(mode="json") for c in checkpoints),
+        ]
     )
 
 

@@ -60,7 +60,7 @@ def export(
     settings = ExportSettings(
         format=format,
         quantization=quantization,
-        model=recipe.model.model_dump(mode="json"),
+        model=recipe.evaluated_model.model_dump(mode="json"),
         evaluation=recipe.evaluation.search.model_dump(mode="json"),
         max_source_tokens=min(recipe.data.max_tokens_per_side, recipe.model.max_seq_len),
         source_lang=recipe.data.source_lang,

@@ -77,7 +77,7 @@ def _yaml_header(recipe: Recipe, scores: Sequence[Scores]) -> str:
 
 
 def _model_section(recipe: Recipe) -> str:
-    model = recipe.model
+    model = recipe.evaluated_model
     source, target = load_vocabularies(recipe.shards)
     sizes = (source.get_piece_size(), target.get_piece_size())
     shapes = abstract_model(model, sizes)
@@ -87,7 +87,7 @@ def _model_section(recipe: Recipe) -> str:
         "width": model.model_dim,
         "attention heads": model.num_heads,
         "feed-forward width": model.ffn_inner_dim,
-        "levels in encoder and decoder": model.num_levels,
+        "levels in encoder and decoder": f"{model.encoder_levels} and {model.decoder_levels}",
         "parameters": f"{sum(p.numel() for p in shapes.parameters()):,}",
         "of them without embeddings and output projection": f"{core_parameters(shapes):,}",
         "vocabulary": f"SentencePiece {recipe.data.vocabulary.type}, "

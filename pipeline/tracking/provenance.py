@@ -24,7 +24,7 @@ from pipeline.tracking.tracker import Tracker, flatten
 # default.
 CENTRAL_KEYS: Mapping[str, IncEx | bool] = {
     "data": {"source_lang": True, "target_lang": True, "vocabulary": {"type", "size"}},
-    "model": {"architecture", "model_dim", "num_levels"},
+    "model": {"architecture", "model_dim", "encoder_levels", "decoder_levels"},
     "training": {"seed", "max_steps", "max_tokens", "learning_rate"},
     "evaluation": {"average_checkpoints", "beam_size"},
 }

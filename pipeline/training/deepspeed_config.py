@@ -151,7 +151,7 @@ def activation_checkpointing(
     :raises UsageError: they disagree, or the JSON asks for what cannot be.
     """
     path, ours = training.deepspeed_config, training.activation_checkpointing
-    num_levels = model.num_levels
+    num_levels = max(model.encoder_levels, model.decoder_levels)
     block = _read(path).get("activation_checkpointing", {})
     if not isinstance(block, dict):
         raise UsageError(f"{path}: `activation_checkpointing` must be an object, not {_say(block)}")

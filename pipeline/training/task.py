@@ -110,6 +110,10 @@ class Task(ABC, Generic[Batch]):
     def units(self, batch: GlobalBatch) -> int:
         """Return the size of a global batch in `unit`s."""
 
+    def dearest(self) -> Task[Batch]:
+        """Return this task with whatever varies from step to step at what takes most memory."""
+        return self
+
     def rehearse_validation(self, trainer: Trainer[Batch]) -> None:
         """Do once what `validate` needs memory for besides forward passes. Every rank calls this
         before training, on GPUs."""

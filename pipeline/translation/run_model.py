@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sentencepiece import SentencePieceProcessor
@@ -17,7 +17,7 @@ from data_prep.vocabulary import PAD_IDX, load_vocabularies, vocabulary_digest
 from models.config import ModelConfig
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, UsageError
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
@@ -48,7 +48,22 @@ def checkpoints_of_run(recipe: Recipe) -> list[Checkpoint]:
     identity = model_identity(recipe)
     for checkpoint in checkpoints:
         checkpoint.refuse_other(identity)
+        check_decoder_levels(recipe, trained_with=checkpoint.info.training)
     return checkpoints
+
+
+def check_decoder_levels(recipe: Recipe, trained_with: Mapping[str, Any]) -> None:
+    """Check that a model can run as few levels of its decoder as `evaluation` says.
+
+    :param trained_with: a recipe's `training` section.
+    :raises UsageError: it was not trained to.
+    """
+    wanted, all_of_them = recipe.evaluated_model.decoder_levels, recipe.model.decoder_levels
+    if wanted < all_of_them and not trained_with.get("random_depth"):
+        raise UsageError(
+            f"evaluation.decoder_levels ({wanted}) is less than model.decoder_levels "
+            f"({all_of_them}): only a model trained with training.random_depth can do that"
+        )
 
 
 def untrained_model(recipe: Recipe) -> TranslationModel:
@@ -70,10 +85,14 @@ def model_for(
 
 
 def model_of_run(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> TranslationModel:
-    """Return the model with the average of the checkpoints' weights, or of their moving averages.
+    """Return the model with the average of the checkpoints' weights, or of their moving averages;
+    of its decoder as many levels as `evaluation` says.
 
     :raises CheckpointError: a checkpoint is damaged, or has no moving average.
     """
-    model = untrained_model(recipe)
-    model.load_state_dict(average_weights(checkpoints, use_ema=recipe.evaluation.use_ema))
+    weights = average_weights(checkpoints, use_ema=recipe.evaluation.use_ema)
+    model = model_for(recipe.evaluated_model, load_vocabularies(recipe.shards))
+    for name, own in model.state_dict().items():
+        weights[name] = weights[name][: len(own)]  # a level's own are in the first dimension
+    model.load_state_dict(weights)
     return model

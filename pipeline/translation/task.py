@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from data_prep.vocabulary import PAD_IDX, vocabulary_digest
 from pipeline.checkpoints.folder import CheckpointError, Criterion
 from pipeline.training.deepspeed_config import activation_checkpointing
 from pipeline.training.task import Task
-from pipeline.translation.run_model import model_identity
+from pipeline.translation.run_model import check_decoder_levels, model_identity
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,7 @@ class TranslationTask(Task["PairBatch"]):
         }
 
     def check_recipe(self) -> None:
+        check_decoder_levels(self.recipe, self.recipe.training.model_dump())
         check_corpora(self.recipe.data, self.recipe.run_dir)
 
     def check_data(self) -> str:
@@ -163,12 +165,26 @@ class TranslationTask(Task["PairBatch"]):
             )
 
     def loss(self, model: Model, batch: PairBatch) -> Tensor:
-        smoothing = self.recipe.training.label_smoothing
-        return self.cross_entropy(model, batch, label_smoothing=smoothing)
+        training, levels = self.recipe.training, None
+        if training.random_depth:  # drawn as dropout is: by the micro-batch's place alone
+            import torch
+
+            levels = int(torch.randint(self.recipe.model.decoder_levels, ())) + 1
+        smoothing = training.label_smoothing
+        return self.cross_entropy(model, batch, label_smoothing=smoothing, decoder_levels=levels)
 
     @staticmethod
-    def cross_entropy(model: Model, batch: PairBatch, *, label_smoothing: float = 0.0) -> Tensor:
-        """Return the cross-entropy of the targets of `batch`, summed (nats)."""
+    def cross_entropy(
+        model: Model,
+        batch: PairBatch,
+        *,
+        label_smoothing: float = 0.0,
+        decoder_levels: int | None = None,
+    ) -> Tensor:
+        """Return the cross-entropy of the targets of `batch`, summed (nats).
+
+        :param decoder_levels: run only so many levels of the decoder; None: all.
+        """
         return model(
             batch.source_seqs,
             batch.source_seqs_layout,
@@ -176,7 +192,14 @@ class TranslationTask(Task["PairBatch"]):
             batch.target_seqs_layout,
             batch.targets,
             label_smoothing=label_smoothing,
+            decoder_levels=decoder_levels,
         )
+
+    def dearest(self) -> TranslationTask:
+        training = self.recipe.training.model_copy(update={"random_depth": False})
+        task = copy(self)  # what it has read of the data is read
+        task.recipe = self.recipe.model_copy(update={"training": training})
+        return task
 
     # ── Validation ──────────────────────────────────────────────────────────────────────────────
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import math
 from typing import Any, get_args
 
 import pytest
@@ -12,7 +11,6 @@ from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.factored_signals import FactoredModel
 from models.activation_checkpointing import ATTENTION
 from models.config import ActivationCheckpointing, Architecture, LevelSignals, ModelConfig
 from models.factory import create_model
@@ -305,25 +303,24 @@ def test_checkpointing_is_refused_where_it_cannot_be() -> None:
         tiny("transformer").checkpoint_activations(ActivationCheckpointing(levels=1))
 
 
-def factored(*, fold_qkv: bool) -> TranslationModel:
-    """Build `tiny()` with level signals applied to the tokens."""
-    model = tiny()
-    other = FactoredModel(model.config, (VOCAB, VOCAB), PAD, fold_qkv=fold_qkv).double()
-    other.load_state_dict(model.state_dict())
-    return other
+def with_signals(fold: bool, signals: LevelSignals = "all") -> TranslationModel:
+    """Build `tiny()` with level signals folded into the weights, or applied to the tokens."""
+    model = tiny(level_signals=signals)
+    for ring in (model.encoder, model.decoder):
+        assert isinstance(ring, Ring)
+        ring.fold_from = 0 if fold else math.inf
+    return model
 
 
-FORMS = [tiny, partial(factored, fold_qkv=True), partial(factored, fold_qkv=False)]
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_level_signals_are_the_papers_equations(form: Callable[[], TranslationModel]) -> None:
+@pytest.mark.parametrize("fold", [True, False])
+def test_level_signals_are_the_papers_equations(fold: bool) -> None:
     """At each level q = W x + Aᵀ(B x), and FFN(x) = W_down gelu(W_up (x + Aᵀ(B x)))."""
-    ring = form().eval().encoder
+    ring = with_signals(fold).eval().encoder
     assert isinstance(ring, RingEncoder)
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     weights = dict(ring.named_parameters())
-    for i, level in enumerate(ring.levels()):
+    for i, level in enumerate(ring.levels(x)):
+        assert (level.self_attn.signal is None) == fold
         for index, heads in enumerate(ring.qkv(x, level.self_attn)):
             a, b = weights["qkv_signal_a"][i, index], weights["qkv_signal_b"][i, index]
             expected = x @ weights["self_attn_qkv"][index].T + (x @ b.T) @ a
@@ -339,7 +336,7 @@ def test_static_signals_are_added_to_projections_and_to_the_ffn_input() -> None:
     assert isinstance(ring, RingEncoder)
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     weights = dict(ring.named_parameters())
-    for i, level in enumerate(ring.levels()):
+    for i, level in enumerate(ring.levels(x)):
         projected = torch.cat([x @ weight.T for weight in weights["self_attn_qkv"]], dim=2)
         found = torch.cat(
             [h.transpose(1, 2).flatten(2) for h in ring.qkv(x, level.self_attn)], dim=2
@@ -350,17 +347,16 @@ def test_static_signals_are_added_to_projections_and_to_the_ffn_input() -> None:
         torch.testing.assert_close(ring.feed_forward(x, level.ffn), hidden @ weights["ffn_down"].T)
 
 
-@pytest.mark.parametrize("fold_qkv", [True, False])
-def test_folded_and_factored_signals_agree(fold_qkv: bool) -> None:
+@pytest.mark.parametrize("signals", ["all", "attention", "ffn"])
+def test_folded_and_applied_signals_agree(signals: LevelSignals) -> None:
     source, target = sequences(7, 3), sequences(4, 6)
 
     def gradients(model: TranslationModel) -> dict[str, Tensor]:
         loss(model, source, target).backward()  # type: ignore[no-untyped-call]
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    expected = gradients(tiny())
-    model = factored(fold_qkv=fold_qkv)
-    found = gradients(model)
+    model = with_signals(False, signals)
+    found, expected = gradients(model), gradients(with_signals(True, signals))
     assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-10)
@@ -369,15 +365,17 @@ def test_folded_and_factored_signals_agree(fold_qkv: bool) -> None:
 def test_folded_weights_are_kept_until_a_parameter_changes() -> None:
     model = tiny().eval()
     source, target = sequences(7, 3), sequences(4, 6)
-    ring = model.encoder
+    ring, x = model.encoder, torch.zeros(8, 8, 16)
     assert isinstance(ring, RingEncoder)
     with torch.no_grad():
         before = model.logits(source, target)
-        kept = ring.levels()
-        assert ring.levels() is kept
+        kept = ring.levels(x)
+        assert ring.levels(x) is kept
+        assert ring.levels(x[:1]) is not kept  # and few positions change nothing
+        assert ring.levels(x) is kept
         ring.self_attn_qkv.mul_(1.5)
         after = model.logits(source, target)
-        assert ring.levels() is not kept
+        assert ring.levels(x) is not kept
         assert not torch.allclose(before, after)
         model.load_state_dict(tiny().state_dict())
         torch.testing.assert_close(model.logits(source, target), before)
@@ -388,7 +386,7 @@ def test_a_fresh_ring_is_a_plain_weight_tied_transformer() -> None:
     model = create_model(ModelConfig(model_dim=16, num_heads=2), (VOCAB, VOCAB), PAD)
     ring = model.encoder
     assert isinstance(ring, RingEncoder)
-    for level in ring.levels():
+    for level in ring.make_levels(fold=True):
         assert torch.equal(level.self_attn.qkv, ring.self_attn_qkv.flatten(0, 1))
 
 
