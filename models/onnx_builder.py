@@ -75,13 +75,15 @@ class Graph:
         """
         node = f"{self.name}/{operator}_{len(self.nodes)}"
         outputs = list(names) or [f"{node}:{i}" for i in range(count)]
+        while inputs and not inputs[-1]:
+            inputs = inputs[:-1]
         domain = CONTRIB if operator in CONTRIB_OPERATORS else None
         self.nodes.append(
             helper.make_node(operator, inputs, outputs, name=node, domain=domain, **attributes)
         )
         return outputs
 
-    def constant(self, name: str, value: Tensor | Array | Sequence[int] | float) -> str:
+    def constant(self, name: str, value: Tensor | Array | float) -> str:
         """Add a constant, in weights.bin if it is large."""
         if isinstance(value, Tensor):
             value = value.detach().float().cpu().numpy()

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -98,23 +97,35 @@ class Layer:
         return self.body.linear(x, f"{self.outer.name}.{name}", weight)
 
     def add_norm(self, x: str, y: str, name: str, layer_norm: Tensor) -> str:
-        """Add LN_i(x + y)."""
+        """Add LN_i(α x + y)."""
+        if (scale := self.ring.residual_scale) != 1:
+            x = self.body.add("Mul", x, self.body.constant("residual scale", float(scale)))
         weight, bias = (self.owned(f"{name}.{i}", layer_norm[:, i]) for i in (0, 1))
         return self.body.add("SkipLayerNormalization", x, y, weight, bias, epsilon=LAYER_NORM_EPS)
 
-    def attend(self, q: str, k: str, v: str, *more: str, **options: Any) -> list[str]:
-        """Add softmax(q kᵀ / √(d/H)) v, `[R, d]`, and what else the operator puts out."""
-        body, names = self.body, options.pop("names", ())
+    def attend(
+        self, q: str, k: str, v: str, *, lengths: str = "", bias: str = "", past: Sequence[str] = ()
+    ) -> list[str]:
+        """Add softmax(q kᵀ / √(d/H)) v.
+
+        :param lengths: of the keys, `[B]`; those behind are padding.
+        :param bias: added to the scores, `[B, 1, queries, keys]`.
+        :param past: keys and values that come before k and v.
+        :returns: a value `[R, d]`; and with `past` all keys and values.
+        """
+        body = self.body
         heads, *present = body.add_many(
-            "MultiHeadAttention", q, k, v, "", *more, num_heads=self.ring.num_heads,
-            count=1 + len(names), names=[f"{body.name}/heads_{len(body.nodes)}", *names],
+            "MultiHeadAttention", q, k, v, "", lengths, bias, *past,
+            num_heads=self.ring.num_heads, count=1 + len(past),
         )  # fmt: skip
         return [body.add("Reshape", heads, body.ints(-1, self.dim)), *present]
 
-    def self_attention(self, x: str, *more: str, names: Sequence[str] = ()) -> list[str]:
+    def self_attention(
+        self, x: str, *, lengths: str = "", bias: str = "", past: Sequence[str] = ()
+    ) -> list[str]:
         """Add W_o · softmax(q_i k_iᵀ / √(d/H)) v_i, with q_i = (W_q + A_iᵀ B_i) x and so on.
 
-        :param more: see `attend`.
+        Parameters and results are those of `attend`.
         """
         ring, body = self.ring, self.body
         qkv = self.linear(x, "qkv", ring.self_attn_qkv.flatten(0, 1))
@@ -126,8 +137,8 @@ class Layer:
             inner = body.add_many("Split", body.add("MatMul", x, b), count=3, axis=1, num_outputs=3)
             a = [self.owned(f"{which} A", ring.qkv_signal_a[:, i]) for i, which in enumerate("qkv")]
             parts = [body.add("Gemm", *each) for each in zip(inner, a, parts, strict=True)]
-        parts = [body.add("Reshape", part, self.shape) for part in parts]
-        y, *present = self.attend(*parts, *more, names=names)
+        q, k, v = (body.add("Reshape", part, self.shape) for part in parts)
+        y, *present = self.attend(q, k, v, lengths=lengths, bias=bias, past=past)
         return [self.linear(y, "self output", ring.self_attn_output), *present]
 
     def feed_forward(self, x: str) -> str:
@@ -179,7 +190,7 @@ def _encoder(
 
     layer = Layer(ring, graph, shape)
     assert ring.ffn_layer_norm is not None
-    (y,) = layer.self_attention(layer.x, "lengths")
+    (y,) = layer.self_attention(layer.x, lengths="lengths")
     z = layer.add_norm(layer.x, y, "self norm", ring.self_attn_layer_norm)
     z = layer.add_norm(z, layer.feed_forward(z), "ffn norm", ring.ffn_layer_norm)
     (x,) = layer.run(x, z)
@@ -208,11 +219,10 @@ def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph) -> bytes:
     layer = Layer(ring, graph, shape)
     assert ring.ffn_layer_norm is not None
     past = [layer.scan(name, name) for name in ("past_k", "past_v")]
-    kept = ["k of the level", "v of the level"]
-    y, *_ = layer.self_attention(layer.x, "", "bias", *past, names=kept)
+    y, *kept = layer.self_attention(layer.x, bias="bias", past=past)
     z = layer.add_norm(layer.x, y, "self norm", ring.self_attn_layer_norm)
     q = layer.body.add("Reshape", layer.linear(z, "cross q", ring.cross_attn_q), shape)
-    (y,) = layer.attend(q, "cross_k", "cross_v", "lengths")
+    (y,) = layer.attend(q, "cross_k", "cross_v", lengths="lengths")
     y = layer.linear(y, "cross output", ring.cross_attn_output)
     z = layer.add_norm(z, y, "cross norm", ring.cross_attn_layer_norm)
     z = layer.add_norm(z, layer.feed_forward(z), "ffn norm", ring.ffn_layer_norm)
