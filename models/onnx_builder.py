@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from models.export_format import ONNX_WEIGHTS, Quantization
+from models.export_format import ONNX_WEIGHTS, ModelError, Quantization
 
 OPSET, IR_VERSION = 21, 10  # of 2024; newer ones bring nothing here
 CONTRIB = "com.microsoft"  # operators that are ONNX Runtime's own (its ContribOperators.md)
@@ -120,11 +120,14 @@ class Graph:
         """Add a quantized matrix: w = (q - 128) · scale, where `block` inputs share a scale.
 
         :returns: q `[out, blocks, block]`, its scales `[out, blocks]`, and `block`.
+        :raises ModelError: a weight is not a number, which quantized inputs would hide.
         """
         outputs, inputs = weight.shape
         block = math.gcd(inputs, BLOCK)
         blocks = weight.detach().float().cpu().numpy().reshape(outputs, -1, block)
         scales = np.abs(blocks).max(axis=2) / np.float32(127)
+        if not np.isfinite(scales).all():
+            raise ModelError(f"{name}: not all weights are numbers; training has diverged")
         scales[scales == 0] = 1
         q = (np.rint(blocks / scales[:, :, None]) + 128).astype(np.uint8)
         return self.constant(name, q), self.constant(f"{name}.scales", scales), block

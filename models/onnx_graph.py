@@ -45,6 +45,7 @@ def write_onnx(model: TranslationModel, folder: Path, quantization: Quantization
     """Write both graphs and their weights into `folder`.
 
     :raises ValueError: see `why_inexpressible`.
+    :raises ModelError: a weight to quantize is not a number.
     """
     if reason := why_inexpressible(model.config, quantization):
         raise ValueError(reason)

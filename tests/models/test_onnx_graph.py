@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from models.config import LevelSignals, ModelConfig
-from models.export_format import Quantization
+from models.export_format import ModelError, Quantization
 from models.factory import create_model
 from models.onnx_graph import write_onnx
 from models.seq2seq import TranslationModel
+from pipeline.recipe import SearchConfig
 from pipeline.translation.onnx_translator import OnnxDecoding, load_session
+from pipeline.translation.search import search_batch
 
 VOCAB = 40
 SOURCES = [[5, 9, 7, 3], [11, 3], [8, 8, 21, 14, 6, 29, 10, 3]]
@@ -108,3 +110,16 @@ def test_levels_add_only_what_they_own(quantization: Quantization | None, tmp_pa
     own = sum(p.numel() for name, p in model.named_parameters() if "signal" in name)
     alignment = 40_000
     assert sizes[1] - sizes[0] <= own * (2 if quantization else 4) + alignment
+
+
+def test_a_diverged_model_is_named(tmp_path: Path) -> None:
+    model = model_of()
+    with torch.no_grad():
+        model.decoder.get_parameter("cross_attn_q")[3, 4] = torch.nan
+    with pytest.raises(ModelError, match="not all weights are numbers"):
+        write_onnx(model, tmp_path, "int8")
+    write_onnx(model, tmp_path, None)
+    sessions = [load_session(tmp_path / f"{side}.onnx") for side in ("encoder", "decoder")]
+    decoding = OnnxDecoding(sessions[0], sessions[1], SOURCES)
+    with pytest.raises(ModelError, match="not a number"):
+        search_batch(decoding, [len(ids) for ids in SOURCES], SearchConfig(), 40)
