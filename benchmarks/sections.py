@@ -281,9 +281,10 @@ parameters, average of 3 checkpoints) on the 1,000 sentences of test_2016_flickr
 the last row, and `./run.sh evaluate --model F`, all with `--config recipes/multi30k_de_en.yaml`.)
 
 The same with ONNX Runtime, of a model that has trained for half as long (1,500 steps, its last
-checkpoint). *All hypotheses* are the four of the beam; *alone* is a batch of one sentence:
+checkpoint). *All hypotheses* are the four of the beam; *alone* is
+a batch of one sentence, beside one of many:
 
-| engine | BLEU | sentences that differ from PyTorch's | alone from in a batch |
+| engine | BLEU | sentences that differ from PyTorch's | that differ alone |
 |---|---|---|---|
 | PyTorch float32 | 26.45 | | |
 | ONNX Runtime float32 | 26.45 | 0 of 1,000, in all hypotheses | 0 |
