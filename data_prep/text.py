@@ -1,4 +1,5 @@
-"""What becomes of a line of text before anything else looks at it, in training and translation.
+"""What becomes of a line of text before anything else looks at it, in training and translation;
+and the token ids that are no text.
 
 This file needs the standard library alone, so that it can be copied to where a model is served.
 """
@@ -7,6 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+
+PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3  # of every vocabulary
 
 _INVISIBLE = re.compile(r"[\u0000-\u0008\u000b\u000e-\u001f\u007f-\u009f\u200b\u2060\ufeff\ufffd]")
 

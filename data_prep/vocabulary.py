@@ -21,9 +21,12 @@ from data_prep.corpora import read_lines
 from data_prep.files import DataError, digest_of, first_line, sha256_of
 from data_prep.pieces import map_pieces
 from data_prep.stage import Record, run_stage
+from data_prep.text import BOS_IDX as BOS_IDX
+from data_prep.text import EOS_IDX as EOS_IDX
+from data_prep.text import PAD_IDX as PAD_IDX
+from data_prep.text import UNK_IDX as UNK_IDX
 
 VERSION = 3  # raise it when the same inputs would give another vocabulary
-PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3
 SHOWN = 10  # characters that a line of the log names
 JOINT = ("spm.model",)
 SEPARATE = ("spm.source.model", "spm.target.model")

@@ -5,6 +5,7 @@ The folder holds
     export.json         what the model is: `ExportSettings`
     model.safetensors   the weights, in format safetensors
     model.bin           the weights, in format ctranslate2, with CTranslate2's own config.json
+    encoder.onnx, decoder.onnx, weights.bin     format onnx: graphs, and the weights of both
 
 and the SentencePiece models (`data_prep/vocabulary.py`).
 
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 SETTINGS = "export.json"
 WEIGHTS = "model.safetensors"
+ENCODER, DECODER, ONNX_WEIGHTS = "encoder.onnx", "decoder.onnx", "weights.bin"
 
-Format = Literal["safetensors", "ctranslate2"]
+Format = Literal["safetensors", "ctranslate2", "onnx"]
 Quantization = Literal["int8"]
 
 
@@ -74,7 +76,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "target_lang": (str, NoneType),
 }
 
-# Keys of `evaluation` that translating with CTranslate2 needs. (pydantic, which checks the others'
+# Keys of `evaluation` that translating without PyTorch needs. (pydantic, which checks the others'
 # settings, may not be installed there.)
 SEARCH_TYPES: dict[str, tuple[type, ...]] = {
     "beam_size": (int,),
@@ -106,7 +108,7 @@ def read_settings(folder: Path) -> ExportSettings:
     for key, types in TYPES.items():
         if not isinstance(found.get(key), types):
             raise ModelError(f"{problem}: {SETTINGS}: {key} is missing or of the wrong type")
-    if found["format"] == "ctranslate2":
+    if found["format"] != "safetensors":
         search = found.get("evaluation") or {}
         wrong = [key for key, types in SEARCH_TYPES.items() if type(search.get(key)) not in types]
         wrong += ["max_seq_len"] if type(found["model"].get("max_seq_len")) is not int else []

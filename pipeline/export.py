@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+from typing import get_args
 
 from data_prep.files import only_command_in
+from models.export_format import Format
 from pipeline.command_line import path_argument, run_command
 from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe
@@ -20,15 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=("safetensors", "ctranslate2"),
+        choices=get_args(Format),
         default="safetensors",
         help="safetensors (default): our weights, for PyTorch and for training.init_from; "
-        "ctranslate2: a standard Transformer, for fast translation on CPUs",
+        "ctranslate2: a standard Transformer, for fast translation on CPUs; "
+        "onnx: the ring as it is, for ONNX Runtime: small, and fast for one sentence",
     )
     parser.add_argument(
         "--quantization",
         choices=("int8",),
-        help="of a CTranslate2 model: a quarter of the size; default: float32",
+        help="of a CTranslate2 or ONNX model: a quarter of the size; default: float32",
     )
 
 

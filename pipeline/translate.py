@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=path_argument,
-        help="folder written by `export`, in either format; default: the run's checkpoints",
+        help="folder written by `export`, in any format; default: the run's checkpoints",
     )
 
 

@@ -73,6 +73,10 @@ def export(
             shutil.copyfile(path, partial / path.name)
         if format == "ctranslate2":
             _write_ctranslate2(model, partial, quantization)
+        elif format == "onnx":
+            from models.onnx_graph import write_onnx
+
+            write_onnx(model, partial, quantization)
         else:
             write_weights(model, partial)
         write_settings(partial, settings)
@@ -88,17 +92,25 @@ def _refuse_impossible(recipe: Recipe, format: Format, quantization: Quantizatio
 
     :raises UsageError: it cannot.
     """
+    architecture = recipe.model.architecture
     if format == "safetensors":
         if quantization:
-            raise UsageError(f"--quantization {quantization} needs --format ctranslate2")
-        return
-    from models.ctranslate2_spec import EXPRESSIBLE
+            raise UsageError(
+                f"--quantization {quantization} needs --format ctranslate2 or --format onnx"
+            )
+    elif format == "ctranslate2":
+        from models.ctranslate2_spec import EXPRESSIBLE
 
-    if recipe.model.architecture not in EXPRESSIBLE:
-        raise UsageError(
-            f"--format ctranslate2: model.architecture {recipe.model.architecture} is not a "
-            "standard Transformer; --format safetensors takes it"
-        )
+        if architecture not in EXPRESSIBLE:
+            raise UsageError(
+                f"--format ctranslate2: model.architecture {architecture} is not a "
+                "standard Transformer; --format safetensors takes it"
+            )
+    else:
+        from models.onnx_graph import why_inexpressible
+
+        if reason := why_inexpressible(recipe.model, quantization):
+            raise UsageError(f"--format onnx: {reason}; --format safetensors takes it")
 
 
 def _write_ctranslate2(

@@ -1,7 +1,8 @@
 """Translate text: what every translator does, and the one that runs a CTranslate2 export.
 
-This file needs `ctranslate2`, `sentencepiece`, and of our other modules `models/export_format.py`
-and `data_prep/text.py` alone, so that all can be copied to where a model is served:
+This file needs `ctranslate2` (for its exports only), `sentencepiece`, and of our other modules
+`models/export_format.py` and `data_prep/text.py` alone, so that all can be copied to where a model
+is served:
 
     CTranslate2Translator(Path("my-model")).translate(["Guten Morgen."])
 """
@@ -19,11 +20,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import ctranslate2
 from sentencepiece import SentencePieceProcessor
 
 from data_prep.text import normalise
-from models.export_format import ModelError, read_settings
+from models.export_format import ExportSettings, Format, ModelError, read_settings
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
     from pipeline.recipe import SearchConfig
@@ -222,6 +222,30 @@ class TextTranslator(ABC):
         return " ".join(self.target_vocabulary.decode(hypothesis.tokens).split())
 
 
+def open_export(
+    folder: Path, format: Format, search: Mapping[str, object]
+) -> tuple[ExportSettings, tuple[SentencePieceProcessor, SentencePieceProcessor], SearchConfig]:
+    """Read what an exported model is, its vocabularies, and how it translates.
+
+    :param search: `evaluation` keys that differ from what the model was exported with.
+    :raises ModelError: `folder` holds no exported model of that format.
+    :raises TypeError: there is no such key.
+    """
+    settings = read_settings(folder)
+    if settings.format != format:
+        raise ModelError(f"{folder}: its format is {settings.format}, not {format}")
+    evaluation = settings.evaluation or {}
+    if unknown := search.keys() - evaluation.keys():
+        raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
+    names = VOCABULARIES[not (folder / VOCABULARIES[0][0]).exists()]
+    try:
+        files = [SentencePieceProcessor(model_file=str(folder / name)) for name in names]
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"{folder}: not an exported model: {error}") from error
+    options = cast("SearchConfig", SimpleNamespace(**{**evaluation, **search}))
+    return settings, (files[0], files[-1]), options
+
+
 def thread_count() -> int:
     """Return OMP_NUM_THREADS, or the number of cores that this process may use."""
     wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
@@ -245,20 +269,15 @@ class CTranslate2Translator(TextTranslator):
         :raises ModelError: `folder` is no such folder.
         :raises TypeError: there is no such key.
         """
-        settings = read_settings(folder)
+        import ctranslate2  # here, because other formats start sooner without it
+
+        settings, vocabularies, options = open_export(folder, "ctranslate2", search)
         try:
-            if settings.format != "ctranslate2":
-                raise ModelError(f"{folder}: not a CTranslate2 model but {settings.format}")
-            evaluation = settings.evaluation or {}
-            if unknown := search.keys() - evaluation.keys():
-                raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
-            names = VOCABULARIES[not (folder / VOCABULARIES[0][0]).exists()]
-            files = [SentencePieceProcessor(model_file=str(folder / name)) for name in names]
             workers = thread_count()
             self.model = ctranslate2.Translator(str(folder), inter_threads=workers, intra_threads=1)
             super().__init__(
-                (files[0], files[-1]),
-                cast("SearchConfig", SimpleNamespace(**{**evaluation, **search})),
+                vocabularies,
+                options,
                 settings.max_source_tokens or settings.model["max_seq_len"],
                 f"CTranslate2 {self.model.compute_type}, {workers} worker(s) on the CPU",
             )

@@ -1,7 +1,7 @@
-"""Text in, text out: SentencePiece, beam search, SentencePiece; by PyTorch or by CTranslate2."""
+"""Text in, text out: SentencePiece, beam search, SentencePiece; by any engine."""
 
-# Functions import torch, and what reads runs and vocabularies, themselves: a CTranslate2 model
-# needs neither, and so starts seconds sooner.
+# Functions import torch, and what reads runs and vocabularies, themselves: other engines
+# need neither, and so start seconds sooner.
 
 from __future__ import annotations
 
@@ -69,19 +69,23 @@ class Translator(TextTranslator):
     def of_export(cls, folder: Path, **search: object) -> TextTranslator:
         """Return a translator with the model in a folder that `./run.sh export` wrote.
 
-        :param folder: in either format.
+        :param folder: in any format.
         :param search: `evaluation` keys that differ from what the model was exported with.
         :raises ModelError: the folder is not an exported model.
-        :raises UsageError: `evaluation.dtype` was given for a CTranslate2 model, which has its own.
+        :raises UsageError: `evaluation.dtype` was given for a model that has its own.
         """
         settings = read_settings(folder)
-        if settings.format == "ctranslate2":
+        if settings.format != "safetensors":
             if "dtype" in search:
                 raise UsageError(
-                    "evaluation.dtype is for PyTorch; a CTranslate2 model computes in what "
-                    "`export --quantization` gave it"
+                    f"evaluation.dtype is for PyTorch; an export in format {settings.format} "
+                    "computes in what `export --quantization` gave it"
                 )
-            return CTranslate2Translator(folder, **search)
+            if settings.format == "ctranslate2":
+                return CTranslate2Translator(folder, **search)
+            from pipeline.translation.onnx_translator import OnnxTranslator
+
+            return OnnxTranslator(folder, **search)
         from safetensors import SafetensorError
 
         from data_prep.vocabulary import load_vocabularies

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def model(seed: int) -> TranslationModel:
 
 
 def test_the_search_keys_that_serving_needs_are_those_of_a_recipe() -> None:
-    assert SEARCH_TYPES.keys() == SEARCH.keys() - {"dtype"}  # which CTranslate2 decides itself
+    assert SEARCH_TYPES.keys() == SEARCH.keys() - {"dtype"}  # which other engines decide themselves
 
 
 def test_weights_come_back(tmp_path: Path) -> None:
@@ -47,7 +48,7 @@ def test_weights_come_back(tmp_path: Path) -> None:
         assert torch.equal(read.state_dict()[name], weight), name
 
 
-@pytest.mark.parametrize("format", ["safetensors", "ctranslate2"])
+@pytest.mark.parametrize("format", get_args(Format))
 def test_settings_come_back(format: Format, tmp_path: Path) -> None:
     trained = ExportSettings(
         format=format,
@@ -82,7 +83,10 @@ def test_a_converted_model_has_no_recipe(tmp_path: Path) -> None:
         ("{", "Expecting property name"),
         ("[]", "export.json names no format"),
         ('{"model": {}}', "export.json names no format"),
-        ('{"format": "onnx", "model": {}}', "names format 'onnx', which is none of safetensors"),
+        (
+            '{"format": "pickle", "model": {}}',
+            "names format 'pickle', which is none of safetensors",
+        ),
         ('{"format": "safetensors"}', "model is missing or of the wrong type"),
         (
             '{"format": "safetensors", "model": {}, "max_source_tokens": "64"}',

@@ -1,4 +1,4 @@
-"""Exports are written and loaded again, and both engines give the same translations."""
+"""Exports are written and loaded again, and all engines give the same translations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from data_prep.files import sha256_of
 from models.config import LevelSignals
+from models.export_format import Format, Quantization
 from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import untrained_model
@@ -25,9 +26,9 @@ from pipeline.translation.translator import Translator
 from tests.pipeline.conftest import encoded, exported, run_of
 
 DEPTHS = {"encoder_levels": "4", "decoder_levels": "2", "residual_scale": "1.5"}
-VARIANTS: list[dict[str, str]] = [{"architecture": "transformer"}, DEPTHS]
-VARIANTS += [{"architecture": "transformer", **DEPTHS}]
-VARIANTS += [{"level_signals": signals} for signals in get_args(LevelSignals)]
+RINGS: list[dict[str, str]] = [{"level_signals": signals} for signals in get_args(LevelSignals)]
+RINGS += [DEPTHS]
+TRANSFORMERS = [{"architecture": "transformer"}, {"architecture": "transformer", **DEPTHS}]
 
 
 def best(translator: TextTranslator, sources: Sequence[list[int]]) -> list[Hypothesis]:
@@ -45,7 +46,7 @@ def best(translator: TextTranslator, sources: Sequence[list[int]]) -> list[Hypot
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("keys", VARIANTS, ids=lambda keys: " ".join(keys.values()))
+@pytest.mark.parametrize("keys", [*TRANSFORMERS, *RINGS], ids=lambda keys: " ".join(keys.values()))
 def test_both_formats_translate_alike(
     keys: dict[str, str],
     tied: bool,
@@ -68,14 +69,47 @@ def test_both_formats_translate_alike(
     assert theirs.translate(sentences) == ours.translate(sentences)
 
 
-@pytest.mark.slow
-def test_a_thousand_real_sentences(
-    talkative_run: Recipe, ctranslate2_folder: Path, shared: Path
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("keys", RINGS, ids=lambda keys: " ".join(keys.values()))
+def test_onnx_finds_every_hypothesis(
+    keys: dict[str, str],
+    tied: bool,
+    prepared: Recipe,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    sentences: list[str],
 ) -> None:
+    recipe = run_of(
+        prepared, tiny_recipe, tmp_path / "run",
+        tied_embeddings=str(tied), scale_embeddings=str(tied), **keys,
+    )  # fmt: skip
+    ours = Translator.of_export(exported(recipe, "safetensors"))
+    theirs = Translator.of_export(exported(recipe, "onnx"))
+    sources = encoded(ours, sentences)
+    for expected, found in zip(*(t.search_batches([sources]) for t in (ours, theirs)), strict=True):
+        for own, other in zip(expected, found, strict=True):
+            assert [h.tokens for h in other] == [h.tokens for h in own]
+            assert [h.score for h in other] == pytest.approx([h.score for h in own], abs=1e-3)
+    assert theirs.translate(sentences) == ours.translate(sentences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "signals"), [("ctranslate2", "all"), ("ctranslate2", "static"), ("onnx", "all")]
+)
+def test_a_thousand_real_sentences(
+    format: Format,
+    signals: LevelSignals,
+    prepared: Recipe,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    shared: Path,
+) -> None:
+    recipe = run_of(prepared, tiny_recipe, tmp_path / "run", level_signals=signals)
     path = shared / "data" / "multi30k" / "test_2016_flickr.de.gz"
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")[:1000]
-    ours = Translator.of_export(exported(talkative_run, "safetensors"))
-    theirs = Translator.of_export(ctranslate2_folder)
+    ours = Translator.of_export(exported(recipe, "safetensors"))
+    theirs = Translator.of_export(exported(recipe, format))
     sources = [ids[-40:] for ids in encoded(ours, lines)]
     pairs = list(zip(best(theirs, sources), best(ours, sources), strict=True))
     assert len(pairs) == 1000
@@ -102,27 +136,45 @@ def test_int8_is_a_quarter_and_close(
     assert found == pytest.approx(expected, rel=0.03)
 
 
-def test_equal_tensors_are_stored_once(talkative_run: Recipe, ctranslate2_folder: Path) -> None:
-    """Besides the parameters a file holds the positions and, for each level, folded q, k and v and
-    the FFN's first matrix."""
-    dim, inner, levels = 32, 64, 3
-    model = untrained_model(talkative_run)
-    own = 2 * levels * (3 * dim * dim + inner * dim)
-    shared = sum(p.numel() for name, p in model.named_parameters() if "signal" not in name)
-    shared -= 2 * (3 * dim * dim + inner * dim)
-    names = 16_000  # bytes
-    expected = 4 * (own + shared + talkative_run.model.max_seq_len * dim)
-    assert expected <= (ctranslate2_folder / "model.bin").stat().st_size <= expected + names
-
-
-def test_the_same_run_gives_the_same_bytes(
-    talkative_run: Recipe, ctranslate2_folder: Path, tmp_path: Path
+@pytest.mark.parametrize("signals", get_args(LevelSignals))
+def test_what_all_levels_share_is_stored_once(
+    signals: LevelSignals, prepared: Recipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    export(talkative_run, tmp_path / "again", "ctranslate2")
-    names = sorted(path.name for path in ctranslate2_folder.iterdir())
-    assert {"model.bin", "config.json", "export.json", "spm.model"} <= set(names)
+    """A level has of its own its LayerNorms; of q, k and v, and of the FFN's first matrix, what its
+    signals make of them: other matrices, or biases."""
+    dim, inner, levels = 32, 64, 3
+    recipe = run_of(prepared, tiny_recipe, tmp_path / "run", level_signals=signals)
+    qkv, up = 3 * dim * dim, inner * dim
+    model = untrained_model(recipe)
+    own = sum(
+        {
+            "all": [qkv, up], "attention": [qkv], "ffn": [up], "static": [3 * dim, inner], "none": [],
+        }[signals]
+    )  # fmt: skip
+    shared = sum(p.numel() for name, p in model.named_parameters() if "signal" not in name)
+    shared -= 2 * {"all": qkv + up, "attention": qkv, "ffn": up}.get(signals, 0)
+    numbers = shared + 2 * levels * own + recipe.model.max_seq_len * dim
+    names = 16_000  # bytes
+    size = (exported(recipe, "ctranslate2") / "model.bin").stat().st_size
+    assert 4 * numbers <= size <= 4 * numbers + names
+
+
+@pytest.mark.parametrize(
+    ("format", "files"),
+    [
+        ("ctranslate2", {"model.bin", "config.json"}),
+        ("onnx", {"encoder.onnx", "decoder.onnx", "weights.bin"}),
+    ],
+)
+def test_the_same_run_gives_the_same_bytes(
+    format: Format, files: set[str], talkative_run: Recipe, tmp_path: Path
+) -> None:
+    folder = exported(talkative_run, format, "int8")
+    export(talkative_run, tmp_path / "again", format, "int8")
+    names = sorted(path.name for path in folder.iterdir())
+    assert {*files, "export.json", "spm.model"} <= set(names)
     for name in names:
-        assert sha256_of(tmp_path / "again" / name) == sha256_of(ctranslate2_folder / name)
+        assert sha256_of(tmp_path / "again" / name) == sha256_of(folder / name)
 
 
 @pytest.mark.parametrize("architecture", ["universal", "one_wide_ffn"])
@@ -136,8 +188,30 @@ def test_what_is_no_standard_transformer_is_refused(
         )
 
 
-def test_quantization_needs_ctranslate2(talkative_run: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="needs --format ctranslate2"):
+@pytest.mark.parametrize(
+    ("changes", "quantization", "expected"),
+    [
+        ({"architecture": "transformer"}, None, "architecture transformer is not a ring"),
+        ({"architecture": "universal"}, None, "architecture universal is not a ring"),
+        ({"architecture": "one_wide_ffn"}, None, "architecture one_wide_ffn is not a ring"),
+        ({"ffn_inner_dim": 72}, "int8", r"multiples of 16, model\.ffn_inner_dim is 72"),
+    ],
+)
+def test_what_onnx_cannot_hold_is_refused(
+    changes: dict[str, object],
+    quantization: Quantization | None,
+    expected: str,
+    talkative_run: Recipe,
+    tmp_path: Path,
+) -> None:
+    model = talkative_run.model.model_copy(update=changes)
+    recipe = talkative_run.model_copy(update={"model": model})
+    with pytest.raises(UsageError, match=f"--format onnx: .*{expected}.*--format safetensors"):
+        export(recipe, tmp_path / "export", "onnx", quantization)
+
+
+def test_quantization_needs_a_format_that_has_it(talkative_run: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs --format ctranslate2 or --format onnx"):
         export(talkative_run, tmp_path / "export", "safetensors", "int8")
 
 

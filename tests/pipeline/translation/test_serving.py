@@ -3,39 +3,54 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from models.export_format import Format, ModelError
+from models.export_format import Format, ModelError, Quantization
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.serving import split_to_fit
 from pipeline.translation.translator import Translator
+from tests.conftest import run_process
 from tests.pipeline.conftest import encoded, exported
 
 
+@pytest.mark.parametrize(
+    # Not of int8 with ONNX Runtime: there the last digit of a float32 can move a code by one.
+    ("format", "quantization"),
+    [("ctranslate2", None), ("ctranslate2", "int8"), ("onnx", None)],
+)
 def test_a_translation_does_not_depend_on_its_neighbours(
-    ctranslate2_folder: Path, sentences: list[str]
+    format: Format,
+    quantization: Quantization | None,
+    talkative_run: Recipe,
+    sentences: list[str],
 ) -> None:
-    together = Translator.of_export(ctranslate2_folder).translate(sentences)
-    each = Translator.of_export(ctranslate2_folder, batch_tokens=1)
+    folder = exported(talkative_run, format, quantization)
+    together = Translator.of_export(folder).translate(sentences)
+    each = Translator.of_export(folder, batch_tokens=1)
     assert together == each.translate(sentences)
     assert together == [each.translate([sentence])[0] for sentence in sentences]
     assert together[0] == ""
 
 
-def test_search_options_of_an_export(ctranslate2_folder: Path, sentences: list[str]) -> None:
-    held = Translator.of_export(ctranslate2_folder, no_repeat_ngram_size=1, beam_size=2)
+@pytest.mark.parametrize("format", ["ctranslate2", "onnx"])
+def test_search_options_of_an_export(
+    format: Format, talkative_run: Recipe, sentences: list[str]
+) -> None:
+    folder = exported(talkative_run, format)
+    held = Translator.of_export(folder, no_repeat_ngram_size=1, beam_size=2)
     for hypotheses in held.search_batches([[ids] for ids in encoded(held, sentences)]):
         assert len(hypotheses[0]) == 2
         for hypothesis in hypotheses[0]:
             assert len(set(hypothesis.tokens)) == len(hypothesis.tokens)
     with pytest.raises(UsageError, match=r"evaluation\.dtype is for PyTorch"):
-        Translator.of_export(ctranslate2_folder, dtype="bfloat16")
+        Translator.of_export(folder, dtype="bfloat16")
     with pytest.raises(TypeError, match="no such search option: beams"):
-        Translator.of_export(ctranslate2_folder, beams=2)
+        Translator.of_export(folder, beams=2)
 
 
 @pytest.mark.parametrize("format", get_args(Format))
@@ -70,12 +85,27 @@ def test_where_a_line_is_cut(text: str, expected: list[str]) -> None:
     assert split_to_fit(text, lambda part: len(part) <= 10) == expected
 
 
-def test_a_damaged_or_foreign_folder(ctranslate2_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(ctranslate2_folder, tmp_path / "damaged")
-    (tmp_path / "damaged" / "model.bin").write_bytes(b"not a model")
-    shutil.copytree(ctranslate2_folder, tmp_path / "foreign")
+@pytest.mark.parametrize(
+    ("format", "file"),
+    [
+        ("ctranslate2", "model.bin"),
+        ("onnx", "encoder.onnx"),
+        ("onnx", "decoder.onnx"),
+        ("onnx", "weights.bin"),
+        ("onnx", "spm.model"),
+    ],
+)
+def test_a_damaged_or_foreign_folder(
+    format: Format, file: str, talkative_run: Recipe, tmp_path: Path
+) -> None:
+    folder = exported(talkative_run, format)
+    shutil.copytree(folder, tmp_path / "damaged")
+    (tmp_path / "damaged" / file).write_bytes(b"not a model")
+    shutil.copytree(folder, tmp_path / "partial")
+    (tmp_path / "partial" / file).unlink()
+    shutil.copytree(folder, tmp_path / "foreign")
     (tmp_path / "foreign" / "export.json").write_text("[]")
-    for name in ("damaged", "foreign", "nowhere"):
+    for name in ("damaged", "partial", "foreign", "nowhere"):
         with pytest.raises(ModelError, match=f"{name}: not an exported model: .+"):
             Translator.of_export(tmp_path / name)
 
@@ -98,3 +128,18 @@ def test_plain_ctranslate2_and_sentencepiece_will_do(
     texts = [" ".join(vocabulary.decode(line).split()) for line in tokens]
     assert texts == [expected[i - 1] for i in short]
     assert len(texts) > 1
+
+
+def test_onnx_runs_without_pytorch(talkative_run: Recipe, sentences: list[str]) -> None:
+    """Serving a ring needs onnxruntime, numpy and sentencepiece."""
+    folder = exported(talkative_run, "onnx", "int8")
+    blocked = ["torch", "ctranslate2", "onnx", "safetensors", "pydantic", "fairseq2"]
+    code = (
+        "import sys; from pathlib import Path\n"
+        f"sys.modules.update(dict.fromkeys({blocked}))\n"  # importing one of them now fails
+        "from pipeline.translation.onnx_translator import OnnxTranslator\n"
+        f"print(*OnnxTranslator(Path({str(folder)!r})).translate({sentences!r}), sep='\\n')"
+    )
+    done = run_process([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:-1] == Translator.of_export(folder).translate(sentences)

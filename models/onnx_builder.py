@@ -1,0 +1,166 @@
+"""This module builds ONNX graphs node by node; large constants go into a file beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from models.export_format import ONNX_WEIGHTS, ModelError, Quantization
+
+OPSET, IR_VERSION = 21, 10  # of 2024; newer ones bring nothing here
+CONTRIB = "com.microsoft"  # operators that are ONNX Runtime's own (its ContribOperators.md)
+CONTRIB_OPERATORS = ("MatMulNBits", "MultiHeadAttention", "SkipLayerNormalization")
+BLOCK = 256  # inputs that share a scale when quantized: the most that MatMulNBits takes
+SMALLEST_BLOCK = 16  # that MatMulNBits takes
+ALIGNMENT = 4096  # of tensors in weights.bin, which is mapped; smaller ones are in the graph
+
+FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
+
+Array = NDArray[Any]
+Values = Mapping[str, tuple[int, Sequence[int | str] | None]]
+"""Inputs or outputs of a graph: type and shape of each, where words are sizes that vary."""
+
+
+class Weights:
+    """The content of weights.bin, and where in it a tensor is."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.offsets: dict[str, int] = {}
+
+    def tensor(self, name: str, array: Array) -> onnx.TensorProto:
+        """Return a reference to a tensor, which is stored when it is first asked for."""
+        if name not in self.offsets:
+            self.content += bytes(-len(self.content) % ALIGNMENT)
+            self.offsets[name] = len(self.content)
+            self.content += array.tobytes()
+        tensor = onnx.TensorProto(
+            name=name,
+            dims=array.shape,
+            data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+            data_location=onnx.TensorProto.EXTERNAL,
+        )
+        place = {"location": ONNX_WEIGHTS, "offset": self.offsets[name], "length": array.nbytes}
+        for key, value in place.items():
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
+
+class Graph:
+    """A graph that is being built; values are known by their names."""
+
+    def __init__(self, name: str, weights: Weights, quantization: Quantization | None) -> None:
+        self.name, self.weights, self.quantization = name, weights, quantization
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node of one output, and return that."""
+        return self.add_many(operator, *inputs, count=1, **attributes)[0]
+
+    def add_many(
+        self, operator: str, *inputs: str, count: int, names: Sequence[str] = (), **attributes: Any
+    ) -> list[str]:
+        """Add a node, and return its outputs.
+
+        :param inputs: an empty one is left out.
+        :param names: of the outputs; by default the node's name and a number.
+        """
+        node = f"{self.name}/{operator}_{len(self.nodes)}"
+        outputs = list(names) or [f"{node}:{i}" for i in range(count)]
+        while inputs and not inputs[-1]:
+            inputs = inputs[:-1]
+        domain = CONTRIB if operator in CONTRIB_OPERATORS else None
+        self.nodes.append(
+            helper.make_node(operator, inputs, outputs, name=node, domain=domain, **attributes)
+        )
+        return outputs
+
+    def constant(self, name: str, value: Tensor | Array | float) -> str:
+        """Add a constant, in weights.bin if it is large."""
+        if isinstance(value, Tensor):
+            value = value.detach().float().cpu().numpy()
+        elif isinstance(value, float):
+            value = np.array(value, np.float32)
+        array = np.ascontiguousarray(value)
+        if name not in self.constants:
+            small = array.nbytes < ALIGNMENT
+            self.constants[name] = (
+                numpy_helper.from_array(array, name) if small else self.weights.tensor(name, array)
+            )
+        return name
+
+    def ints(self, *values: int) -> str:
+        """Add a constant vector of integers."""
+        return self.constant(f"[{','.join(map(str, values))}]", np.array(values, np.int64))
+
+    def linear(self, x: str, name: str, weight: Tensor) -> str:
+        """Add the product W x, in int8 if weights are quantized: then x is, too, block by block.
+
+        :param x: `[R, in]`.
+        :param weight: `[out, in]`.
+        """
+        outputs, inputs = weight.shape
+        if not self.quantization:
+            return self.add("Gemm", x, self.constant(name, weight), transB=1)
+        quantized, scales, block = self.quantized(name, weight)
+        return self.add(
+            "MatMulNBits", x, quantized, scales,
+            K=inputs, N=outputs, bits=8, block_size=block, accuracy_level=4,
+        )  # fmt: skip
+
+    def quantized(self, name: str, weight: Tensor) -> tuple[str, str, int]:
+        """Add a quantized matrix: w = (q - 128) · scale, where `block` inputs share a scale.
+
+        :returns: q `[out, blocks, block]`, its scales `[out, blocks]`, and `block`.
+        :raises ModelError: a weight is not a number, which quantized inputs would hide.
+        """
+        outputs, inputs = weight.shape
+        block = math.gcd(inputs, BLOCK)
+        blocks = weight.detach().float().cpu().numpy().reshape(outputs, -1, block)
+        scales = np.abs(blocks).max(axis=2) / np.float32(127)
+        if not np.isfinite(scales).all():
+            raise ModelError(f"{name}: not all weights are numbers; training has diverged")
+        scales[scales == 0] = 1
+        q = (np.rint(blocks / scales[:, :, None]) + 128).astype(np.uint8)
+        return self.constant(name, q), self.constant(f"{name}.scales", scales), block
+
+    def embedding(self, tokens: str, name: str, weight: Tensor) -> str:
+        """Add the embeddings of tokens, `[R, d]`.
+
+        :param tokens: `[B, S]`.
+        :param name: of the matrix, which may be the output projection's too.
+        """
+        if self.quantization:
+            matrix, scales, _ = self.quantized(name, weight)
+            rows = self.add("Cast", self.add("Gather", matrix, tokens), to=FLOAT)
+            rows = self.add("Sub", rows, self.constant("zero point", 128.0))
+            own = self.add("Unsqueeze", self.add("Gather", scales, tokens), self.ints(-1))
+            x = self.add("Mul", rows, own)
+        else:
+            x = self.add("Gather", self.constant(name, weight), tokens)
+        return self.add("Reshape", x, self.ints(-1, weight.size(1)))
+
+    def finish(self, inputs: Values, outputs: Values) -> onnx.GraphProto:
+        """Return what has been built."""
+        takes, gives = (
+            [helper.make_tensor_value_info(name, *value) for name, value in side.items()]
+            for side in (inputs, outputs)
+        )
+        constants = list(self.constants.values())
+        return helper.make_graph(self.nodes, self.name, takes, gives, initializer=constants)
+
+    def to_bytes(self, inputs: Values, outputs: Values) -> bytes:
+        """Return the content of a file with this graph as a model."""
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        graph = self.finish(inputs, outputs)
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        content: bytes = model.SerializeToString(deterministic=True)
+        return content

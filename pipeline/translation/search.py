@@ -1,0 +1,197 @@
+"""Beam search over a batch of sentences, whatever engine runs the model.
+
+Each step extends all hypotheses of all sentences at once. It takes the best 2 × beam_size
+candidates of a sentence. Those of the first beam_size that end in EOS are finished; the first
+beam_size that do not end are extended in the next step. A sentence with beam_size finished
+hypotheses is done. fairseq and fairseq2 search in the same way, and fairseq2's generator gives the
+same translations; but here no step loops over sentences, keys and values are not copied for each
+hypothesis, and sentences that are done leave the batch.
+
+The engine finds each hypothesis' likeliest next tokens among the whole vocabulary; which of them
+are taken is decided here, on arrays of a few numbers. This file needs numpy, not PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
+from models.export_format import ModelError
+from pipeline.translation.serving import DIVERGED, Hypothesis, length_limit
+
+if TYPE_CHECKING:  # where this file is served there is no recipe
+    from pipeline.recipe import SearchConfig
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+SHRINK_AT = 0.75  # finished sentences leave when at most this share of the batch is unfinished
+
+
+class NextTokens(NamedTuple):
+    """The likeliest tokens after each hypothesis, best first."""
+
+    tokens: Ints  # [B, K, C]
+    log_probs: Floats  # [B, K, C]
+    end: Floats  # log-probability of EOS, [B, K]
+
+
+class Decoding(Protocol):
+    """A batch of B sentences is being decoded, with K hypotheses each."""
+
+    def next_tokens(self, last: Ints, count: int) -> NextTokens:
+        """Decode one position of every hypothesis.
+
+        :param last: the newest token of each, `[B, K]`.
+        :param count: of the tokens wanted, C; fewer if the vocabulary has fewer.
+        """
+
+    def reorder(self, sentences: Ints, parents: Ints) -> None:
+        """Keep some sentences, and go on from other hypotheses of theirs.
+
+        :param sentences: those to keep, ascending, `[B']`.
+        :param parents: which of a sentence's hypotheses each new one extends, `[B', K']`.
+        """
+
+
+class Candidates(NamedTuple):
+    """The best 2 × beam_size continuations of each sentence, best first, `[B, C]`."""
+
+    scores: Floats  # summed log-probabilities
+    parents: Ints  # which of the sentence's hypotheses each one extends
+    tokens: Ints  # the token that is added
+
+
+def search_batch(
+    decoding: Decoding, lengths: Sequence[int], search: SearchConfig, longest: int
+) -> list[list[Hypothesis]]:
+    """Translate the sentences of a batch.
+
+    :param decoding: of the batch, before its first step.
+    :param lengths: of the sources, in tokens with EOS.
+    :param longest: the most tokens that the model can produce.
+    :returns: at most `beam_size` hypotheses for each sentence, best first.
+    :raises ModelError: the model's output is not a number.
+    """
+    beam_size = search.beam_size
+    limits = [length_limit(length, search, longest) for length in lengths]
+    finished: list[list[Hypothesis]] = [[] for _ in lengths]
+
+    active = list(range(len(lengths)))  # the source of each row of `hypotheses`
+    hypotheses: Ints = np.full((len(lengths), 1, 1), BOS_IDX)  # [B, K, step]
+    scores: Floats = np.zeros((len(lengths), 1), np.float32)
+    for step in range(1, max(limits) + 1):
+        at_limit = [row for row, index in enumerate(active) if step >= limits[index]]
+        candidates = _best_candidates(decoding, hypotheses, scores, at_limit, search)
+        _collect_finished(finished, active, hypotheses, candidates, search)
+
+        unfinished = [
+            row
+            for row, index in enumerate(active)
+            if step < limits[index] and len(finished[index]) < beam_size
+        ]
+        if not unfinished:
+            break
+        rows = (
+            unfinished if len(unfinished) <= SHRINK_AT * len(active) else list(range(len(active)))
+        )
+        active = [active[row] for row in rows]
+        kept = np.array(rows)
+        hypotheses, scores, parents = _extend_unfinished(
+            hypotheses[kept], Candidates(*(part[kept] for part in candidates)), beam_size
+        )
+        decoding.reorder(kept, parents)
+    return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in finished]
+
+
+def _best_candidates(
+    decoding: Decoding,
+    hypotheses: Ints,
+    scores: Floats,
+    at_limit: list[int],
+    search: SearchConfig,
+) -> Candidates:
+    """Return the best continuations of the hypotheses of each sentence.
+
+    :param hypotheses: `[B, K, step]`.
+    :param scores: of the hypotheses, `[B, K]`.
+    :param at_limit: rows of sentences that must end now.
+    :raises ModelError: a score is not a number.
+    """
+    wanted = 2 * search.beam_size
+    row, beam, token = _repetitions(hypotheses, search.no_repeat_ngram_size)
+    tokens, log_probs, end = decoding.next_tokens(
+        hypotheses[:, :, -1],
+        # Enough are left when the forbidden ones are not counted.
+        wanted + 2 + (len(row) and int(np.bincount(row * hypotheses.shape[1] + beam).max())),
+    )
+    log_probs = np.where((tokens == PAD_IDX) | (tokens == BOS_IDX), -np.inf, log_probs)
+    if len(row):
+        which, place = (tokens[row, beam] == token[:, None]).nonzero()
+        log_probs[row[which], beam[which], place] = -np.inf
+    if at_limit:
+        tokens[at_limit, :, 0], log_probs[at_limit] = EOS_IDX, -np.inf
+        log_probs[at_limit, :, 0] = end[at_limit]
+    totals = (scores[:, :, None] + log_probs).reshape(len(scores), -1)
+    if np.isnan(totals).any():
+        raise ModelError(DIVERGED)
+    index = (-totals).argsort(axis=1, kind="stable")[:, :wanted]
+    return Candidates(
+        np.take_along_axis(totals, index, 1),
+        index // tokens.shape[2],
+        np.take_along_axis(tokens.reshape(totals.shape), index, 1),
+    )
+
+
+def _repetitions(hypotheses: Ints, size: int) -> tuple[Ints, Ints, Ints]:
+    """Find the tokens that would repeat an n-gram of that size (BOS is not part of any).
+
+    :param size: 0 finds none.
+    :returns: sentence, hypothesis and token of each, `[F]`.
+    """
+    if not size or hypotheses.shape[2] <= size:
+        none = np.empty(0, np.int64)
+        return none, none, none
+    ngrams = np.lib.stride_tricks.sliding_window_view(hypotheses[:, :, 1:], size, axis=2)
+    tail = hypotheses[:, :, None, hypotheses.shape[2] - size + 1 :]
+    row, beam, which = (ngrams[..., :-1] == tail).all(axis=3).nonzero()
+    return row, beam, ngrams[row, beam, which, -1]
+
+
+def _collect_finished(
+    finished: list[list[Hypothesis]],
+    active: list[int],
+    hypotheses: Ints,
+    candidates: Candidates,
+    search: SearchConfig,
+) -> None:
+    """Append the candidates that end in EOS to the finished hypotheses of their sentences."""
+    beam_size, length = search.beam_size, hypotheses.shape[2]
+    ends = (candidates.tokens == EOS_IDX) & (candidates.scores != -np.inf)
+    row, place = ends[:, :beam_size].nonzero()
+    if not len(row):
+        return
+    scores = (candidates.scores[row, place] / length**search.length_penalty).tolist()
+    tokens = hypotheses[row, candidates.parents[row, place], 1:].tolist()
+    for index, ids, score in zip(row.tolist(), tokens, scores, strict=True):
+        if len(finished[active[index]]) < beam_size:
+            finished[active[index]].append(Hypothesis([*ids, EOS_IDX], score))
+
+
+def _extend_unfinished(
+    hypotheses: Ints, candidates: Candidates, beam_size: int
+) -> tuple[Ints, Floats, Ints]:
+    """Extend the hypotheses by the best candidates that do not end.
+
+    :returns: hypotheses `[B, K, step + 1]`, their scores and parents `[B, K]`.
+    """
+    order = (candidates.tokens == EOS_IDX).argsort(axis=1, kind="stable")[:, :beam_size]
+    scores = np.take_along_axis(candidates.scores, order, 1)
+    parents = np.take_along_axis(candidates.parents, order, 1)
+    tokens = np.take_along_axis(candidates.tokens, order, 1)
+    past = hypotheses[np.arange(len(hypotheses))[:, None], parents]
+    return np.concatenate([past, tokens[:, :, None]], axis=2), scores, parents
