@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from data_prep.files import sha256_of
-from models.config import Architecture, LevelSignals
+from models.config import LevelSignals
 from models.export_format import Format, Quantization
 from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe, UsageError
@@ -25,8 +25,10 @@ from pipeline.translation.serving import (
 from pipeline.translation.translator import Translator
 from tests.pipeline.conftest import encoded, exported, run_of
 
-VARIANTS: list[tuple[Architecture, LevelSignals]] = [("transformer", "all")]
-VARIANTS += [("ringformer", signals) for signals in get_args(LevelSignals)]
+DEPTHS = {"encoder_levels": "4", "decoder_levels": "2", "residual_scale": "1.5"}
+VARIANTS: list[dict[str, str]] = [{"architecture": "transformer"}, DEPTHS]
+VARIANTS += [{"architecture": "transformer", **DEPTHS}]
+VARIANTS += [{"level_signals": signals} for signals in get_args(LevelSignals)]
 
 
 def best(translator: TextTranslator, sources: Sequence[list[int]]) -> list[Hypothesis]:
@@ -44,10 +46,9 @@ def best(translator: TextTranslator, sources: Sequence[list[int]]) -> list[Hypot
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("architecture", "signals"), VARIANTS)
+@pytest.mark.parametrize("keys", VARIANTS, ids=lambda keys: " ".join(keys.values()))
 def test_both_formats_translate_alike(
-    architecture: Architecture,
-    signals: LevelSignals,
+    keys: dict[str, str],
     tied: bool,
     prepared: Recipe,
     tiny_recipe: Path,
@@ -55,8 +56,8 @@ def test_both_formats_translate_alike(
     sentences: list[str],
 ) -> None:
     recipe = run_of(
-        prepared, tiny_recipe, tmp_path / "run", architecture=architecture, level_signals=signals,
-        tied_embeddings=str(tied), scale_embeddings=str(tied),
+        prepared, tiny_recipe, tmp_path / "run",
+        tied_embeddings=str(tied), scale_embeddings=str(tied), **keys,
     )  # fmt: skip
     ours = Translator.of_export(exported(recipe, "safetensors"))
     theirs = Translator.of_export(exported(recipe, "ctranslate2"))

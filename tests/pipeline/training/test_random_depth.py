@@ -14,7 +14,6 @@ from pipeline.evaluation.evaluator import evaluate
 from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
-from pipeline.translation.translator import Translator
 from tests.conftest import Command
 from tests.pipeline.ranks import new_run, tracked, train, weights
 
@@ -53,9 +52,7 @@ def test_depths_are_a_micro_batchs_own(prepared: Recipe, tiny_recipe: Path, run_
     assert tracked(others["whole"], "train_loss") != pytest.approx(expected, rel=1e-4)
 
 
-def test_fewer_levels_translate(
-    tiny_recipe: Path, run_dir: Path, tmp_path: Path, sentences: list[str]
-) -> None:
+def test_fewer_levels_translate(tiny_recipe: Path, run_dir: Path, tmp_path: Path) -> None:
     found = {}
     for levels in (1, 3):
         recipe = recipe_of(tiny_recipe, run_dir, decoder_levels=levels)
@@ -71,11 +68,6 @@ def test_fewer_levels_translate(
             settings = json.loads((folder / "export.json").read_text())
             assert settings["model"]["decoder_levels"] == levels
             assert f"| 3 and {levels} |" in (folder / "README.md").read_text()
-        ours, theirs = (
-            Translator.of_export(tmp_path / f"{format}-{levels}").translate(sentences)
-            for format in ("safetensors", "ctranslate2")
-        )
-        assert ours == theirs
     (first, one), (second, three) = found.values()
     assert first != second
     source, target = torch.randint(4, 300, (2, 7)), torch.randint(4, 300, (2, 5))
