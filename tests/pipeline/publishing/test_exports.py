@@ -146,14 +146,11 @@ def test_what_all_levels_share_is_stored_once(
     recipe = run_of(prepared, tiny_recipe, tmp_path / "run", level_signals=signals)
     qkv, up = 3 * dim * dim, inner * dim
     model = untrained_model(recipe)
-    own = sum(
-        {
-            "all": [qkv, up], "attention": [qkv], "ffn": [up], "static": [3 * dim, inner], "none": [],
-        }[signals]
-    )  # fmt: skip
+    folded = {"all": qkv + up, "attention": qkv, "ffn": up}.get(signals, 0)
+    biases = 3 * dim + inner if signals == "static" else 0
     shared = sum(p.numel() for name, p in model.named_parameters() if "signal" not in name)
-    shared -= 2 * {"all": qkv + up, "attention": qkv, "ffn": up}.get(signals, 0)
-    numbers = shared + 2 * levels * own + recipe.model.max_seq_len * dim
+    numbers = shared - 2 * folded + 2 * levels * (folded + biases)
+    numbers += recipe.model.max_seq_len * dim
     names = 16_000  # bytes
     size = (exported(recipe, "ctranslate2") / "model.bin").stat().st_size
     assert 4 * numbers <= size <= 4 * numbers + names
