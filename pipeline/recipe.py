@@ -187,6 +187,10 @@ class SearchConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the model while it translates; bfloat16 is faster where the processor has it."""
 
+    shortlist: bool = True
+    """Of CTranslate2 models with a large vocabulary: a translation has only those tokens that its
+    source's words make likely, which is faster. `export` makes the list of them."""
+
 
 class EvaluationConfig(SearchConfig):
     """Beam search and scoring."""
