@@ -188,8 +188,9 @@ class SearchConfig(Section):
     """Precision of the model while it translates; bfloat16 is faster where the processor has it."""
 
     shortlist: bool = True
-    """Of CTranslate2 models with a large vocabulary: a translation has only those tokens that its
-    source's words make likely, which is faster. `export` makes the list of them."""
+    """CTranslate2 models with a large vocabulary translate sentence by sentence, each with those
+    target tokens only that its source makes likely: half the time for one sentence. Many together
+    are faster with false, in batches. An export made with false has no list of such tokens."""
 
 
 class EvaluationConfig(SearchConfig):

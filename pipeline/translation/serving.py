@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -110,6 +109,9 @@ def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:
 
 class TextTranslator(ABC):
     """Translates sentences; a subclass searches for the translations of token ids."""
+
+    shortlisted = False
+    """Sentences are translated one by one, each with its own shortlist of target tokens."""
 
     def __init__(
         self,
@@ -261,7 +263,7 @@ class CTranslate2Translator(TextTranslator):
             self.shortlisted = settings.shortlist and evaluation["shortlist"]
             if self.shortlisted:
                 evaluation["batch_tokens"] = 1  # a shortlist is one sentence's
-                if not (folder / SHORTLIST).is_file():  # CTranslate2 would do without
+                if not (folder / SHORTLIST).is_file():  # without a word from CTranslate2
                     raise ModelError(f"{folder}: not an exported model: {SHORTLIST} is missing")
             names = VOCABULARIES[not (folder / VOCABULARIES[0][0]).exists()]
             files = [SentencePieceProcessor(model_file=str(folder / name)) for name in names]
@@ -272,7 +274,7 @@ class CTranslate2Translator(TextTranslator):
                 cast("SearchConfig", SimpleNamespace(**evaluation)),
                 settings.max_source_tokens or settings.model["max_seq_len"],
                 f"CTranslate2 {self.model.compute_type}, {workers} worker(s) on the CPU"
-                + ", with a shortlist" * self.shortlisted,
+                + ", sentence by sentence with a shortlist" * self.shortlisted,
             )
             self.max_target_tokens: int = settings.model["max_seq_len"]
         except (OSError, KeyError, RuntimeError, ValueError) as error:
@@ -286,16 +288,15 @@ class CTranslate2Translator(TextTranslator):
         self, batches: Iterable[list[list[int]]]
     ) -> Iterator[list[list[Hypothesis]]]:
         """Translate batches in parallel, and return them in order; see `TextTranslator`."""
-        collect = partial(self._collect, shortlisted=self.shortlisted)
         waiting: deque[tuple[list[list[int]], int, list[Any]]] = deque()
         for sources in batches:
             limit = max(map(self._length_limit, sources))
             futures = self._submit(sources, limit, shortlisted=self.shortlisted)
             waiting.append((sources, limit, futures))
             if len(waiting) > 2 * self.workers:
-                yield collect(*waiting.popleft())
+                yield self._collect(*waiting.popleft(), shortlisted=self.shortlisted)
         while waiting:
-            yield collect(*waiting.popleft())
+            yield self._collect(*waiting.popleft(), shortlisted=self.shortlisted)
 
     def _length_limit(self, source: list[int]) -> int:
         return length_limit(len(source), self.search, self.max_target_tokens)
@@ -304,12 +305,7 @@ class CTranslate2Translator(TextTranslator):
         return [self._tokens[token] for token in source[:-1]]  # CTranslate2 adds EOS
 
     def _submit(
-        self,
-        sources: list[list[int]],
-        limit: int,
-        *,
-        shortlisted: bool = False,
-        suppress: bool = False,
+        self, sources: list[list[int]], limit: int, *, shortlisted: bool, suppress: bool = False
     ) -> list[Any]:
         """Hand a batch to CTranslate2, and return its futures.
 
@@ -366,7 +362,7 @@ class CTranslate2Translator(TextTranslator):
                 found[row] = self._complete_cut(sources[row], hypotheses)
         for (own_limit, suppressed), rows in again.items():
             some = [sources[row] for row in rows]
-            futures = self._submit(some, own_limit, suppress=suppressed)
+            futures = self._submit(some, own_limit, shortlisted=False, suppress=suppressed)
             better = self._collect(some, own_limit, futures, suppress=suppressed)
             for row, hypotheses in zip(rows, better, strict=True):
                 found[row] = hypotheses

