@@ -26,7 +26,12 @@ from models.export_format import (
 )
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.results import weights_digest
-from pipeline.publishing.shortlist import coverage, make_shortlist, wants_shortlist
+from pipeline.publishing.shortlist import (
+    LARGE_VOCABULARY,
+    coverage,
+    make_shortlist,
+    wants_shortlist,
+)
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation.serving import tokens_of
@@ -85,6 +90,8 @@ def export(
         made: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
         if settings.shortlist:
             made["shortlist"] = _write_shortlist(recipe, partial)
+        elif format == "ctranslate2" and recipe.evaluation.shortlist:
+            log.info("no shortlist: below %d target tokens it gains little", LARGE_VOCABULARY)
         return made
 
     inputs = {**settings.to_json(), "weights": weights_digest(recipe, checkpoints), "card": card}

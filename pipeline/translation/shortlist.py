@@ -48,16 +48,19 @@ class Shortlist:
     def to_text(self, source: Sequence[str], target: Sequence[str]) -> str:
         """Return the content of `vmap.txt`.
 
+        It leaves out tokens with white space in them: symbols of a recipe, which no text is
+        encoded to.
+
         :param source: the tokens of the source vocabulary as text, by id.
         :param target: those of the target vocabulary.
         """
-        keys = chain([""], source)
+        lines = []
         lists = chain([self.always], self.of_token)
-        return "".join(
-            f"{key}\t{' '.join(target[token] for token in ids)}\n"
-            for key, ids in zip(keys, lists, strict=True)
-            if len(ids)
-        )
+        for key, ids in zip(chain([""], source), lists, strict=True):
+            tokens = [target[number] for number in ids if len(target[number].split()) == 1]
+            if tokens and len(key.split()) == (key != ""):
+                lines.append(f"{key}\t{' '.join(tokens)}\n")
+        return "".join(lines)
 
 
 def read_shortlist(folder: Path, source: Sequence[str], target: Sequence[str]) -> Shortlist:

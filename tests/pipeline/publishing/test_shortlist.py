@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_prep.prepare import prepare
@@ -147,6 +148,13 @@ def test_an_older_export_translates_as_ever(folder: Path, tmp_path: Path, lines:
     expected = CTranslate2Translator(folder, shortlist=False).translate(lines)
     assert CTranslate2Translator(old).translate(lines) == expected
     assert CTranslate2Translator(old, shortlist=False).translate(lines) == expected
+
+
+def test_symbols_with_white_space_are_left_out() -> None:
+    shortlist = Shortlist(np.array([0, 1]), [np.array([1, 2]), np.array([2]), np.array([1])])
+    assert shortlist.allowed([1]).tolist() == [0, 1, 2]
+    text = shortlist.to_text(["▁a", "<x y>", "b"], ["</s>", "<x y>", "▁b"])
+    assert text == "\t</s>\n▁a\t▁b\n"
 
 
 def test_a_lost_or_damaged_shortlist(folder: Path, tmp_path: Path) -> None:
