@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow  # they prepare a corpus, and train a little
 CAPTIONS = ROOT / "recipes" / "multi30k_de_en.yaml"
 KEYS = {
     "data.vocabulary.size": 16_000, "model.model_dim": 32, "model.ffn_inner_dim": 64,
-    "model.num_levels": 2, "training.max_steps": 200, "training.warmup_steps": 50,
+    "model.num_levels": 2, "training.max_steps": 120, "training.warmup_steps": 30,
     "evaluation.average_checkpoints": 1,
 }  # fmt: skip
 
