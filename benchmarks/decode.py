@@ -43,6 +43,7 @@ from data_prep.corpora import read_lines
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, ModelConfig
 from models.ctranslate2_spec import ctranslate2_spec
+from models.export_format import SHORTLIST
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.recipe import EvaluationConfig
@@ -141,8 +142,13 @@ def run_fairseq2(
         generator(source, model.layout(source), prompt, BatchLayout.of(prompt))
 
 
-def export_to_ctranslate2(model: TranslationModel, quantization: str | None, workers: int) -> Any:
-    """Return the CTranslate2 export of `model`; its tokens are our token ids as text."""
+def export_to_ctranslate2(
+    model: TranslationModel, quantization: str | None, workers: int, shortlist: int = 0
+) -> Any:
+    """Return the CTranslate2 export of `model`; its tokens are our token ids as text.
+
+    :param shortlist: how many tokens a shortlist allows, the same for every sentence; 0: none.
+    """
     spec = ctranslate2_spec(model)
     tokens = ["<pad>", "<unk>", "<s>", "</s>", *map(str, range(4, VOCAB))]
     spec.register_source_vocabulary(tokens)
@@ -152,6 +158,9 @@ def export_to_ctranslate2(model: TranslationModel, quantization: str | None, wor
     threads = torch.get_num_threads()
     with TemporaryDirectory() as folder:
         spec.save(folder)
+        if shortlist:
+            line = "\t" + " ".join(tokens[EOS_IDX : EOS_IDX + shortlist])
+            Path(folder, SHORTLIST).write_text(line + "\n")
         return ctranslate2.Translator(
             folder, inter_threads=workers, intra_threads=max(1, threads // workers)
         )

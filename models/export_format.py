@@ -6,6 +6,7 @@ The folder holds
     model.safetensors   the weights, in format safetensors
     model.bin           the weights, in format ctranslate2, with CTranslate2's own config.json
     encoder.onnx, decoder.onnx, weights.bin     format onnx: graphs, and the weights of both
+    vmap.txt            a lexical shortlist, if there is one: `pipeline/translation/shortlist.py`
 
 and the SentencePiece models (`data_prep/vocabulary.py`).
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 SETTINGS = "export.json"
 WEIGHTS = "model.safetensors"
 ENCODER, DECODER, ONNX_WEIGHTS = "encoder.onnx", "decoder.onnx", "weights.bin"
+SHORTLIST = "vmap.txt"  # the name that CTranslate2 looks for
 
 Format = Literal["safetensors", "ctranslate2", "onnx"]
 Quantization = Literal["int8"]
@@ -60,6 +62,9 @@ class ExportSettings:
     source_lang: str | None = None
     target_lang: str | None = None
 
+    shortlist: bool = False
+    """A lexical shortlist is there, and translations have only what it allows."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of export.json."""
         if self.evaluation is None:  # converted
@@ -74,6 +79,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "max_source_tokens": (int, NoneType),
     "source_lang": (str, NoneType),
     "target_lang": (str, NoneType),
+    "shortlist": (bool,),
 }
 
 # Keys of `evaluation` that translating without PyTorch needs. (pydantic, which checks the others'
@@ -105,6 +111,7 @@ def read_settings(folder: Path) -> ExportSettings:
             f"{problem}: {SETTINGS} names format {found['format']!r}, which is none of "
             f"{', '.join(get_args(Format))}"
         )
+    found.setdefault("shortlist", False)  # which exports did not always say
     for key, types in TYPES.items():
         if not isinstance(found.get(key), types):
             raise ModelError(f"{problem}: {SETTINGS}: {key} is missing or of the wrong type")

@@ -9,8 +9,8 @@ from typing import get_args
 from data_prep.files import only_command_in
 from models.export_format import Format
 from pipeline.command_line import path_argument, run_command
-from pipeline.publishing.exports import export
-from pipeline.recipe import Recipe
+from pipeline.publishing.exports import export, serving_format
+from pipeline.recipe import Recipe, UsageError
 
 log = logging.getLogger("export")
 
@@ -23,15 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=get_args(Format),
-        default="safetensors",
-        help="safetensors (default): our weights, for PyTorch and for training.init_from; "
+        help="onnx: the ring as it is, for ONNX Runtime: small, and fast for one sentence; "
         "ctranslate2: a standard Transformer, for fast translation on CPUs; "
-        "onnx: the ring as it is, for ONNX Runtime: small, and fast for one sentence",
+        "safetensors: our weights, for PyTorch and for training.init_from; "
+        "default: what serves the model best where sentences come one at a time",
+    )
+    parser.add_argument(
+        "--fold",
+        action="store_true",
+        help="for many sentences at a time: format ctranslate2, with the level signals folded into "
+        "the weights of each level",
     )
     parser.add_argument(
         "--quantization",
-        choices=("int8",),
-        help="of a CTranslate2 or ONNX model: a quarter of the size; default: float32",
+        choices=("int8", "float32"),
+        help="int8 is a quarter of the size, and the default without --format; float32 with it",
     )
 
 
@@ -39,9 +45,19 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Export the model that the recipe's `evaluation` names."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     folder = arguments.output or recipe.run_dir / "export"
+    format: Format | None = "ctranslate2" if arguments.fold else arguments.format
+    if arguments.fold and arguments.format not in (None, format):
+        raise UsageError(f"--fold is --format {format}, not {arguments.format}")
+    if format is None:
+        format = serving_format(recipe.model)
+    chosen = arguments.format is None and format != "safetensors"
+    precision = arguments.quantization or ("int8" if chosen else "float32")
     with only_command_in(recipe.run_dir, make=False):
-        export(recipe, folder, arguments.format, arguments.quantization)
-    log.info("exported to %s; try: ./run.sh translate --model %s", folder, folder)
+        export(recipe, folder, format, None if precision == "float32" else precision)
+    log.info("exported to %s in format %s, %s", folder, format, precision)
+    if not arguments.fold and format == "onnx":
+        log.info("for many sentences at a time --fold is faster")
+    log.info("try: ./run.sh translate --model %s", folder)
 
 
 if __name__ == "__main__":

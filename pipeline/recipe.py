@@ -191,6 +191,12 @@ class SearchConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the model while it translates; bfloat16 is faster where the processor has it."""
 
+    shortlist: bool | None = None
+    """Let translations have those target tokens only that are likely, given the sentence's own:
+    of an export that holds such a shortlist, which `export` makes for 16,000 target tokens or more.
+    null: in format onnx. true: in format ctranslate2 too, which then translates sentences one by
+    one, soon for a single one, slowly for many."""
+
 
 class EvaluationConfig(SearchConfig):
     """Beam search and scoring."""

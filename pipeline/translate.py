@@ -168,6 +168,8 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if wanted > beam_size:
         raise UsageError(f"--n_best {wanted} exceeds evaluation.beam_size ({beam_size})")
     log.info("model ready: %s", translator.backend)
+    if translator.shortlisted and arguments.input:
+        log.info("--evaluation.shortlist false translates in batches, which is faster for a file")
     started, count = time.monotonic(), 0
     with progress_bar(arguments.input) as progress:
         for lines in batches_of_lines(descriptor, str(arguments.input or "stdin")):

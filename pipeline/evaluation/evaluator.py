@@ -70,7 +70,8 @@ class EvaluatedModel:
         checkpoints = [] if export else checkpoints_of_run(recipe)
         check_corpora(recipe.data, recipe.run_dir)  # the test set is one of them
         if export is None:
-            search = recipe.evaluation.search.model_dump(mode="json")
+            # Only exports have shortlists.
+            search = recipe.evaluation.search.model_dump(mode="json", exclude={"shortlist"})
             return cls(recipe, checkpoints, None, search)
         if read_manifest(export) is None:
             raise CheckpointError(f"{export}: not an exported model")

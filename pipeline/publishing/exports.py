@@ -9,13 +9,16 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.files import write_atomically
 from data_prep.identity import check_corpora
+from data_prep.shards import ShardReader
 from data_prep.stage import run_stage
 from data_prep.vocabulary import load_vocabularies, vocabulary_files
+from models.config import ModelConfig
 from models.export_format import (
+    SHORTLIST,
     ExportSettings,
     Format,
     Quantization,
@@ -24,6 +27,13 @@ from models.export_format import (
 )
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.results import weights_digest
+from pipeline.publishing.shortlist import (
+    LARGE_VOCABULARY,
+    coverage,
+    has_large_vocabulary,
+    make_shortlist,
+    wants_shortlist,
+)
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation.serving import tokens_of
@@ -32,6 +42,8 @@ if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
 
 log = logging.getLogger("export")
+
+ONNX_FROM_WIDTH = 384
 
 
 def export(
@@ -44,7 +56,8 @@ def export(
     """Bring an exported model up to date.
 
     The folder holds the averaged weights, in float32 (equal tensors once) or quantized; the
-    vocabulary; export.json with architecture, search settings and languages; and the model card.
+    vocabulary; export.json with architecture, search settings and languages; the model card; and
+    a lexical shortlist, where that pays and `evaluation.shortlist` wants one.
 
     :param folder: to write.
     :param checkpoints: to average; by default those that `evaluation` names.
@@ -65,9 +78,10 @@ def export(
         max_source_tokens=min(recipe.data.max_tokens_per_side, recipe.model.max_seq_len),
         source_lang=recipe.data.source_lang,
         target_lang=recipe.data.target_lang,
+        shortlist=wants_shortlist(recipe, format) and has_large_vocabulary(recipe.shards),
     )
 
-    def build(partial: Path) -> dict[str, int]:
+    def build(partial: Path) -> dict[str, Any]:
         model = model_of_run(recipe, checkpoints)
         for path in vocabulary_files(recipe.shards):
             shutil.copyfile(path, partial / path.name)
@@ -81,10 +95,24 @@ def export(
             write_weights(model, partial)
         write_settings(partial, settings)
         write_atomically(partial / "README.md", card)
-        return {"parameters": sum(p.numel() for p in model.parameters())}
+        made: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+        if settings.shortlist:
+            made["shortlist"] = _write_shortlist(recipe, partial)
+        elif wants_shortlist(recipe, format):
+            log.info("no shortlist: below %d target tokens it gains little", LARGE_VOCABULARY)
+        return made
 
     inputs = {**settings.to_json(), "weights": weights_digest(recipe, checkpoints), "card": card}
     run_stage(folder, inputs, build, log, stage="export")
+
+
+def serving_format(model: ModelConfig) -> Format:
+    """Return the format that serves a model best where sentences come one at a time: the ring with
+    one layer's weights, once reading N of them takes longer than the more operators of ONNX
+    Runtime's graph (docs/design.md)."""
+    if model.architecture == "ringformer" and model.model_dim >= ONNX_FROM_WIDTH:
+        return "onnx"
+    return "ctranslate2" if model.architecture in ("ringformer", "transformer") else "safetensors"
 
 
 def _refuse_impossible(recipe: Recipe, format: Format, quantization: Quantization | None) -> None:
@@ -111,6 +139,26 @@ def _refuse_impossible(recipe: Recipe, format: Format, quantization: Quantizatio
 
         if reason := why_inexpressible(recipe.model, quantization):
             raise UsageError(f"--format onnx: {reason}; --format safetensors takes it")
+
+
+def _write_shortlist(recipe: Recipe, folder: Path) -> dict[str, float]:
+    """Write a shortlist made from the training pairs.
+
+    :returns: what the manifest says of it.
+    """
+    shortlist = make_shortlist(recipe.shards)
+    source, target = map(tokens_of, load_vocabularies(recipe.shards))
+    write_atomically(folder / SHORTLIST, shortlist.to_text(source, target))
+    found = coverage(shortlist, ShardReader(recipe.shards, "valid"))
+    log.info(
+        "shortlist: a sentence of %s has %.0f of %d target tokens, %.2f%% of those of its "
+        "translation among them",
+        recipe.data.valid.name,
+        found.size,
+        len(target),
+        100 * found.covered,
+    )
+    return found._asdict()
 
 
 def _write_ctranslate2(

@@ -18,6 +18,7 @@ from models.factory import abstract_model
 from models.seq2seq import core_parameters
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.results import Scores, scores_of
+from pipeline.publishing.shortlist import has_large_vocabulary
 from pipeline.recipe import Recipe, TrainingConfig
 
 
@@ -100,6 +101,12 @@ def _model_section(recipe: Recipe) -> str:
             "One encoder layer and one decoder layer, each run several times in a ring with "
             "low-rank level signals (RingFormer, arXiv 2502.13181). A CTranslate2 export has the "
             "signals folded into the weights of each level: more numbers, the same output.\n\n"
+        )
+    if recipe.evaluation.shortlist is not False and has_large_vocabulary(recipe.shards):
+        text += (
+            "An export with a lexical shortlist (`vmap.txt`) translates with those target tokens "
+            "only that the training pairs associate with the sentence's own, which is faster and "
+            "changes few translations.\n\n"
         )
     return f"## Model\n\n{text}{_table(rows)}"
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from sentencepiece import SentencePieceProcessor
 
 from data_prep.text import normalise
-from models.export_format import ExportSettings, Format, ModelError, read_settings
+from models.export_format import SHORTLIST, ExportSettings, Format, ModelError, read_settings
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
     from pipeline.recipe import SearchConfig
@@ -109,6 +109,9 @@ def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:
 
 class TextTranslator(ABC):
     """Translates sentences; a subclass searches for the translations of token ids."""
+
+    shortlisted = False
+    """Sentences are translated one by one, each with its own shortlist of target tokens."""
 
     def __init__(
         self,
@@ -234,7 +237,9 @@ def open_export(
     settings = read_settings(folder)
     if settings.format != format:
         raise ModelError(f"{folder}: its format is {settings.format}, not {format}")
-    evaluation = settings.evaluation or {}
+    if settings.shortlist and not (folder / SHORTLIST).is_file():
+        raise ModelError(f"{folder}: not an exported model: {SHORTLIST} is missing")
+    evaluation = {"shortlist": None, **(settings.evaluation or {})}  # older ones do not say
     if unknown := search.keys() - evaluation.keys():
         raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
     names = VOCABULARIES[not (folder / VOCABULARIES[0][0]).exists()]
@@ -259,6 +264,10 @@ class CTranslate2Translator(TextTranslator):
     no_repeat_ngram_size forbids do not count in the probabilities of the others. And where more
     than beam_size hypotheses finish in the same step, the best of them are kept, not the first: the
     lower ranks of an n-best list may differ, the first rank does not.
+
+    With a shortlist (`pipeline/translation/shortlist.py`) a sentence is translated by itself:
+    CTranslate2 would allow to all sentences of a batch what one of them allows. Probabilities are
+    those among the tokens allowed.
     """
 
     def __init__(self, folder: Path, **search: object) -> None:
@@ -273,13 +282,18 @@ class CTranslate2Translator(TextTranslator):
 
         settings, vocabularies, options = open_export(folder, "ctranslate2", search)
         try:
+            self.shortlisted = settings.shortlist and options.shortlist is not False
+            if self.shortlisted:  # which CTranslate2 has for a batch, and we for a sentence
+                one_by_one = SimpleNamespace(**{**vars(options), "batch_tokens": 1})
+                options = cast("SearchConfig", one_by_one)
             workers = thread_count()
             self.model = ctranslate2.Translator(str(folder), inter_threads=workers, intra_threads=1)
             super().__init__(
                 vocabularies,
                 options,
                 settings.max_source_tokens or settings.model["max_seq_len"],
-                f"CTranslate2 {self.model.compute_type}, {workers} worker(s) on the CPU",
+                f"CTranslate2 {self.model.compute_type}, {workers} worker(s) on the CPU"
+                + ", sentence by sentence with a shortlist" * self.shortlisted,
             )
             self.max_target_tokens: int = settings.model["max_seq_len"]
         except (OSError, KeyError, RuntimeError, ValueError) as error:
@@ -296,11 +310,12 @@ class CTranslate2Translator(TextTranslator):
         waiting: deque[tuple[list[list[int]], int, list[Any]]] = deque()
         for sources in batches:
             limit = max(map(self._length_limit, sources))
-            waiting.append((sources, limit, self._submit(sources, limit)))
+            futures = self._submit(sources, limit, shortlisted=self.shortlisted)
+            waiting.append((sources, limit, futures))
             if len(waiting) > 2 * self.workers:
-                yield self._collect(*waiting.popleft())
+                yield self._collect(*waiting.popleft(), shortlisted=self.shortlisted)
         while waiting:
-            yield self._collect(*waiting.popleft())
+            yield self._collect(*waiting.popleft(), shortlisted=self.shortlisted)
 
     def _length_limit(self, source: list[int]) -> int:
         return length_limit(len(source), self.search, self.max_target_tokens)
@@ -308,10 +323,13 @@ class CTranslate2Translator(TextTranslator):
     def _source_tokens(self, source: list[int]) -> list[str]:
         return [self._tokens[token] for token in source[:-1]]  # CTranslate2 adds EOS
 
-    def _submit(self, sources: list[list[int]], limit: int, *, suppress: bool = False) -> list[Any]:
+    def _submit(
+        self, sources: list[list[int]], limit: int, *, shortlisted: bool, suppress: bool = False
+    ) -> list[Any]:
         """Hand a batch to CTranslate2, and return its futures.
 
         :param limit: of the translations in tokens, EOS included (`_collect` adds EOS).
+        :param shortlisted: allow only the target tokens of the shortlist.
         :param suppress: rule out PAD and BOS. CTranslate2 then computes other probabilities.
         """
         forbidden = [[self.target_vocabulary.id_to_piece(index)] for index in self._forbidden]
@@ -324,6 +342,7 @@ class CTranslate2Translator(TextTranslator):
             length_penalty=self.search.length_penalty or 1e-9,
             no_repeat_ngram_size=self.search.no_repeat_ngram_size,
             suppress_sequences=forbidden if suppress else None,
+            use_vmap=shortlisted,
             return_end_token=True,
             return_scores=True,
             max_input_length=0,
@@ -333,27 +352,36 @@ class CTranslate2Translator(TextTranslator):
         return futures
 
     def _collect(
-        self, sources: list[list[int]], limit: int, futures: list[Any], *, suppress: bool = False
+        self,
+        sources: list[list[int]],
+        limit: int,
+        futures: list[Any],
+        *,
+        shortlisted: bool = False,
+        suppress: bool = False,
     ) -> list[list[Hypothesis]]:
         """Wait for a batch, and return its hypotheses.
 
-        Two kinds of sentences are translated again. CTranslate2 has one length limit for the whole
-        batch, so a translation may have gone beyond its own; and one may hold PAD or BOS (a trained
-        model's do not).
+        Three kinds of sentences are translated again, with all of the vocabulary. CTranslate2 has
+        one length limit for the whole batch, so a translation may have gone beyond its own; one may
+        hold PAD or BOS (a trained model's do not); and where the limit cuts one, it is scored as a
+        whole, which CTranslate2 cannot do with a shortlist.
         """
+        eos = self.target_vocabulary.eos_id()
         found = [self._hypotheses(future.result()) for future in futures]
         again = defaultdict(list)
         for row, hypotheses in enumerate(found):
             own_limit = self._length_limit(sources[row])
             late = own_limit < limit and max(len(h.tokens) for h in hypotheses) >= own_limit
             wrong = any(not self._forbidden.isdisjoint(h.tokens) for h in hypotheses)
-            if late or wrong:
+            unscored = shortlisted and any(h.tokens[-1] != eos for h in hypotheses)
+            if late or wrong or unscored:
                 again[own_limit, suppress or wrong].append(row)
             else:
                 found[row] = self._complete_cut(sources[row], hypotheses)
         for (own_limit, suppressed), rows in again.items():
             some = [sources[row] for row in rows]
-            futures = self._submit(some, own_limit, suppress=suppressed)
+            futures = self._submit(some, own_limit, shortlisted=False, suppress=suppressed)
             better = self._collect(some, own_limit, futures, suppress=suppressed)
             for row, hypotheses in zip(rows, better, strict=True):
                 found[row] = hypotheses

@@ -36,7 +36,8 @@ def model(seed: int) -> TranslationModel:
 
 
 def test_the_search_keys_that_serving_needs_are_those_of_a_recipe() -> None:
-    assert SEARCH_TYPES.keys() == SEARCH.keys() - {"dtype"}  # which other engines decide themselves
+    """Engines decide on the precision themselves; older exports do not know shortlists."""
+    assert SEARCH_TYPES.keys() == SEARCH.keys() - {"dtype", "shortlist"}
 
 
 def test_weights_come_back(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_settings_come_back(format: Format, tmp_path: Path) -> None:
     keys = list(json.loads((tmp_path / "export.json").read_text()))
     assert keys == [
         "format", "quantization", "model", "evaluation", "max_source_tokens", "source_lang",
-        "target_lang",
+        "target_lang", "shortlist",
     ]  # fmt: skip
 
 
