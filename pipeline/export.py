@@ -53,7 +53,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     chosen = arguments.format is None and format != "safetensors"
     precision = arguments.quantization or ("int8" if chosen else "float32")
     with only_command_in(recipe.run_dir, make=False):
-        export(recipe, folder, format, None if precision == "float32" else precision)
+        export(recipe, folder, format, "int8" if precision == "int8" else None)
     log.info("exported to %s in format %s, %s", folder, format, precision)
     if not arguments.fold and format == "onnx":
         log.info("for many sentences at a time --fold is faster")

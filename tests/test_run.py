@@ -363,7 +363,11 @@ def test_translate_and_export(
     hypotheses = run_dir / "evaluation" / "toy-test" / "hypotheses.txt"
     assert direct.stdout == "\n" + hypotheses.read_text()
     assert any(direct.stdout.split("\n"))
-    exported = run_process([RUN, "export", *config, "--output", str(tmp_path / "export")])
+    export = [RUN, "export", *config, "--output", str(tmp_path / "export")]
+    chosen = run_process(export)
+    assert chosen.returncode == 0, chosen.stderr
+    assert "in format ctranslate2, int8" in chosen.stderr
+    exported = run_process([*export, "--quantization", "float32"])
     assert exported.returncode == 0, exported.stderr
     (tmp_path / "input.txt").write_text(text.rstrip("\n"))
     again = run_process(

@@ -11,9 +11,9 @@ from typing import get_args
 import pytest
 
 from data_prep.files import sha256_of
-from models.config import LevelSignals
+from models.config import LevelSignals, ModelConfig
 from models.export_format import Format, Quantization
-from pipeline.publishing.exports import export
+from pipeline.publishing.exports import export, serving_format
 from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.serving import (
@@ -217,3 +217,18 @@ def test_export_says_what_it_is(ctranslate2_folder: Path) -> None:
     assert settings["format"] == "ctranslate2"
     assert settings["source_lang"] == "de"
     assert settings["evaluation"]["beam_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"model_dim": 512}, "onnx"),
+        ({"model_dim": 512, "level_signals": "static"}, "onnx"),
+        ({"model_dim": 256}, "ctranslate2"),
+        ({"architecture": "transformer"}, "ctranslate2"),
+        ({"architecture": "universal"}, "safetensors"),
+        ({"architecture": "one_wide_ffn"}, "safetensors"),
+    ],
+)
+def test_the_format_that_serves_best(keys: dict[str, object], expected: Format) -> None:
+    assert serving_format(ModelConfig.model_validate(keys)) == expected
