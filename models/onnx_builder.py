@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ SMALLEST_BLOCK = 16  # that MatMulNBits takes
 ALIGNMENT = 4096  # of tensors in weights.bin, which is mapped; smaller ones are in the graph
 
 FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
+BOOL = onnx.TensorProto.BOOL
 
 Array = NDArray[Any]
 Values = Mapping[str, tuple[int, Sequence[int | str] | None]]
@@ -29,25 +31,27 @@ Values = Mapping[str, tuple[int, Sequence[int | str] | None]]
 
 
 class Weights:
-    """The content of weights.bin, and where in it a tensor is."""
+    """The content of weights.bin, and where in it a tensor is; equal ones are there once."""
 
     def __init__(self) -> None:
         self.content = bytearray()
-        self.offsets: dict[str, int] = {}
+        self.offsets: dict[bytes, int] = {}  # of tensors, by a digest of their content
 
     def tensor(self, name: str, array: Array) -> onnx.TensorProto:
         """Return a reference to a tensor, which is stored when it is first asked for."""
-        if name not in self.offsets:
+        content = array.tobytes()
+        digest = hashlib.sha256(content).digest()
+        if digest not in self.offsets:
             self.content += bytes(-len(self.content) % ALIGNMENT)
-            self.offsets[name] = len(self.content)
-            self.content += array.tobytes()
+            self.offsets[digest] = len(self.content)
+            self.content += content
         tensor = onnx.TensorProto(
             name=name,
             dims=array.shape,
             data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
             data_location=onnx.TensorProto.EXTERNAL,
         )
-        place = {"location": ONNX_WEIGHTS, "offset": self.offsets[name], "length": array.nbytes}
+        place = {"location": ONNX_WEIGHTS, "offset": self.offsets[digest], "length": array.nbytes}
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
         return tensor
@@ -135,7 +139,7 @@ class Graph:
     def embedding(self, tokens: str, name: str, weight: Tensor) -> str:
         """Add the embeddings of tokens, `[R, d]`.
 
-        :param tokens: `[B, S]`.
+        :param tokens: of any shape.
         :param name: of the matrix, which may be the output projection's too.
         """
         if self.quantization:
@@ -149,7 +153,7 @@ class Graph:
         return self.add("Reshape", x, self.ints(-1, weight.size(1)))
 
     def finish(self, inputs: Values, outputs: Values) -> onnx.GraphProto:
-        """Return what has been built."""
+        """Return what has been built. A constant among the inputs is what is taken without one."""
         takes, gives = (
             [helper.make_tensor_value_info(name, *value) for name, value in side.items()]
             for side in (inputs, outputs)
