@@ -17,7 +17,9 @@ from models.export_format import ONNX_WEIGHTS, ModelError, Quantization
 
 OPSET, IR_VERSION = 21, 10  # of 2024; newer ones bring nothing here
 CONTRIB = "com.microsoft"  # operators that are ONNX Runtime's own (its ContribOperators.md)
-CONTRIB_OPERATORS = ("MatMulNBits", "MultiHeadAttention", "SkipLayerNormalization")
+CONTRIB_OPERATORS = (
+    "GatherBlockQuantized", "MatMulNBits", "MultiHeadAttention", "SkipLayerNormalization",
+)  # fmt: skip
 BLOCK = 256  # inputs that share a scale when quantized: the most that MatMulNBits takes
 SMALLEST_BLOCK = 16  # that MatMulNBits takes
 ALIGNMENT = 4096  # of tensors in weights.bin, which is mapped; smaller ones are in the graph
@@ -114,27 +116,11 @@ class Graph:
         outputs, inputs = weight.shape
         if not self.quantization:
             return self.add("Gemm", x, self.constant(name, weight), transB=1)
-        quantized, scales, block = self.quantized(name, weight)
+        q, scales = quantize(name, weight)
         return self.add(
-            "MatMulNBits", x, quantized, scales,
-            K=inputs, N=outputs, bits=8, block_size=block, accuracy_level=4,
+            "MatMulNBits", x, self.constant(name, q), self.constant(f"{name}.scales", scales),
+            K=inputs, N=outputs, bits=8, block_size=q.shape[2], accuracy_level=4,
         )  # fmt: skip
-
-    def quantized(self, name: str, weight: Tensor) -> tuple[str, str, int]:
-        """Add a quantized matrix: w = (q - 128) · scale, where `block` inputs share a scale.
-
-        :returns: q `[out, blocks, block]`, its scales `[out, blocks]`, and `block`.
-        :raises ModelError: a weight is not a number, which quantized inputs would hide.
-        """
-        outputs, inputs = weight.shape
-        block = math.gcd(inputs, BLOCK)
-        blocks = weight.detach().float().cpu().numpy().reshape(outputs, -1, block)
-        scales = np.abs(blocks).max(axis=2) / np.float32(127)
-        if not np.isfinite(scales).all():
-            raise ModelError(f"{name}: not all weights are numbers; training has diverged")
-        scales[scales == 0] = 1
-        q = (np.rint(blocks / scales[:, :, None]) + 128).astype(np.uint8)
-        return self.constant(name, q), self.constant(f"{name}.scales", scales), block
 
     def embedding(self, tokens: str, name: str, weight: Tensor) -> str:
         """Add the embeddings of tokens, `[R, d]`.
@@ -143,11 +129,12 @@ class Graph:
         :param name: of the matrix, which may be the output projection's too.
         """
         if self.quantization:
-            matrix, scales, _ = self.quantized(name, weight)
-            rows = self.add("Cast", self.add("Gather", matrix, tokens), to=FLOAT)
-            rows = self.add("Sub", rows, self.constant("zero point", 128.0))
-            own = self.add("Unsqueeze", self.add("Gather", scales, tokens), self.ints(-1))
-            x = self.add("Mul", rows, own)
+            q, scales = quantize(name, weight)
+            x = self.add(
+                "GatherBlockQuantized", self.constant(f"{name}.rows", q.reshape(len(q), -1)),
+                tokens, self.constant(f"{name}.scales", scales),
+                bits=8, block_size=q.shape[2], quantize_axis=1,
+            )  # fmt: skip
         else:
             x = self.add("Gather", self.constant(name, weight), tokens)
         return self.add("Reshape", x, self.ints(-1, weight.size(1)))
@@ -168,3 +155,19 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         content: bytes = model.SerializeToString(deterministic=True)
         return content
+
+
+def quantize(name: str, weight: Tensor) -> tuple[Array, Array]:
+    """Return a matrix as w = (q - 128) · scale, where some inputs of an output share a scale.
+
+    :param weight: `[out, in]`.
+    :returns: q `[out, blocks, block]`, and its scales `[out, blocks]`.
+    :raises ModelError: a weight is not a number, which quantized inputs would hide.
+    """
+    block = math.gcd(weight.size(1), BLOCK)
+    blocks = weight.detach().float().cpu().numpy().reshape(len(weight), -1, block)
+    scales = np.abs(blocks).max(axis=2) / np.float32(127)
+    if not np.isfinite(scales).all():
+        raise ModelError(f"{name}: not all weights are numbers; training has diverged")
+    scales[scales == 0] = 1
+    return (np.rint(blocks / scales[:, :, None]) + 128).astype(np.uint8), scales

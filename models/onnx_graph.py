@@ -226,7 +226,7 @@ def _encoder(
     rows = graph.embedding(ids, _embedding_name(model, "output"), model.final_proj.weight)
     graph.add_many("Identity", rows, count=1, names=["rows"])
     return graph.to_bytes(
-        {**inputs, ids: (INT64, ("rows",))}, {**_cross(ring), "rows": (FLOAT, ("rows", dim))}
+        {**inputs, ids: (INT64, ("given",))}, {**_cross(ring), "rows": (FLOAT, ("given", dim))}
     )
 
 
@@ -262,7 +262,7 @@ def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph, shortlist
     present = (FLOAT, (levels, "batch", heads, "length", rest))
     found = ("batch", "beam", "found")
     restriction: Values = {
-        "rows": (FLOAT, ("rows", dim)),
+        "rows": (FLOAT, ("given", dim)),
         "ids": (INT64, ("allowed",)),
         "hidden": (FLOAT, ("sentences or 1", 1, "allowed or 1")),
     }

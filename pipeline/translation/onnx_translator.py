@@ -123,12 +123,12 @@ class OnnxDecoding(Decoding):
         self.decoder, self.step = decoder, 0
         self.lengths = np.array(lengths, np.int32)
         inputs = {"source": source, "lengths": self.lengths}
-        self.restriction = {}  # inputs of the decoder
+        self.restriction: dict[str, NDArray[Any]] = {}  # inputs of the decoder
         if allowed is not None:
-            ids = allowed.any(axis=0).nonzero()[0]
-            if len(ids) < LARGE_SHARE * allowed.shape[1]:
-                inputs["row_ids"] = self.restriction["ids"] = ids
-                allowed = allowed[:, ids]
+            union = np.flatnonzero(allowed.any(axis=0))
+            if len(union) < LARGE_SHARE * allowed.shape[1]:
+                inputs["row_ids"] = self.restriction["ids"] = union
+                allowed = allowed[:, union]
             hidden = np.where(allowed, np.float32(0), np.float32(-np.inf))
             self.restriction["hidden"] = hidden[:, None]
         self.cross_k, self.cross_v, *rows = encoder.run(None, inputs)

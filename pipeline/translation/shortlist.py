@@ -95,10 +95,11 @@ def read_shortlist(folder: Path, source_size: int, target_size: int) -> Shortlis
     :raises ValueError: the file is damaged, or of other vocabularies.
     """
     path = folder / SHORTLISTS["onnx"]
+    content = io.BytesIO(path.read_bytes())
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(content, allow_pickle=False) as arrays:
             ids, offsets = arrays["ids"], arrays["offsets"]
-    except (ValueError, TypeError, KeyError, EOFError, BadZipFile, ZlibError) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile, ZlibError) as error:
         raise ValueError(f"{path}: {error}") from error
     if (
         {ids.ndim, offsets.ndim} != {1}
