@@ -43,7 +43,7 @@ from data_prep.corpora import read_lines
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import Architecture, ModelConfig
 from models.ctranslate2_spec import ctranslate2_spec
-from models.export_format import SHORTLIST
+from models.export_format import SHORTLISTS
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.recipe import EvaluationConfig
@@ -160,7 +160,7 @@ def export_to_ctranslate2(
         spec.save(folder)
         if shortlist:
             line = "\t" + " ".join(tokens[EOS_IDX : EOS_IDX + shortlist])
-            Path(folder, SHORTLIST).write_text(line + "\n")
+            Path(folder, SHORTLISTS["ctranslate2"]).write_text(line + "\n")
         return ctranslate2.Translator(
             folder, inter_threads=workers, intra_threads=max(1, threads // workers)
         )

@@ -6,7 +6,8 @@ The folder holds
     model.safetensors   the weights, in format safetensors
     model.bin           the weights, in format ctranslate2, with CTranslate2's own config.json
     encoder.onnx, decoder.onnx, weights.bin     format onnx: graphs, and the weights of both
-    vmap.txt            a lexical shortlist, if there is one: `pipeline/translation/shortlist.py`
+    vmap.txt, or in format onnx shortlist.npz   a lexical shortlist, if there is one:
+                        `pipeline/translation/shortlist.py`
 
 and the SentencePiece models (`data_prep/vocabulary.py`).
 
@@ -29,10 +30,14 @@ if TYPE_CHECKING:
 SETTINGS = "export.json"
 WEIGHTS = "model.safetensors"
 ENCODER, DECODER, ONNX_WEIGHTS = "encoder.onnx", "decoder.onnx", "weights.bin"
-SHORTLIST = "vmap.txt"  # the name that CTranslate2 looks for
 
 Format = Literal["safetensors", "ctranslate2", "onnx"]
 Quantization = Literal["int8"]
+
+SHORTLISTS: dict[Format, str] = {
+    "ctranslate2": "vmap.txt",  # the name that CTranslate2 looks for
+    "onnx": "shortlist.npz",
+}
 
 
 class ModelError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +17,15 @@ from models.export_format import ONNX_WEIGHTS, ModelError, Quantization
 
 OPSET, IR_VERSION = 21, 10  # of 2024; newer ones bring nothing here
 CONTRIB = "com.microsoft"  # operators that are ONNX Runtime's own (its ContribOperators.md)
-CONTRIB_OPERATORS = ("MatMulNBits", "MultiHeadAttention", "SkipLayerNormalization")
+CONTRIB_OPERATORS = (
+    "GatherBlockQuantized", "MatMulNBits", "MultiHeadAttention", "SkipLayerNormalization",
+)  # fmt: skip
 BLOCK = 256  # inputs that share a scale when quantized: the most that MatMulNBits takes
 SMALLEST_BLOCK = 16  # that MatMulNBits takes
 ALIGNMENT = 4096  # of tensors in weights.bin, which is mapped; smaller ones are in the graph
 
 FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
+BOOL = onnx.TensorProto.BOOL
 
 Array = NDArray[Any]
 Values = Mapping[str, tuple[int, Sequence[int | str] | None]]
@@ -29,25 +33,27 @@ Values = Mapping[str, tuple[int, Sequence[int | str] | None]]
 
 
 class Weights:
-    """The content of weights.bin, and where in it a tensor is."""
+    """The content of weights.bin, and where in it a tensor is; equal ones are there once."""
 
     def __init__(self) -> None:
         self.content = bytearray()
-        self.offsets: dict[str, int] = {}
+        self.offsets: dict[bytes, int] = {}  # of tensors, by a digest of their content
 
     def tensor(self, name: str, array: Array) -> onnx.TensorProto:
         """Return a reference to a tensor, which is stored when it is first asked for."""
-        if name not in self.offsets:
+        content = array.tobytes()
+        digest = hashlib.sha256(content).digest()
+        if digest not in self.offsets:
             self.content += bytes(-len(self.content) % ALIGNMENT)
-            self.offsets[name] = len(self.content)
-            self.content += array.tobytes()
+            self.offsets[digest] = len(self.content)
+            self.content += content
         tensor = onnx.TensorProto(
             name=name,
             dims=array.shape,
             data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
             data_location=onnx.TensorProto.EXTERNAL,
         )
-        place = {"location": ONNX_WEIGHTS, "offset": self.offsets[name], "length": array.nbytes}
+        place = {"location": ONNX_WEIGHTS, "offset": self.offsets[digest], "length": array.nbytes}
         for key, value in place.items():
             tensor.external_data.add(key=key, value=str(value))
         return tensor
@@ -110,46 +116,31 @@ class Graph:
         outputs, inputs = weight.shape
         if not self.quantization:
             return self.add("Gemm", x, self.constant(name, weight), transB=1)
-        quantized, scales, block = self.quantized(name, weight)
+        q, scales = quantize(name, weight)
         return self.add(
-            "MatMulNBits", x, quantized, scales,
-            K=inputs, N=outputs, bits=8, block_size=block, accuracy_level=4,
+            "MatMulNBits", x, self.constant(name, q), self.constant(f"{name}.scales", scales),
+            K=inputs, N=outputs, bits=8, block_size=q.shape[2], accuracy_level=4,
         )  # fmt: skip
-
-    def quantized(self, name: str, weight: Tensor) -> tuple[str, str, int]:
-        """Add a quantized matrix: w = (q - 128) · scale, where `block` inputs share a scale.
-
-        :returns: q `[out, blocks, block]`, its scales `[out, blocks]`, and `block`.
-        :raises ModelError: a weight is not a number, which quantized inputs would hide.
-        """
-        outputs, inputs = weight.shape
-        block = math.gcd(inputs, BLOCK)
-        blocks = weight.detach().float().cpu().numpy().reshape(outputs, -1, block)
-        scales = np.abs(blocks).max(axis=2) / np.float32(127)
-        if not np.isfinite(scales).all():
-            raise ModelError(f"{name}: not all weights are numbers; training has diverged")
-        scales[scales == 0] = 1
-        q = (np.rint(blocks / scales[:, :, None]) + 128).astype(np.uint8)
-        return self.constant(name, q), self.constant(f"{name}.scales", scales), block
 
     def embedding(self, tokens: str, name: str, weight: Tensor) -> str:
         """Add the embeddings of tokens, `[R, d]`.
 
-        :param tokens: `[B, S]`.
+        :param tokens: of any shape.
         :param name: of the matrix, which may be the output projection's too.
         """
         if self.quantization:
-            matrix, scales, _ = self.quantized(name, weight)
-            rows = self.add("Cast", self.add("Gather", matrix, tokens), to=FLOAT)
-            rows = self.add("Sub", rows, self.constant("zero point", 128.0))
-            own = self.add("Unsqueeze", self.add("Gather", scales, tokens), self.ints(-1))
-            x = self.add("Mul", rows, own)
+            q, scales = quantize(name, weight)
+            x = self.add(
+                "GatherBlockQuantized", self.constant(f"{name}.rows", q.reshape(len(q), -1)),
+                tokens, self.constant(f"{name}.scales", scales),
+                bits=8, block_size=q.shape[2], quantize_axis=1,
+            )  # fmt: skip
         else:
             x = self.add("Gather", self.constant(name, weight), tokens)
         return self.add("Reshape", x, self.ints(-1, weight.size(1)))
 
     def finish(self, inputs: Values, outputs: Values) -> onnx.GraphProto:
-        """Return what has been built."""
+        """Return what has been built. A constant among the inputs is what is taken without one."""
         takes, gives = (
             [helper.make_tensor_value_info(name, *value) for name, value in side.items()]
             for side in (inputs, outputs)
@@ -164,3 +155,19 @@ class Graph:
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         content: bytes = model.SerializeToString(deterministic=True)
         return content
+
+
+def quantize(name: str, weight: Tensor) -> tuple[Array, Array]:
+    """Return a matrix as w = (q - 128) · scale, where some inputs of an output share a scale.
+
+    :param weight: `[out, in]`.
+    :returns: q `[out, blocks, block]`, and its scales `[out, blocks]`.
+    :raises ModelError: a weight is not a number, which quantized inputs would hide.
+    """
+    block = math.gcd(weight.size(1), BLOCK)
+    blocks = weight.detach().float().cpu().numpy().reshape(len(weight), -1, block)
+    scales = np.abs(blocks).max(axis=2) / np.float32(127)
+    if not np.isfinite(scales).all():
+        raise ModelError(f"{name}: not all weights are numbers; training has diverged")
+    scales[scales == 0] = 1
+    return (np.rint(blocks / scales[:, :, None]) + 128).astype(np.uint8), scales

@@ -8,6 +8,9 @@ A ring is what ONNX calls a Scan: the layer is its body, x its state, and what a
 LayerNorms, its signals, its cache) is what it scans. So level signals are not folded but applied
 beside the shared matrices, in float32, whatever those are quantized to.
 
+With a shortlist of target tokens the encoder's graph also gives their rows of the output
+projection, once for a batch, and the decoder's graph multiplies with these; without, with all.
+
 The operators of domain com.microsoft are ONNX Runtime's own (ContribOperators.md).
 """
 
@@ -24,7 +27,7 @@ from data_prep.files import write_atomically
 from data_prep.vocabulary import EOS_IDX
 from models.config import LAYER_NORM_EPS, ModelConfig
 from models.export_format import DECODER, ENCODER, ONNX_WEIGHTS, Quantization
-from models.onnx_builder import FLOAT, INT32, INT64, SMALLEST_BLOCK, Graph, Values, Weights
+from models.onnx_builder import BOOL, FLOAT, INT32, INT64, SMALLEST_BLOCK, Graph, Values, Weights
 from models.positions import InterleavedSinusoids
 from models.ringformer import RingDecoder, RingEncoder
 from models.ringformer.ring import Ring
@@ -41,9 +44,16 @@ def why_inexpressible(config: ModelConfig, quantization: Quantization | None) ->
     return None
 
 
-def write_onnx(model: TranslationModel, folder: Path, quantization: Quantization | None) -> None:
+def write_onnx(
+    model: TranslationModel,
+    folder: Path,
+    quantization: Quantization | None,
+    *,
+    shortlist: bool = False,
+) -> None:
     """Write both graphs and their weights into `folder`.
 
+    :param shortlist: the graphs can restrict a batch to some target tokens.
     :raises ValueError: see `why_inexpressible`.
     :raises ModelError: a weight to quantize is not a number.
     """
@@ -54,8 +64,10 @@ def write_onnx(model: TranslationModel, folder: Path, quantization: Quantization
     assert isinstance(decoder, RingDecoder)
     weights = Weights()
     graphs = {
-        ENCODER: _encoder(model, encoder, decoder, Graph("encoder", weights, quantization)),
-        DECODER: _decoder(model, decoder, Graph("decoder", weights, quantization)),
+        ENCODER: _encoder(
+            model, encoder, decoder, Graph("encoder", weights, quantization), shortlist
+        ),
+        DECODER: _decoder(model, decoder, Graph("decoder", weights, quantization), shortlist),
     }
     for name, content in graphs.items():
         write_atomically(folder / name, content)
@@ -177,9 +189,11 @@ class Layer:
 
 
 def _encoder(
-    model: TranslationModel, ring: RingEncoder, decoder: RingDecoder, graph: Graph
+    model: TranslationModel, ring: RingEncoder, decoder: RingDecoder, graph: Graph, shortlist: bool
 ) -> bytes:
-    """Describe source tokens → keys and values, `[B, H, S, d/H]` each."""
+    """Describe source tokens → keys and values, `[B, H, S, d/H]` each; and with a shortlist, target
+    tokens → their rows of the output projection.
+    """
     heads, dim = ring.num_heads, model.config.model_dim
     tokens = graph.add("Shape", "source")
     length = graph.add("Slice", tokens, graph.ints(1), graph.ints(2))
@@ -202,15 +216,28 @@ def _encoder(
     for name, part in zip(("cross_k", "cross_v"), parts, strict=True):
         by_head = graph.add("Reshape", part, shape)
         graph.add_many("Transpose", by_head, count=1, names=[name], perm=[0, 2, 1, 3])
+    inputs: Values = {
+        "source": (INT64, ("batch", "source length")),
+        "lengths": (INT32, ("batch",)),
+    }
+    if not shortlist:
+        return graph.to_bytes(inputs, _cross(ring))
+    ids = graph.constant("row_ids", np.empty(0, np.int64))
+    rows = graph.embedding(ids, _embedding_name(model, "output"), model.final_proj.weight)
+    graph.add_many("Identity", rows, count=1, names=["rows"])
     return graph.to_bytes(
-        {"source": (INT64, ("batch", "source length")), "lengths": (INT32, ("batch",))},
-        _cross(ring),
+        {**inputs, ids: (INT64, ("given",))}, {**_cross(ring), "rows": (FLOAT, ("given", dim))}
     )
 
 
-def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph) -> bytes:
+def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph, shortlist: bool) -> bytes:
     """Describe a step: the K hypotheses of a sentence are query positions of one sequence, as in
     `ringformer/decoder_state.py`, and `bias` hides from each what is not its past.
+
+    With a shortlist there are three more inputs, all or none of which are given: `ids`, ascending,
+    that the sentences of the batch may have; their `rows` of the output projection (none: the
+    product is with all of it, and ids are not given); and `hidden`, which is added to the logits of
+    each sentence, -∞ for what only others may have.
     """
     heads, dim = ring.num_heads, model.config.model_dim
     x = _embed(model, graph, "tokens", "decoder")
@@ -229,17 +256,16 @@ def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph) -> bytes:
     z = layer.add_norm(z, layer.feed_forward(z), "ffn norm", ring.ffn_layer_norm)
     x, k, v = layer.run(x, z, kept)
 
-    logits = graph.linear(x, _embedding_name(model, "output"), model.final_proj.weight)
-    if model.final_proj.bias is not None:
-        logits = graph.add("Add", logits, graph.constant("output bias", model.final_proj.bias))
-    log_probs = graph.add("LogSoftmax", logits, axis=1)
-    count = graph.add("Min", "count", graph.ints(model.final_proj.weight.size(0)))
-    graph.add_many("TopK", log_probs, count, count=2, names=["log_probs", "next_tokens"], axis=1)
-    graph.add_many("Gather", log_probs, graph.ints(EOS_IDX), count=1, names=["end"], axis=1)
+    _predict(model, graph, x, shortlist)
     levels, rest = ring.num_levels, dim // heads
     older = (FLOAT, (levels, "batch", heads, "past length", rest))
     present = (FLOAT, (levels, "batch", heads, "length", rest))
-    found = ("hypotheses", "found")
+    found = ("batch", "beam", "found")
+    restriction: Values = {
+        "rows": (FLOAT, ("given", dim)),
+        "ids": (INT64, ("allowed",)),
+        "hidden": (FLOAT, ("sentences or 1", 1, "allowed or 1")),
+    }
     return graph.to_bytes(
         {
             "tokens": (INT64, ("batch", "beam")),
@@ -250,15 +276,63 @@ def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph) -> bytes:
             "past_k": older,
             "past_v": older,
             "count": (INT64, (1,)),
+            **(restriction if shortlist else {}),
         },
         {
             "next_tokens": (INT64, found),
             "log_probs": (FLOAT, found),
-            "end": (FLOAT, ("hypotheses", 1)),
+            "end": (FLOAT, ("batch", "beam", 1)),
             k: present,
             v: present,
         },
     )
+
+
+def _predict(model: TranslationModel, graph: Graph, x: str, shortlist: bool) -> None:
+    """Add the likeliest next tokens after each hypothesis, and the log-probability of EOS."""
+    weight, bias = model.final_proj.weight, model.final_proj.bias
+    ids = graph.constant("ids", np.arange(len(weight))) if shortlist else ""
+    if shortlist:
+        logits = _shortlisted(model, graph, x)
+    else:
+        logits = graph.linear(x, _embedding_name(model, "output"), weight)
+    if bias is not None:
+        own = graph.constant("output bias", bias)
+        logits = graph.add("Add", logits, graph.add("Gather", own, ids) if shortlist else own)
+    shape = graph.add("Concat", graph.add("Shape", "tokens"), graph.ints(-1), axis=0)
+    logits = graph.add("Reshape", logits, shape)
+    if shortlist:
+        hidden = graph.constant("hidden", np.zeros((1, 1, 1), np.float32))
+        logits = graph.add("Add", logits, hidden)
+    log_probs = graph.add("LogSoftmax", logits, axis=2)
+    all_of_them = graph.add("Shape", ids) if shortlist else graph.ints(len(weight))
+    count = graph.add("Min", "count", all_of_them)
+    found = ["log_probs", "places" if shortlist else "next_tokens"]
+    graph.add_many("TopK", log_probs, count, count=2, names=found, axis=2)
+    end = graph.ints(EOS_IDX)
+    if shortlist:
+        graph.add_many("Gather", ids, "places", count=1, names=["next_tokens"])
+        is_end = graph.add("Cast", graph.add("Equal", ids, end), to=INT32)
+        end = graph.add("ArgMax", is_end, axis=0)
+    graph.add_many("Gather", log_probs, end, count=1, names=["end"], axis=2)
+
+
+def _shortlisted(model: TranslationModel, graph: Graph, x: str) -> str:
+    """Add the product with the rows that are given, or without any with all of the matrix."""
+    weight = model.final_proj.weight
+    rows = graph.constant("rows", np.empty((0, weight.size(1)), np.float32))
+    some, whole = (
+        Graph(f"{graph.name}/{part}", graph.weights, graph.quantization)
+        for part in ("some rows", "all rows")
+    )
+    products = {
+        "then_branch": (some, some.add("Gemm", x, rows, transB=1)),
+        "else_branch": (whole, whole.linear(x, "output projection", weight)),
+    }
+    return graph.add(
+        "If", graph.add("Cast", graph.add("Size", rows), to=BOOL),
+        **{name: part.finish({}, {y: (FLOAT, None)}) for name, (part, y) in products.items()},
+    )  # fmt: skip
 
 
 def _cross(ring: Ring) -> Values:

@@ -168,7 +168,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     if wanted > beam_size:
         raise UsageError(f"--n_best {wanted} exceeds evaluation.beam_size ({beam_size})")
     log.info("model ready: %s", translator.backend)
-    if translator.shortlisted and arguments.input:
+    if translator.one_by_one and arguments.input:
         log.info("--evaluation.shortlist false translates in batches, which is faster for a file")
     started, count = time.monotonic(), 0
     with progress_bar(arguments.input) as progress:

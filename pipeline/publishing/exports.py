@@ -18,7 +18,7 @@ from data_prep.stage import run_stage
 from data_prep.vocabulary import load_vocabularies, vocabulary_files
 from models.config import ModelConfig
 from models.export_format import (
-    SHORTLIST,
+    SHORTLISTS,
     ExportSettings,
     Format,
     Quantization,
@@ -90,14 +90,14 @@ def export(
         elif format == "onnx":
             from models.onnx_graph import write_onnx
 
-            write_onnx(model, partial, quantization)
+            write_onnx(model, partial, quantization, shortlist=settings.shortlist)
         else:
             write_weights(model, partial)
         write_settings(partial, settings)
         write_atomically(partial / "README.md", card)
         made: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
         if settings.shortlist:
-            made["shortlist"] = _write_shortlist(recipe, partial)
+            made["shortlist"] = _write_shortlist(recipe, format, partial)
         elif wants_shortlist(recipe, format):
             log.info("no shortlist: below %d target tokens it gains little", LARGE_VOCABULARY)
         return made
@@ -141,14 +141,16 @@ def _refuse_impossible(recipe: Recipe, format: Format, quantization: Quantizatio
             raise UsageError(f"--format onnx: {reason}; --format safetensors takes it")
 
 
-def _write_shortlist(recipe: Recipe, folder: Path) -> dict[str, float]:
+def _write_shortlist(recipe: Recipe, format: Format, folder: Path) -> dict[str, float]:
     """Write a shortlist made from the training pairs.
 
     :returns: what the manifest says of it.
     """
     shortlist = make_shortlist(recipe.shards)
     source, target = map(tokens_of, load_vocabularies(recipe.shards))
-    write_atomically(folder / SHORTLIST, shortlist.to_text(source, target))
+    text = format == "ctranslate2"
+    content = shortlist.to_text(source, target) if text else shortlist.to_bytes()
+    write_atomically(folder / SHORTLISTS[format], content)
     found = coverage(shortlist, ShardReader(recipe.shards, "valid"))
     log.info(
         "shortlist: a sentence of %s has %.0f of %d target tokens, %.2f%% of those of its "

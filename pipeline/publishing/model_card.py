@@ -104,7 +104,7 @@ def _model_section(recipe: Recipe) -> str:
         )
     if recipe.evaluation.shortlist is not False and has_large_vocabulary(recipe.shards):
         text += (
-            "An export with a lexical shortlist (`vmap.txt`) translates with those target tokens "
+            "An export with a lexical shortlist translates with those target tokens "
             "only that the training pairs associate with the sentence's own, which is faster and "
             "changes few translations.\n\n"
         )

@@ -99,7 +99,7 @@ def make_shortlist(shards: Path) -> Shortlist:
         alike = ids.get(token)
         own = [] if alike is None or always[alike] else [alike]
         of_token.append(np.union1d(likely, np.array(own, likely.dtype)))
-    return Shortlist(np.flatnonzero(always), of_token)
+    return Shortlist.of_lists([np.flatnonzero(always), *of_token])
 
 
 def _occurrences(reader: ShardReader, sizes: Sequence[int]) -> list[csr_matrix]:

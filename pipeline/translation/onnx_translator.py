@@ -1,7 +1,7 @@
 """Translate text with an export for ONNX Runtime (`models/onnx_graph.py`).
 
 This file needs `onnxruntime`, `numpy` and `sentencepiece`, and of our other modules
-`pipeline/translation/search.py` and what `serving.py` needs:
+`pipeline/translation/search.py`, `pipeline/translation/shortlist.py` and what `serving.py` needs:
 
     OnnxTranslator(Path("my-model")).translate(["Guten Morgen."])
 """
@@ -15,14 +15,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from data_prep.text import PAD_IDX
 from models.export_format import DECODER, ENCODER, ModelError
 from pipeline.translation.search import Decoding, Ints, NextTokens, search_batch
 from pipeline.translation.serving import Hypothesis, TextTranslator, open_export, thread_count
+from pipeline.translation.shortlist import read_shortlist
 
 HIDDEN = np.float32(-1e9)  # added to what a hypothesis may not attend to
+LARGE_SHARE = 1 / 3  # of the vocabulary; then the product with all of it is as fast
+
+Bools = NDArray[np.bool_]
 
 LOAD_ERRORS = (
     OSError, KeyError, RuntimeError, ValueError, errors.Fail, errors.InvalidArgument,
@@ -35,7 +40,9 @@ class OnnxTranslator(TextTranslator):
     """Translates by our beam search with ONNX Runtime on the CPU: a worker on each core has its own
     batch.
 
-    It is for few sentences at a time, where a ring's one layer stays in the cache.
+    It is for few sentences at a time, where a ring's one layer stays in the cache. With a shortlist
+    (`shortlist.py`) a translation has the target tokens only that its own sentence allows, in any
+    company; probabilities are those among them.
     """
 
     def __init__(self, folder: Path, **search: object) -> None:
@@ -52,6 +59,12 @@ class OnnxTranslator(TextTranslator):
                 load_session(folder / name) for name in (ENCODER, DECODER)
             )
             self.max_target_tokens: int = settings.model["max_seq_len"]
+            sizes = [vocabulary.get_piece_size() for vocabulary in vocabularies]
+            self.shortlist = (
+                read_shortlist(folder, *sizes)
+                if settings.shortlist and options.shortlist is not False
+                else None
+            )
         except LOAD_ERRORS as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         workers = thread_count()
@@ -59,7 +72,8 @@ class OnnxTranslator(TextTranslator):
             vocabularies,
             options,
             settings.max_source_tokens or self.max_target_tokens,
-            f"ONNX Runtime {settings.quantization or 'float32'}, {workers} worker(s) on the CPU",
+            f"ONNX Runtime {settings.quantization or 'float32'}, {workers} worker(s) on the CPU"
+            + ", with a shortlist" * (self.shortlist is not None),
         )
         self._workers = ThreadPoolExecutor(workers)
 
@@ -70,9 +84,18 @@ class OnnxTranslator(TextTranslator):
         return self._workers.map(self._search, batches)
 
     def _search(self, sources: list[list[int]]) -> list[list[Hypothesis]]:
-        decoding = OnnxDecoding(self.encoder, self.decoder, sources)
+        decoding = OnnxDecoding(self.encoder, self.decoder, sources, self._allowed(sources))
         lengths = [len(ids) for ids in sources]
         return search_batch(decoding, lengths, self.search, self.max_target_tokens)
+
+    def _allowed(self, sources: list[list[int]]) -> Bools | None:
+        """Return which target tokens the shortlist allows each sentence, `[B, vocabulary]`."""
+        if self.shortlist is None:
+            return None
+        allowed = np.zeros((len(sources), self.target_vocabulary.get_piece_size()), np.bool_)
+        for row, ids in zip(allowed, sources, strict=True):
+            row[self.shortlist.allowed(ids)] = True
+        return allowed
 
 
 class OnnxDecoding(Decoding):
@@ -80,14 +103,37 @@ class OnnxDecoding(Decoding):
     `visible` says what in it is whose past.
     """
 
-    def __init__(self, encoder: Any, decoder: Any, sources: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        decoder: Any,
+        sources: Sequence[Sequence[int]],
+        allowed: Bools | None = None,
+    ) -> None:
+        """Run the encoder.
+
+        :param sources: token ids of the sentences.
+        :param allowed: target tokens that each may have, `[B, vocabulary]`; None: all of them. The
+            model was exported with a shortlist.
+        """
         lengths = [len(ids) for ids in sources]
         source = np.full((len(sources), max(lengths)), PAD_IDX)
         for row, ids in enumerate(sources):
             source[row, : len(ids)] = ids
         self.decoder, self.step = decoder, 0
         self.lengths = np.array(lengths, np.int32)
-        self.cross_k, self.cross_v = encoder.run(None, {"source": source, "lengths": self.lengths})
+        inputs = {"source": source, "lengths": self.lengths}
+        self.restriction: dict[str, NDArray[Any]] = {}  # inputs of the decoder
+        if allowed is not None:
+            union = np.flatnonzero(allowed.any(axis=0))
+            if len(union) < LARGE_SHARE * allowed.shape[1]:
+                inputs["row_ids"] = self.restriction["ids"] = union
+                allowed = allowed[:, union]
+            hidden = np.where(allowed, np.float32(0), np.float32(-np.inf))
+            self.restriction["hidden"] = hidden[:, None]
+        self.cross_k, self.cross_v, *rows = encoder.run(None, inputs)
+        if "ids" in self.restriction:
+            (self.restriction["rows"],) = rows
         levels, _, heads, _, dim = next(i for i in decoder.get_inputs() if i.name == "past_k").shape
         empty = np.empty((levels, len(sources), heads, 0, dim), np.float32)
         self.past_k = self.past_v = empty
@@ -110,17 +156,19 @@ class OnnxDecoding(Decoding):
                 "past_k": self.past_k,
                 "past_v": self.past_v,
                 "count": np.array([count]),
+                **self.restriction,
             },
         )
         self.step += 1
-        shape = (batch, beam, -1)
-        return NextTokens(tokens.reshape(shape), log_probs.reshape(shape), end.reshape(batch, beam))
+        return NextTokens(tokens, log_probs, end[:, :, 0])
 
     def reorder(self, sentences: Ints, parents: Ints) -> None:
         """Keep some sentences; see `Decoding`."""
         self.visible = self.visible[sentences[:, None], parents]
         if len(sentences) < len(self.lengths):
             self.lengths = self.lengths[sentences]
+            if "hidden" in self.restriction:
+                self.restriction["hidden"] = self.restriction["hidden"][sentences]
             self.cross_k, self.cross_v = self.cross_k[sentences], self.cross_v[sentences]
             self.past_k, self.past_v = self.past_k[:, sentences], self.past_v[:, sentences]
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from sentencepiece import SentencePieceProcessor
 
 from data_prep.text import normalise
-from models.export_format import SHORTLIST, ExportSettings, Format, ModelError, read_settings
+from models.export_format import SHORTLISTS, ExportSettings, Format, ModelError, read_settings
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
     from pipeline.recipe import SearchConfig
@@ -110,8 +110,8 @@ def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:
 class TextTranslator(ABC):
     """Translates sentences; a subclass searches for the translations of token ids."""
 
-    shortlisted = False
-    """Sentences are translated one by one, each with its own shortlist of target tokens."""
+    one_by_one = False
+    """A shortlist makes it translate sentences one by one, which takes longer for many."""
 
     def __init__(
         self,
@@ -237,8 +237,8 @@ def open_export(
     settings = read_settings(folder)
     if settings.format != format:
         raise ModelError(f"{folder}: its format is {settings.format}, not {format}")
-    if settings.shortlist and not (folder / SHORTLIST).is_file():
-        raise ModelError(f"{folder}: not an exported model: {SHORTLIST} is missing")
+    if settings.shortlist and not (folder / SHORTLISTS[format]).is_file():
+        raise ModelError(f"{folder}: not an exported model: {SHORTLISTS[format]} is missing")
     evaluation = {"shortlist": None, **(settings.evaluation or {})}  # older ones do not say
     if unknown := search.keys() - evaluation.keys():
         raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
@@ -282,8 +282,8 @@ class CTranslate2Translator(TextTranslator):
 
         settings, vocabularies, options = open_export(folder, "ctranslate2", search)
         try:
-            self.shortlisted = settings.shortlist and options.shortlist is not False
-            if self.shortlisted:  # which CTranslate2 has for a batch, and we for a sentence
+            self.one_by_one = settings.shortlist and options.shortlist is not False
+            if self.one_by_one:  # which CTranslate2 has for a batch, and we for a sentence
                 one_by_one = SimpleNamespace(**{**vars(options), "batch_tokens": 1})
                 options = cast("SearchConfig", one_by_one)
             workers = thread_count()
@@ -293,7 +293,7 @@ class CTranslate2Translator(TextTranslator):
                 options,
                 settings.max_source_tokens or settings.model["max_seq_len"],
                 f"CTranslate2 {self.model.compute_type}, {workers} worker(s) on the CPU"
-                + ", sentence by sentence with a shortlist" * self.shortlisted,
+                + ", sentence by sentence with a shortlist" * self.one_by_one,
             )
             self.max_target_tokens: int = settings.model["max_seq_len"]
         except (OSError, KeyError, RuntimeError, ValueError) as error:
@@ -310,12 +310,12 @@ class CTranslate2Translator(TextTranslator):
         waiting: deque[tuple[list[list[int]], int, list[Any]]] = deque()
         for sources in batches:
             limit = max(map(self._length_limit, sources))
-            futures = self._submit(sources, limit, shortlisted=self.shortlisted)
+            futures = self._submit(sources, limit, shortlisted=self.one_by_one)
             waiting.append((sources, limit, futures))
             if len(waiting) > 2 * self.workers:
-                yield self._collect(*waiting.popleft(), shortlisted=self.shortlisted)
+                yield self._collect(*waiting.popleft(), shortlisted=self.one_by_one)
         while waiting:
-            yield self._collect(*waiting.popleft(), shortlisted=self.shortlisted)
+            yield self._collect(*waiting.popleft(), shortlisted=self.one_by_one)
 
     def _length_limit(self, source: list[int]) -> int:
         return length_limit(len(source), self.search, self.max_target_tokens)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,14 +15,13 @@ import pytest
 
 from data_prep.prepare import prepare
 from data_prep.shards import ShardReader
-from models.export_format import SHORTLIST, ModelError
+from models.export_format import SHORTLISTS, Format, ModelError
 from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
-from pipeline.publishing.shortlist import coverage
+from pipeline.publishing.shortlist import coverage, make_shortlist
 from pipeline.recipe import ROOT, Recipe
-from pipeline.translation.serving import CTranslate2Translator, tokens_of
-from pipeline.translation.shortlist import Shortlist, read_shortlist
-from tests.conftest import run_process
+from pipeline.translation.shortlist import Shortlist
+from pipeline.translation.translator import Translator
 from tests.pipeline.conftest import encoded
 from tests.pipeline.ranks import train
 
@@ -30,7 +31,7 @@ CAPTIONS = ROOT / "recipes" / "multi30k_de_en.yaml"
 KEYS = {
     "data.vocabulary.size": 16_000, "model.model_dim": 32, "model.ffn_inner_dim": 64,
     "model.num_levels": 2, "training.max_steps": 120, "training.warmup_steps": 30,
-    "evaluation.average_checkpoints": 1,
+    "evaluation.average_checkpoints": 1, "evaluation.shortlist": True,
 }  # fmt: skip
 
 
@@ -48,10 +49,23 @@ def captions(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def folder(captions: Recipe) -> Path:
-    """Return the folder of its CTranslate2 export."""
-    folder = captions.run_dir.parent / "export"
-    export(captions, folder, "ctranslate2")
+def shortlist(captions: Recipe) -> Shortlist:
+    """Return the shortlist of that training."""
+    return make_shortlist(captions.shards)
+
+
+@pytest.fixture(scope="module", params=["ctranslate2", "onnx"])
+def format(request: pytest.FixtureRequest) -> Format:
+    """Return a format that has shortlists."""
+    format: Format = request.param
+    return format
+
+
+@pytest.fixture(scope="module")
+def folder(captions: Recipe, format: Format) -> Path:
+    """Return the folder of an export of that training, in float32."""
+    folder = captions.run_dir.parent / format
+    export(captions, folder, format)
     return folder
 
 
@@ -63,38 +77,40 @@ def lines(shared: Path) -> list[str]:
     return ["", *real, "猫 🐈 ЖЖЖ", "   ", "x", "Ein Hund läuft. " * 60, "<unk> </s> ▁ \t ."]
 
 
-def shortlist_of(folder: Path) -> Shortlist:
-    translator = CTranslate2Translator(folder)
-    vocabularies = (translator.source_vocabulary, translator.target_vocabulary)
-    return read_shortlist(folder, *map(tokens_of, vocabularies))
-
-
-def test_it_covers_references_it_was_not_made_from(captions: Recipe, folder: Path) -> None:
-    size, covered = coverage(shortlist_of(folder), ShardReader(captions.shards, "test"))
+def test_it_covers_references_it_was_not_made_from(captions: Recipe, shortlist: Shortlist) -> None:
+    size, covered = coverage(shortlist, ShardReader(captions.shards, "test"))
     assert covered > 0.96
     assert size < 2000  # of 16,000
 
 
-def test_the_same_bytes_with_any_number_of_threads(captions: Recipe, folder: Path) -> None:
+def test_the_same_bytes_with_any_number_of_threads(
+    captions: Recipe, format: Format, folder: Path
+) -> None:
+    text = "to_text(*map(tokens_of, load_vocabularies(shards))).encode()"
     code = (
         "import sys; from pathlib import Path\n"
         "from pipeline.publishing.shortlist import make_shortlist\n"
         "from pipeline.translation.serving import tokens_of\n"
         "from data_prep.vocabulary import load_vocabularies\n"
         f"shards = Path({str(captions.shards)!r})\n"
-        "text = make_shortlist(shards).to_text(*map(tokens_of, load_vocabularies(shards)))\n"
-        "sys.stdout.buffer.write(text.encode())"
+        "shortlist = make_shortlist(shards)\n"
+        f"sys.stdout.buffer.write(shortlist.{text if format == 'ctranslate2' else 'to_bytes()'})"
     )
     for threads in ("1", "3"):
-        done = run_process([sys.executable, "-c", code], OMP_NUM_THREADS=threads)
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": threads}, capture_output=True
+        )
         assert done.returncode == 0, done.stderr
-        assert done.stdout == (folder / SHORTLIST).read_text(encoding="utf-8")
+        assert done.stdout == (folder / SHORTLISTS[format]).read_bytes()
 
 
-def test_translations_have_only_what_it_allows(folder: Path, lines: list[str]) -> None:
-    """CTranslate2 reads the file as we do. It adds UNK and BOS."""
-    translator, shortlist = CTranslate2Translator(folder), shortlist_of(folder)
-    free = CTranslate2Translator(folder, shortlist=False)
+def test_translations_have_only_what_it_allows(
+    format: Format, folder: Path, shortlist: Shortlist, lines: list[str]
+) -> None:
+    """CTranslate2 reads its file as we do. It adds UNK and BOS."""
+    translator = Translator.of_export(folder)
+    free = Translator.of_export(folder, shortlist=False)
     vocabulary = translator.target_vocabulary
     within = 0
     for source in encoded(translator, lines):
@@ -103,6 +119,7 @@ def test_translations_have_only_what_it_allows(folder: Path, lines: list[str]) -
         others = [h.tokens for h in hypotheses if not allowed.issuperset(h.tokens)]
         within += not others
         if others:  # one was cut at the limit, and so the sentence was translated without
+            assert format == "ctranslate2"
             ((expected,),) = free.search_batches([[source]])
             assert hypotheses == expected
     assert within > 0.9 * len(lines)
@@ -112,56 +129,85 @@ def test_most_translations_are_those_of_the_whole_vocabulary(
     folder: Path, lines: list[str]
 ) -> None:
     found, expected = (
-        CTranslate2Translator(folder, beam_size=1, shortlist=shortlist).translate(lines)
+        Translator.of_export(folder, beam_size=1, shortlist=shortlist).translate(lines)
         for shortlist in (True, False)
     )
     same = sum(one == other for one, other in zip(found, expected, strict=True))
     assert same > 0.9 * len(lines)
 
 
-def test_a_translation_does_not_depend_on_its_neighbours(folder: Path, lines: list[str]) -> None:
-    translator = CTranslate2Translator(folder)
-    together = translator.translate(lines)
-    assert together == [translator.translate([line])[0] for line in lines]
+@pytest.mark.parametrize("batch_tokens", [200, 4096])
+def test_a_translation_does_not_depend_on_its_neighbours(
+    batch_tokens: int, folder: Path, lines: list[str]
+) -> None:
+    """Together they allow little of the vocabulary, or much of it."""
+    translator = Translator.of_export(folder, batch_tokens=batch_tokens)
+    together = translator.n_best(lines)
+    for found, line in zip(together, lines, strict=True):
+        (alone,) = translator.n_best([line])
+        assert [each.text for each in found] == [each.text for each in alone]
+        scores = [each.score for each in alone]
+        assert [each.score for each in found] == pytest.approx(scores, abs=1e-4)
     assert len(together) == len(lines)
-    assert together[0] == ""
+    assert [text for _, text in together[0]] == [""]
 
 
-def test_it_can_be_left_out(captions: Recipe, folder: Path, lines: list[str]) -> None:
+def test_it_can_be_left_out(
+    captions: Recipe, format: Format, folder: Path, lines: list[str]
+) -> None:
     assert json.loads((folder / "export.json").read_text())["shortlist"] is True
-    free = CTranslate2Translator(folder, shortlist=False)
+    free = Translator.of_export(folder, shortlist=False)
     assert "shortlist" not in free.backend
+    assert "shortlist" in Translator.of_export(folder).backend
     evaluation = captions.evaluation.model_copy(update={"shortlist": False})
-    without = folder.with_name("without")
-    export(captions.model_copy(update={"evaluation": evaluation}), without, "ctranslate2")
-    assert not (without / SHORTLIST).exists()
-    assert CTranslate2Translator(without).n_best(lines) == free.n_best(lines)
+    without = folder.with_name(f"{format}-without")
+    export(captions.model_copy(update={"evaluation": evaluation}), without, format)
+    assert not (without / SHORTLISTS[format]).exists()
+    assert Translator.of_export(without).n_best(lines) == free.n_best(lines)
 
 
-def test_an_older_export_translates_as_ever(folder: Path, tmp_path: Path, lines: list[str]) -> None:
+def test_an_older_export_translates_as_ever(
+    format: Format, folder: Path, tmp_path: Path, lines: list[str]
+) -> None:
     old = tmp_path / "old"
     shutil.copytree(folder, old)
     settings = json.loads((old / "export.json").read_text())
     del settings["shortlist"], settings["evaluation"]["shortlist"]
     (old / "export.json").write_text(json.dumps(settings))
-    (old / SHORTLIST).unlink()
-    expected = CTranslate2Translator(folder, shortlist=False).translate(lines)
-    assert CTranslate2Translator(old).translate(lines) == expected
-    assert CTranslate2Translator(old, shortlist=False).translate(lines) == expected
+    (old / SHORTLISTS[format]).unlink()
+    expected = Translator.of_export(folder, shortlist=False).translate(lines)
+    assert Translator.of_export(old).translate(lines) == expected
+    assert Translator.of_export(old, shortlist=False).translate(lines) == expected
 
 
 def test_symbols_with_white_space_are_left_out() -> None:
-    shortlist = Shortlist(np.array([0, 1]), [np.array([1, 2]), np.array([2]), np.array([1])])
+    lists = [np.array(ids) for ids in ([0, 1], [1, 2], [2], [1])]
+    shortlist = Shortlist.of_lists(lists)
     assert shortlist.allowed([1]).tolist() == [0, 1, 2]
     text = shortlist.to_text(["▁a", "<x y>", "b"], ["</s>", "<x y>", "▁b"])
     assert text == "\t</s>\n▁a\t▁b\n"
 
 
-def test_a_lost_or_damaged_shortlist(folder: Path, tmp_path: Path) -> None:
+def test_a_lost_shortlist(format: Format, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "lost")
-    (tmp_path / "lost" / SHORTLIST).unlink()
-    with pytest.raises(ModelError, match=f"lost: not an exported model: {SHORTLIST} is missing"):
-        CTranslate2Translator(tmp_path / "lost")
-    (tmp_path / SHORTLIST).write_text("\t</s>\n▁Hund\t▁dog nosuchtoken\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"vmap.txt:2: 'nosuchtoken' is not in the vocabulary"):
-        read_shortlist(tmp_path, ["▁Hund"], ["</s>", "▁dog"])
+    name = SHORTLISTS[format]
+    (tmp_path / "lost" / name).unlink()
+    with pytest.raises(ModelError, match=f"lost: not an exported model: {name} is missing"):
+        Translator.of_export(tmp_path / "lost")
+
+
+def test_a_damaged_shortlist(captions: Recipe, shortlist: Shortlist, tmp_path: Path) -> None:
+    folder = tmp_path / "onnx"
+    export(captions, folder, "onnx")
+    path = folder / SHORTLISTS["onnx"]
+    whole = path.read_bytes()
+    assert whole == shortlist.to_bytes()
+    other = Shortlist.of_lists([np.array([1, 2, 3]), np.array([4])]).to_bytes()
+    ids = shortlist.ids.astype(np.int64)
+    damage = [b"", whole[: len(whole) // 2], whole[:1000] + whole[2000:], other]
+    damage += [Shortlist(ids + shift, shortlist.offsets).to_bytes() for shift in (-1_000, 16_000)]
+    damage += [Shortlist(ids, shortlist.offsets[::-1]).to_bytes(), b"nothing"]
+    for content in damage:
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=r"not an exported model: .*shortlist\.npz"):
+            Translator.of_export(folder)
