@@ -3,7 +3,8 @@
 Systems with random weights translate random sentences of 20 tokens to 20, greedily, one at a time
 and 32 together, each in a process of its own; they take turns. The start-up is that of a new
 process, from before it imports anything to its first translation; the memory is what is resident
-then. A shortlist allows a twelfth of the vocabulary, as those of real text do (docs/serving.md).
+then. A shortlist allows a twelfth of the vocabulary, as those of real text do (docs/serving.md),
+here the same for every sentence.
 
 python -m benchmarks.latency [--vocabularies 8000 32000] [--precisions int8 float32]
     [--threads 1 2] [--rounds 5] [--only NAME...]
@@ -34,7 +35,7 @@ from benchmarks.rounds import create_parser, print_table, progress, ratios, thre
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import ModelConfig
 from models.ctranslate2_spec import ctranslate2_spec
-from models.export_format import SHORTLIST, Quantization
+from models.export_format import SHORTLISTS, Quantization
 from models.factory import create_model
 from models.onnx_graph import write_onnx
 
@@ -106,7 +107,7 @@ def write_model(
             if "signal" in name:
                 parameter.normal_(std=0.05)
     if system.engine == "onnx":
-        write_onnx(model, folder, quantization)
+        write_onnx(model, folder, quantization, shortlist=True)
         return
     spec = ctranslate2_spec(model)
     tokens = ["<pad>", "<unk>", "<s>", "</s>", *map(str, range(4, vocab_size))]
@@ -116,7 +117,7 @@ def write_model(
     spec.optimize(quantization)
     spec.save(str(folder))
     allowed = " ".join(tokens[EOS_IDX : EOS_IDX + round(SHORTLIST_SHARE * vocab_size)])
-    (folder / SHORTLIST).write_text(f"\t{allowed}\n")
+    (folder / SHORTLISTS["ctranslate2"]).write_text(f"\t{allowed}\n")
 
 
 def write_marian(folder: Path, config: ModelConfig, vocab_size: int) -> None:
@@ -188,7 +189,7 @@ def compare(
             folder = Path(place) / str(number)
             folder.mkdir()
             write_model(folder, system, vocab_size, arguments.model_dim, quantization)
-            files = (path for path in folder.iterdir() if path.name != SHORTLIST)
+            files = (path for path in folder.iterdir() if path.name not in SHORTLISTS.values())
             sizes[name] = sum(path.stat().st_size for path in files)
             server = Server(folder, system.engine, threads, vocab_size)
             servers[name] = stack.enter_context(server)

@@ -56,20 +56,19 @@ def onnx_engine(folder: Path, threads: int, vocab_size: int) -> Translate:
     from models.export_format import DECODER, ENCODER
     from pipeline.translation.onnx_translator import OnnxDecoding, load_session
     from pipeline.translation.search import search_batch
-    from pipeline.translation.shortlist import Shortlist
 
     encoder, decoder = (load_session(folder / name, threads) for name in (ENCODER, DECODER))
     search: Any = SimpleNamespace(
         beam_size=1, length_penalty=1.0, no_repeat_ngram_size=0, max_length_ratio=1.0,
         max_length_offset=0,
     )  # fmt: skip
-    allowed = np.arange(EOS_IDX, EOS_IDX + round(SHORTLIST_SHARE * vocab_size))
-    nothing = np.empty(0, np.int64)
-    words = Shortlist(allowed, [nothing] * vocab_size)
+    ids = np.arange(vocab_size)
+    allowed = (ids >= EOS_IDX) & (ids < EOS_IDX + round(SHORTLIST_SHARE * vocab_size))
 
     def translate(sources: Sequence[list[int]], shortlist: bool) -> list[int]:
         batch = [[*ids, EOS_IDX] for ids in sources]
-        decoding = OnnxDecoding(encoder, decoder, batch, words if shortlist else None)
+        own = np.broadcast_to(allowed, (len(batch), vocab_size)) if shortlist else None
+        decoding = OnnxDecoding(encoder, decoder, batch, own)
         found = search_batch(decoding, [LENGTH] * len(batch), search, LENGTH)
         return [len(hypotheses[0].tokens) for hypotheses in found]
 

@@ -175,10 +175,10 @@ faster: larger batches, CTranslate2's AVX-512 code in place of the AVX2 that it 
         name="latency",
         title="Serving on a CPU",
         text="""
-What models of base size cost where they are served: one sentence at a time, and 32 together. *6-2*
-are six levels in the encoder and two in the decoder. *Folded* and *static* are what a RingFormer is
-to CTranslate2: N layers of which most matrices are the same, and of which all are. With ONNX Runtime
-(`--format onnx`) the layer is there once, with its level signals beside it.
+What models of base size cost where they are served: one sentence at a time, and 32 together.
+*6-2* are six levels in the encoder and two in the decoder. *Folded* and *static* are what a
+RingFormer is to CTranslate2: N layers of which most matrices are the same, and of which all are.
+With ONNX Runtime (`--format onnx`) the layer is there once, with its level signals beside it.
 
 The targets, over the Transformer 6-6 in CTranslate2, in int8: files of a static ring at most 0.27
 with a vocabulary of 8,000 and 0.42 with 32,000, of a published one 0.35 and 0.5; one sentence 1.8
