@@ -66,6 +66,10 @@ def depths(encoder: int, decoder: int) -> dict[str, int]:
 REFERENCE = "Transformer 6-6, CTranslate2"
 SYSTEMS = {
     REFERENCE: System({"architecture": "transformer"}, "ctranslate2"),
+    "Transformer 6-6, ONNX Runtime": System({"architecture": "transformer"}, "onnx"),
+    "Transformer 6-2, ONNX Runtime": System(
+        {"architecture": "transformer", **depths(6, 2)}, "onnx"
+    ),
     "Transformer 6-2, CTranslate2": System(
         {"architecture": "transformer", **depths(6, 2)}, "ctranslate2"
     ),

@@ -28,8 +28,10 @@ FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.Tenso
 BOOL = onnx.TensorProto.BOOL
 
 Array = NDArray[Any]
-Values = Mapping[str, tuple[int, Sequence[int | str] | None]]
-"""Inputs or outputs of a graph: type and shape of each, where words are sizes that vary."""
+Value = tuple[int, Sequence[int | str] | None]
+"""Type and shape of an input or output of a graph; words are sizes that vary."""
+
+Values = Mapping[str, Value]
 
 
 class Weights:

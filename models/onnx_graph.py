@@ -6,7 +6,8 @@
 
 A ring is what ONNX calls a Scan: the layer is its body, x its state, and what a level owns (its
 LayerNorms, its signals, its cache) is what it scans. So level signals are not folded but applied
-beside the shared matrices, in float32, whatever those are quantized to.
+beside the shared matrices, in float32, whatever those are quantized to. A Transformer is N rings of
+one level.
 
 With a shortlist of target tokens the encoder's graph also gives their rows of the output
 projection, once for a batch, and the decoder's graph multiplies with these; without, with all.
@@ -25,19 +26,32 @@ from torch import Tensor
 
 from data_prep.files import write_atomically
 from data_prep.vocabulary import EOS_IDX
-from models.config import LAYER_NORM_EPS, ModelConfig
+from models.config import LAYER_NORM_EPS, Architecture, ModelConfig
 from models.export_format import DECODER, ENCODER, ONNX_WEIGHTS, Quantization
-from models.onnx_builder import BOOL, FLOAT, INT32, INT64, SMALLEST_BLOCK, Graph, Values, Weights
+from models.onnx_builder import (
+    BOOL,
+    FLOAT,
+    INT32,
+    INT64,
+    SMALLEST_BLOCK,
+    Graph,
+    Value,
+    Values,
+    Weights,
+)
 from models.positions import InterleavedSinusoids
 from models.ringformer import RingDecoder, RingEncoder
+from models.ringformer.of_transformer import decoder_rings, encoder_rings
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
+
+EXPRESSIBLE: tuple[Architecture, ...] = ("ringformer", "transformer")
 
 
 def why_inexpressible(config: ModelConfig, quantization: Quantization | None) -> str | None:
     """Return why a model cannot be written so; None if it can."""
-    if config.architecture != "ringformer":
-        return f"model.architecture {config.architecture} is not a ring with level signals"
+    if config.architecture not in EXPRESSIBLE:
+        return f"model.architecture {config.architecture} is neither ringformer nor transformer"
     for key in ("model_dim", "ffn_inner_dim") if quantization else ():
         if (width := getattr(config, key)) % SMALLEST_BLOCK:
             return f"--quantization needs multiples of {SMALLEST_BLOCK}, model.{key} is {width}"
@@ -59,9 +73,8 @@ def write_onnx(
     """
     if reason := why_inexpressible(model.config, quantization):
         raise ValueError(reason)
-    encoder, decoder = model.encoder, model.decoder
-    assert isinstance(encoder, RingEncoder)
-    assert isinstance(decoder, RingDecoder)
+    encoder = encoder_rings(model.encoder, model.config)
+    decoder = decoder_rings(model.decoder, model.config)
     weights = Weights()
     graphs = {
         ENCODER: _encoder(
@@ -80,20 +93,21 @@ def write_onnx(
 class Layer:
     """The layer of a ring at one level, as the body of a Scan."""
 
-    def __init__(self, ring: Ring, graph: Graph, shape: str) -> None:
+    def __init__(self, name: str, ring: Ring, graph: Graph, shape: str) -> None:
         """Make ready to describe it.
 
+        :param name: of the ring, in the graph.
         :param shape: value with the shape `[B, S, d]` of x, which itself is `[R, d]`, R = B · S.
         """
-        self.ring, self.outer, self.shape, self.x = ring, graph, shape, "x"
+        self.name, self.ring, self.outer, self.shape, self.x = name, ring, graph, shape, "x"
         self.dim = ring.self_attn_output.size(1)
-        self.body = Graph(f"{graph.name}/level", graph.weights, graph.quantization)
+        self.body = Graph(f"{name}/level", graph.weights, graph.quantization)
         self.scanned: dict[str, str] = {}  # value in the body → value outside, [N, …]
 
     def owned(self, name: str, values: Tensor) -> str:
         """Return a level's own part of `values`, `[N, …]`."""
         array = values.detach().float().cpu().numpy()
-        name = f"{self.outer.name}.{name}"
+        name = f"{self.name}.{name}"
         if self.outer.quantization and array.ndim == 3:  # A and B: half the size in the file
             half = self.outer.constant(name, array.astype(np.float16))
             return self.scan(name, self.outer.add("Cast", half, to=FLOAT))
@@ -107,7 +121,7 @@ class Layer:
 
     def linear(self, x: str, name: str, weight: Tensor) -> str:
         """Add a product with a matrix that all levels share."""
-        return self.body.linear(x, f"{self.outer.name}.{name}", weight)
+        return self.body.linear(x, f"{self.name}.{name}", weight)
 
     def add_norm(self, x: str, y: str, name: str, layer_norm: Tensor) -> str:
         """Add LN_i(α x + y)."""
@@ -189,12 +203,16 @@ class Layer:
 
 
 def _encoder(
-    model: TranslationModel, ring: RingEncoder, decoder: RingDecoder, graph: Graph, shortlist: bool
+    model: TranslationModel,
+    rings: Sequence[RingEncoder],
+    decoder: Sequence[RingDecoder],
+    graph: Graph,
+    shortlist: bool,
 ) -> bytes:
     """Describe source tokens → keys and values, `[B, H, S, d/H]` each; and with a shortlist, target
     tokens → their rows of the output projection.
     """
-    heads, dim = ring.num_heads, model.config.model_dim
+    heads, dim = model.config.num_heads, model.config.model_dim
     tokens = graph.add("Shape", "source")
     length = graph.add("Slice", tokens, graph.ints(1), graph.ints(2))
     positions = graph.add("Slice", _positions(model, graph), graph.ints(0), length, graph.ints(0))
@@ -203,34 +221,39 @@ def _encoder(
     x = graph.add("Add", graph.add("Reshape", x, shape), positions)
     x = graph.add("Reshape", x, graph.ints(-1, dim))
 
-    layer = Layer(ring, graph, shape)
-    assert ring.ffn_layer_norm is not None
-    (y,) = layer.self_attention(layer.x, lengths="lengths")
-    z = layer.add_norm(layer.x, y, "self norm", ring.self_attn_layer_norm)
-    z = layer.add_norm(z, layer.feed_forward(z), "ffn norm", ring.ffn_layer_norm)
-    (x,) = layer.run(x, z)
+    for i, ring in enumerate(rings):
+        layer = Layer(f"{graph.name}.{i}", ring, graph, shape)
+        assert ring.ffn_layer_norm is not None
+        (y,) = layer.self_attention(layer.x, lengths="lengths")
+        z = layer.add_norm(layer.x, y, "self norm", ring.self_attn_layer_norm)
+        z = layer.add_norm(z, layer.feed_forward(z), "ffn norm", ring.ffn_layer_norm)
+        (x,) = layer.run(x, z)
 
-    keys_values = graph.linear(x, "decoder.cross kv", decoder.cross_attn_kv.flatten(0, 1))
     shape = graph.add("Concat", tokens, graph.ints(heads, dim // heads), axis=0)
-    parts = graph.add_many("Split", keys_values, count=2, axis=1, num_outputs=2)
-    for name, part in zip(("cross_k", "cross_v"), parts, strict=True):
-        by_head = graph.add("Reshape", part, shape)
-        graph.add_many("Transpose", by_head, count=1, names=[name], perm=[0, 2, 1, 3])
+    for i, ring_of_decoder in enumerate(decoder):
+        weight = ring_of_decoder.cross_attn_kv.flatten(0, 1)
+        keys_values = graph.linear(x, f"decoder.{i}.cross kv", weight)
+        parts = graph.add_many("Split", keys_values, count=2, axis=1, num_outputs=2)
+        for name, part in zip((f"cross_k.{i}", f"cross_v.{i}"), parts, strict=True):
+            by_head = graph.add("Reshape", part, shape)
+            graph.add_many("Transpose", by_head, count=1, names=[name], perm=[0, 2, 1, 3])
     inputs: Values = {
         "source": (INT64, ("batch", "source length")),
         "lengths": (INT32, ("batch",)),
     }
     if not shortlist:
-        return graph.to_bytes(inputs, _cross(ring))
+        return graph.to_bytes(inputs, _cross(decoder))
     ids = graph.constant("row_ids", np.empty(0, np.int64))
     rows = graph.embedding(ids, _embedding_name(model, "output"), model.final_proj.weight)
     graph.add_many("Identity", rows, count=1, names=["rows"])
     return graph.to_bytes(
-        {**inputs, ids: (INT64, ("given",))}, {**_cross(ring), "rows": (FLOAT, ("given", dim))}
+        {**inputs, ids: (INT64, ("given",))}, {**_cross(decoder), "rows": (FLOAT, ("given", dim))}
     )
 
 
-def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph, shortlist: bool) -> bytes:
+def _decoder(
+    model: TranslationModel, rings: Sequence[RingDecoder], graph: Graph, shortlist: bool
+) -> bytes:
     """Describe a step: the K hypotheses of a sentence are query positions of one sequence, as in
     `ringformer/decoder_state.py`, and `bias` hides from each what is not its past.
 
@@ -239,27 +262,32 @@ def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph, shortlist
     product is with all of it, and ids are not given); and `hidden`, which is added to the logits of
     each sentence, -∞ for what only others may have.
     """
-    heads, dim = ring.num_heads, model.config.model_dim
+    heads, dim = model.config.num_heads, model.config.model_dim
     x = _embed(model, graph, "tokens", "decoder")
     x = graph.add("Add", x, graph.add("Gather", _positions(model, graph), "position"))
     shape = graph.add("Concat", graph.add("Shape", "tokens"), graph.ints(dim), axis=0)
 
-    layer = Layer(ring, graph, shape)
-    assert ring.ffn_layer_norm is not None
-    past = [layer.scan(name, name) for name in ("past_k", "past_v")]
-    y, *kept = layer.self_attention(layer.x, bias="bias", past=past)
-    z = layer.add_norm(layer.x, y, "self norm", ring.self_attn_layer_norm)
-    q = layer.body.add("Reshape", layer.linear(z, "cross q", ring.cross_attn_q), shape)
-    (y,) = layer.attend(q, "cross_k", "cross_v", lengths="lengths")
-    y = layer.linear(y, "cross output", ring.cross_attn_output)
-    z = layer.add_norm(z, y, "cross norm", ring.cross_attn_layer_norm)
-    z = layer.add_norm(z, layer.feed_forward(z), "ffn norm", ring.ffn_layer_norm)
-    x, k, v = layer.run(x, z, kept)
+    older: dict[str, Value] = {}
+    newer: dict[str, Value] = {}
+    for i, ring in enumerate(rings):
+        layer = Layer(f"{graph.name}.{i}", ring, graph, shape)
+        assert ring.ffn_layer_norm is not None
+        names = (f"past_k.{i}", f"past_v.{i}")
+        past = [layer.scan(name, name) for name in names]
+        y, *kept = layer.self_attention(layer.x, bias="bias", past=past)
+        z = layer.add_norm(layer.x, y, "self norm", ring.self_attn_layer_norm)
+        q = layer.body.add("Reshape", layer.linear(z, "cross q", ring.cross_attn_q), shape)
+        (y,) = layer.attend(q, f"cross_k.{i}", f"cross_v.{i}", lengths="lengths")
+        y = layer.linear(y, "cross output", ring.cross_attn_output)
+        z = layer.add_norm(z, y, "cross norm", ring.cross_attn_layer_norm)
+        z = layer.add_norm(z, layer.feed_forward(z), "ffn norm", ring.ffn_layer_norm)
+        x, *present = layer.run(x, z, kept)
+        levels, rest = ring.num_levels, dim // heads
+        shape_of_cache = (levels, "batch", heads, "past length", rest)
+        older |= dict.fromkeys(names, (FLOAT, shape_of_cache))
+        newer |= dict.fromkeys(present, (FLOAT, (levels, "batch", heads, "length", rest)))
 
     _predict(model, graph, x, shortlist)
-    levels, rest = ring.num_levels, dim // heads
-    older = (FLOAT, (levels, "batch", heads, "past length", rest))
-    present = (FLOAT, (levels, "batch", heads, "length", rest))
     found = ("batch", "beam", "found")
     restriction: Values = {
         "rows": (FLOAT, ("given", dim)),
@@ -272,9 +300,8 @@ def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph, shortlist
             "position": (INT64, ()),
             "bias": (FLOAT, ("batch", 1, "beam", "length")),
             "lengths": (INT32, ("batch",)),
-            **_cross(ring),
-            "past_k": older,
-            "past_v": older,
+            **_cross(rings),
+            **older,
             "count": (INT64, (1,)),
             **(restriction if shortlist else {}),
         },
@@ -282,8 +309,7 @@ def _decoder(model: TranslationModel, ring: RingDecoder, graph: Graph, shortlist
             "next_tokens": (INT64, found),
             "log_probs": (FLOAT, found),
             "end": (FLOAT, ("batch", "beam", 1)),
-            k: present,
-            v: present,
+            **newer,
         },
     )
 
@@ -335,11 +361,11 @@ def _shortlisted(model: TranslationModel, graph: Graph, x: str) -> str:
     )  # fmt: skip
 
 
-def _cross(ring: Ring) -> Values:
+def _cross(rings: Sequence[RingDecoder]) -> Values:
     """Return what the encoder's graph puts out and the decoder's takes: keys and values."""
-    heads, dim = ring.num_heads, ring.self_attn_output.size(1)
+    heads, dim = rings[0].num_heads, rings[0].self_attn_output.size(1)
     value = (FLOAT, ("batch", heads, "source length", dim // heads))
-    return {"cross_k": value, "cross_v": value}
+    return {f"cross_{which}.{i}": value for i in range(len(rings)) for which in "kv"}
 
 
 def _positions(model: TranslationModel, graph: Graph) -> str:

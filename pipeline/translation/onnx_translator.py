@@ -131,12 +131,17 @@ class OnnxDecoding(Decoding):
                 allowed = allowed[:, union]
             hidden = np.where(allowed, np.float32(0), np.float32(-np.inf))
             self.restriction["hidden"] = hidden[:, None]
-        self.cross_k, self.cross_v, *rows = encoder.run(None, inputs)
+        names = [output.name for output in encoder.get_outputs()]
+        self.cross = dict(zip(names, encoder.run(names, inputs), strict=True))
+        rows = self.cross.pop("rows", None)
         if "ids" in self.restriction:
-            (self.restriction["rows"],) = rows
-        levels, _, heads, _, dim = next(i for i in decoder.get_inputs() if i.name == "past_k").shape
-        empty = np.empty((levels, len(sources), heads, 0, dim), np.float32)
-        self.past_k = self.past_v = empty
+            self.restriction["rows"] = rows
+        self.past = {}
+        for cache in decoder.get_inputs():
+            if cache.name.startswith("past_"):
+                levels, _, heads, _, dim = cache.shape
+                shape = (levels, len(sources), heads, 0, dim)
+                self.past[cache.name] = np.empty(shape, np.float32)
         self.visible = np.empty((len(sources), 1, 0), np.bool_)  # [B, K, positions]
 
     def next_tokens(self, last: Ints, count: int) -> NextTokens:
@@ -144,21 +149,20 @@ class OnnxDecoding(Decoding):
         batch, beam = last.shape
         itself = np.broadcast_to(np.eye(beam, dtype=np.bool_), (batch, beam, beam))
         self.visible = np.concatenate([self.visible, itself], axis=2)
-        tokens, log_probs, end, self.past_k, self.past_v = self.decoder.run(
+        tokens, log_probs, end, *present = self.decoder.run(
             None,
             {
                 "tokens": last,
                 "position": np.array(self.step),
                 "bias": np.where(self.visible, np.float32(0), HIDDEN)[:, None],
                 "lengths": self.lengths,
-                "cross_k": self.cross_k,
-                "cross_v": self.cross_v,
-                "past_k": self.past_k,
-                "past_v": self.past_v,
                 "count": np.array([count]),
+                **self.cross,
+                **self.past,
                 **self.restriction,
             },
         )
+        self.past = dict(zip(self.past, present, strict=True))
         self.step += 1
         return NextTokens(tokens, log_probs, end[:, :, 0])
 
@@ -169,8 +173,8 @@ class OnnxDecoding(Decoding):
             self.lengths = self.lengths[sentences]
             if "hidden" in self.restriction:
                 self.restriction["hidden"] = self.restriction["hidden"][sentences]
-            self.cross_k, self.cross_v = self.cross_k[sentences], self.cross_v[sentences]
-            self.past_k, self.past_v = self.past_k[:, sentences], self.past_v[:, sentences]
+            self.cross = {name: array[sentences] for name, array in self.cross.items()}
+            self.past = {name: array[:, sentences] for name, array in self.past.items()}
 
 
 def load_session(path: Path, threads: int = 1) -> Any:

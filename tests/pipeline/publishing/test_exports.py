@@ -70,7 +70,7 @@ def test_both_formats_translate_alike(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("keys", RINGS, ids=lambda keys: " ".join(keys.values()))
+@pytest.mark.parametrize("keys", [*TRANSFORMERS, *RINGS], ids=lambda keys: " ".join(keys.values()))
 def test_onnx_finds_every_hypothesis(
     keys: dict[str, str],
     tied: bool,
@@ -188,9 +188,8 @@ def test_what_is_no_standard_transformer_is_refused(
 @pytest.mark.parametrize(
     ("changes", "quantization", "expected"),
     [
-        ({"architecture": "transformer"}, None, "architecture transformer is not a ring"),
-        ({"architecture": "universal"}, None, "architecture universal is not a ring"),
-        ({"architecture": "one_wide_ffn"}, None, "architecture one_wide_ffn is not a ring"),
+        ({"architecture": "universal"}, None, "architecture universal is neither"),
+        ({"architecture": "one_wide_ffn"}, None, "architecture one_wide_ffn is neither"),
         ({"ffn_inner_dim": 72}, "int8", r"multiples of 16, model\.ffn_inner_dim is 72"),
     ],
 )
@@ -225,7 +224,8 @@ def test_export_says_what_it_is(ctranslate2_folder: Path) -> None:
         ({"model_dim": 512}, "onnx"),
         ({"model_dim": 512, "level_signals": "static"}, "onnx"),
         ({"model_dim": 256}, "ctranslate2"),
-        ({"architecture": "transformer"}, "ctranslate2"),
+        ({"architecture": "transformer", "model_dim": 512}, "onnx"),
+        ({"architecture": "transformer", "model_dim": 256}, "ctranslate2"),
         ({"architecture": "universal"}, "safetensors"),
         ({"architecture": "one_wide_ffn"}, "safetensors"),
     ],
