@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("export")
 
+VERSION = 1  # raise it when the same weights would give other files
 ONNX_FROM_WIDTH = 384
 
 
@@ -102,7 +103,12 @@ def export(
             log.info("no shortlist: below %d target tokens it gains little", LARGE_VOCABULARY)
         return made
 
-    inputs = {**settings.to_json(), "weights": weights_digest(recipe, checkpoints), "card": card}
+    inputs = {
+        "version": VERSION,
+        **settings.to_json(),
+        "weights": weights_digest(recipe, checkpoints),
+        "card": card,
+    }
     run_stage(folder, inputs, build, log, stage="export")
 
 
