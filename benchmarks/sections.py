@@ -179,8 +179,8 @@ What a published model costs where sentences come one by one: the size of its fi
 start-up and time. *Folded* and *static* are what a RingFormer is to CTranslate2: N layers of which
 most matrices are the same, and of which all are. With ONNX Runtime (`--format onnx`) the layer is
 there once, with its level signals beside it; [design.md](design.md) says why. The Transformer is
-measured with both engines, for a part of the gain is the engine's. A [shortlist](serving.md#shortlist)
-allows 2,600 tokens.
+measured with both engines, for a part of the gain is the engine's. A
+[shortlist](serving.md#shortlist) allows 2,600 tokens.
 The targets were, over the Transformer: 0.35 of its size with a vocabulary of 8,000 and 0.5 with
 32,000, 1.3 times as fast, and a start-up of a second at most.
 """,
