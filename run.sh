@@ -10,7 +10,7 @@
 #          evaluate       translate test sets, score them, log and register in MLflow; over ranks
 #                         where DEEPSPEED_ARGS is set
 #          translate      stdin (or --input FILE) → stdout; --model FOLDER of an export
-#          export         the trained model as a folder of its own; --format ctranslate2 or onnx
+#          export         the trained model as a folder of its own, as it is served best
 #                         [--quantization int8] for fast translation on CPUs
 #          dashboard      MLflow's UI on 127.0.0.1:5000
 #          test           linters, type checker and tests; arguments go to pytest

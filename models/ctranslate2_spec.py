@@ -6,23 +6,21 @@ most matrices are the same in every layer. CTranslate2 stores equal tensors once
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from ctranslate2.specs import TransformerSpec
 from ctranslate2.specs.common_spec import Activation
-from fairseq2.models.transformer import (
-    TransformerDecoder,
-    TransformerEmbeddingFrontend,
-    TransformerEncoder,
-)
+from fairseq2.models.transformer import TransformerEmbeddingFrontend
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.config import LAYER_NORM_EPS, Architecture
 from models.positions import InterleavedSinusoids
 from models.ringformer import RingDecoder
+from models.ringformer.of_transformer import decoder_rings, encoder_rings
 from models.ringformer.ring import Ring
 from models.ringformer.weights import FeedForward, SelfAttention
 from models.seq2seq import TranslationModel
@@ -64,15 +62,13 @@ def ctranslate2_spec(model: TranslationModel) -> TransformerSpec:
         activation=Activation.GELU,
     )
     # LN(α x + y) with ε is LN(x + y/α) with ε/α².
-    scale = config.residual_scale
-    spec.config.layer_norm_epsilon = LAYER_NORM_EPS / scale**2
+    spec.config.layer_norm_epsilon = LAYER_NORM_EPS / config.residual_scale**2
     spec.config.add_source_eos = True
     with torch.inference_mode():
         (embeddings,) = spec.encoder.embeddings
-        _fill_stack(spec.encoder, model.encoder, model.encoder_frontend, embeddings, scale)
-        _fill_stack(
-            spec.decoder, model.decoder, model.decoder_frontend, spec.decoder.embeddings, scale
-        )
+        rings = encoder_rings(model.encoder, config), decoder_rings(model.decoder, config)
+        _fill_stack(spec.encoder, rings[0], model.encoder_frontend, embeddings)
+        _fill_stack(spec.decoder, rings[1], model.decoder_frontend, spec.decoder.embeddings)
         for side in (spec.encoder, spec.decoder):
             side.scale_embeddings = config.scale_embeddings
         _set(spec.decoder.projection, model.final_proj.weight, model.final_proj.bias)
@@ -81,36 +77,33 @@ def ctranslate2_spec(model: TranslationModel) -> TransformerSpec:
 
 def _fill_stack(
     spec: Any,
-    stack: TransformerEncoder | TransformerDecoder,
+    rings: Sequence[Ring],
     frontend: TransformerEmbeddingFrontend,
     embeddings: Any,
-    residual_scale: float,
 ) -> None:
     embeddings.weight = _array(frontend.get_parameter("embed.weight"))
     assert isinstance(frontend.pos_encoder, InterleavedSinusoids)
     spec.position_encodings.encodings = _array(frontend.pos_encoder.table)
-    if isinstance(stack, Ring):
-        layers = _ring_layers(stack)
-    else:
-        layers = [_transformer_layer(layer) for layer in stack.layers]
+    scale = rings[0].residual_scale
+    layers = [layer for ring in rings for layer in _layers(ring)]
     for target, (self_attn, cross_attn, ffn) in zip(spec.layer, layers, strict=True):
         attention = target.self_attention
         _set(attention.linear[0], self_attn.qkv, self_attn.qkv_bias)
-        _set(attention.linear[1], self_attn.output / residual_scale)
+        _set(attention.linear[1], self_attn.output / scale)
         _set_norm(attention.layer_norm, self_attn.layer_norm)
         if cross_attn is not None:
             q, kv, output, norm = cross_attn
-            weights = (q, kv, output / residual_scale)
+            weights = (q, kv, output / scale)
             for linear, weight in zip(target.attention.linear, weights, strict=True):
                 _set(linear, weight)
             _set_norm(target.attention.layer_norm, norm)
         assert ffn is not None  # or the architecture is not expressible
         _set(target.ffn.linear_0, ffn.up, ffn.up_bias)
-        _set(target.ffn.linear_1, ffn.down / residual_scale)
+        _set(target.ffn.linear_1, ffn.down / scale)
         _set_norm(target.ffn.layer_norm, ffn.layer_norm)
 
 
-def _ring_layers(ring: Ring) -> list[Layer]:
+def _layers(ring: Ring) -> list[Layer]:
     """Take W_i = W + M_i and W_up,i = W_up + W_up M_i from `levels`; static signals are biases."""
     cross: list[CrossAttention | None] = [None] * ring.num_levels
     if isinstance(ring, RingDecoder):
@@ -118,26 +111,6 @@ def _ring_layers(ring: Ring) -> list[Layer]:
         cross = [CrossAttention(q, kv, output, norm) for norm in ring.cross_attn_layer_norm]
     levels = zip(ring.make_levels(fold=True), cross, strict=True)
     return [Layer(level.self_attn, own, level.ffn) for level, own in levels]
-
-
-def _transformer_layer(layer: nn.Module) -> Layer:
-    def weights_of(attention: str) -> list[Tensor]:
-        names = ("q_proj", "k_proj", "v_proj", "output_proj")
-        return [layer.get_parameter(f"{attention}.{name}.weight") for name in names]
-
-    def norm_of(sublayer: str) -> Tensor:
-        norm = f"{sublayer}_layer_norm"
-        names = ("weight", "bias")
-        return torch.stack([layer.get_parameter(f"{norm}.{name}") for name in names])
-
-    q, k, v, output = weights_of("self_attn")
-    self_attn = SelfAttention(torch.cat([q, k, v]), None, output, norm_of("self_attn"))
-    cross = None
-    if hasattr(layer, "encoder_decoder_attn"):
-        q, k, v, output = weights_of("encoder_decoder_attn")
-        cross = CrossAttention(q, torch.cat([k, v]), output, norm_of("encoder_decoder_attn"))
-    up, down = (layer.get_parameter(f"ffn.{name}_proj.weight") for name in ("inner", "output"))
-    return Layer(self_attn, cross, FeedForward(up, None, down, norm_of("ffn")))
 
 
 def _set(linear: Any, weight: Tensor, bias: Tensor | None = None) -> None:

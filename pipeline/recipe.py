@@ -80,7 +80,8 @@ class TrainingConfig(Section):
     """Label smoothing of the training loss."""
 
     init_from: Path | None = None
-    """Warm start: take the initial weights from a folder written by `./run.sh export`."""
+    """Warm start: take the initial weights from a folder written by `./run.sh export --format
+    safetensors`."""
 
     freeze: list[str] = Limit(default=[])
     """Do not train parameters whose names begin with one of these: `[encoder_frontend.embed]`."""

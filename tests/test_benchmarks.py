@@ -33,11 +33,16 @@ def test_sections_are_made_one_at_a_time_and_kept(tmp_path: Path, command: Comma
         assert done.stdout == ""
         return done.returncode, done.stderr
 
-    code, said = run_all("--only", "systems", "real")
+    code, said = run_all("--only", "systems", "real", "latency")
     assert code == 0, said
-    assert "2 of 2: real" in said
+    assert "3 of 3: latency" in said
     steps, real = section(page, "Training step"), section(page, "Training on real sentences")
-    for text, row in ((steps, "| One-Wide-FFN | "), (real, "| RingFormer, padded to 50 | ")):
+    latency = section(page, "Serving on a CPU")
+    for text, row in (
+        (steps, "| One-Wide-FFN | "),
+        (real, "| RingFormer, padded to 50 | "),
+        (latency, "| RingFormer 6-2, ONNX Runtime | "),
+    ):
         assert MEASURED.search(text), text
         assert row in text
     assert "python -m benchmarks.train_step --parts systems " in steps

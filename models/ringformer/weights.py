@@ -78,7 +78,7 @@ class Level(NamedTuple):
     ffn: FeedForward | None  # None in the decoder of `one_wide_ffn`
 
 
-FOLD_FROM = 32  # positions; measured (docs/design.md)
+FOLD_FROM = 24  # positions; measured (docs/design.md)
 
 
 class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):

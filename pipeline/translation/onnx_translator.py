@@ -177,9 +177,9 @@ class OnnxDecoding(Decoding):
             self.past = {name: array[:, sentences] for name, array in self.past.items()}
 
 
-def load_session(path: Path) -> Any:
-    """Load a graph, to be run with one thread by each worker."""
+def load_session(path: Path, threads: int = 1) -> Any:
+    """Load a graph, to be run with so many threads by each worker."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # workers share the cores
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

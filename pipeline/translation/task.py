@@ -146,10 +146,18 @@ class TranslationTask(Task["PairBatch"]):
         """
         from safetensors import SafetensorError
 
-        from models.export_format import load_weights
+        from models.export_format import ModelError, load_weights, read_settings
 
         folder, shards = self.recipe.training.init_from, self.recipe.shards
         assert folder is not None
+        try:
+            if (format := read_settings(folder).format) != "safetensors":
+                raise ModelError(
+                    f"{folder} is in format {format}, and cannot be trained on; "
+                    "`./run.sh export --format safetensors` writes it as it was"
+                )
+        except ModelError as error:
+            raise CheckpointError(f"training.init_from: {error}") from error
         try:
             same = vocabulary_digest(folder) == vocabulary_digest(shards)
             if same:

@@ -153,11 +153,22 @@ def model_parameters(recipe: Path) -> list[tuple[str, torch.Tensor]]:
     return list(model.named_parameters())
 
 
-def test_a_warm_start_of_another_shape(prepared: Recipe, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_warm_start_from_no_export(prepared: Recipe, tiny_recipe: Path, tmp_path: Path) -> None:
     run_dir = new_run(prepared, "misfit", "clean")
     codes, said = train(tiny_recipe, run_dir, init_from=tmp_path)
     assert codes == [1]
-    assert f"training.init_from: {tmp_path} " in said
+    assert f"training.init_from: {tmp_path}: not an exported model" in said
+    assert "Traceback" not in said
+
+
+def test_a_warm_start_from_what_cannot_be_trained(
+    prepared: Recipe, tiny_recipe: Path, ctranslate2_folder: Path
+) -> None:
+    run_dir = new_run(prepared, "folded", "clean")
+    codes, said = train(tiny_recipe, run_dir, init_from=ctranslate2_folder)
+    assert codes == [1]
+    assert f"{ctranslate2_folder} is in format ctranslate2" in said
+    assert "export --format safetensors" in said
     assert "Traceback" not in said
 
 
