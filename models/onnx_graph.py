@@ -257,10 +257,10 @@ def _decoder(
     """Describe a step: the K hypotheses of a sentence are query positions of one sequence, as in
     `ringformer/decoder_state.py`, and `bias` hides from each what is not its past.
 
-    With a shortlist there are three more inputs, all or none of which are given: `ids`, ascending,
-    that the sentences of the batch may have; their `rows` of the output projection (none: the
-    product is with all of it, and ids are not given); and `hidden`, which is added to the logits of
-    each sentence, -∞ for what only others may have.
+    With a shortlist there are three more inputs that may be left out. `ids`, ascending, are what
+    the sentences of the batch may have, and `rows` those of the output projection; without them the
+    product is with all of it. `hidden` is added to the logits of each sentence: -∞ for what only
+    others may have.
     """
     heads, dim = model.config.num_heads, model.config.model_dim
     x = _embed(model, graph, "tokens", "decoder")
@@ -317,30 +317,32 @@ def _decoder(
 def _predict(model: TranslationModel, graph: Graph, x: str, shortlist: bool) -> None:
     """Add the likeliest next tokens after each hypothesis, and the log-probability of EOS."""
     weight, bias = model.final_proj.weight, model.final_proj.bias
-    ids = graph.constant("ids", np.arange(len(weight))) if shortlist else ""
+    own_bias = "" if bias is None else graph.constant("output bias", bias)
+    end = graph.ints(EOS_IDX)
     if shortlist:
+        ids = graph.constant("ids", np.arange(len(weight)))
+        size = graph.add("Shape", ids)
+        is_end = graph.add("Cast", graph.add("Equal", ids, end), to=INT32)
+        end = graph.add("ArgMax", is_end, axis=0)
+        own_bias = own_bias and graph.add("Gather", own_bias, ids)
         logits = _shortlisted(model, graph, x)
     else:
+        size = graph.ints(len(weight))
         logits = graph.linear(x, _embedding_name(model, "output"), weight)
-    if bias is not None:
-        own = graph.constant("output bias", bias)
-        logits = graph.add("Add", logits, graph.add("Gather", own, ids) if shortlist else own)
+    if own_bias:
+        logits = graph.add("Add", logits, own_bias)
     shape = graph.add("Concat", graph.add("Shape", "tokens"), graph.ints(-1), axis=0)
     logits = graph.add("Reshape", logits, shape)
     if shortlist:
         hidden = graph.constant("hidden", np.zeros((1, 1, 1), np.float32))
         logits = graph.add("Add", logits, hidden)
     log_probs = graph.add("LogSoftmax", logits, axis=2)
-    all_of_them = graph.add("Shape", ids) if shortlist else graph.ints(len(weight))
-    count = graph.add("Min", "count", all_of_them)
+    graph.add_many("Gather", log_probs, end, count=1, names=["end"], axis=2)
     found = ["log_probs", "places" if shortlist else "next_tokens"]
+    count = graph.add("Min", "count", size)
     graph.add_many("TopK", log_probs, count, count=2, names=found, axis=2)
-    end = graph.ints(EOS_IDX)
     if shortlist:
         graph.add_many("Gather", ids, "places", count=1, names=["next_tokens"])
-        is_end = graph.add("Cast", graph.add("Equal", ids, end), to=INT32)
-        end = graph.add("ArgMax", is_end, axis=0)
-    graph.add_many("Gather", log_probs, end, count=1, names=["end"], axis=2)
 
 
 def _shortlisted(model: TranslationModel, graph: Graph, x: str) -> str:
