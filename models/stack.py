@@ -98,6 +98,8 @@ class Stack(nn.Module, Generic[P]):
         if self.checkpointing.keep_attention:  # what is compiled includes the choice of operators
             layer = recompute_but_attention(layer)
         if self.compiler:
+            # The layer's numbers (α) are constants; Inductor fails on some that could change.
+            torch._dynamo.config.specialize_float = True
             # Inductor's own random numbers and selective checkpointing do not go together.
             selective = self.checkpointing.keep_attention and self.compiler == "inductor"
             layer = torch.compile(
