@@ -176,6 +176,7 @@ def test_every_stage_is_stopped(
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 def test_what_does_not_stop_is_killed_by_a_second_signal(tiny_recipe: Path, tmp_path: Path) -> None:
     command = [RUN, "dashboard", "--config", str(tiny_recipe), "--run_dir", str(tmp_path / "run")]
     command += ["--port", str(free_port())]
@@ -183,6 +184,7 @@ def test_what_does_not_stop_is_killed_by_a_second_signal(tiny_recipe: Path, tmp_
     assert code == 0, said
 
 
+@pytest.mark.slow
 def test_a_dashboard_on_a_full_disk(tiny_recipe: Path, tmp_path: Path) -> None:
     """It says which file has no room, in one line and without MLflow's traceback."""
     full = tmp_path / "full"
