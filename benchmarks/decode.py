@@ -149,21 +149,31 @@ def export_to_ctranslate2(
 
     :param shortlist: how many tokens a shortlist allows, the same for every sentence; 0: none.
     """
+    threads = torch.get_num_threads()
+    with TemporaryDirectory() as folder:
+        write_ctranslate2(model, Path(folder), quantization, VOCAB, shortlist)
+        return ctranslate2.Translator(
+            folder, inter_threads=workers, intra_threads=max(1, threads // workers)
+        )
+
+
+def write_ctranslate2(
+    model: TranslationModel, folder: Path, quantization: str | None, vocab_size: int, shortlist: int
+) -> None:
+    """Write the CTranslate2 export of `model`; its tokens are our token ids as text.
+
+    :param shortlist: how many tokens a shortlist allows, the same for every sentence; 0: none.
+    """
     spec = ctranslate2_spec(model)
-    tokens = ["<pad>", "<unk>", "<s>", "</s>", *map(str, range(4, VOCAB))]
+    tokens = ["<pad>", "<unk>", "<s>", "</s>", *map(str, range(4, vocab_size))]
     spec.register_source_vocabulary(tokens)
     spec.register_target_vocabulary(tokens)
     spec.validate()
     spec.optimize(quantization)
-    threads = torch.get_num_threads()
-    with TemporaryDirectory() as folder:
-        spec.save(folder)
-        if shortlist:
-            line = "\t" + " ".join(tokens[EOS_IDX : EOS_IDX + shortlist])
-            Path(folder, SHORTLISTS["ctranslate2"]).write_text(line + "\n")
-        return ctranslate2.Translator(
-            folder, inter_threads=workers, intra_threads=max(1, threads // workers)
-        )
+    spec.save(str(folder))
+    if shortlist:
+        line = "\t" + " ".join(tokens[EOS_IDX : EOS_IDX + shortlist])
+        (folder / SHORTLISTS["ctranslate2"]).write_text(line + "\n")
 
 
 def run_ctranslate2(peer: Any, sentences: list[list[int]], search: EvaluationConfig) -> None:

@@ -30,11 +30,11 @@ import psutil
 import torch
 from transformers import MarianConfig, MarianMTModel
 
+from benchmarks.decode import write_ctranslate2
 from benchmarks.latency_server import LENGTH, SHORTLIST_SHARE, Request
 from benchmarks.rounds import create_parser, print_table, progress, ratios, three_digits
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import ModelConfig
-from models.ctranslate2_spec import ctranslate2_spec
 from models.export_format import SHORTLISTS, Quantization
 from models.factory import create_model
 from models.onnx_graph import write_onnx
@@ -113,15 +113,8 @@ def write_model(
     if system.engine == "onnx":
         write_onnx(model, folder, quantization, shortlist=True)
         return
-    spec = ctranslate2_spec(model)
-    tokens = ["<pad>", "<unk>", "<s>", "</s>", *map(str, range(4, vocab_size))]
-    spec.register_source_vocabulary(tokens)
-    spec.register_target_vocabulary(tokens)
-    spec.validate()
-    spec.optimize(quantization)
-    spec.save(str(folder))
-    allowed = " ".join(tokens[EOS_IDX : EOS_IDX + round(SHORTLIST_SHARE * vocab_size)])
-    (folder / SHORTLISTS["ctranslate2"]).write_text(f"\t{allowed}\n")
+    allowed = round(SHORTLIST_SHARE * vocab_size)
+    write_ctranslate2(model, folder, quantization, vocab_size, allowed)
 
 
 def write_marian(folder: Path, config: ModelConfig, vocab_size: int) -> None:

@@ -60,11 +60,7 @@ class OnnxTranslator(TextTranslator):
             )
             self.max_target_tokens: int = settings.model["max_seq_len"]
             sizes = [vocabulary.get_piece_size() for vocabulary in vocabularies]
-            self.shortlist = (
-                read_shortlist(folder, *sizes)
-                if settings.shortlist and options.shortlist is not False
-                else None
-            )
+            self.shortlist = read_shortlist(folder, *sizes) if options.shortlist else None
         except LOAD_ERRORS as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         workers = thread_count()

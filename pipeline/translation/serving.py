@@ -247,7 +247,9 @@ def open_export(
         files = [SentencePieceProcessor(model_file=str(folder / name)) for name in names]
     except (OSError, RuntimeError) as error:
         raise ModelError(f"{folder}: not an exported model: {error}") from error
-    options = cast("SearchConfig", SimpleNamespace(**{**evaluation, **search}))
+    evaluation = {**evaluation, **search}
+    evaluation["shortlist"] = settings.shortlist and evaluation["shortlist"] is not False
+    options = cast("SearchConfig", SimpleNamespace(**evaluation))
     return settings, (files[0], files[-1]), options
 
 
@@ -260,7 +262,7 @@ def thread_count() -> int:
 class CTranslate2Translator(TextTranslator):
     """Translates by CTranslate2's beam search on the CPU: a worker on each core has its own batch.
 
-    The search is that of `pipeline/translation/beam_search.py`, except for two things. Tokens that
+    The search is that of `pipeline/translation/search.py`, except for two things. Tokens that
     no_repeat_ngram_size forbids do not count in the probabilities of the others. And where more
     than beam_size hypotheses finish in the same step, the best of them are kept, not the first: the
     lower ranks of an n-best list may differ, the first rank does not.
@@ -282,7 +284,7 @@ class CTranslate2Translator(TextTranslator):
 
         settings, vocabularies, options = open_export(folder, "ctranslate2", search)
         try:
-            self.one_by_one = settings.shortlist and options.shortlist is not False
+            self.one_by_one = bool(options.shortlist)
             if self.one_by_one:  # which CTranslate2 has for a batch, and we for a sentence
                 one_by_one = SimpleNamespace(**{**vars(options), "batch_tokens": 1})
                 options = cast("SearchConfig", one_by_one)
