@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field as Limit
 from pydantic import PositiveInt, model_validator
+from typing_extensions import Self
 
 from data_prep.section import Section
 
@@ -42,8 +43,8 @@ def _num_levels(values: dict[str, Any]) -> Any:
     return values.get("num_levels", 1)
 
 
-class ModelConfig(Section):
-    """Architecture and sizes; the defaults are the paper's base model (8.94M core parameters)."""
+class LayersConfig(Section):
+    """What models of every task have: architecture and sizes."""
 
     architecture: Architecture = "ringformer"
     """Model family: `ringformer`; `transformer` (fairseq2's own layers, post-LN); `universal` (one
@@ -63,6 +64,35 @@ class ModelConfig(Section):
     """N: how often the ring runs its one encoder and its one decoder layer (a plain Transformer
     has that many layers in each stack)."""
 
+    level_signals: LevelSignals = "all"
+    """RingFormer's ablations: input-dependent signals on attention and FFN (`all`, the paper's
+    model), on one of them, `static` (a learned vector per level instead), or `none`."""
+
+    dropout: float = Limit(default=0.1, ge=0, lt=1)
+    """Dropout probability on embeddings, sublayer outputs and FFN hidden units."""
+
+    @property
+    def deepest(self) -> int:
+        """Return the number of levels of the deepest stack."""
+        return self.num_levels
+
+    @model_validator(mode="after")
+    def _layers_fit_together(self) -> Self:
+        if self.model_dim % self.num_heads or self.model_dim % 2:
+            raise ValueError(
+                f"model_dim ({self.model_dim}) must be even and a multiple of num_heads "
+                f"({self.num_heads})"
+            )
+        if self.level_signals != "all" and self.architecture != "ringformer":
+            raise ValueError(
+                f"level_signals ({self.level_signals}) is for architecture ringformer only"
+            )
+        return self
+
+
+class ModelConfig(LayersConfig):
+    """Architecture and sizes; the defaults are the paper's base model (8.94M core parameters)."""
+
     encoder_levels: PositiveInt = Limit(default_factory=_num_levels)
     """N of the encoder alone."""
 
@@ -70,19 +100,12 @@ class ModelConfig(Section):
     """N of the decoder alone. Few levels make translating fast: each word passes through them one
     after the other, while the encoder takes a sentence at once."""
 
-    level_signals: LevelSignals = "all"
-    """RingFormer's ablations: input-dependent signals on attention and FFN (`all`, the paper's
-    model), on one of them, `static` (a learned vector per level instead), or `none`."""
-
     signal_rank: PositiveInt | None = None
     """Rank r of the level signals; null means model_dim / 16, the paper's choice."""
 
     residual_scale: float = Limit(default=1.0, ge=1)
     """α: each LayerNorm is of α x + sublayer(x), as in DeepNorm (arXiv 2203.00555), and what is
     added starts at α/N of the usual initial weights. Deep stacks need more than 1, the paper's."""
-
-    dropout: float = Limit(default=0.1, ge=0, lt=1)
-    """Dropout probability on embeddings, sublayer outputs and FFN hidden units."""
 
     tied_embeddings: bool = True
     """Share one matrix between source embedding, target embedding and output projection (of a joint
@@ -95,21 +118,17 @@ class ModelConfig(Section):
     """Longest sequence in tokens that the model accepts (EOS included)."""
 
     @property
+    def deepest(self) -> int:
+        """Return the number of levels of the deepest stack."""
+        return max(self.encoder_levels, self.decoder_levels)
+
+    @property
     def rank(self) -> int:
         """Return the rank r of the level signals."""
         return self.signal_rank or max(1, self.model_dim // 16)
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelConfig:
-        if self.model_dim % self.num_heads or self.model_dim % 2:
-            raise ValueError(
-                f"model_dim ({self.model_dim}) must be even and a multiple of num_heads "
-                f"({self.num_heads})"
-            )
-        if self.level_signals != "all" and self.architecture != "ringformer":
-            raise ValueError(
-                f"level_signals ({self.level_signals}) is for architecture ringformer only"
-            )
         if self.rank > self.model_dim:
             raise ValueError(f"signal_rank ({self.rank}) exceeds model_dim ({self.model_dim})")
         return self
