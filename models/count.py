@@ -151,11 +151,12 @@ def read_recipe(path: Path) -> Recipe:
         raise ValueError(str(error)) from error
     if not isinstance(content, dict):
         raise ValueError("not a recipe")
-    classifies = content.get("task") == "classification"
+    recipes = {"translation": TranslationRecipe, "classification": ClassificationRecipe}
+    task = content.get("task", "translation")
+    if not isinstance(task, str) or task not in recipes:
+        raise ValueError(f"task: {task} is none of {', '.join(recipes)}")
     try:
-        if classifies:
-            return ClassificationRecipe.model_validate(content)
-        return TranslationRecipe.model_validate(content)
+        return recipes[task].model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
