@@ -54,7 +54,7 @@ def picture(made: ImagesManifest, shards: Path) -> Figure:
     names = made.classes[:MOST_CLASSES]
     sheet = _contact_sheet(made, shards, len(names))
     rows = len(names)
-    figure = Figure(figsize=(11, 1.2 + 0.55 * rows), layout="constrained")
+    figure = Figure(figsize=(9.5, 1.2 + 0.55 * rows), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(sheet, extent=(0, EXAMPLES, rows, 0), interpolation="nearest", cmap="gray")
     counts = [[total.classes[label] for total in made.totals.values()] for label in range(rows)]
