@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,9 @@ def draw(made: ImagesManifest, shards: Path, path: Path) -> None:
     :param shards: folder of the shards.
     :param path: of the PNG; the same shards have the same bytes.
     """
-    picture(made, shards).savefig(path, dpi=110, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in names of classes
+        picture(made, shards).savefig(path, dpi=110, metadata={"Software": None})
 
 
 def picture(made: ImagesManifest, shards: Path) -> Figure:

@@ -59,7 +59,7 @@ FOLDER_SETS: Mapping[str, Any] = {
 def write_folders(root: Path) -> None:
     """Write a folder each of train, valid and test, with 4 images of cats and of dogs."""
     for seed, split in enumerate(("train", "valid", "test")):
-        for number, image in enumerate(draw_images(8, seed)):
+        for number, image in enumerate(draw_images(8, 10 + seed)):
             folder = root / split / ("cat" if number % 2 else "dog")
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).convert("RGB").save(folder / f"{number}.png")
