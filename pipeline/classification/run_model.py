@@ -30,7 +30,7 @@ def model_identity(recipe: ClassificationRecipe) -> dict[str, Any]:
     return {
         "model": recipe.model.model_dump(mode="json"),
         "shape of images": [data.channels, recipe.data.image_size],
-        "classes": list(data.classes),
+        "list of classes": list(data.classes),
         "data": digest_of([shard.sha256 for shard in data.of_split("train")]),
     }
 
