@@ -318,8 +318,8 @@ def _create_parser(
         if section not in groups:
             groups[section] = parser.add_argument_group(f"{section} keys")
         text = " ".join((field.description or "").split())
-        default = "required" if field.is_required() else f"default {default_of(field)}"
-        text = f"{text} [{default}]".replace("%", "%%")
+        otherwise = "required" if field.is_required() else f"default {default_of(field)}"
+        text = f"{text} [{otherwise}]".replace("%", "%%")
         groups[section].add_argument(
             f"--{key}", dest=key, default=argparse.SUPPRESS, metavar="VALUE",
             help=text if explain_keys else argparse.SUPPRESS,
