@@ -38,7 +38,7 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
         if points := sorted(history.get(key, {}).items()):
             label = f"{label}, {points[-1][1]:.3f} at the end"
             axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4)
-    _style_axes(axes)
+    style_axes(axes)
     axes.set_xlabel("step")
     axes.set_ylabel("cross-entropy per target token (nats)")
     figure.legend(frameon=False, loc="outside upper left", ncols=2)
@@ -47,7 +47,7 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
         bleu.plot(*zip(*points, strict=True), "s--", color=MUTED, markersize=4)
         bleu.set_ylabel("validation BLEU", color=MUTED)
         bleu.spines[["top", "left"]].set_visible(False)
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -67,22 +67,22 @@ def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: 
     )
     for place, bucket in enumerate(buckets):
         axes.text(place, 0, f"{bucket['sentences']:,}", color="white", ha="center", va="bottom")
-    _style_axes(axes)
+    style_axes(axes)
     axes.set_xticks(range(len(buckets)), [bucket["source_tokens"] for bucket in buckets])
     axes.set_xlabel("source tokens (in the bar: sentences)")
     axes.set_ylabel("BLEU, 95% confidence interval")
     axes.set_title(title, loc="left", fontsize=11, color=INK)
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
-def _style_axes(axes: Any) -> None:
+def style_axes(axes: Any) -> None:
     """Leave out the frame, and draw light horizontal lines behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID)
     axes.set_axisbelow(True)
 
 
-def _write_png(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path) -> None:
     """Write a PNG; the same picture has the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})

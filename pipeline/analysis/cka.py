@@ -12,6 +12,8 @@ estimate without bias must be allowed to have.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -57,10 +59,10 @@ def _centred_gram(x: Tensor) -> Tensor:
     x = x.double()
     x = x - x.mean(1, keepdim=True)  # changes nothing but rounding
     n = x.size(1)
-    gram = (x @ x.mT).diagonal_scatter(x.new_zeros(len(x), n), dim1=1, dim2=2)
+    gram = x @ x.mT
+    gram.diagonal(dim1=1, dim2=2).zero_()
     rows = gram.sum(2, keepdim=True) / (n - 2)
     total = gram.sum((1, 2), keepdim=True) / ((n - 1) * (n - 2))
-    centred = (gram - rows - rows.mT + total).diagonal_scatter(
-        x.new_zeros(len(x), n), dim1=1, dim2=2
-    )
-    return centred.flatten(1) / (n * (n - 3)) ** 0.5
+    centred = gram - rows - rows.mT + total
+    centred.diagonal(dim1=1, dim2=2).zero_()
+    return centred.flatten(1) / math.sqrt(n * (n - 3))

@@ -128,8 +128,10 @@ def record(stacks: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[s
     with ExitStack() as listening, _Recorder() as recorder, torch.no_grad():
         for name, stack in stacks.items():
             listening.enter_context(_input_noted(stack, notes[name]))
-            noted = _ring_noted if isinstance(stack, Stack) else _layers_noted
-            listening.enter_context(noted(stack, notes[name], recorder))
+            if isinstance(stack, Stack):
+                listening.enter_context(_ring_noted(stack, notes[name], recorder))
+            else:
+                listening.enter_context(_layers_noted(stack, notes[name], recorder))
         run()
     return {name: stack_notes.recording() for name, stack_notes in notes.items()}
 
@@ -155,16 +157,16 @@ def _ring_noted(stack: Stack[...], notes: _StackNotes, recorder: _Recorder) -> I
 
     def feed_forward(x: Tensor, *args: Any) -> Tensor:
         notes.levels[-1].ffn_input = x
-        y: Tensor = type(stack).feed_forward(stack, x, *args)  # type: ignore[attr-defined]
+        y: Tensor = of_class(stack, x, *args)
         return y
 
-    prepared = stack.prepared_layer
-    stack.prepared_layer, stack.feed_forward = layer, feed_forward
+    of_class, prepared = type(stack).feed_forward, stack.prepared_layer  # type: ignore[attr-defined]
+    stack.prepared_layer, stack.__dict__["feed_forward"] = layer, feed_forward
     try:
         yield
     finally:
         stack.prepared_layer = prepared
-        del stack.feed_forward  # the class has its own
+        del stack.__dict__["feed_forward"]
 
 
 @contextmanager
@@ -178,7 +180,7 @@ def _layers_noted(stack: nn.Module, notes: _StackNotes, recorder: _Recorder) -> 
         recorder.end_level(notes, output)
 
     with ExitStack() as hooks:
-        for layer in stack.get_submodule("layers"):
+        for layer in stack.get_submodule("layers").children():
             hooks.enter_context(layer.register_forward_pre_hook(begin))
             hooks.enter_context(layer.register_forward_hook(end))
         yield

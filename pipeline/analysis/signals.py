@@ -40,6 +40,7 @@ class SignalSizes:
         self._sums: dict[str, Tensor] = {}
         self._tokens = 0
 
+    @torch.no_grad()
     def add(self, ring: RingWeights, recorded: StackRecording, real: Tensor) -> None:
         """Take a batch in.
 
@@ -89,7 +90,7 @@ def _added(x: Tensor, signal: Signal | None, static: Tensor | None) -> tuple[Ten
         return ()
     added = static if signal is None else level_signal.apply(x, signal)
     assert added is not None
-    return added.split(x.size(-1), -1)
+    return added.chunk(added.size(-1) // x.size(-1), -1)
 
 
 def _sizes(signal: Tensor, x: Tensor, projected: Tensor, wx: Tensor) -> Tensor:

@@ -1,0 +1,177 @@
+"""The pictures of the analyses, in the style of `pipeline/pictures.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pipeline.pictures import BLUE, INK, MUTED, ORANGE, style_axes, write_png
+
+Floats = NDArray[np.floating[Any]]
+
+COLOURS = (BLUE, ORANGE)  # of a model, and of the one that it is compared with
+SHADES = {"q": "#2b6cb0", "k": "#63b3ed", "v": "#2c7a7b", "ffn": "#dd6b20"}
+MOST_NUMBERS = 10  # rows and columns of a matrix whose cells have their value in them
+GREEN_TO_YELLOW, WHITE_TO_BLUE = "viridis", "Blues"
+
+
+def draw_cka(names: tuple[str, str], stacks: Mapping[str, Floats], path: Path) -> None:
+    """Draw a matrix for each stack, from the lower left corner on.
+
+    :param names: of the models whose levels are the rows and the columns.
+    :param stacks: CKA by the stack's name, `[N + 1, M + 1]`.
+    """
+    figure = Figure(figsize=(5.2 * len(stacks), 4.8), layout="constrained")
+    colours = ScalarMappable(Normalize(0, 1), GREEN_TO_YELLOW)
+    panels = _panels(figure, len(stacks))
+    for axes, (stack, cka) in zip(panels, stacks.items(), strict=True):
+        axes.imshow(cka, origin="lower", norm=colours.norm, cmap=colours.cmap)
+        if max(cka.shape) <= MOST_NUMBERS:
+            for (row, column), value in np.ndenumerate(cka):
+                colour = "white" if value < 0.6 else INK
+                text = f"{value:.2f}" if np.isfinite(value) else "–"
+                axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=8)
+        axes.set_title(stack, loc="left", fontsize=11, color=INK)
+        axes.set_ylabel(f"level of {names[0]}")
+        axes.set_xlabel(f"level of {names[1]}")
+        axes.set_yticks(*_level_ticks(cka.shape[0]))
+        axes.set_xticks(*_level_ticks(cka.shape[1]))
+        axes.spines[:].set_visible(False)
+    figure.colorbar(colours, ax=panels, label="linear CKA", shrink=0.8)
+    write_png(figure, path)
+
+
+def draw_distances(models: Mapping[str, Mapping[str, Floats]], unit: str, path: Path) -> None:
+    """Draw the mean attention distance of each head as a dot, and of each level as a line.
+
+    :param models: by a model's name, and its stack's, `[N, H]`.
+    """
+    figure, panels = _figure_of_stacks(models)
+    for number, (name, stacks) in enumerate(models.items()):
+        for stack, distances in stacks.items():
+            levels, heads = distances.shape
+            x = np.repeat(np.arange(1, levels + 1), heads)
+            axes, colour = panels[stack], COLOURS[number]
+            axes.scatter(x, distances.flatten(), color=colour, alpha=0.4, s=18, linewidths=0)
+            axes.plot(range(1, levels + 1), distances.mean(1), color=colour, label=name)
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel("level")
+            axes.set_ylabel(f"mean attention distance ({unit})")
+    _legend(figure, panels)
+    write_png(figure, path)
+
+
+def draw_cosines(models: Mapping[str, Mapping[str, Floats]], path: Path) -> None:
+    """Draw how alike a token's states are: behind consecutive levels, and behind the last one.
+
+    :param models: by a model's name, and its stack's, cosines of all with all `[N + 1, N + 1]`.
+    """
+    figure, panels = _figure_of_stacks(models)
+    for number, (name, stacks) in enumerate(models.items()):
+        for stack, cosines in stacks.items():
+            axes, colour, levels = panels[stack], COLOURS[number], len(cosines) - 1
+            before = cosines.diagonal(1)
+            axes.plot(
+                range(1, levels + 1), before, "o-", color=colour, label=f"{name}: level before"
+            )
+            axes.plot(
+                range(levels), cosines[:-1, -1], "s--", color=colour, label=f"{name}: last level",
+                markersize=4,
+            )  # fmt: skip
+            axes.set_ylim(top=1.02)
+            axes.set_xlabel("level")
+            axes.set_ylabel("cosine of a token's states with those of the …")
+            axes.set_xticks(*_level_ticks(levels + 1))
+    _legend(figure, panels)
+    write_png(figure, path)
+
+
+def draw_signals(stacks: Mapping[str, Mapping[str, tuple[Floats, Floats]]], path: Path) -> None:
+    """Draw the sizes of level signals; where there are none, say so.
+
+    :param stacks: by the stack's name, and the projection's: relative to its input, and to what it
+        gives of it, each `[N]`.
+    """
+    figure = Figure(figsize=(4.8 * len(stacks), 6), layout="constrained")
+    panels = figure.subplots(2, len(stacks), squeeze=False, sharex=True)
+    for column, (stack, projections) in enumerate(stacks.items()):
+        labels = ("signal relative to its input", "relative to the projection")
+        for row, label in enumerate(labels):
+            axes = panels[row][column]
+            for name, sizes in projections.items():
+                levels = range(1, len(sizes[row]) + 1)
+                axes.plot(levels, sizes[row], "o-", color=SHADES[name], label=name, markersize=4)
+            style_axes(axes)
+            axes.set_ylim(bottom=0)
+            axes.set_ylabel(label)
+            if not projections:
+                axes.text(0.5, 0.5, "no level signals", transform=axes.transAxes, ha="center",
+                          color=MUTED)  # fmt: skip
+                axes.set_xticks([])
+        panels[0][column].set_title(stack, loc="left", fontsize=11, color=INK)
+        panels[1][column].set_xlabel("level")
+        if projections:
+            panels[0][column].legend(frameon=False, ncols=2)
+    write_png(figure, path)
+
+
+def draw_attention(
+    title: str, levels: Floats, rows: Sequence[str], columns: Sequence[str], path: Path
+) -> None:
+    """Draw a matrix for each level.
+
+    :param levels: `[N, T, S]`.
+    :param rows, columns: the tokens that attend, and those that are attended to.
+    """
+    across = min(3, len(levels))
+    down = -(-len(levels) // across)
+    size = (0.19 * len(columns) + 1.2) * across, (0.19 * len(rows) + 1.3) * down
+    figure = Figure(figsize=(max(size[0], 6), max(size[1], 3)), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    for number, axes in enumerate(panels):
+        if number >= len(levels):
+            axes.set_axis_off()
+            continue
+        axes.imshow(levels[number], cmap=WHITE_TO_BLUE, vmin=0, vmax=levels.max(), aspect="auto")
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(rows)), rows, fontsize=7)
+        axes.set_title(f"level {number + 1}", loc="left", fontsize=9, color=INK)
+        axes.spines[:].set_color(MUTED)
+        axes.tick_params(length=0)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    write_png(figure, path)
+
+
+def _panels(figure: Figure, count: int) -> Sequence[Any]:
+    panels: Sequence[Any] = figure.subplots(1, count, squeeze=False)[0]
+    return panels
+
+
+def _figure_of_stacks(
+    models: Mapping[str, Mapping[str, Floats]],
+) -> tuple[Figure, dict[str, Any]]:
+    """Return a figure, and its panels by the name of a stack; all models have the same."""
+    stacks = list(next(iter(models.values())))
+    figure = Figure(figsize=(4.8 * len(stacks), 4.2), layout="constrained")
+    panels = dict(zip(stacks, _panels(figure, len(stacks)), strict=True))
+    for stack, axes in panels.items():
+        style_axes(axes)
+        axes.set_title(stack, loc="left", fontsize=11, color=INK)
+    return figure, panels
+
+
+def _legend(figure: Figure, panels: Mapping[str, Any]) -> None:
+    handles, labels = next(iter(panels.values())).get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=2)
+
+
+def _level_ticks(count: int) -> tuple[range, list[str]]:
+    """Return places and labels of levels 0 (what enters the stack) to N."""
+    return range(count), ["in", *map(str, range(1, count))]

@@ -1,0 +1,147 @@
+"""One pass over the examples takes all measures of a model, or of two that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.ringformer.weights import RingWeights
+from pipeline.analysis.cka import MinibatchCKA
+from pipeline.analysis.distance import MeanAttentionDistance, without_class_token
+from pipeline.analysis.drawings import draw_cka, draw_cosines, draw_distances, draw_signals
+from pipeline.analysis.examples import AnalysedModel, Analysis, Batch, Examples
+from pipeline.analysis.recording import StackRecording, record
+from pipeline.analysis.signals import SignalSizes
+from pipeline.analysis.similarity import StateCosines
+
+DIGITS = 5  # of numbers in the JSON files; beyond, they depend on the order of additions
+
+Floats = NDArray[np.floating[Any]]
+
+
+class _ModelMeasures:
+    """What is measured of one model, stack by stack."""
+
+    def __init__(self, model: AnalysedModel) -> None:
+        self.model = model
+        self.distances = {stack: MeanAttentionDistance() for stack in model.stacks}
+        self.cosines = {stack: StateCosines() for stack in model.stacks}
+        self.signals = {stack: SignalSizes() for stack in model.stacks}
+
+    def add(self, batch: Batch, examples: Examples) -> dict[str, Tensor]:
+        """Take a batch in.
+
+        :returns: by stack, the mean state of each example behind each level, `[N + 1, B, d]`.
+        """
+        recorded = record(self.model.stacks, partial(batch.run, self.model.model))
+        pooled = {}
+        for name, stack in self.model.stacks.items():
+            found, real = recorded[name], batch.real[name]
+            self._add_distances(name, found, real, examples)
+            self.cosines[name].add(found.states, real)
+            if isinstance(stack, RingWeights):
+                self.signals[name].add(stack, found, real)
+            pooled[name] = _mean_of_positions(found.states, real)
+        return pooled
+
+    def _add_distances(
+        self, stack: str, found: StackRecording, real: Tensor, examples: Examples
+    ) -> None:
+        attention = found.self_attention
+        if examples.class_token:
+            attention, real = without_class_token(attention), real[:, 1:]
+        distances = examples.distances(attention.size(-1))
+        self.distances[stack].add(attention, distances, real)
+
+
+def _mean_of_positions(states: Tensor, real: Tensor) -> Tensor:
+    """Return the mean over those positions that are no padding: `[L, B, S, d]` → `[L, B, d]`."""
+    weights = real / real.sum(1, keepdim=True)
+    return torch.einsum("lbsd,bs->lbd", states, weights.to(states))
+
+
+def measure(
+    models: Sequence[AnalysedModel], examples: Examples, advance: Callable[[], None]
+) -> Iterator[Analysis]:
+    """Yield the analyses that are means over all examples.
+
+    :param models: one, or two to compare: CKA is then between their levels.
+    :param advance: called after each batch.
+    """
+    measures = [_ModelMeasures(model) for model in models]
+    cka = {stack: MinibatchCKA() for stack in models[0].stacks}
+    for batch in examples.batches():
+        pooled = [each.add(batch, examples) for each in measures]
+        for stack, similarity in cka.items():
+            similarity.add(pooled[0][stack], pooled[-1][stack])
+        advance()
+
+    about = {"examples": len(examples), "example": examples.what}
+    names = models[0].name, models[-1].name
+    matrices = {stack: _array(similarity.value()) for stack, similarity in cka.items()}
+    yield Analysis(
+        "cka",
+        {**about, "rows": names[0], "columns": names[1], "stacks": rounded(matrices)},
+        partial(draw_cka, names, matrices),
+    )
+    distances = {
+        each.model.name: {stack: _array(one.value()) for stack, one in each.distances.items()}
+        for each in measures
+    }
+    yield Analysis(
+        "attention_distance",
+        {**about, "unit": examples.unit, "models": rounded(distances)},
+        partial(draw_distances, distances, examples.unit),
+    )
+    cosines = {
+        each.model.name: {stack: _array(one.value()) for stack, one in each.cosines.items()}
+        for each in measures
+    }
+    yield Analysis(
+        "state_similarity",
+        {**about, "models": rounded(cosines)},
+        partial(draw_cosines, cosines),
+    )
+    if len(models) == 1:
+        yield _signals(measures[0], about)
+
+
+def _signals(measures: _ModelMeasures, about: Mapping[str, object]) -> Analysis:
+    """Return the analysis of a model's level signals."""
+    shares = {stack: sizes.value() for stack, sizes in measures.signals.items()}
+    arrays = {
+        stack: {
+            name: (_array(share.of_input), _array(share.of_projection))
+            for name, share in projections.items()
+        }
+        for stack, projections in shares.items()
+    }
+    content = {
+        stack: {
+            name: {"of_input": rounded(of_input), "of_projection": rounded(of_projection)}
+            for name, (of_input, of_projection) in projections.items()
+        }
+        or "no level signals"
+        for stack, projections in arrays.items()
+    }
+    return Analysis("signals", {**about, "stacks": content}, partial(draw_signals, arrays))
+
+
+def _array(values: Tensor) -> Floats:
+    array: Floats = values.cpu().numpy()
+    return array
+
+
+def rounded(value: Any) -> Any:
+    """Return nested mappings of arrays as JSON values; what is not a number as null."""
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return [rounded(item) for item in value]
+    return round(float(value), DIGITS) if np.isfinite(value) else None

@@ -1,0 +1,164 @@
+"""The analyses of a run's model, alone or beside another model: the files of a folder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import digest_of, read_json, sha256_of, write_json
+from data_prep.shards import read_shards_manifest
+from pipeline.analysis import translation
+from pipeline.analysis.examples import Analysis, Settings, Subject
+from pipeline.command_line import load_recipe
+from pipeline.evaluation.test_sets import slug_of
+from pipeline.recipe import Recipe, UsageError
+from pipeline.tracking.tracker import Tracker
+
+log = logging.getLogger("analyse")
+
+VERSION = 1  # raise it when the same model would give other files
+SUMMARY = "analysis.json"  # written last: it describes the others
+LIBRARIES = ("torch", "matplotlib")  # that files can differ by
+
+
+@dataclass(frozen=True)
+class Report:
+    """The analyses of a model, or of two that are compared."""
+
+    recipe: Recipe
+    settings: Settings
+
+    subjects: Sequence[Subject]
+    """The run's model, and the one that it is compared with, if there is one."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, against: Path | None, settings: Settings) -> Report:
+        """Return what there is to report.
+
+        :param against: a recipe, or the folder of an export: the model to compare with.
+        :raises CheckpointError: a run has no checkpoint.
+        :raises UsageError: the two models do not take the same examples.
+        """
+        own = translation.subject_of_run(recipe)
+        if settings.head is not None and settings.head > own.heads:
+            raise UsageError(f"--head {settings.head}: the model has {own.heads} heads")
+        if against is None:
+            return cls(recipe, settings, [own])
+        other = _subject_at(against)
+        if other.bound_to != own.bound_to:
+            raise UsageError(
+                f"--against {against}: its vocabulary is not that of {recipe.run_dir}, so the two "
+                "models read different tokens and cannot be compared"
+            )
+        if other.name == own.name:
+            other = other._replace(name=f"{other.name} (2)")
+        return cls(recipe, settings, [own, other])
+
+    @property
+    def _against(self) -> str:
+        """Return the name of the folder of a comparison; empty if there is none."""
+        return "".join(f"against-{slug_of(other.name)}" for other in self.subjects[1:])
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of all files."""
+        return self.recipe.run_dir / "analysis" / self._against
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return a digest of everything that the files depend on."""
+        valid = read_shards_manifest(self.recipe.shards).of_split("valid")
+        return digest_of(
+            {
+                "version": VERSION,
+                "libraries": [version(library) for library in LIBRARIES],
+                "settings": self.settings._asdict(),
+                "models": [(subject.name, subject.weights) for subject in self.subjects],
+                "examples": [shard.sha256 for shard in valid],
+            }
+        )
+
+    @cached_property
+    def _found(self) -> dict[str, Any]:
+        return read_json(self.folder / SUMMARY)
+
+    @property
+    def files(self) -> list[Path]:
+        """Return the files that were written, the summary last."""
+        names = self._found.get("files", {})
+        return [self.folder / name for name in (*names, SUMMARY)]
+
+    @property
+    def up_to_date(self) -> bool:
+        """Tell whether all files are there and whole, made from what the fingerprint stands for."""
+        return self._found.get("fingerprint") == self.fingerprint and all(
+            (self.folder / name).is_file() and sha256_of(self.folder / name) == digest
+            for name, digest in self._found["files"].items()
+        )
+
+    def bring_up_to_date(self) -> None:
+        """Analyse, unless that was done before."""
+        if self.up_to_date:
+            log.info("%s: up to date", self.folder)
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / SUMMARY).unlink(missing_ok=True)
+        for name in self._found.get("files", {}):  # of other settings, perhaps other names
+            (self.folder / name).unlink(missing_ok=True)
+        files: dict[str, str] = {}
+        for analysis in self._analyses():
+            json, png = (self.folder / f"{analysis.name}.{ending}" for ending in ("json", "png"))
+            write_json(json, analysis.content)
+            analysis.draw(png)
+            files |= {path.name: sha256_of(path) for path in (json, png)}
+        summary = {
+            "models": [
+                {"name": subject.name, "weights_sha256": subject.weights}
+                for subject in self.subjects
+            ],
+            **self.settings._asdict(),
+            "files": files,
+            "fingerprint": self.fingerprint,
+        }
+        write_json(self.folder / SUMMARY, summary)
+        self.__dict__["_found"] = summary
+
+    def _analyses(self) -> Iterator[Analysis]:
+        import torch
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from pipeline.analysis.measures import measure
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        models = [subject.load(device)._replace(name=subject.name) for subject in self.subjects]
+        examples = translation.examples(self.recipe, self.settings, models, device)
+        log.info("%s: %d %s", " and ".join(m.name for m in models), len(examples), examples.what)
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("analysing", total=len(examples.dealt))
+            yield from measure(models, examples, lambda: bar.advance(task))
+        if len(models) == 1:
+            yield from examples.attention_maps(models[0])
+
+    def log(self, tracker: Tracker) -> None:
+        """Log the files to MLflow, but for what was logged before."""
+        for path in self.files:
+            tracker.log_artifact(path, "/".join(filter(None, ["analysis", self._against])))
+
+
+def _subject_at(place: Path) -> Subject:
+    """Return the model of a recipe, or in the folder of an export.
+
+    :raises UsageError: there is neither.
+    """
+    if place.is_dir():
+        return translation.subject_of_export(place)
+    if not place.exists():
+        raise UsageError(f"--against {place}: neither a recipe nor the folder of an export")
+    return translation.subject_of_run(load_recipe(place))
