@@ -33,9 +33,10 @@ from models.factory import abstract_model, create_model
 from models.seq2seq import core_parameters
 from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.command_line import load_recipe
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT
 from pipeline.translation.batches import collate
 from pipeline.translation.translator import Translator
+from pipeline.translation_recipe import TranslationRecipe
 
 RECIPE = ROOT / "recipes" / "multi30k_de_en.yaml"
 SYSTEMS = {
@@ -65,7 +66,7 @@ class Run:
     overrides: Mapping[str, str]
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> TranslationRecipe:
         """Read the recipe with the overrides of this run."""
         return load_recipe(RECIPE, [*self.overrides.items(), ("run_dir", str(self.run_dir))])
 
@@ -124,7 +125,7 @@ def _mean(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
-def core_parameters_of(recipe: Recipe) -> int:
+def core_parameters_of(recipe: TranslationRecipe) -> int:
     """Return the number of parameters without embeddings and output projection."""
     size = recipe.data.vocabulary.size
     return core_parameters(abstract_model(recipe.model, (size, size)))

@@ -46,9 +46,9 @@ from models.ctranslate2_spec import ctranslate2_spec
 from models.export_format import SHORTLISTS
 from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.recipe import EvaluationConfig
 from pipeline.translation.beam_search import beam_search
 from pipeline.translation.serving import batches_by_length
+from pipeline.translation_recipe import TranslationEvaluation
 
 Run = Callable[[], None]
 
@@ -116,7 +116,7 @@ def run_hugging_face(peer: Any, sentences: list[list[int]], beam_size: int, size
 
 
 def run_our_search(
-    model: TranslationModel, sentences: list[list[int]], search: EvaluationConfig
+    model: TranslationModel, sentences: list[list[int]], search: TranslationEvaluation
 ) -> None:
     """Run our beam search, and check that it ends where it must."""
     lengths = {index: len(ids) for index, ids in enumerate(sentences)}
@@ -126,7 +126,7 @@ def run_our_search(
 
 
 def run_fairseq2(
-    model: TranslationModel, sentences: list[list[int]], search: EvaluationConfig
+    model: TranslationModel, sentences: list[list[int]], search: TranslationEvaluation
 ) -> None:
     """Run fairseq2's generator on our batches; each decodes up to the length of its longest."""
     generator = BeamSearchSeq2SeqGenerator(
@@ -176,7 +176,7 @@ def write_ctranslate2(
         (folder / SHORTLISTS["ctranslate2"]).write_text(line + "\n")
 
 
-def run_ctranslate2(peer: Any, sentences: list[list[int]], search: EvaluationConfig) -> None:
+def run_ctranslate2(peer: Any, sentences: list[list[int]], search: TranslationEvaluation) -> None:
     """Hand all batches to CTranslate2's workers at once, and check the lengths."""
     by_length = defaultdict(list)
     for ids in sentences:
@@ -282,7 +282,7 @@ def create_models(arguments: argparse.Namespace) -> Models:
 
 def runs_of(models: Models, sentences: list[list[int]], beam_size: int) -> dict[str, Run]:
     """Return for each system a function that translates `sentences`."""
-    search = EvaluationConfig(beam_size=beam_size, max_length_ratio=1.0, max_length_offset=0)
+    search = TranslationEvaluation(beam_size=beam_size, max_length_ratio=1.0, max_length_offset=0)
     runs: dict[str, Run] = {
         OURS: partial(run_our_search, models.ring, sentences, search),
         "RingFormer, fairseq2's generator": partial(run_fairseq2, models.ring, sentences, search),

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.decode import VOCAB, export_to_ctranslate2, model_of
 from benchmarks.rounds import create_parser, print_table
-from pipeline.recipe import SearchConfig
+from pipeline.translation_recipe import SearchConfig
 
 LENGTH = 25
 ALONE = 10  # sentences that are translated one by one

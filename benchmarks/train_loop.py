@@ -34,7 +34,6 @@ from benchmarks.rounds import create_parser, print_table, progress, ratios, seco
 from pipeline.checkpoints.folder import ValidationState
 from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed
-from pipeline.recipe import Recipe
 from pipeline.tracking.system_metrics import SystemMetrics
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.feed import Share
@@ -42,6 +41,7 @@ from pipeline.training.loop import Loop
 from pipeline.training.trainer import Trainer
 from pipeline.translation.batches import PairBatch
 from pipeline.translation.task import TranslationTask
+from pipeline.translation_recipe import TranslationRecipe
 
 LOGGING_THREADS = ("tracking", "system metrics")
 
@@ -82,7 +82,7 @@ def tokens_of(shares: Iterable[Share[PairBatch]]) -> int:
     return sum(share.units for share in shares)
 
 
-def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, list[float]]:
+def measure(recipe: TranslationRecipe, rounds: int, steps: int) -> dict[str, list[float]]:
     """Measure on this rank.
 
     :returns: for each round the seconds per token of the bare engine (`bare`), the loop without
@@ -136,7 +136,7 @@ def measure(recipe: Recipe, rounds: int, steps: int) -> dict[str, list[float]]:
     return found
 
 
-def endless_recipe(config: Path, arguments: Sequence[str]) -> Recipe:
+def endless_recipe(config: Path, arguments: Sequence[str]) -> TranslationRecipe:
     """Return a recipe whose training neither ends, validates nor saves.
 
     :param arguments: `--SECTION.KEY VALUE`, one after the other.
@@ -148,7 +148,7 @@ def endless_recipe(config: Path, arguments: Sequence[str]) -> Recipe:
     return load_recipe(config, overrides)
 
 
-def run_rank(arguments: argparse.Namespace, recipe: Recipe, scratch: Path) -> None:
+def run_rank(arguments: argparse.Namespace, recipe: TranslationRecipe, scratch: Path) -> None:
     """Measure as one rank of several; rank 0 writes what was found into `scratch`."""
     torch.set_num_threads(1)
     init_distributed()

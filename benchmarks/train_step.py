@@ -34,8 +34,8 @@ from models.config import ActivationCheckpointing, Architecture, ModelConfig
 from models.factory import create_model
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
-from pipeline.recipe import TrainingConfig
 from pipeline.training.deepspeed_config import deepspeed_config
+from pipeline.translation_recipe import TranslationTraining
 
 PAD, BOS, EOS = 0, 2, 3
 LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
@@ -115,7 +115,7 @@ def random_batch_loss(tokens: int, vocab_size: int, device: torch.device) -> Los
 
 def adamw(model: TranslationModel) -> torch.optim.Optimizer:
     """Return the optimizer that training asks DeepSpeed for: torch's AdamW, fused."""
-    asked = deepspeed_config(TrainingConfig(), accumulation_steps=1)["optimizer"]["params"]
+    asked = deepspeed_config(TranslationTraining(), accumulation_steps=1)["optimizer"]["params"]
     options = {key: asked[key] for key in ("lr", "betas", "eps", "weight_decay", "fused")}
     return torch.optim.AdamW(model.parameters(), **options)
 

@@ -128,6 +128,7 @@ class BatchPlan:
         :param lengths_digest: a digest of what has the lengths; None: they are read to make one.
         """
         self._sides = (source_lengths, target_lengths)
+        self.max_tokens = max_tokens
         self._micro_batch_tokens = micro_batch_tokens or max_tokens
         self.micro_batches_per_step = max_tokens // self._micro_batch_tokens
         self._seed = seed

@@ -1,1 +1,2 @@
-"""`models.factory.create_model` builds translation models; `models.export_format` stores them."""
+"""`models.factory` builds translation models and image classifiers; `models.export_format` stores
+them."""

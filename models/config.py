@@ -1,4 +1,4 @@
-"""This is the `model` section of a recipe, and a ring's policy of activation checkpointing."""
+"""These are the `model` sections of recipes, and a ring's policy of activation checkpointing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field as Limit
 from pydantic import PositiveInt, model_validator
+from typing_extensions import Self
 
 from data_prep.section import Section
 
@@ -42,13 +43,14 @@ def _num_levels(values: dict[str, Any]) -> Any:
     return values.get("num_levels", 1)
 
 
-class ModelConfig(Section):
-    """Architecture and sizes; the defaults are the paper's base model (8.94M core parameters)."""
+class LayersConfig(Section):
+    """Architecture and sizes of the layers, whatever they read."""
 
     architecture: Architecture = "ringformer"
-    """Model family: `ringformer`; `transformer` (fairseq2's own layers, post-LN); `universal` (one
-    shared layer; before each of its N iterations 1/N of position and level encodings is added);
-    `one_wide_ffn` (attention per layer, one FFN for all encoder layers, none in the decoder)."""
+    """Model family: `ringformer`; `transformer` (fairseq2's own layers: post-LN, for images those
+    of a ViT, pre-LN); `universal` (one shared layer; before each of its N iterations 1/N of
+    position and level encodings is added); `one_wide_ffn` (attention per layer, one FFN for all
+    encoder layers, none in a decoder)."""
 
     model_dim: PositiveInt = 512
     """Width d of the embeddings and of every level."""
@@ -60,8 +62,49 @@ class ModelConfig(Section):
     """Width of the feed-forward network's hidden layer."""
 
     num_levels: PositiveInt = 6
-    """N: how often the ring runs its one encoder and its one decoder layer (a plain Transformer
-    has that many layers in each stack)."""
+    """N: how often the ring runs its one layer (a plain Transformer has that many layers); of a
+    translation model, its one encoder and its one decoder layer."""
+
+    level_signals: LevelSignals = "all"
+    """RingFormer's ablations: input-dependent signals on attention and FFN (`all`, the paper's
+    model), on one of them, `static` (a learned vector per level instead), or `none`."""
+
+    dropout: float = Limit(default=0.1, ge=0, lt=1)
+    """Dropout probability on embeddings, sublayer outputs and FFN hidden units."""
+
+    @property
+    def deepest(self) -> int:
+        """Return the number of levels of the deepest stack."""
+        return self.num_levels
+
+    def rank_of(self, rank: int | None) -> int:
+        """Return the rank of level signals: what a key says, or the paper's choice."""
+        return rank or max(1, self.model_dim // 16)
+
+    @model_validator(mode="after")
+    def _layers_fit_together(self) -> Self:
+        if self.model_dim % self.num_heads or self.model_dim % 2:
+            raise ValueError(
+                f"model_dim ({self.model_dim}) must be even and a multiple of num_heads "
+                f"({self.num_heads})"
+            )
+        if self.level_signals != "all" and self.architecture != "ringformer":
+            raise ValueError(
+                f"level_signals ({self.level_signals}) is for architecture ringformer only"
+            )
+        return self
+
+    def refuse_rank(self, key: str, rank: int) -> None:
+        """Refuse a rank over the width.
+
+        :raises ValueError: it is.
+        """
+        if rank > self.model_dim:
+            raise ValueError(f"{key} ({rank}) exceeds model_dim ({self.model_dim})")
+
+
+class ModelConfig(LayersConfig):
+    """A translation model; the defaults are the paper's base model (8.94M core parameters)."""
 
     encoder_levels: PositiveInt = Limit(default_factory=_num_levels)
     """N of the encoder alone."""
@@ -70,19 +113,12 @@ class ModelConfig(Section):
     """N of the decoder alone. Few levels make translating fast: each word passes through them one
     after the other, while the encoder takes a sentence at once."""
 
-    level_signals: LevelSignals = "all"
-    """RingFormer's ablations: input-dependent signals on attention and FFN (`all`, the paper's
-    model), on one of them, `static` (a learned vector per level instead), or `none`."""
-
     signal_rank: PositiveInt | None = None
     """Rank r of the level signals; null means model_dim / 16, the paper's choice."""
 
     residual_scale: float = Limit(default=1.0, ge=1)
     """α: each LayerNorm is of α x + sublayer(x), as in DeepNorm (arXiv 2203.00555), and what is
     added starts at α/N of the usual initial weights. Deep stacks need more than 1, the paper's."""
-
-    dropout: float = Limit(default=0.1, ge=0, lt=1)
-    """Dropout probability on embeddings, sublayer outputs and FFN hidden units."""
 
     tied_embeddings: bool = True
     """Share one matrix between source embedding, target embedding and output projection (of a joint
@@ -95,21 +131,45 @@ class ModelConfig(Section):
     """Longest sequence in tokens that the model accepts (EOS included)."""
 
     @property
+    def deepest(self) -> int:
+        """Return the number of levels of the deepest stack."""
+        return max(self.encoder_levels, self.decoder_levels)
+
+    @property
     def rank(self) -> int:
         """Return the rank r of the level signals."""
-        return self.signal_rank or max(1, self.model_dim // 16)
+        return self.rank_of(self.signal_rank)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> ModelConfig:
-        if self.model_dim % self.num_heads or self.model_dim % 2:
-            raise ValueError(
-                f"model_dim ({self.model_dim}) must be even and a multiple of num_heads "
-                f"({self.num_heads})"
-            )
-        if self.level_signals != "all" and self.architecture != "ringformer":
-            raise ValueError(
-                f"level_signals ({self.level_signals}) is for architecture ringformer only"
-            )
-        if self.rank > self.model_dim:
-            raise ValueError(f"signal_rank ({self.rank}) exceeds model_dim ({self.model_dim})")
+    def _fits_together(self) -> Self:
+        self.refuse_rank("signal_rank", self.rank)
+        return self
+
+
+class VisionConfig(LayersConfig):
+    """An image classifier. Side and channels of the images, and the classes, are the data's."""
+
+    patch_size: PositiveInt = 16
+    """Side of a patch in pixels, of which each becomes one token; must divide the images' side."""
+
+    attention_signal_rank: PositiveInt | None = None
+    """Rank of the level signals on attention; null means model_dim / 16, the paper's choice."""
+
+    ffn_signal_rank: PositiveInt | None = None
+    """Rank of the level signals on the FFN; null means model_dim / 16, the paper's choice."""
+
+    @property
+    def attention_rank(self) -> int:
+        """Return the rank of the level signals on attention."""
+        return self.rank_of(self.attention_signal_rank)
+
+    @property
+    def ffn_rank(self) -> int:
+        """Return the rank of the level signals on the FFN."""
+        return self.rank_of(self.ffn_signal_rank)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        self.refuse_rank("attention_signal_rank", self.attention_rank)
+        self.refuse_rank("ffn_signal_rank", self.ffn_rank)
         return self

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from models.config import ModelConfig
-from models.ringformer import RingDecoder, RingEncoder
+from models.config import ModelConfig, VisionConfig
+from models.image_classifier import ImageClassifier, ImageShape, num_positions
+from models.ringformer import RingDecoder, RingEncoder, VisionRing
 from models.seq2seq import TranslationModel
 from models.transformer import transformer_decoder, transformer_encoder
+from models.vision_transformer import VisionTransformer
 
 
 def create_model(
@@ -21,6 +23,21 @@ def create_model(
         encoder, decoder = transformer_encoder(config), transformer_decoder(config)
         return TranslationModel(config, vocab_sizes, pad_idx, encoder, decoder)
     return TranslationModel(config, vocab_sizes, pad_idx, RingEncoder(config), RingDecoder(config))
+
+
+def create_classifier(config: VisionConfig, image: ImageShape, classes: int) -> ImageClassifier:
+    """Build the classifier that `config` describes, freshly initialised from torch's global RNG.
+
+    :param image: the images'.
+    :param classes: how many there are.
+    :raises ValueError: patches do not fill an image.
+    """
+    encoder = (
+        VisionTransformer(config)
+        if config.architecture == "transformer"
+        else VisionRing(config, num_positions(config, image))
+    )
+    return ImageClassifier(config, image, classes, encoder)
 
 
 def abstract_model(config: ModelConfig, vocab_sizes: tuple[int, int]) -> TranslationModel:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.config import ActivationCheckpointing, ModelConfig
 from models.output import OutputProjection
 from models.positions import InterleavedSinusoids
-from models.stack import Stack
+from models.stack import checkpoint_activations, compile_layers
 
 
 def _embedding(vocab_size: int, pad_idx: int, dim: int) -> StandardEmbedding:
@@ -140,23 +140,11 @@ class TranslationModel(Seq2SeqModel):
 
         :raises ValueError: the architecture has no levels to recompute.
         """
-        for stack in (self.encoder, self.decoder):
-            if isinstance(stack, Stack):
-                stack.checkpoint_activations(policy)
-            elif policy.levels:
-                raise ValueError(
-                    f"{type(stack).__name__} has no activation checkpointing; set "
-                    "training.activation_checkpointing.levels to 0"
-                )
+        checkpoint_activations((self.encoder, self.decoder), policy)
 
     def compile_layers(self, backend: str = "inductor") -> None:
         """Compile the layers with torch.compile: a ring's one, or each of a Transformer's."""
-        for stack in (self.encoder, self.decoder):
-            if isinstance(stack, Stack):
-                stack.compile_layer(backend)
-            else:
-                for layer in stack.layers:
-                    layer.compile(dynamic=True, backend=backend)  # type: ignore[no-untyped-call]
+        compile_layers((self.encoder, self.decoder), backend)
 
     def layout(self, seqs: Tensor) -> BatchLayout:
         """Return the layout of ids padded on the right with `pad_idx`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Concatenate, Generic, ParamSpec
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from models.activation_checkpointing import recompute, recompute_but_attention
 from models.config import ActivationCheckpointing
+from models.positions import InterleavedSinusoids
 
 P = ParamSpec("P")  # what a layer takes after x
 
@@ -33,6 +34,9 @@ class Stack(nn.Module, Generic[P]):
         super().__init__()
         self.num_levels, self.num_heads, self.dropout_p = num_levels, num_heads, dropout_p
         self.residual_scale = residual_scale
+        self.encodings: InterleavedSinusoids | None = None
+        """A Universal Transformer's, of positions and levels."""
+
         self.checkpointing = ActivationCheckpointing()
         self.compiler: str | None = None
         self.prepared_layer = self.layer
@@ -62,6 +66,18 @@ class Stack(nn.Module, Generic[P]):
             weight /= self.num_levels / self.residual_scale
         return nn.Parameter(weight if owned else weight[0])
 
+    def biases(
+        self, init: Callable[[Tensor], Tensor], size: int, *, owned: bool = False
+    ) -> nn.Parameter:
+        """Make freshly initialised biases.
+
+        :param init: fills them in place.
+        :param owned: each level has its own.
+        :returns: `[size]`, or `[N, size]` if owned.
+        """
+        shape = (self.num_levels, size) if owned else (size,)
+        return nn.Parameter(init(torch.empty(shape)))
+
     def layer_norms(self, dim: int, *, owned: bool) -> nn.Parameter:
         """Make weight and bias of LayerNorms.
 
@@ -69,6 +85,13 @@ class Stack(nn.Module, Generic[P]):
         """
         norm = torch.stack([torch.ones(dim), torch.zeros(dim)])
         return nn.Parameter(norm.repeat(self.num_levels, 1, 1) if owned else norm)
+
+    def per_level(self, weight: Tensor, owned: bool) -> Sequence[Tensor]:
+        """Return a weight as each level sees it.
+
+        :param owned: whether the first dimension of `weight` is the levels'.
+        """
+        return weight.unbind() if owned else [weight] * self.num_levels
 
     # ── Parts of a layer ────────────────────────────────────────────────────────────────────────
 
@@ -80,6 +103,18 @@ class Stack(nn.Module, Generic[P]):
     def dropout(self, x: Tensor) -> Tensor:
         """Drop elements out while training."""
         return F.dropout(x, self.dropout_p, self.training)
+
+    def add_encodings(self, x: Tensor, level: int, positions: range) -> Tensor:
+        """Add a Universal Transformer's encodings of level and positions; others have none.
+
+        :param positions: of `x` in its sequence; one for all where `x` holds hypotheses.
+        :raises ValueError: there is no encoding of such a position.
+        """
+        if self.encodings is None:
+            return x
+        # N times at full size they bury what the tokens say (docs/results.md).
+        added = self.encodings.at(positions) + self.encodings.table[level]
+        return x + (added / self.num_levels).to(x.dtype)
 
     # ── How the layer is run ────────────────────────────────────────────────────────────────────
 
@@ -133,3 +168,29 @@ class Stack(nn.Module, Generic[P]):
             for first in levels[:: policy.levels]:
                 x = recompute(segment, levels[first : first + policy.levels], x)
         return x
+
+
+def checkpoint_activations(encoders: Iterable[nn.Module], policy: ActivationCheckpointing) -> None:
+    """Keep for the backward pass of encoders and decoders what `policy` says, from now on.
+
+    :raises ValueError: one has no levels to recompute.
+    """
+    for stack in encoders:
+        if isinstance(stack, Stack):
+            stack.checkpoint_activations(policy)
+        elif policy.levels:
+            raise ValueError(
+                f"{type(stack).__name__} has no activation checkpointing; set "
+                "training.activation_checkpointing.levels to 0"
+            )
+
+
+def compile_layers(encoders: Iterable[nn.Module], backend: str) -> None:
+    """Compile the layers with torch.compile: a ring's one, or each of a Transformer's."""
+    for stack in encoders:
+        if isinstance(stack, Stack):
+            stack.compile_layer(backend)
+        else:
+            assert isinstance(stack.layers, nn.ModuleList)
+            for layer in stack.layers:
+                layer.compile(dynamic=True, backend=backend)  # type: ignore[no-untyped-call]

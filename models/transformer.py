@@ -5,6 +5,8 @@ Activation, norms and the absence of biases are RingFormer's, so that only the s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from fairseq2.models.transformer import (
     SDPA,
@@ -16,11 +18,11 @@ from fairseq2.models.transformer import (
     StandardTransformerEncoder,
     StandardTransformerEncoderLayer,
 )
-from fairseq2.nn import BatchLayout, ResidualConnect, StandardLayerNorm
+from fairseq2.nn import BatchLayout, Linear, ResidualConnect, StandardLayerNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.config import LAYER_NORM_EPS, ModelConfig
+from models.config import LAYER_NORM_EPS, LayersConfig, ModelConfig
 from models.positions import padding_mask
 
 
@@ -73,23 +75,34 @@ class ScaledResidual(ResidualConnect):
         return torch.add(seqs, residual, alpha=self.scale)
 
 
-def _attention(config: ModelConfig, *, causal: bool = False) -> StandardMultiheadAttention:
+def attention(
+    config: LayersConfig, *, causal: bool = False, bias: bool = False
+) -> StandardMultiheadAttention:
+    """Build an attention, freshly initialised."""
     return StandardMultiheadAttention(
-        config.model_dim, config.num_heads, RightPaddedSDPA(causal), bias=False
+        config.model_dim, config.num_heads, RightPaddedSDPA(causal), bias=bias
     )
 
 
-def _norm(config: ModelConfig) -> StandardLayerNorm:
+def norm(config: LayersConfig) -> StandardLayerNorm:
+    """Build a LayerNorm, freshly initialised."""
     return StandardLayerNorm(config.model_dim, bias=True, eps=LAYER_NORM_EPS)
 
 
-def _ffn(config: ModelConfig) -> StandardFeedForwardNetwork:
+def ffn(
+    config: LayersConfig, *, bias: bool = False, init: Callable[[Linear], None] | None = None
+) -> StandardFeedForwardNetwork:
+    """Build a feed-forward network.
+
+    :param init: initialises a projection; None: as fairseq2 does.
+    """
     return StandardFeedForwardNetwork(
         config.model_dim,
         config.ffn_inner_dim,
-        bias=False,
+        bias,
         inner_activation=nn.GELU(),
         inner_dropout_p=config.dropout,
+        proj_init_fn=init,
     )
 
 
@@ -99,10 +112,10 @@ def transformer_encoder(config: ModelConfig) -> StandardTransformerEncoder:
     encoder = StandardTransformerEncoder(
         [
             StandardTransformerEncoderLayer(
-                _attention(config),
-                _norm(config),
-                _ffn(config),
-                _norm(config),
+                attention(config),
+                norm(config),
+                ffn(config),
+                norm(config),
                 self_attn_residual=residual,
                 ffn_residual=residual,
                 dropout_p=config.dropout,
@@ -110,7 +123,7 @@ def transformer_encoder(config: ModelConfig) -> StandardTransformerEncoder:
             for _ in range(config.encoder_levels)
         ]
     )
-    _start_small(encoder, config.encoder_levels / config.residual_scale)
+    start_small(encoder, config.encoder_levels / config.residual_scale)
     return encoder
 
 
@@ -120,12 +133,12 @@ def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
     decoder = StandardTransformerDecoder(
         [
             StandardTransformerDecoderLayer(
-                _attention(config, causal=True),
-                _norm(config),
-                _attention(config),
-                _norm(config),
-                _ffn(config),
-                _norm(config),
+                attention(config, causal=True),
+                norm(config),
+                attention(config),
+                norm(config),
+                ffn(config),
+                norm(config),
                 self_attn_residual=residual,
                 encoder_decoder_attn_residual=residual,
                 ffn_residual=residual,
@@ -134,11 +147,11 @@ def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
             for _ in range(config.decoder_levels)
         ]
     )
-    _start_small(decoder, config.decoder_levels / config.residual_scale)
+    start_small(decoder, config.decoder_levels / config.residual_scale)
     return decoder
 
 
-def _start_small(stack: nn.Module, divisor: float) -> None:
+def start_small(stack: nn.Module, divisor: float) -> None:
     """Scale what a layer adds to the residual stream to α/N, as in a ring (`Stack.matrices`)."""
     with torch.no_grad():
         for name, weight in stack.named_parameters():

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, overload
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
@@ -25,9 +25,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.recipe import ROOT, Recipe, UsageError
+from pipeline.translation_recipe import TranslationRecipe
 
 OUR_MODULES = {"data_prep", "models", "pipeline", "__main__"}
 DEFAULT_RECIPE = ROOT / "recipes" / "quickstart.yaml"
+
+TASKS: dict[str, type[Recipe]] = {
+    "translation": TranslationRecipe,
+}
+"""What a recipe's `task` can be; the first is the default."""
+
+R = TypeVar("R", bound=Recipe)
 
 Location = Sequence[str | int]  # a key of a recipe, as pydantic names it
 
@@ -35,9 +43,10 @@ STOPPED = 75  # exit code after a signal: EX_TEMPFAIL, "try again"
 AGAIN = "run the same command again to continue"
 
 
-def recipe_keys(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def recipe_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Return every dotted key that holds a value, with its pydantic field.
 
+    :param section: a task's recipe, or a section of it.
     :param prefix: of the keys of `section`, with a dot at its end.
     """
     for name, field in section.model_fields.items():
@@ -65,28 +74,30 @@ def is_section(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+@overload
+def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> TranslationRecipe: ...
+@overload
+def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = (), *, kind: type[R]) -> R: ...
+def load_recipe(
+    path: Path,
+    overrides: Sequence[tuple[str, str]] = (),
+    *,
+    kind: type[Recipe] = TranslationRecipe,
+) -> Recipe:
     """Read a recipe, and apply overrides.
 
     :param overrides: dotted keys, each with the text that is given for it.
+    :param kind: the task's, or `Recipe` for that of any task.
     :raises UsageError: its one line names file, line, key, what was expected, and the nearest key.
     """
-    try:
-        content = YAML().load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot read the recipe: {error}") from error
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        problem = " ".join(str(error.problem).split())
-        raise UsageError(f"{path}:{line}: not valid YAML: {problem}") from error
-    except YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path}: a recipe is a YAML mapping with a key `run_dir`")
-    fields = dict(recipe_keys())
+    content = _read_yaml(path)
+    recipe = _recipe_of(content, path)
+    if not issubclass(recipe, kind):
+        raise UsageError(f"{path}: this command is not for the task {_task_of(content)}")
+    fields = dict(recipe_keys(recipe))
     for key, text in overrides:
         if key not in fields:
-            raise UsageError(f"unknown argument `--{key}`{_nearest_key_hint(key, '--')}")
+            raise UsageError(f"unknown argument `--{key}`{_nearest_key_hint(key, recipe, '--')}")
         *parents, last = key.split(".")
         section = content
         for parent in parents:
@@ -100,9 +111,47 @@ def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> Recipe
         where = _where(location, path, content, overridden)
         raise UsageError(f"{where}: `{'.'.join(map(str, location))}`: must not be empty")
     try:
-        return Recipe.model_validate(content)
+        return recipe.model_validate(content)
     except ValidationError as error:
-        raise UsageError(_describe_error(error, path, content, overridden)) from error
+        raise UsageError(_describe_error(error, recipe, path, content, overridden)) from error
+
+
+def _read_yaml(path: Path) -> Any:
+    """Return the mapping in a recipe's file, with ruamel.yaml's line numbers.
+
+    :raises UsageError: there is none.
+    """
+    try:
+        content = YAML().load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot read the recipe: {error}") from error
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        problem = " ".join(str(error.problem).split())
+        raise UsageError(f"{path}:{line}: not valid YAML: {problem}") from error
+    except YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: a recipe is a YAML mapping with a key `run_dir`")
+    return content
+
+
+def _task_of(content: Any) -> Any:
+    return content.get("task", next(iter(TASKS)))
+
+
+def _recipe_of(content: Any, path: Path) -> type[Recipe]:
+    """Return what the keys of a recipe are: those of its task.
+
+    :raises UsageError: there is no such task.
+    """
+    task = _task_of(content)
+    if not isinstance(task, str) or task not in TASKS:
+        raise UsageError(
+            f"{_where(['task'], path, content, set())}: `task`: expected {' or '.join(TASKS)}, not "
+            f"{task!r}"
+        )
+    return TASKS[task]
 
 
 def _empty_texts(value: Any, location: Location = ()) -> Iterator[Location]:
@@ -150,7 +199,9 @@ def _parse_value(key: str, text: str) -> Any:
         raise UsageError(f"command line: `{key}`: cannot read {text!r} as YAML") from error
 
 
-def _describe_error(error: ValidationError, path: Path, content: Any, overridden: set[str]) -> str:
+def _describe_error(
+    error: ValidationError, recipe: type[Recipe], path: Path, content: Any, overridden: set[str]
+) -> str:
     """Return one line about the first of the errors; parameters as of `_where`."""
     # A default that is another key's value cannot be told where that one is wrong.
     errors = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
@@ -161,7 +212,7 @@ def _describe_error(error: ValidationError, path: Path, content: Any, overridden
     more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
     if first["type"] == "extra_forbidden":
         in_a_list = any(isinstance(part, int) for part in location)
-        hint = "; docs/recipe.md has its keys" if in_a_list else _nearest_key_hint(key)
+        hint = "; docs/recipe.md has its keys" if in_a_list else _nearest_key_hint(key, recipe)
         return f"{where}: unknown key `{key}`{hint}{more}"
     if first["type"] == "missing":
         return f"{where}: key `{key}` is required{more}"
@@ -170,9 +221,9 @@ def _describe_error(error: ValidationError, path: Path, content: Any, overridden
     return f"{where}: `{key or 'recipe'}`: {message[:1].lower() + message[1:]}{given}{more}"
 
 
-def _nearest_key_hint(key: str, prefix: str = "") -> str:
+def _nearest_key_hint(key: str, recipe: type[Recipe], prefix: str = "") -> str:
     """Return the question whether the nearest key was meant; nothing if none is near."""
-    keys = {name: name for name, _ in recipe_keys()}
+    keys = {name: name for name, _ in recipe_keys(recipe)}
     keys |= {name.rsplit(".", 1)[-1]: name for name in keys}
     for wanted in (key, key.rsplit(".", 1)[-1]):
         if near := difflib.get_close_matches(wanted, keys, n=1, cutoff=0.5):
@@ -223,9 +274,14 @@ def default_of(field: Any) -> str:
 
 
 def _create_parser(
-    program: str, description: str, add_arguments: Callable[[argparse.ArgumentParser], None]
+    program: str,
+    description: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    recipe: type[Recipe],
 ) -> _Parser:
     """Return a parser of the arguments that a command has, and of those that all have.
+
+    :param recipe: the keys of its task are among them.
 
     Its help explains a command's own arguments, and names recipe keys; `--help_keys` explains both.
     """
@@ -234,7 +290,7 @@ def _create_parser(
         prog=program,
         usage=f"{program} [OPTION VALUE]... [--SECTION.KEY VALUE]...",
         description=description,
-        epilog=None if explain_keys else _key_names(),
+        epilog=None if explain_keys else _key_names(recipe),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -250,7 +306,7 @@ def _create_parser(
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     groups: dict[str, Any] = {}
-    for key, field in recipe_keys():
+    for key, field in recipe_keys(recipe):
         section = key.split(".")[0] if "." in key else "recipe"
         if section not in groups:
             groups[section] = parser.add_argument_group(f"{section} keys")
@@ -264,10 +320,10 @@ def _create_parser(
     return parser
 
 
-def _key_names() -> str:
+def _key_names(recipe: type[Recipe]) -> str:
     """Return the names of all recipe keys, section by section."""
     sections: dict[str, list[str]] = {}
-    for key, _ in recipe_keys():
+    for key, _ in recipe_keys(recipe):
         section, _, name = key.rpartition(".")
         sections.setdefault(section, []).append(name)
     head = "recipe keys, as --SECTION.KEY VALUE; --help_keys and docs/recipe.md explain them:"
@@ -284,9 +340,10 @@ def _key_names() -> str:
 def run_command(
     program: str,
     description: str,
-    command: Callable[[Recipe, argparse.Namespace], None],
+    command: Callable[[R, argparse.Namespace], None],
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
     *,
+    kind: type[R],
     continues: bool = True,
 ) -> NoReturn:
     """Parse `sys.argv`, call `command(recipe, arguments)`, and exit.
@@ -294,23 +351,29 @@ def run_command(
     Exit codes: 0 done, 2 bad usage or recipe, 75 stopped by Ctrl-C, 1 anything else. Errors are one
     message on stderr; a traceback only with `--debug` or RINGFORMER_DEBUG=1.
 
+    :param kind: of the recipes that the command takes; `Recipe` is any.
     :param continues: whether the same command, after Ctrl-C, goes on where it was; if not, that is
         an error.
     """
     _open_closed_streams()
     debug = "--debug" in sys.argv or os.environ.get("RINGFORMER_DEBUG") == "1"
     try:
-        parser = _create_parser(program, description, add_arguments)
+        recipe = _recipe_on_command_line(kind)
+        parser = _create_parser(program, description, add_arguments, recipe)
         arguments, unknown = parser.parse_known_args()
         if unknown:
             wanted = unknown[0].split("=")[0]
-            hint = _nearest_key_hint(wanted.lstrip("-"), "--") if wanted.startswith("--") else ""
+            hint = (
+                _nearest_key_hint(wanted.lstrip("-"), recipe, "--")
+                if wanted.startswith("--")
+                else ""
+            )
             raise UsageError(f"unknown argument `{unknown[0]}`{hint} (see --help)")
         values = vars(arguments)
-        overrides = [(key, values[key]) for key, _ in recipe_keys() if key in values]
+        overrides = [(key, values[key]) for key, _ in recipe_keys(recipe) if key in values]
         if arguments.deepspeed_config:
             overrides.append(("training.deepspeed_config", arguments.deepspeed_config))
-        command(load_recipe(arguments.config, overrides), arguments)
+        command(load_recipe(arguments.config, overrides, kind=kind), arguments)
     except UsageError as error:
         _exit_with_error(program, str(error), debug, exit_code=2)
     except KeyboardInterrupt:
@@ -327,6 +390,23 @@ def run_command(
         name = "" if ours or isinstance(error, OSError) else f"{type(error).__name__}: "
         _exit_with_error(program, f"{name}{error}", debug, exit_code=1)
     sys.exit(0)
+
+
+def _recipe_on_command_line(kind: type[Recipe]) -> type[Recipe]:
+    """Return what the keys are of the recipe that `--config` names.
+
+    Whatever is wrong with it is told later, behind what is wrong with the command line itself.
+
+    :param kind: what they are if that cannot be told.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE)
+    default = TASKS[next(iter(TASKS))]
+    try:
+        path = parser.parse_known_args()[0].config
+        return _recipe_of(_read_yaml(path), path)
+    except (UsageError, argparse.ArgumentError):
+        return kind if kind in TASKS.values() else default
 
 
 def on_signals(handler: Callable[[int, FrameType | None], object]) -> None:

@@ -151,4 +151,4 @@ def _runs_page(address: str, experiment: str) -> str:
 
 
 if __name__ == "__main__":
-    run_command("dashboard", "Serve the MLflow dashboard.", main, add_arguments)
+    run_command("dashboard", "Serve the MLflow dashboard.", main, add_arguments, kind=Recipe)

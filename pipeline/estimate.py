@@ -20,13 +20,14 @@ from models.factory import create_model, parameter_count
 from models.seq2seq import TranslationModel
 from pipeline.command_line import run_command
 from pipeline.preflight import GIB
-from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe import UsageError
 from pipeline.training.deepspeed_config import (
     activation_checkpointing,
     deepspeed_config,
     precision,
     reduce_bucket_size,
 )
+from pipeline.translation_recipe import TranslationRecipe
 
 SENTENCE_TOKENS = 32  # tokens a side of the sentences that activations are measured with
 ADAM_BYTES = 8  # bytes a parameter: two moments in float32
@@ -63,7 +64,7 @@ def kept_activations(model: TranslationModel, sentences: int, vocab_size: int) -
     return sum(kept.values())
 
 
-def activations_per_token(recipe: Recipe, dtype: torch.dtype) -> float:
+def activations_per_token(recipe: TranslationRecipe, dtype: torch.dtype) -> float:
     """Return the bytes kept for each token position of the longer side, both stacks together."""
     size = min(recipe.data.vocabulary.size, 1000)  # logits are never kept
     model = create_model(recipe.model, (size, size), PAD_IDX).to(dtype).train()
@@ -143,7 +144,7 @@ def sent_bytes(parameters: int, stage: int, gpus: int, precision: str, accumulat
     return volume[stage] * (gpus - 1) / gpus
 
 
-def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
+def print_estimate(recipe: TranslationRecipe, nodes: int, gpus_per_node: int) -> None:
     """Print what the recipe's training will need on that many GPUs."""
     gpus = nodes * gpus_per_node
     training = recipe.training
@@ -192,7 +193,7 @@ def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     )
 
 
-def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     """Print the estimate for the GPUs that the command line names."""
     if min(arguments.nodes, arguments.gpus) < 1:
         raise UsageError("--nodes and --gpus must be at least 1")
@@ -206,4 +207,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    run_command("estimate", "Memory and communication of a training.", main, _add_arguments)
+    run_command(
+        "estimate",
+        "Memory and communication of a training.",
+        main,
+        _add_arguments,
+        kind=TranslationRecipe,
+    )

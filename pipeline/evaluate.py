@@ -26,9 +26,10 @@ from pipeline.evaluation.results import Result, Scores
 from pipeline.preflight import remove_dead_build_locks
 from pipeline.publishing.registry import register
 from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank, world_size
-from pipeline.recipe import Recipe, SearchConfig
+from pipeline.tasks import task_of
 from pipeline.tracking.provenance import log_data
 from pipeline.tracking.tracker import open_tracker, run_id_of
+from pipeline.translation_recipe import SearchConfig, TranslationRecipe
 
 log = logging.getLogger("evaluate")
 
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     """Evaluate on every rank, and publish on rank 0."""
     logging.basicConfig(
         level=logging.INFO if rank() == 0 else logging.ERROR, format="%(name)s: %(message)s"
@@ -72,7 +73,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
             leave_ranks()
 
 
-def _search_keys(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, object]:
+def _search_keys(recipe: TranslationRecipe, arguments: argparse.Namespace) -> dict[str, object]:
     """Return the search keys on the command line.
 
     For an export warn of the section's other keys, which do not apply to it.
@@ -92,7 +93,7 @@ def _publish(evaluation: Evaluation, baseline: Mapping[str, LoggedEvaluation]) -
     model, results, validation = evaluation
     recipe = model.recipe
     tracker = open_tracker(recipe)
-    log_data(tracker, recipe)
+    log_data(tracker, recipe, task_of(recipe).data_facts())
     for result in (*results, *filter(None, [validation])):
         result.log(tracker)
     if not model.export:
@@ -110,7 +111,7 @@ def _publish(evaluation: Evaluation, baseline: Mapping[str, LoggedEvaluation]) -
     print("\n".join([*lines, summary(recipe, results)]))
 
 
-def summary(recipe: Recipe, results: Sequence[Result]) -> str:
+def summary(recipe: TranslationRecipe, results: Sequence[Result]) -> str:
     """Return the last lines that a run prints: the scores, those of the recipe's test set last."""
     own, *others = results
     run = run_id_of(recipe) or "not sent yet"
@@ -140,7 +141,7 @@ def _leak(scores: Scores) -> str:
     )
 
 
-def _dashboard_hint(recipe: Recipe) -> str:
+def _dashboard_hint(recipe: TranslationRecipe) -> str:
     """Return the command that shows the dashboard, or the address of the tracking server."""
     uri = recipe.tracking_uri
     if uri.startswith(("http://", "https://")):
@@ -150,4 +151,10 @@ def _dashboard_hint(recipe: Recipe) -> str:
 
 
 if __name__ == "__main__":
-    run_command("evaluate", "Translate test sets and score them.", main, add_arguments)
+    run_command(
+        "evaluate",
+        "Translate test sets and score them.",
+        main,
+        add_arguments,
+        kind=TranslationRecipe,
+    )

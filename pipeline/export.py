@@ -10,7 +10,8 @@ from data_prep.files import only_command_in
 from models.export_format import Format
 from pipeline.command_line import path_argument, run_command
 from pipeline.publishing.exports import export, serving_format
-from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe import UsageError
+from pipeline.translation_recipe import TranslationRecipe
 
 log = logging.getLogger("export")
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     """Export the model that the recipe's `evaluation` names."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     folder = arguments.output or recipe.run_dir / "export"
@@ -61,4 +62,4 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_command("export", "Export the trained model.", main, add_arguments)
+    run_command("export", "Export the trained model.", main, add_arguments, kind=TranslationRecipe)

@@ -11,8 +11,10 @@ from data_prep.stage import log
 from pipeline.command_line import run_command
 from pipeline.evaluation.test_sets import held_out_of
 from pipeline.recipe import Recipe
+from pipeline.tasks import task_of
 from pipeline.tracking.provenance import log_data
 from pipeline.tracking.tracker import open_tracker
+from pipeline.translation_recipe import TranslationRecipe
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
@@ -23,18 +25,22 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         logging.ERROR
     )  # it reports that it builds a font cache
     started = time.monotonic()
-    totals = prepare(recipe.data, recipe.run_dir, held_out_of(recipe)).totals["train"]
+    made = _prepare(recipe)
     tracker = open_tracker(recipe)
-    log_data(tracker, recipe)
-    log.info(
-        "done in %.1f s: %d training pairs, %d target tokens in %s",
-        time.monotonic() - started,
-        totals.pairs,
-        totals.target_tokens,
-        recipe.shards,
-    )
+    log_data(tracker, recipe, task_of(recipe).data_facts())
+    log.info("done in %.1f s: %s in %s", time.monotonic() - started, made, recipe.shards)
     tracker.close(status=None)
 
 
+def _prepare(recipe: Recipe) -> str:
+    """Bring the shards up to date.
+
+    :returns: what there is to train on, in words.
+    """
+    assert isinstance(recipe, TranslationRecipe)
+    totals = prepare(recipe.data, recipe.run_dir, held_out_of(recipe)).totals["train"]
+    return f"{totals.pairs} training pairs, {totals.target_tokens} target tokens"
+
+
 if __name__ == "__main__":
-    run_command("prepare", "Turn raw corpora into binarized shards.", main)
+    run_command("prepare", "Turn raw corpora into binarized shards.", main, kind=Recipe)

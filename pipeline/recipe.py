@@ -1,21 +1,22 @@
-"""The keys of a recipe, the YAML file that describes a run from corpora to BLEU.
+"""The keys that a recipe has whatever its task.
 
-`command_line.py` reads it.
+A recipe is the YAML file that describes a run from data to scores. `translation_recipe.py` and
+`classification_recipe.py` have each task's own keys; `command_line.py` reads them.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import quote
 
-from pydantic import Discriminator, PositiveInt, Tag, field_validator, model_validator
 from pydantic import Field as Limit
+from pydantic import PositiveInt, field_validator, model_validator
+from typing_extensions import Self
 
-from data_prep.config import DataConfig
 from data_prep.section import Section
-from data_prep.stage import CLEAN, SHARDS
-from models.config import ActivationCheckpointing, ModelConfig
+from data_prep.stage import SHARDS
+from models.config import ActivationCheckpointing, LayersConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +30,12 @@ class UsageError(Exception):
 class TrainingConfig(Section):
     """Optimisation and the training loop."""
 
+    batch_key: ClassVar[str]
+    """The key for the size of a global batch."""
+
+    micro_batch_key: ClassVar[str]
+    """That for the size of a micro-batch."""
+
     seed: int = Limit(default=1, ge=0)
     """Seed of initial weights, batch order and dropout."""
 
@@ -37,14 +44,6 @@ class TrainingConfig(Section):
 
     max_epochs: float | None = Limit(default=None, gt=0)
     """End after this many passes over the data, unless max_steps ends training before."""
-
-    max_tokens: PositiveInt = 32768
-    """Tokens in a global batch: pairs × longest side, padding included, summed over its
-    micro-batches. The batch is the same however many ranks share it."""
-
-    micro_batch_tokens: PositiveInt | None = None
-    """Most tokens in one forward pass; a global batch of more is accumulated, or shared by ranks:
-    more ranks than micro-batches are of no use. null: max_tokens."""
 
     read_ahead_steps: PositiveInt = 8
     """Steps whose pairs are read ahead, each by a thread of its own; raise it where `data wait` is
@@ -89,10 +88,6 @@ class TrainingConfig(Section):
     ema_decay: float = Limit(default=0.0, ge=0, lt=1)
     """Keep an exponential moving average of the weights, for evaluation.use_ema; 0: none."""
 
-    random_depth: bool = False
-    """Run each micro-batch through a random number of the decoder's levels, 1 to N, so that
-    evaluation.decoder_levels can be any of them; for architecture ringformer only."""
-
     compile: bool = False
     """Compile the layers with torch.compile, which takes some minutes at the start."""
 
@@ -107,13 +102,9 @@ class TrainingConfig(Section):
     validate_every: PositiveInt = 1000
     """Steps between validations; one that finds the best model so far also saves a checkpoint."""
 
-    bleu_every: int = Limit(default=0, ge=0)
-    """Steps between validations that also translate the validation set with evaluation's beam, a
-    multiple of validate_every. BLEU then says which model is best; 0: the validation loss does."""
-
     early_stopping: int = Limit(default=0, ge=0)
-    """End after this many validations in a row that found no better model (only those with BLEU
-    count when bleu_every is set); 0: never."""
+    """End after this many validations in a row that found no better model; 0: never. Those that do
+    not judge the model do not count, where bleu_every is set."""
 
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints (there is always one at the end)."""
@@ -133,74 +124,14 @@ class TrainingConfig(Section):
     """`auto` continues from the newest checkpoint of run_dir; `never` refuses to touch one."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> TrainingConfig:
-        if self.micro_batch_tokens and self.max_tokens % self.micro_batch_tokens:
-            raise ValueError(
-                f"max_tokens ({self.max_tokens}) must be a multiple of micro_batch_tokens "
-                f"({self.micro_batch_tokens})"
-            )
-        if self.bleu_every % self.validate_every:
-            raise ValueError(
-                f"bleu_every ({self.bleu_every}) must be a multiple of validate_every "
-                f"({self.validate_every})"
-            )
+    def _warms_up(self) -> Self:
         if self.schedule == "noam" and not self.warmup_steps:
             raise ValueError("schedule noam needs warmup_steps")
         return self
 
 
-class TestSetFiles(Section):
-    """A test set in line-aligned files below `data.root`: plain text, `.gz` or `.sgm`."""
-
-    name: str
-    """Name of the test set in scores."""
-
-    source: str
-    """Source side, one sentence a line."""
-
-    references: tuple[str, ...] = Limit(min_length=1)
-    """One file for each translator."""
-
-
-TestSetEntry = Annotated[
-    Annotated[str, Tag("a name")] | Annotated[TestSetFiles, Tag("some files")],
-    Discriminator(lambda value: "a name" if isinstance(value, str) else "some files"),
-]
-
-
-class SearchConfig(Section):
-    """How a model translates: beam search."""
-
-    beam_size: PositiveInt = 4
-    """Hypotheses kept at each step; 1 is greedy search."""
-
-    length_penalty: float = 1.0
-    """Scores are divided by length to this power."""
-
-    no_repeat_ngram_size: int = Limit(default=0, ge=0)
-    """No n-gram of that many tokens occurs twice in a translation; 0 allows it."""
-
-    max_length_ratio: float = Limit(default=1.5, gt=0)
-    """Longest translation in tokens: this × source tokens + max_length_offset."""
-
-    max_length_offset: int = Limit(default=20, ge=0)
-    """See max_length_ratio."""
-
-    batch_tokens: PositiveInt = 4096
-    """Source tokens decoded together, padding included, times beam_size."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the model while it translates; bfloat16 is faster where the processor has it."""
-
-    shortlist: bool | None = None
-    """Let translations have those target tokens only that are likely, given the sentence's own:
-    of an export that holds such a shortlist, which `export` makes for 16,000 target tokens or more.
-    null: in format onnx. true: in format ctranslate2 too, which then translates sentences one by
-    one, soon for a single one, slowly for many."""
-
-
-class EvaluationConfig(SearchConfig):
-    """Beam search and scoring."""
+class EvaluationConfig(Section):
+    """Which of the checkpoints are evaluated and exported."""
 
     checkpoint: int | str = "newest"
     """`newest`: the average of average_checkpoints; `best`: the one that validation found best; or
@@ -209,20 +140,8 @@ class EvaluationConfig(SearchConfig):
     average_checkpoints: PositiveInt = 1
     """Average the weights of that many newest checkpoints."""
 
-    decoder_levels: PositiveInt | None = None
-    """Run only the first so many levels of the decoder, which takes a model that was trained with
-    training.random_depth. null: all of model.decoder_levels."""
-
     use_ema: bool = False
     """Take the moving average that training.ema_decay keeps instead of the weights."""
-
-    test_sets: tuple[TestSetEntry, ...] = ()
-    """Test sets besides data.test: names of sacreBLEU's (`wmt14/full`, fetched or from its cache),
-    or `{name: NAME, source: FILE, references: [FILE, …]}` with files below data.root. The filter
-    test_overlap takes those that are at hand out of the training text."""
-
-    untrained_baseline: bool = False
-    """Also score the model as it is at step 0, to show what training was worth."""
 
     @field_validator("checkpoint", mode="before")
     @classmethod
@@ -232,11 +151,6 @@ class EvaluationConfig(SearchConfig):
         if not (text := str(value)).isdigit():
             raise ValueError(f"expected newest, best, or a step, not {value!r}")
         return int(text)
-
-    @property
-    def search(self) -> SearchConfig:
-        """Return the keys that say how a model translates."""
-        return SearchConfig.model_validate(self.model_dump(include=set(SearchConfig.model_fields)))
 
 
 class TrackingConfig(Section):
@@ -249,37 +163,30 @@ class TrackingConfig(Section):
     """MLflow experiment."""
 
     registered_model: str | None = None
-    """Name in MLflow's model registry; null: EXPERIMENT-SOURCE_LANG-TARGET_LANG-TEST_SET,
-    because champions are only compared on the same test set."""
+    """Name in MLflow's model registry; null: EXPERIMENT-TEST_SET, of translation
+    EXPERIMENT-SOURCE_LANG-TARGET_LANG-TEST_SET, because champions are only compared on the same
+    test set."""
 
 
 class Recipe(Section):
-    """A run from corpora to BLEU."""
+    """A run from data to scores, whatever its task."""
+
+    task: str
+    """What is learnt."""
 
     run_dir: Path
     """Folder of everything that this run produces; the commands of a run find each other here."""
 
-    data: DataConfig
-    model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    data: Section
+    model: LayersConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
     tracking: TrackingConfig = TrackingConfig()
 
     @property
-    def evaluated_model(self) -> ModelConfig:
-        """Return the model that translates: the trained one, or fewer levels of it."""
-        levels = self.evaluation.decoder_levels or self.model.decoder_levels
-        return self.model.model_copy(update={"decoder_levels": levels})
-
-    @property
     def shards(self) -> Path:
-        """Return the folder of binarized pairs, and of the vocabulary beside them."""
+        """Return the folder of binarized examples."""
         return self.run_dir / SHARDS
-
-    @property
-    def clean_text(self) -> Path:
-        """Return the folder of cleaned text."""
-        return self.run_dir / CLEAN
 
     @property
     def checkpoints(self) -> Path:
@@ -298,34 +205,7 @@ class Recipe(Section):
         return f"sqlite:///{store}"
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Recipe:
-        longest = self.data.max_tokens_per_side
-        if longest > self.model.max_seq_len:
-            raise ValueError(
-                f"data.max_tokens_per_side ({longest}) exceeds model.max_seq_len "
-                f"({self.model.max_seq_len})"
-            )
-        micro_batch = self.training.micro_batch_tokens or self.training.max_tokens
-        if longest > micro_batch:
-            raise ValueError(
-                f"data.max_tokens_per_side ({longest}) exceeds a micro-batch ({micro_batch} tokens)"
-            )
-        if self.model.tied_embeddings and not self.data.vocabulary.joint:
-            raise ValueError(
-                "model.tied_embeddings must be false: data.vocabulary.joint is, and so each side "
-                "has its own vocabulary"
-            )
-        wanted = self.evaluation.decoder_levels
-        if wanted and wanted > self.model.decoder_levels:
-            raise ValueError(
-                f"evaluation.decoder_levels ({wanted}) exceeds model.decoder_levels "
-                f"({self.model.decoder_levels})"
-            )
-        if self.training.random_depth and self.model.architecture != "ringformer":
-            raise ValueError(
-                "training.random_depth is for model.architecture ringformer only, not "
-                f"{self.model.architecture}"
-            )
+    def _sections_fit_together(self) -> Self:
         levels = self.training.activation_checkpointing.levels
         if levels and self.model.architecture == "transformer":
             raise ValueError(
@@ -338,10 +218,5 @@ class Recipe(Section):
             raise ValueError(
                 f"evaluation.average_checkpoints ({self.evaluation.average_checkpoints}) exceeds "
                 f"training.keep_checkpoints ({self.training.keep_checkpoints})"
-            )
-        if 2 * self.evaluation.beam_size > self.data.vocabulary.size:
-            raise ValueError(
-                f"evaluation.beam_size ({self.evaluation.beam_size}) exceeds half of "
-                f"data.vocabulary.size ({self.data.vocabulary.size})"
             )
         return self

@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, TypeAdapter
 
 from pipeline.command_line import default_of, is_section, is_sequence
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT
+from pipeline.translation_recipe import TranslationRecipe
 
 PAGE = ROOT / "docs" / "recipe.md"
 HEAD = """\
@@ -32,7 +33,7 @@ TABLE = ("key", "value", "default", "what it says")
 
 def page() -> str:
     """Return the whole of `docs/recipe.md`."""
-    return "\n".join([HEAD, *_section_lines(Recipe, "", {})])
+    return "\n".join([HEAD, *_section_lines(TranslationRecipe, "", {})])
 
 
 def _section_lines(model: type[BaseModel], prefix: str, shown: dict[Any, str]) -> Iterator[str]:
@@ -99,6 +100,8 @@ def _describe_field(field: Any) -> tuple[str, str, str]:
 
 def _describe_values(schema: dict[str, Any]) -> str:
     """Return in words what values a JSON schema allows."""
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if choices := schema.get("anyOf") or schema.get("oneOf"):

@@ -14,7 +14,7 @@ import sys
 from contextlib import ExitStack
 from datetime import timedelta
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from data_prep.identity import check_test_sets
 from pipeline.checkpoints.folder import Checkpoint
@@ -31,13 +31,15 @@ from pipeline.ranks import (
     wait_for_rank_0,
 )
 from pipeline.recipe import Recipe, UsageError
+from pipeline.tasks import task_of
 from pipeline.tracking.tracker import send_left_over
 from pipeline.training.deepspeed_config import (
     activation_checkpointing,
     deepspeed_config,
     refuse_precision_that_the_machine_lacks,
 )
-from pipeline.translation.task import TranslationTask
+from pipeline.training.task import Task
+from pipeline.translation_recipe import TranslationRecipe
 
 log = logging.getLogger("train")
 
@@ -56,7 +58,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     deepspeed_config(recipe.training, accumulation_steps=1)
     activation_checkpointing(recipe.training, recipe.model)
     refuse_precision_that_the_machine_lacks(recipe.training)
-    task = TranslationTask(recipe)
+    task = task_of(recipe)
     if arguments.steps_left:
         tell_steps_left(task)
     if not launched():
@@ -90,7 +92,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
             sys.exit(STOPPED)
 
 
-def _check(task: TranslationTask, held: ExitStack) -> Checkpoint | None:
+def _check(task: Task[Any], held: ExitStack) -> Checkpoint | None:
     """Check everything that training depends on; rank 0 does. See `check_run`.
 
     :raises DataError: among others, when sentences of a test set may be in the training text.
@@ -99,11 +101,20 @@ def _check(task: TranslationTask, held: ExitStack) -> Checkpoint | None:
 
     recipe, newest = task.recipe, check_run(task, held)
     if newest is None or not is_finished(recipe.training, task.criterion, newest):
-        check_test_sets(held_out_of(recipe), recipe.run_dir)
+        _check_test_sets(recipe)
     return newest
 
 
-def tell_steps_left(task: TranslationTask) -> NoReturn:
+def _check_test_sets(recipe: Recipe) -> None:
+    """Check that the training text was compared with all test sets.
+
+    :raises DataError: sentences of one may be in the training text.
+    """
+    if isinstance(recipe, TranslationRecipe):
+        check_test_sets(held_out_of(recipe), recipe.run_dir)
+
+
+def tell_steps_left(task: Task[Any]) -> NoReturn:
     """Exit with 0 and say so when there is nothing left to train; with 3 when there is.
 
     What would stop training at once stops it here, before the launcher is started.
@@ -113,7 +124,7 @@ def tell_steps_left(task: TranslationTask) -> NoReturn:
     task.check_recipe()
     newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
     if newest is None or not is_finished(recipe.training, task.criterion, newest):
-        check_test_sets(held_out_of(recipe), recipe.run_dir)
+        _check_test_sets(recipe)
         sys.exit(STEPS_LEFT)
     print(f"train: {finished_note(recipe, newest)}", file=sys.stderr)
     send_left_over(recipe)
@@ -133,4 +144,4 @@ def program() -> str:
 
 
 if __name__ == "__main__":
-    run_command(program(), "Train a translation model with DeepSpeed.", main, add_arguments)
+    run_command(program(), "Train a model with DeepSpeed.", main, add_arguments, kind=Recipe)

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from data_prep.files import DataError
 from pipeline.command_line import keys_on_command_line, on_signals, path_argument, run_command
-from pipeline.recipe import Recipe, SearchConfig, UsageError
+from pipeline.recipe import UsageError
+from pipeline.translation_recipe import SearchConfig, TranslationRecipe
 
 if TYPE_CHECKING:
     from pipeline.translation.serving import TextTranslator
@@ -109,7 +110,7 @@ def batches_of_lines(descriptor: int, name: str) -> Iterator[list[str]]:
             return
 
 
-def load_translator(recipe: Recipe, arguments: argparse.Namespace) -> TextTranslator:
+def load_translator(recipe: TranslationRecipe, arguments: argparse.Namespace) -> TextTranslator:
     """Load the export that `--model` names, or the model of the run's checkpoints.
 
     :raises ModelError: the folder is not an exported model.
@@ -150,7 +151,7 @@ def progress_bar(path: Path | None) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
-def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     """Translate the input line by line."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     on_signals(signal.default_int_handler)
@@ -187,5 +188,5 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     run_command(
         "translate", "Translate sentences from stdin or a file.", main, add_arguments,
-        continues=False,
+        kind=TranslationRecipe, continues=False,
     )  # fmt: skip

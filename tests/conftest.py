@@ -17,7 +17,7 @@ import requests
 from data_prep.prepare import prepare
 from pipeline.command_line import load_recipe
 from pipeline.dashboard import SERVER_SETTINGS
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -76,7 +76,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prepared(tiny_recipe: Path) -> Recipe:
+def prepared(tiny_recipe: Path) -> TranslationRecipe:
     """Return the tiny recipe, with its data prepared in run_dir."""
     recipe = load_recipe(tiny_recipe)
     prepare(recipe.data, recipe.run_dir)

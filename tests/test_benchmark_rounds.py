@@ -14,8 +14,9 @@ from benchmarks.sections import BENCHMARKS
 from benchmarks.train_step import adamw
 from models.config import ModelConfig
 from models.factory import create_model
-from pipeline.recipe import ROOT, TrainingConfig
+from pipeline.recipe import ROOT
 from pipeline.training.deepspeed_config import deepspeed_config
+from pipeline.translation_recipe import TranslationTraining
 
 RATIO = re.compile(r"(\d+\.\d{3}) \((\d+\.\d{3})–(\d+\.\d{3})[;)]")
 
@@ -59,7 +60,7 @@ def test_the_page_has_the_prose_of_its_programs() -> None:
 def test_the_optimizer_that_is_timed_is_the_one_that_trains() -> None:
     config = ModelConfig(model_dim=64, num_heads=1, ffn_inner_dim=64, num_levels=1)
     timed = adamw(create_model(config, (8, 8), 0))
-    asked = deepspeed_config(TrainingConfig(), accumulation_steps=1)["optimizer"]
+    asked = deepspeed_config(TranslationTraining(), accumulation_steps=1)["optimizer"]
     assert (type(timed), asked["type"]) == (torch.optim.AdamW, "AdamW")
     assert asked["params"]["torch_adam"]
     assert asked["params"]["fused"]

@@ -24,8 +24,9 @@ from pipeline.command_line import load_recipe
 from pipeline.evaluation.results import Result
 from pipeline.evaluation.test_sets import load_test_sets, load_validation_set
 from pipeline.publishing.registry import register
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT
 from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import free_port, mlflow_server, run_process, wait_for_answer
 from tests.mlflow_ui import MlflowUi, needs_chromium
 
@@ -388,7 +389,7 @@ def test_translate_and_export(
 
 
 @pytest.fixture(scope="module")
-def rival(trained: subprocess.CompletedProcess[str], recipe: Path) -> Recipe:
+def rival(trained: subprocess.CompletedProcess[str], recipe: Path) -> TranslationRecipe:
     """Make another run in the same store: the first one's journal, with a BLEU of its own."""
     first = load_recipe(recipe)
     other = first.model_copy(update={"run_dir": first.run_dir.with_name("rival")})
@@ -432,7 +433,7 @@ def dashboard(
 
 @pytest.fixture(scope="module")
 def ui(
-    dashboard: str, rival: Recipe, tmp_path_factory: pytest.TempPathFactory
+    dashboard: str, rival: TranslationRecipe, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MlflowUi]:
     """Open the dashboard in a browser."""
     browser = MlflowUi(dashboard, tmp_path_factory.mktemp("chromium"))
@@ -478,7 +479,7 @@ def test_the_dashboard_shows_bleu_the_loss_curve_and_the_translations(
 
 @needs_chromium
 def test_the_dashboard_shows_the_bleu_of_two_runs_side_by_side(
-    ui: MlflowUi, rival: Recipe, recipe: Path
+    ui: MlflowUi, rival: TranslationRecipe, recipe: Path
 ) -> None:
     loaded = load_recipe(recipe)
     run_ids = [str(run_id_of(loaded)), str(run_id_of(rival))]

@@ -21,13 +21,14 @@ import pytest
 from data_prep.files import only_command_in
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command, free_port, run_process
 from tests.pipeline.conftest import save_checkpoint
 
 RUN = str(ROOT / "run.sh")
 SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-Stage = Callable[[Recipe, Path], list[str]]
+Stage = Callable[[TranslationRecipe, Path], list[str]]
 
 
 def stopped(
@@ -84,7 +85,7 @@ def stopped(
 
 
 @pytest.fixture(scope="module")
-def saved(prepared: Recipe) -> Recipe:
+def saved(prepared: TranslationRecipe) -> TranslationRecipe:
     """The tiny recipe with shards and a checkpoint of random weights, in a run_dir of its own."""
     run_dir = prepared.run_dir.parent / "shell"
     for part in ("shards", "clean"):
@@ -142,7 +143,7 @@ def test_setup_is_stopped(tmp_path: Path, signum: signal.Signals) -> None:
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else "",
 )
 def test_every_stage_is_stopped(
-    saved: Recipe,
+    saved: TranslationRecipe,
     tiny_recipe: Path,
     tmp_path: Path,
     command: list[str],
@@ -203,7 +204,7 @@ def test_a_dashboard_on_a_full_disk(tiny_recipe: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_slow_training_says_how_fast_it_is(
-    prepared: Recipe, tiny_recipe: Path, tmp_path: Path
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """On its first lines, before the first report. MLflow has the report alone. And no module of
     the current folder is run."""
@@ -225,7 +226,7 @@ def test_a_slow_training_says_how_fast_it_is(
 
 
 def test_another_command_at_work_keeps_evaluate_and_export_away(
-    saved: Recipe, tiny_recipe: Path, command: Command
+    saved: TranslationRecipe, tiny_recipe: Path, command: Command
 ) -> None:
     options = ["--config", tiny_recipe, "--run_dir", saved.run_dir]
     with only_command_in(saved.run_dir):
@@ -264,7 +265,7 @@ def test_bad_usage_is_told_at_once(arguments: str, expected: str) -> None:
 
 
 def test_ranks_without_a_launcher_are_one_process(
-    saved: Recipe, tiny_recipe: Path, command: Command
+    saved: TranslationRecipe, tiny_recipe: Path, command: Command
 ) -> None:
     options = ["--config", str(tiny_recipe), "--run_dir", str(saved.run_dir)]
     done = run_process(

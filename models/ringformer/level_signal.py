@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 INIT_STD = 1e-6  # of B; A starts at zero: at step 0 the ring is a plain weight-tied Transformer
@@ -22,6 +22,13 @@ class Signal(NamedTuple):
 
     a: Tensor
     b: Tensor
+
+
+def parameters(num_levels: int, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Make A and B of every level, each `[N, *shape]`."""
+    a = torch.zeros(num_levels, *shape)
+    b = torch.empty(num_levels, *shape).normal_(std=INIT_STD)
+    return nn.Parameter(a), nn.Parameter(b)
 
 
 def apply(x: Tensor, signal: Signal) -> Tensor:

@@ -102,25 +102,18 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
         signals = config.level_signals if config.architecture == "ringformer" else "none"
         self.qkv_signal_a = self.qkv_signal_b = self.ffn_signal_a = self.ffn_signal_b = None
         if signals in ("all", "attention"):
-            self.qkv_signal_a, self.qkv_signal_b = self.signals(3, rank, dim)
+            self.qkv_signal_a, self.qkv_signal_b = level_signal.parameters(num_levels, 3, rank, dim)
         if signals in ("all", "ffn"):
-            self.ffn_signal_a, self.ffn_signal_b = self.signals(rank, dim)
+            self.ffn_signal_a, self.ffn_signal_b = level_signal.parameters(num_levels, rank, dim)
         static = signals == "static"
         self.qkv_signal = nn.Parameter(torch.zeros(self.num_levels, 3 * dim)) if static else None
         self.ffn_signal = nn.Parameter(torch.zeros(self.num_levels, dim)) if static else None
-        self.encodings: InterleavedSinusoids | None = None
         if config.architecture == "universal":  # of positions, and of levels
             length = max(config.max_seq_len, self.num_levels)
             self.encodings = InterleavedSinusoids(dim, length, persistent=False)
         self.fold_from: float = FOLD_FROM
         self._levels: dict[bool, list[Level]] = {}  # by whether signals are folded
         self._made_of: tuple[object, ...] = ()
-
-    def signals(self, *shape: int) -> tuple[nn.Parameter, nn.Parameter]:
-        """Make A and B of every level, each `[N, *shape]`."""
-        a = torch.zeros(self.num_levels, *shape)
-        b = torch.empty(self.num_levels, *shape).normal_(std=level_signal.INIT_STD)
-        return nn.Parameter(a), nn.Parameter(b)
 
     def levels(self, x: Tensor) -> list[Level]:
         """Return every level's weights, to run over `x`.
@@ -200,24 +193,5 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
         )
         return [FeedForward(*weights) for weights in columns]
 
-    def per_level(self, weight: Tensor, owned: bool) -> Sequence[Tensor]:
-        """Return a weight as each level sees it.
-
-        :param owned: whether the first dimension of `weight` is the levels'.
-        """
-        return weight.unbind() if owned else [weight] * self.num_levels
-
     def _biases(self, biases: Tensor | None) -> Sequence[Tensor | None]:
         return [None] * self.num_levels if biases is None else biases.unbind()
-
-    def add_encodings(self, x: Tensor, level: int, positions: range) -> Tensor:
-        """Add a Universal Transformer's encodings of level and positions; others have none.
-
-        :param positions: of `x` in its sequence; one for all where `x` holds hypotheses.
-        :raises ValueError: there is no encoding of such a position.
-        """
-        if self.encodings is None:
-            return x
-        # N times at full size they bury what the tokens say (docs/results.md).
-        added = self.encodings.at(positions) + self.encodings.table[level]
-        return x + (added / self.num_levels).to(x.dtype)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.evaluation.results import Result
-from pipeline.recipe import Recipe
 from pipeline.tracking.mlflow_records import client_of, describe_error
 from pipeline.translation.scores import paired_bootstrap
+from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,7 +71,7 @@ class Comparison:
         return f"{'; '.join(parts)} (paired bootstrap against run {self.other_run_id})"
 
 
-def evaluations_of_run(recipe: Recipe, run_id: str) -> dict[str, LoggedEvaluation]:
+def evaluations_of_run(recipe: TranslationRecipe, run_id: str) -> dict[str, LoggedEvaluation]:
     """Download the newest evaluation of each test set in an MLflow run.
 
     :returns: evaluations by the names of their folders in RUN_DIR/evaluation.
@@ -117,7 +117,7 @@ def download_evaluation(client: MlflowClient, run_id: str, folder: str) -> Logge
 
 
 def compare_all(
-    recipe: Recipe, results: Sequence[Result], baseline: Mapping[str, LoggedEvaluation]
+    recipe: TranslationRecipe, results: Sequence[Result], baseline: Mapping[str, LoggedEvaluation]
 ) -> list[tuple[Result, Comparison]]:
     """Compare results with a baseline on each test set that both have; warn of the others.
 
@@ -136,7 +136,9 @@ def compare_all(
     return compared
 
 
-def compare(recipe: Recipe, result: Result, other: LoggedEvaluation) -> Comparison | None:
+def compare(
+    recipe: TranslationRecipe, result: Result, other: LoggedEvaluation
+) -> Comparison | None:
     """Compare a result with another evaluation.
 
     :returns: the comparison; None if the other evaluation is of other sentences.

@@ -30,9 +30,9 @@ from pipeline.evaluation.test_sets import (
     slug_of,
 )
 from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
-from pipeline.recipe import Recipe
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.scores import bleu
+from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     from pipeline.translation.serving import TextTranslator
@@ -47,7 +47,7 @@ NO_SEARCH_KEYS: Mapping[str, object] = {}
 class EvaluatedModel:
     """The model to evaluate: the average of checkpoints of the run, or an exported model."""
 
-    recipe: Recipe
+    recipe: TranslationRecipe
 
     checkpoints: Sequence[Checkpoint]
     """None of them if an export is evaluated."""
@@ -60,7 +60,7 @@ class EvaluatedModel:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, export: Path | None, search: Mapping[str, object]
+        cls, recipe: TranslationRecipe, export: Path | None, search: Mapping[str, object]
     ) -> EvaluatedModel:
         """Return the model in the folder `export`, or that of the run's checkpoints if it is None.
 
@@ -166,7 +166,9 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    recipe: Recipe, export: Path | None = None, search: Mapping[str, object] = NO_SEARCH_KEYS
+    recipe: TranslationRecipe,
+    export: Path | None = None,
+    search: Mapping[str, object] = NO_SEARCH_KEYS,
 ) -> Evaluation:
     """Bring `RUN_DIR/evaluation` up to date: a folder for each test set, and the validation set's.
 
@@ -185,7 +187,9 @@ def evaluate(
     return evaluation
 
 
-def _find_results(recipe: Recipe, export: Path | None, search: Mapping[str, object]) -> Evaluation:
+def _find_results(
+    recipe: TranslationRecipe, export: Path | None, search: Mapping[str, object]
+) -> Evaluation:
     """Find what there is to evaluate, and which results are there."""
     model = EvaluatedModel.of(recipe, export, search)
     results = [model.result(test_set) for test_set in load_test_sets(recipe)]

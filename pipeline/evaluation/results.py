@@ -14,9 +14,9 @@ from data_prep.files import digest_of, read_json, write_atomically, write_json
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.test_sets import VALIDATION, TestSet
 from pipeline.pictures import draw_bleu_by_length
-from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import Tracker
 from pipeline.translation.scores import by_source_length, corpus_scores, sentence_scores, suspicious
+from pipeline.translation_recipe import TranslationRecipe
 
 log = logging.getLogger("evaluate")
 
@@ -50,7 +50,7 @@ def read_scores(folder: Path) -> Scores:
     return found if whole else {}
 
 
-def weights_digest(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
+def weights_digest(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
     """Return a digest of the weights that evaluation takes from `checkpoints`."""
     return digest_of(
         [
@@ -61,7 +61,7 @@ def weights_digest(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
     )
 
 
-def scores_of(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]:
+def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]:
     """Return the scores in RUN_DIR/evaluation that belong to these checkpoints.
 
     Those of the recipe's own test set come first.

@@ -16,7 +16,7 @@ from data_prep.corpora import read_lines
 from data_prep.files import DataError, digest_of
 from data_prep.held_out import HeldOut, in_training_text
 from data_prep.text import normalise
-from pipeline.recipe import Recipe, TestSetFiles
+from pipeline.translation_recipe import TestSetFiles, TranslationRecipe
 
 VALIDATION = "validation"  # the folder of its scores, and the name of its metrics
 
@@ -46,7 +46,7 @@ def slug_of(name: str) -> str:
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
-def load_test_sets(recipe: Recipe) -> Iterator[TestSet]:
+def load_test_sets(recipe: TranslationRecipe) -> Iterator[TestSet]:
     """Read `data.test`, then those of `evaluation.test_sets`.
 
     :raises DataError: a test set cannot be read or fetched, is empty, or has sides of different
@@ -72,13 +72,13 @@ def load_test_sets(recipe: Recipe) -> Iterator[TestSet]:
         yield test_set
 
 
-def load_validation_set(recipe: Recipe) -> TestSet:
+def load_validation_set(recipe: TranslationRecipe) -> TestSet:
     """Read `data.valid` as the models see it, cleaned."""
     source, target = (recipe.clean_text / f"valid.{lang}" for lang in recipe.data.languages)
     return _read_files(recipe.data.valid.name, source, target)
 
 
-def _read_test_sets(recipe: Recipe) -> Iterator[TestSet]:
+def _read_test_sets(recipe: TranslationRecipe) -> Iterator[TestSet]:
     """Read the test sets without looking at what is in them."""
     source_lang, target_lang = recipe.data.languages
     text = recipe.clean_text
@@ -174,7 +174,7 @@ class Overlap(NamedTuple):
     """Of how many sentences a reference is."""
 
 
-def held_out_of(recipe: Recipe) -> list[HeldOut]:
+def held_out_of(recipe: TranslationRecipe) -> list[HeldOut]:
     """Return the test sets of `evaluation.test_sets`, as far as they are at hand.
 
     :raises DataError: sacreBLEU has no test set of that name.
@@ -187,7 +187,7 @@ def held_out_of(recipe: Recipe) -> list[HeldOut]:
     ]
 
 
-def overlap_of(recipe: Recipe, test_set: TestSet) -> Overlap | None:
+def overlap_of(recipe: TranslationRecipe, test_set: TestSet) -> Overlap | None:
     """Count what of a test set is in the training text of `run_dir`; None if that is not here."""
     sources, *references = (
         [normalise(line).encode() for line in side]

@@ -34,9 +34,10 @@ from pipeline.publishing.shortlist import (
     make_shortlist,
     wants_shortlist,
 )
-from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe import UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation.serving import tokens_of
+from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
@@ -48,7 +49,7 @@ ONNX_FROM_WIDTH = 384
 
 
 def export(
-    recipe: Recipe,
+    recipe: TranslationRecipe,
     folder: Path,
     format: Format = "safetensors",
     quantization: Quantization | None = None,
@@ -120,7 +121,9 @@ def serving_format(model: ModelConfig) -> Format:
     return "onnx" if model.model_dim >= ONNX_FROM_WIDTH else "ctranslate2"
 
 
-def _refuse_impossible(recipe: Recipe, format: Format, quantization: Quantization | None) -> None:
+def _refuse_impossible(
+    recipe: TranslationRecipe, format: Format, quantization: Quantization | None
+) -> None:
     """Check that the format can hold the recipe's model, and can be quantized so.
 
     :raises UsageError: it cannot.
@@ -146,7 +149,7 @@ def _refuse_impossible(recipe: Recipe, format: Format, quantization: Quantizatio
             raise UsageError(f"--format onnx: {reason}; --format safetensors takes it")
 
 
-def _write_shortlist(recipe: Recipe, format: Format, folder: Path) -> dict[str, float]:
+def _write_shortlist(recipe: TranslationRecipe, format: Format, folder: Path) -> dict[str, float]:
     """Write a shortlist made from the training pairs.
 
     :returns: what the manifest says of it.

@@ -19,10 +19,10 @@ from models.seq2seq import core_parameters
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.results import Scores, scores_of
 from pipeline.publishing.shortlist import has_large_vocabulary
-from pipeline.recipe import Recipe, TrainingConfig
+from pipeline.translation_recipe import TranslationRecipe, TranslationTraining
 
 
-def model_card(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
+def model_card(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
     """Return the model card of a run.
 
     :param checkpoints: the model is the average of these.
@@ -42,11 +42,11 @@ def model_card(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _as_trained(recipe: Recipe, checkpoint: Checkpoint) -> Recipe:
+def _as_trained(recipe: TranslationRecipe, checkpoint: Checkpoint) -> TranslationRecipe:
     """Return the recipe that a checkpoint was trained with; the command line may say otherwise by
     now. (What it says of model and data cannot: the checkpoint is bound to them.)"""
-    then = {**TrainingConfig().model_dump(), **checkpoint.info.training}
-    return recipe.model_copy(update={"training": TrainingConfig.model_construct(**then)})
+    then = {**TranslationTraining().model_dump(), **checkpoint.info.training}
+    return recipe.model_copy(update={"training": TranslationTraining.model_construct(**then)})
 
 
 def without_yaml_header(card: str) -> str:
@@ -55,7 +55,7 @@ def without_yaml_header(card: str) -> str:
     return text.lstrip() if end and header.startswith("---\n") else card
 
 
-def _yaml_header(recipe: Recipe, scores: Sequence[Scores]) -> str:
+def _yaml_header(recipe: TranslationRecipe, scores: Sequence[Scores]) -> str:
     """Return languages, tags and scores in the form that model hubs read."""
     head: dict[str, Any] = {
         "language": list(recipe.data.languages),
@@ -77,7 +77,7 @@ def _yaml_header(recipe: Recipe, scores: Sequence[Scores]) -> str:
     return f"---\n{text.getvalue()}---"
 
 
-def _model_section(recipe: Recipe) -> str:
+def _model_section(recipe: TranslationRecipe) -> str:
     model = recipe.evaluated_model
     source, target = load_vocabularies(recipe.shards)
     sizes = (source.get_piece_size(), target.get_piece_size())
@@ -112,7 +112,7 @@ def _model_section(recipe: Recipe) -> str:
     return f"## Model\n\n{text}{_table(rows)}"
 
 
-def _data_section(recipe: Recipe) -> str:
+def _data_section(recipe: TranslationRecipe) -> str:
     manifest = read_manifest(recipe.shards)
     if manifest is None:
         return "## Training data\n\nNot recorded in this run's folder."
@@ -131,7 +131,7 @@ def _data_section(recipe: Recipe) -> str:
     )
 
 
-def _training_section(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
+def _training_section(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
     training, newest = recipe.training, checkpoints[-1]
     weights = ", ".join(checkpoint.tag for checkpoint in checkpoints)
     if len(checkpoints) > 1:
@@ -186,7 +186,7 @@ def _leak(scores: Scores) -> str:
     return f"{overlap['sources']:,} sources, {overlap['references']:,} references"
 
 
-def _limits_section(recipe: Recipe) -> str:
+def _limits_section(recipe: TranslationRecipe) -> str:
     source, target = recipe.data.languages
     return (
         "## Limits\n\n"

@@ -20,9 +20,10 @@ from pipeline.evaluation.comparison import compare, download_evaluation
 from pipeline.evaluation.results import Result
 from pipeline.publishing.exports import export
 from pipeline.publishing.model_card import without_yaml_header
-from pipeline.recipe import ROOT, Recipe, UsageError
+from pipeline.recipe import ROOT, UsageError
 from pipeline.tracking.mlflow_records import client_of, describe_error
 from pipeline.tracking.tracker import run_id_of
+from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -44,7 +45,7 @@ SERVED_CODE = (  # all of our code that serving a model needs
 
 
 def register(
-    recipe: Recipe, checkpoints: Sequence[Checkpoint], result: Result, validation: Result
+    recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint], result: Result, validation: Result
 ) -> None:
     """Register the average of `checkpoints`, and move the alias `champion` to it if it is better on
     the validation set: whoever picks the best of many on the test set reports a score that luck
@@ -83,7 +84,7 @@ def register(
     log.info("registered as %s version %s: %s", name, new.version, verdict)
 
 
-def _registered_name(recipe: Recipe, result: Result) -> str:
+def _registered_name(recipe: TranslationRecipe, result: Result) -> str:
     """Return the name of the registered model; see `tracking.registered_model`."""
     languages = f"{recipe.data.source_lang}-{recipe.data.target_lang}"
     default = f"{recipe.tracking.experiment}-{languages}-{result.test_set.slug}"
@@ -93,7 +94,7 @@ def _registered_name(recipe: Recipe, result: Result) -> str:
 def _find_or_make_version(
     client: MlflowClient,
     name: str,
-    recipe: Recipe,
+    recipe: TranslationRecipe,
     checkpoints: Sequence[Checkpoint],
     result: Result,
     run_id: str,
@@ -109,7 +110,12 @@ def _find_or_make_version(
 
 
 def _log_model(
-    client: MlflowClient, name: str, recipe: Recipe, folder: Path, result: Result, run_id: str
+    client: MlflowClient,
+    name: str,
+    recipe: TranslationRecipe,
+    folder: Path,
+    result: Result,
+    run_id: str,
 ) -> ModelVersion:
     """Upload an exported model as a new version of the registered model `name`.
 
@@ -153,7 +159,7 @@ def _log_model(
 
 
 def _move_champion(
-    client: MlflowClient, recipe: Recipe, validation: Result, new: ModelVersion
+    client: MlflowClient, recipe: TranslationRecipe, validation: Result, new: ModelVersion
 ) -> str:
     """Move the alias `champion` to `new` if it is better than the version that has it.
 

@@ -24,9 +24,9 @@ from scipy.sparse import csr_matrix, vstack
 from data_prep.shards import ShardReader, TokenIds
 from data_prep.vocabulary import EOS_IDX, UNK_IDX, load_vocabularies
 from models.export_format import Format
-from pipeline.recipe import Recipe
 from pipeline.translation.serving import tokens_of
 from pipeline.translation.shortlist import Shortlist
+from pipeline.translation_recipe import TranslationRecipe
 
 # docs/serving.md has what was measured to choose these.
 LARGE_VOCABULARY = 16_000  # tokens; with 8,000 a sentence takes 0.8 of its time, with 32,000 half
@@ -50,7 +50,7 @@ class Coverage(NamedTuple):
     """Share of the references' tokens that it allows their own sentences."""
 
 
-def wants_shortlist(recipe: Recipe, format: Format) -> bool:
+def wants_shortlist(recipe: TranslationRecipe, format: Format) -> bool:
     """Tell whether an export of a run is to have a shortlist, if the vocabulary is large enough."""
     wanted = recipe.evaluation.shortlist
     return format == "onnx" if wanted is None else wanted and format != "safetensors"

@@ -10,24 +10,31 @@ import socket
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic.main import IncEx
 
 from data_prep.files import digest_of
-from data_prep.stage import read_manifest
-from data_prep.vocabulary import vocabulary_files
+from data_prep.stage import Manifest
 from pipeline.recipe import ROOT, Recipe
 from pipeline.tracking.tracker import Tracker, flatten
 
 # Parameters that every run has, for tables of runs; of the others it has those that are not the
 # default.
 CENTRAL_KEYS: Mapping[str, IncEx | bool] = {
-    "data": {"source_lang": True, "target_lang": True, "vocabulary": {"type", "size"}},
-    "model": {"architecture", "model_dim", "encoder_levels", "decoder_levels"},
-    "training": {"seed", "max_steps", "max_tokens", "learning_rate"},
+    "data": {
+        "source_lang": True,
+        "target_lang": True,
+        "vocabulary": {"type", "size"},
+        "image_size": True,
+        "channels": True,
+    },
+    "model": {"architecture", "model_dim", "num_levels", "encoder_levels", "decoder_levels"},
+    "training": {"seed", "max_steps", "max_tokens", "batch_size", "learning_rate"},
     "evaluation": {"average_checkpoints", "beam_size"},
 }
+# `DataFacts.names` has these in short.
 NAMED_KEYS: Mapping[str, IncEx | bool] = {
     "data": {"train": True, "valid": True, "test": True, "downloads": True, "cleaning": {"filters"}}
 }
@@ -41,38 +48,46 @@ DEEPSPEED_KEYS = (  # the rest is in deepspeed.json, or the recipe's
 PACKAGES = ("torch", "deepspeed", "fairseq2", "ctranslate2", "sentencepiece", "sacrebleu", "mlflow")
 
 
-def log_data(tracker: Tracker, recipe: Recipe) -> None:
-    """Log recipe, corpora, cleaning report, vocabulary and shards; at first also code and machine.
+class DataFacts(NamedTuple):
+    """What tracking tells of a run's data."""
+
+    names: dict[str, str]
+    """Parameters that say in short which data the recipe names."""
+
+    manifest: Manifest | None
+    """That of the shards; None if they are not here: a trained model was copied without them."""
+
+    shape: dict[str, Any]
+    """Parameters that say how much the shards hold."""
+
+    files: tuple[Path, ...]
+    """Reports and such."""
+
+    sets: tuple[tuple[str, str, str], ...]
+    """Of each data set that training reads: `training` or `validation`, its split, its name."""
+
+
+def log_data(tracker: Tracker, recipe: Recipe, data: DataFacts) -> None:
+    """Log the recipe, its data and what became of them; at first also code and machine.
 
     :raises OSError: one of their files cannot be read.
     """
-    shards, clean = recipe.shards, recipe.clean_text
     if not tracker.has_records:
         tracker.log_status("SCHEDULED")
         tracker.log_tags(_code_tags() | _machine_tags())
     tracker.log_json("recipe.json", recipe.model_dump(mode="json"))
-    tracker.log_params(**_parameters(recipe, "data"))
-    if (manifest := read_manifest(shards)) is None:
-        return  # a trained model was copied here without its data
-    tracker.log_params(
-        shards={"train": manifest["totals"]["train"], "vocabulary": manifest["vocabulary"]["sizes"]}
-    )
+    tracker.log_params(**_parameters(recipe, "data"), **data.names)
+    if (manifest := data.manifest) is None:
+        return
+    tracker.log_params(shards=data.shape)
     tracker.log_json("data/manifest.json", manifest)
-    for path in (clean / "report.json", clean / "report.png", *vocabulary_files(shards)):
-        if path.exists():  # shards can be copied without the text that they were made from
+    for path in data.files:
+        if path.exists():  # shards can be copied without what they were made from
             tracker.log_artifact(path, "data")
-    names = {
-        "training": ("train", "+".join(corpus.name for corpus in recipe.data.train)),
-        "validation": ("valid", recipe.data.valid.name),
-    }
-    for context, (split, name) in names.items():
+    for context, split, name in data.sets:
         files = {s["name"]: s["sha256"] for s in manifest["shards"] if s["split"] == split}
-        tracker.log_input(
-            name[:500],
-            digest_of(files)[:16],
-            context,
-            {"folder": str(shards.absolute()), **manifest["totals"][split], "sha256": files},
-        )
+        profile = {"folder": str(recipe.shards.absolute()), **manifest["totals"][split]}
+        tracker.log_input(name[:500], digest_of(files)[:16], context, {**profile, "sha256": files})
 
 
 class TrainingFacts(NamedTuple):
@@ -108,22 +123,13 @@ def log_training(tracker: Tracker, recipe: Recipe, facts: TrainingFacts) -> None
 def _parameters(recipe: Recipe, *sections: str) -> dict[str, Any]:
     """Return the keys of some sections that say what is special about a run, and `CENTRAL_KEYS`.
 
-    Corpora and filters are there by their names. All keys are in recipe.json.
+    All keys are in recipe.json.
     """
     special = recipe.model_dump(
         mode="json", include={*sections}, exclude=NAMED_KEYS, exclude_defaults=True
     )
     central = recipe.model_dump(mode="json", include=CENTRAL_KEYS)
-    parameters = flatten({section: central[section] for section in sections}) | flatten(special)
-    if "data" in sections:
-        data = recipe.data
-        parameters |= {
-            "data.train": "+".join(corpus.name for corpus in data.train),
-            "data.valid": data.valid.name,
-            "data.test": data.test.name,
-            "data.cleaning.filters": ", ".join(each.filter for each in data.cleaning.filters),
-        }
-    return parameters
+    return flatten({section: central[section] for section in sections}) | flatten(special)
 
 
 def _code_tags() -> dict[str, str]:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.config import ActivationCheckpointing, ModelConfig
+from models.config import ActivationCheckpointing, LayersConfig
 from pipeline.recipe import TrainingConfig, UsageError
 
 KNOWN_KEYS = Path(__file__).with_name("deepspeed_keys.json")  # from DeepSpeed's config models
@@ -103,14 +103,14 @@ REFUSED = {
 DEFAULT_BUCKET_SIZE = 500_000_000  # DeepSpeed's, elements
 
 
-# What the recipe owns, and which key of it.
+# What the recipe owns, and which key of its `training`.
 OWNED = {
-    "train_micro_batch_size_per_gpu": "training.micro_batch_tokens",
-    "gradient_accumulation_steps": "training.max_tokens",
-    "train_batch_size": "training.max_tokens",
-    "gradient_clipping": "training.clip_norm",
-    "optimizer": "training.optimizer",
-    "scheduler": "training.schedule",
+    "train_micro_batch_size_per_gpu": "{training.micro_batch_key}",
+    "gradient_accumulation_steps": "{training.batch_key}",
+    "train_batch_size": "{training.batch_key}",
+    "gradient_clipping": "clip_norm",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
 }
 
 
@@ -137,21 +137,22 @@ def deepspeed_config(training: TrainingConfig, accumulation_steps: int) -> dict[
     for key, owner in OWNED.items():
         if config.pop(key, "auto") not in ("auto", values.get(key, "auto")):
             raise UsageError(
-                f"{path}: `{key}` is set there, but the recipe owns it ({owner}); "
+                f"{path}: `{key}` is set there, but the recipe owns it (training."
+                f"{owner.format(training=training)}); "
                 f'remove it or say "auto"'
             )
     return {**config, **values}
 
 
 def activation_checkpointing(
-    training: TrainingConfig, model: ModelConfig
+    training: TrainingConfig, model: LayersConfig
 ) -> ActivationCheckpointing:
     """Return what the recipe says, or else the JSON's `activation_checkpointing`.
 
     :raises UsageError: they disagree, or the JSON asks for what cannot be.
     """
     path, ours = training.deepspeed_config, training.activation_checkpointing
-    num_levels = max(model.encoder_levels, model.decoder_levels)
+    num_levels = model.deepest
     block = _read(path).get("activation_checkpointing", {})
     if not isinstance(block, dict):
         raise UsageError(f"{path}: `activation_checkpointing` must be an object, not {_say(block)}")

@@ -63,8 +63,7 @@ class Window:
         # When all steps were skipped there is no loss.
         loss = total_loss / self.normaliser if self.normaliser else math.nan
         return {
-            "train_loss": loss,
-            "train_ppl": perplexity(loss),
+            **task.loss_metrics(loss),
             f"speed/{task.unit}_per_second": self.units / seconds,
             f"speed/{task.target_unit}_per_second": self.normaliser / seconds,
             "speed/steps_per_second": self.steps / seconds,
@@ -72,11 +71,6 @@ class Window:
             "speed/data_wait_share": waited / seconds,
             "speed/memory_gib": memory() / GIB,
         }
-
-
-def perplexity(loss: float) -> float:
-    """Return e to the cross-entropy (nats), with an end to how large it gets."""
-    return math.exp(min(loss, 50.0)) if loss == loss else loss
 
 
 def memory() -> int:
@@ -96,8 +90,7 @@ def progress_line(
     parts = [
         f"step {step}/{last_step}",
         f"epoch {metrics['epoch']:.2f}",
-        f"loss {metrics['train_loss']:.4f}",
-        f"ppl {metrics['train_ppl']:.2f}",
+        task.in_words(task.loss_metrics(metrics["train_loss"])),
         f"lr {metrics['learning_rate']:.2e}",
         f"grad norm {metrics['grad_norm']:.2f}",
         f"{metrics[f'speed/{task.unit}_per_second']:,.0f} {task.unit}/s",

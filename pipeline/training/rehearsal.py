@@ -27,7 +27,7 @@ def rehearse(task: Task[Batch]) -> str:
         batch = task.collate(task.plan.largest_micro_batch(), trainer.device)
         what = f"the largest micro-batch ({batch})"
         checkpointing = "training.activation_checkpointing.levels"
-        advice = f"lower training.micro_batch_tokens, or set {checkpointing} to 1"
+        advice = f"lower training.{trainer.config.micro_batch_key}, or set {checkpointing} to 1"
         started = time.monotonic()
         positions = batch.positions
         trainer.optimizer_step(

@@ -69,7 +69,7 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
         log.info("preflight: %s", fits)
         _introduce(trainer, newest)
         tracker = open_tracker(task.recipe)
-        log_data(tracker, task.recipe)
+        log_data(tracker, task.recipe, task.data_facts())
         log_training(tracker, task.recipe, _facts(trainer))
     status = "FAILED"
     try:
@@ -105,11 +105,12 @@ def _introduce(trainer: Trainer[Batch], newest: Checkpoint | None) -> None:
     if idle := max(0, trainer.world_size - micro_batches):
         log.warning(
             "%d of %d ranks have nothing to do: a global batch has %d micro-batch(es). With "
-            "training.micro_batch_tokens %d, in another run_dir, all would have",
+            "training.%s %d, in another run_dir, all would have",
             idle,
             trainer.world_size,
             micro_batches,
-            recipe.training.max_tokens // trainer.world_size,
+            recipe.training.micro_batch_key,
+            task.plan.max_tokens // trainer.world_size,
         )
 
 

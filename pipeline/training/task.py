@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices
 from pipeline.checkpoints.folder import Criterion
 from pipeline.recipe import Recipe
+from pipeline.tracking.provenance import DataFacts
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +75,10 @@ class Task(ABC, Generic[Batch]):
         """
 
     @abstractmethod
+    def data_facts(self) -> DataFacts:
+        """Return what tracking tells of the data."""
+
+    @abstractmethod
     def parameter_count(self) -> int:
         """Return the number of the model's parameters."""
 
@@ -110,6 +115,11 @@ class Task(ABC, Generic[Batch]):
     def units(self, batch: GlobalBatch) -> int:
         """Return the size of a global batch in `unit`s."""
 
+    def loss_metrics(self, loss: float) -> dict[str, float]:
+        """Return the metrics that tell of the training loss (of one target), the first of them
+        `train_loss`."""
+        return {"train_loss": loss}
+
     def dearest(self) -> Task[Batch]:
         """Return this task with whatever varies from step to step at what takes most memory."""
         return self
@@ -128,7 +138,7 @@ class Task(ABC, Generic[Batch]):
         """
 
     def in_words(self, metrics: Mapping[str, float]) -> str:
-        """Return what the log says of the metrics of `validate`."""
+        """Return what the log says of the metrics of `validate`, or of `loss_metrics`."""
         return " | ".join(
             f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items()
         )

@@ -12,9 +12,9 @@ from fairseq2.nn import BatchLayout, IncrementalStateBag
 
 from data_prep.vocabulary import EOS_IDX, PAD_IDX
 from models.seq2seq import TranslationModel
-from pipeline.recipe import SearchConfig
 from pipeline.translation.search import Decoding, Ints, NextTokens, search_batch
 from pipeline.translation.serving import Hypothesis
+from pipeline.translation_recipe import SearchConfig
 
 
 @torch.inference_mode()

@@ -17,13 +17,14 @@ from data_prep.vocabulary import PAD_IDX, load_vocabularies, vocabulary_digest
 from models.config import ModelConfig
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
-from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe import UsageError
+from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
 
 
-def model_identity(recipe: Recipe) -> dict[str, Any]:
+def model_identity(recipe: TranslationRecipe) -> dict[str, Any]:
     """Return what a model's weights are bound to, as JSON values: its shape, the vocabulary, and
     the pairs that it has learnt from.
 
@@ -37,7 +38,7 @@ def model_identity(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def checkpoints_of_run(recipe: Recipe) -> list[Checkpoint]:
+def checkpoints_of_run(recipe: TranslationRecipe) -> list[Checkpoint]:
     """Return the checkpoints of `run_dir` that evaluation averages, oldest first.
 
     :raises CheckpointError: there is none, or one belongs to another vocabulary, model or data.
@@ -52,7 +53,7 @@ def checkpoints_of_run(recipe: Recipe) -> list[Checkpoint]:
     return checkpoints
 
 
-def check_decoder_levels(recipe: Recipe, trained_with: Mapping[str, Any]) -> None:
+def check_decoder_levels(recipe: TranslationRecipe, trained_with: Mapping[str, Any]) -> None:
     """Check that a model can run as few levels of its decoder as `evaluation` says.
 
     :param trained_with: a recipe's `training` section.
@@ -66,7 +67,7 @@ def check_decoder_levels(recipe: Recipe, trained_with: Mapping[str, Any]) -> Non
         )
 
 
-def untrained_model(recipe: Recipe) -> TranslationModel:
+def untrained_model(recipe: TranslationRecipe) -> TranslationModel:
     """Return the model with the random weights that training starts with."""
     import torch
 
@@ -84,7 +85,7 @@ def model_for(
     return create_model(config, (source.get_piece_size(), target.get_piece_size()), PAD_IDX)
 
 
-def model_of_run(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> TranslationModel:
+def model_of_run(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> TranslationModel:
     """Return the model with the average of the checkpoints' weights, or of their moving averages;
     of its decoder as many levels as `evaluation` says.
 

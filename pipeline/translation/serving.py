@@ -26,7 +26,7 @@ from data_prep.text import normalise
 from models.export_format import SHORTLISTS, ExportSettings, Format, ModelError, read_settings
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
-    from pipeline.recipe import SearchConfig
+    from pipeline.translation_recipe import SearchConfig
 
 log = logging.getLogger("translate")
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import copy
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices, map_lengths
 from data_prep.files import DataError, first_line
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
-from data_prep.vocabulary import PAD_IDX, vocabulary_digest
+from data_prep.stage import read_manifest
+from data_prep.vocabulary import PAD_IDX, vocabulary_digest, vocabulary_files
 from pipeline.checkpoints.folder import CheckpointError, Criterion
+from pipeline.tracking.provenance import DataFacts
 from pipeline.training.deepspeed_config import activation_checkpointing
 from pipeline.training.task import Task
 from pipeline.translation.run_model import check_decoder_levels, model_identity
+from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +40,7 @@ class TranslationTask(Task["PairBatch"]):
 
     unit = "tokens"
     target_unit = "target_tokens"
+    recipe: TranslationRecipe
 
     @property
     def criterion(self) -> Criterion:
@@ -108,6 +113,30 @@ class TranslationTask(Task["PairBatch"]):
 
     def normaliser(self, batch: GlobalBatch) -> int:
         return batch.target_tokens
+
+    def data_facts(self) -> DataFacts:
+        recipe, data = self.recipe, self.recipe.data
+        shards, clean = recipe.shards, recipe.clean_text
+        train = "+".join(corpus.name for corpus in data.train)
+        manifest = read_manifest(shards)
+        files: tuple[Path, ...] = ()
+        shape: dict[str, Any] = {}
+        if manifest is not None:
+            files = (clean / "report.json", clean / "report.png", *vocabulary_files(shards))
+            sizes = manifest["vocabulary"]["sizes"]
+            shape = {"train": manifest["totals"]["train"], "vocabulary": sizes}
+        return DataFacts(
+            names={
+                "data.train": train,
+                "data.valid": data.valid.name,
+                "data.test": data.test.name,
+                "data.cleaning.filters": ", ".join(each.filter for each in data.cleaning.filters),
+            },
+            manifest=manifest,
+            shape=shape,
+            files=files,
+            sets=(("training", "train", train), ("validation", "valid", data.valid.name)),
+        )
 
     # ── Model and loss ──────────────────────────────────────────────────────────────────────────
 
@@ -203,6 +232,11 @@ class TranslationTask(Task["PairBatch"]):
             decoder_levels=decoder_levels,
         )
 
+    def loss_metrics(self, loss: float) -> dict[str, float]:
+        from pipeline.translation.validation import perplexity
+
+        return {"train_loss": loss, "train_ppl": perplexity(loss)}
+
     def dearest(self) -> TranslationTask:
         training = self.recipe.training.model_copy(update={"random_depth": False})
         task = copy(self)  # what it has read of the data is read
@@ -228,6 +262,8 @@ class TranslationTask(Task["PairBatch"]):
 
     def in_words(self, metrics: Mapping[str, float]) -> str:
         words = {
+            "train_loss": "loss %.4f",
+            "train_ppl": "ppl %.2f",
             "valid_loss": "valid loss %.4f",
             "valid_ppl": "ppl %.2f",
             "valid_bleu": "BLEU %.2f",

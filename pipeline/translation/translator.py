@@ -14,12 +14,13 @@ from sentencepiece import SentencePieceProcessor
 from data_prep.files import DataError
 from models.config import ModelConfig
 from models.export_format import ModelError, load_weights, read_settings
-from pipeline.recipe import Recipe, SearchConfig, UsageError
+from pipeline.recipe import UsageError
 from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
     TextTranslator,
 )
+from pipeline.translation_recipe import SearchConfig, TranslationRecipe
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
@@ -54,7 +55,7 @@ class Translator(TextTranslator):
         super().__init__(vocabularies, search, longest, f"PyTorch {search.dtype} on {device}")
 
     @classmethod
-    def of_run(cls, recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> Translator:
+    def of_run(cls, recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> Translator:
         """Return a translator with the average of checkpoints of `run_dir`.
 
         :raises CheckpointError: a checkpoint is damaged, or has no moving average.

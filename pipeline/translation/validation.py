@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,8 +12,6 @@ from data_prep.corpora import read_lines
 from data_prep.vocabulary import PAD_IDX, load_vocabularies
 from models.factory import create_model
 from pipeline.ranks import gather_shares, share_of
-from pipeline.recipe import Recipe
-from pipeline.training.progress import perplexity
 from pipeline.training.trainer import Trainer
 from pipeline.training.validation import Interruption, Stopped, shared_micro_batches
 from pipeline.translation.batches import PairBatch, collate
@@ -22,6 +21,12 @@ from pipeline.translation.translator import Translator
 
 if TYPE_CHECKING:
     from pipeline.translation.task import TranslationTask
+from pipeline.translation_recipe import TranslationRecipe
+
+
+def perplexity(loss: float) -> float:
+    """Return e to the cross-entropy (nats), with an end to how large it gets."""
+    return math.exp(min(loss, 50.0)) if loss == loss else loss
 
 
 def valid_metrics(
@@ -31,7 +36,7 @@ def valid_metrics(
 
     :raises Stopped: on every rank, when a signal has come to one.
     """
-    config, lengths = trainer.config, task.valid_pairs.lengths()
+    config, lengths = task.recipe.training, task.valid_pairs.lengths()
     budget = config.micro_batch_tokens or config.max_tokens
     plan = BatchPlan(*lengths, max_tokens=budget, micro_batch_tokens=None, seed=0)
     total = torch.zeros((), device=trainer.device)
@@ -76,7 +81,7 @@ def rehearse_bleu(task: TranslationTask, trainer: Trainer[PairBatch]) -> None:
     translator.translate([sources[number] for number in longest])
 
 
-def _valid_lines(recipe: Recipe) -> tuple[list[str], list[str]]:
+def _valid_lines(recipe: TranslationRecipe) -> tuple[list[str], list[str]]:
     source, target = (
         list(read_lines(recipe.clean_text / f"valid.{language}"))
         for language in recipe.data.languages

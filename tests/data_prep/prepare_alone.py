@@ -7,13 +7,13 @@ import logging
 
 from data_prep.prepare import prepare
 from pipeline.command_line import run_command
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 
 
-def main(recipe: Recipe, _: argparse.Namespace) -> None:
+def main(recipe: TranslationRecipe, _: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     prepare(recipe.data, recipe.run_dir)
 
 
 if __name__ == "__main__":
-    run_command("prepare", "Prepare data and tell nobody.", main)
+    run_command("prepare", "Prepare data and tell nobody.", main, kind=TranslationRecipe)

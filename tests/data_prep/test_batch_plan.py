@@ -12,13 +12,13 @@ import pytest
 
 from data_prep.batch_plan import BatchPlan, GlobalBatch
 from data_prep.shards import ShardReader
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 
 BUDGET, MICRO = 4096, 512
 
 
 @pytest.fixture
-def reader(prepared: Recipe) -> ShardReader:
+def reader(prepared: TranslationRecipe) -> ShardReader:
     """Return the training pairs of the tiny recipe."""
     return ShardReader(prepared.shards, "train")
 

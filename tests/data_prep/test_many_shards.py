@@ -12,11 +12,11 @@ from benchmarks.feed import many_shards
 from data_prep.binarize import _encode
 from data_prep.config import DataConfig
 from data_prep.shards import ShardReader, open_shard, write_shard
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 
 
 @pytest.fixture
-def shards(prepared: Recipe) -> Path:
+def shards(prepared: TranslationRecipe) -> Path:
     return prepared.run_dir / "shards"
 
 
@@ -35,7 +35,7 @@ def test_a_slice_is_written_without_what_it_was_cut_from(
 
 
 def test_a_piece_takes_no_more_room_for_many_shards(
-    prepared: Recipe, shards: Path, tmp_path: Path
+    prepared: TranslationRecipe, shards: Path, tmp_path: Path
 ) -> None:
     pairs = open_shard(shards / "train-00000.arrow")
     text = prepared.run_dir / "clean" / "train"

@@ -13,7 +13,7 @@ from data_prep.inspect import inspect
 from data_prep.shards import ShardsManifest
 from data_prep.vocabulary import load_vocabulary, lost_by
 from pipeline.evaluation.test_sets import held_out_of
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.data_prep.test_prepare import GOOD, corpus, recipe_of, write_corpus
 
 __all__ = ["corpus"]  # the fixture
@@ -21,7 +21,7 @@ __all__ = ["corpus"]  # the fixture
 SPECIAL = "，！…²™½ﬁ№Å"
 
 
-def prepare(recipe: Recipe) -> ShardsManifest:
+def prepare(recipe: TranslationRecipe) -> ShardsManifest:
     return stages.prepare(recipe.data, recipe.run_dir, held_out_of(recipe))
 
 
@@ -73,7 +73,7 @@ def test_unknown_characters_are_lost_unless_spelled_in_bytes(corpus: Path) -> No
 # ── Test sets that must not be in the training text ─────────────────────────────────────────────
 
 
-def with_test_sets(folder: Path, *names: str) -> Recipe:
+def with_test_sets(folder: Path, *names: str) -> TranslationRecipe:
     entries = (f"{{name: {n}, source: {n}.de, references: [{n}.en, {n}.b.en]}}" for n in names)
     return recipe_of(folder, evaluation__test_sets=f"[{', '.join(entries)}]")
 

@@ -16,13 +16,13 @@ from data_prep.files import sha256_of
 from data_prep.shards import CorpusInfo, ShardReader, ShardsManifest
 from data_prep.vocabulary import EOS_IDX, load_vocabularies, load_vocabulary
 from pipeline.command_line import load_recipe
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 
 GOOD = [(f"Das ist der Satz {i}.", f"This is sentence {i}.") for i in range(400)]
 
 
-def prepare(recipe: Recipe) -> ShardsManifest:
+def prepare(recipe: TranslationRecipe) -> ShardsManifest:
     """Run all stages of a recipe."""
     return stages.prepare(recipe.data, recipe.run_dir)
 
@@ -55,13 +55,13 @@ data:
     return tmp_path
 
 
-def recipe_of(folder: Path, **overrides: str) -> Recipe:
+def recipe_of(folder: Path, **overrides: str) -> TranslationRecipe:
     return load_recipe(
         folder / "recipe.yaml", [(key.replace("__", "."), v) for key, v in overrides.items()]
     )
 
 
-def report_of(recipe: Recipe) -> dict[str, int]:
+def report_of(recipe: TranslationRecipe) -> dict[str, int]:
     report = json.loads((recipe.run_dir / "clean" / "report.json").read_text())
     dropped: dict[str, int] = report["corpora"][0]["dropped"]
     return dropped

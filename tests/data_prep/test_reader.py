@@ -15,19 +15,19 @@ from data_prep.files import DataError
 from data_prep.prepare import prepare
 from data_prep.shards import ShardReader, read_shards_manifest
 from data_prep.stage import Manifest
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command, run_process
 
 
 @pytest.fixture
-def recipe(prepared: Recipe, tmp_path: Path) -> Recipe:
+def recipe(prepared: TranslationRecipe, tmp_path: Path) -> TranslationRecipe:
     """Copy the prepared recipe to a folder that a test may damage."""
     shutil.copytree(prepared.run_dir, tmp_path / "run")
     return prepared.model_copy(update={"run_dir": tmp_path / "run"})
 
 
 @pytest.fixture
-def shards(recipe: Recipe) -> Path:
+def shards(recipe: TranslationRecipe) -> Path:
     return recipe.run_dir / "shards"
 
 
@@ -70,7 +70,7 @@ def test_the_manifest_is_what_is_on_disk(shards: Path) -> None:
     ],
 )
 def test_a_manifest_that_lacks_something(
-    recipe: Recipe, shards: Path, damage: Callable[[Manifest], object], expected: str
+    recipe: TranslationRecipe, shards: Path, damage: Callable[[Manifest], object], expected: str
 ) -> None:
     path = shards / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -159,7 +159,7 @@ def test_another_vocabulary_is_refused(shards: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train-00000.arrow", "spm.model"])
-def test_what_to_do_about_damage_helps(recipe: Recipe, shards: Path, name: str) -> None:
+def test_what_to_do_about_damage_helps(recipe: TranslationRecipe, shards: Path, name: str) -> None:
     intact = (shards / name).read_bytes()
     flip_a_byte(shards / name)
     with pytest.raises(DataError, match=r"without that file, `\./run\.sh prepare` makes it again"):
@@ -173,7 +173,7 @@ def test_what_to_do_about_damage_helps(recipe: Recipe, shards: Path, name: str) 
 # ── python -m data_prep.inspect ─────────────────────────────────────────────────────────────────
 
 
-def test_inspect_shows_what_is_there(recipe: Recipe, command: Command) -> None:
+def test_inspect_shows_what_is_there(recipe: TranslationRecipe, command: Command) -> None:
     done = command("data_prep.inspect", recipe.run_dir, "--samples", 3)
     assert done.returncode == 0, done.stderr
     reader = ShardReader(recipe.run_dir / "shards", "train")
@@ -185,7 +185,7 @@ def test_inspect_shows_what_is_there(recipe: Recipe, command: Command) -> None:
     assert same.stdout == done.stdout
 
 
-def test_inspect_needs_no_deep_learning(recipe: Recipe) -> None:
+def test_inspect_needs_no_deep_learning(recipe: TranslationRecipe) -> None:
     blocked = dict.fromkeys(("torch", "fairseq2", "deepspeed", "pipeline"))
     script = (
         f"import runpy, sys; sys.modules.update({blocked});"
@@ -196,7 +196,9 @@ def test_inspect_needs_no_deep_learning(recipe: Recipe) -> None:
     assert "checksums: all 3 shards" in done.stdout
 
 
-def test_inspect_names_what_is_damaged(recipe: Recipe, shards: Path, command: Command) -> None:
+def test_inspect_names_what_is_damaged(
+    recipe: TranslationRecipe, shards: Path, command: Command
+) -> None:
     flip_a_byte(shards / "test-00000.arrow")
     done = command("data_prep.inspect", recipe.run_dir)
     assert (done.returncode, done.stdout) == (1, "")

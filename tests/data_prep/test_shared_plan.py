@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from data_prep import batch_plan
 from data_prep.batch_plan import BatchPlan, GlobalBatch, map_lengths, passes
 from data_prep.shards import ShardReader
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 
 
 @pytest.fixture
-def reader(prepared: Recipe) -> ShardReader:
+def reader(prepared: TranslationRecipe) -> ShardReader:
     return ShardReader(prepared.run_dir / "shards", "train")
 
 
@@ -124,7 +124,7 @@ def plan_of_a_rank(shards: Path, folder: Path) -> list[list[list[int]]]:
     return batches(plan_of(np.stack(lengths), folder, digest))
 
 
-def test_processes_share_one_file_of_each_kind(prepared: Recipe, tmp_path: Path) -> None:
+def test_processes_share_one_file_of_each_kind(prepared: TranslationRecipe, tmp_path: Path) -> None:
     shards = prepared.run_dir / "shards"
     with ProcessPoolExecutor(3, mp_context=get_context("forkserver")) as ranks:
         work = [ranks.submit(plan_of_a_rank, shards, tmp_path) for _ in range(3)]

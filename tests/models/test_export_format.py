@@ -23,7 +23,7 @@ from models.export_format import (
 )
 from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.recipe import SearchConfig
+from pipeline.translation_recipe import SearchConfig
 from tests.conftest import run_process
 
 SEARCH = SearchConfig().model_dump(mode="json")

@@ -24,14 +24,14 @@ from pipeline.checkpoints.folder import (
 )
 from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
-from pipeline.recipe import Recipe
 from pipeline.translation.run_model import model_identity, untrained_model
 from pipeline.translation.serving import TextTranslator
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.ranks import new_run, train
 
 
 @pytest.fixture(scope="session")
-def six_steps(prepared: Recipe, tiny_recipe: Path) -> Path:
+def six_steps(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
     """Return the run_dir of a finished training: 6 steps with dropout, 1 rank, ZeRO stage 1."""
     run_dir = new_run(prepared, "six_steps")
     codes, said = train(tiny_recipe, run_dir, log_every=1)
@@ -39,7 +39,7 @@ def six_steps(prepared: Recipe, tiny_recipe: Path) -> Path:
     return run_dir
 
 
-def save_checkpoint(model: TranslationModel, recipe: Recipe) -> None:
+def save_checkpoint(model: TranslationModel, recipe: TranslationRecipe) -> None:
     """Save a model as the only checkpoint of a run, as ZeRO stage 0 writes it."""
     checkpoints = recipe.checkpoints
     (checkpoints / tag_of(1)).mkdir(parents=True)
@@ -90,7 +90,9 @@ def talkative(model: TranslationModel) -> TranslationModel:
     return model
 
 
-def run_of(prepared: Recipe, tiny_recipe: Path, folder: Path, **overrides: str) -> Recipe:
+def run_of(
+    prepared: TranslationRecipe, tiny_recipe: Path, folder: Path, **overrides: str
+) -> TranslationRecipe:
     """Make a finished run in `folder`, with a talkative model of these `model` keys."""
     keys = {f"model.{key}": value for key, value in overrides.items()}
     keys |= {"run_dir": str(folder), "evaluation.beam_size": "4"}
@@ -103,26 +105,28 @@ def run_of(prepared: Recipe, tiny_recipe: Path, folder: Path, **overrides: str) 
 
 @pytest.fixture(scope="session")
 def talkative_run(
-    prepared: Recipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Recipe:
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TranslationRecipe:
     """Return the recipe of a finished run with a small, talkative RingFormer."""
     return run_of(prepared, tiny_recipe, tmp_path_factory.mktemp("export") / "run")
 
 
 @pytest.fixture(scope="session")
-def ctranslate2_folder(talkative_run: Recipe) -> Path:
+def ctranslate2_folder(talkative_run: TranslationRecipe) -> Path:
     """Return the folder of that run's CTranslate2 export in float32."""
     return exported(talkative_run, "ctranslate2")
 
 
 @pytest.fixture(scope="session")
-def sentences(prepared: Recipe) -> list[str]:
+def sentences(prepared: TranslationRecipe) -> list[str]:
     """Return sentences to translate, some of them empty."""
     text = (prepared.run_dir / "clean" / "test.de").read_text(encoding="utf-8")
     return ["", *text.splitlines(), "Ja.", "   ", "Das Haus ist 1,5 km weit weg, sagt der Mann."]
 
 
-def exported(recipe: Recipe, format: Format, quantization: Quantization | None = None) -> Path:
+def exported(
+    recipe: TranslationRecipe, format: Format, quantization: Quantization | None = None
+) -> Path:
     """Export a run into a folder beside its run_dir, and return that."""
     folder = recipe.run_dir.parent / f"{recipe.run_dir.name}-{format}-{quantization}"
     export(recipe, folder, format, quantization)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.checkpoints.weights import load_weights
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import free_port
 
 Main = Callable[[list[str]], None]
@@ -42,7 +42,7 @@ SERVER.set_forkserver_preload(
 )
 
 
-def new_run(prepared: Recipe, name: str, *parts: str) -> Path:
+def new_run(prepared: TranslationRecipe, name: str, *parts: str) -> Path:
     """Make a run_dir beside the prepared one, with its shards and these other parts of it."""
     run_dir = prepared.run_dir.parent / name
     for part in ("shards", *parts):
@@ -122,10 +122,11 @@ def start(
 
 def _train(arguments: list[str]) -> None:
     from pipeline.command_line import run_command
+    from pipeline.recipe import Recipe
     from pipeline.train import add_arguments, main, program
 
     sys.argv = ["train.py", *arguments]
-    run_command(program(), "", main, add_arguments)
+    run_command(program(), "", main, add_arguments, kind=Recipe)
 
 
 def train(

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.command_line import load_recipe, recipe_keys
 from pipeline.recipe import ROOT, UsageError
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -21,7 +22,7 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    keys = dict(recipe_keys())
+    keys = dict(recipe_keys(TranslationRecipe))
     assert {
         "run_dir", "data.root", "training.seed", "training.max_steps", "training.max_tokens",
         "model.architecture", "model.model_dim", "model.num_levels", "evaluation.beam_size",
@@ -99,6 +100,6 @@ def test_help_shows_every_key_with_its_documentation(command: Command) -> None:
     done = command("pipeline.prepare", "--help_keys")
     assert done.returncode == 0
     text = " ".join(done.stdout.split())
-    for key, field in recipe_keys():
+    for key, field in recipe_keys(TranslationRecipe):
         assert f"--{key}" in text
         assert " ".join(field.description.split()[:4]) in text

@@ -12,7 +12,8 @@ import pytest
 
 from data_prep.files import only_command_in
 from pipeline.checkpoints.folder import list_checkpoints
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import free_port, run_process
 from tests.pipeline.ranks import new_run, train
 
@@ -33,7 +34,7 @@ def steps_left(recipe: Path, run_dir: Path) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_steps_are_left_before_training(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_steps_are_left_before_training(prepared: TranslationRecipe, tiny_recipe: Path) -> None:
     assert steps_left(tiny_recipe, new_run(prepared, "untrained")) == (3, "")
 
 
@@ -45,7 +46,9 @@ def test_no_steps_are_left_after_training(tiny_recipe: Path, six_steps: Path) ->
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_says_how_to_go_on(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_sigterm_saves_and_says_how_to_go_on(
+    prepared: TranslationRecipe, tiny_recipe: Path
+) -> None:
     """The whole process group gets it, as from a terminal's Ctrl-C and most schedulers."""
     run_dir = new_run(prepared, "stopped")
     launcher = str(Path(sys.executable).with_name("deepspeed"))
@@ -76,7 +79,7 @@ def test_sigterm_saves_and_says_how_to_go_on(prepared: Recipe, tiny_recipe: Path
 
 
 @pytest.mark.slow
-def test_one_training_at_a_time(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_one_training_at_a_time(prepared: TranslationRecipe, tiny_recipe: Path) -> None:
     run_dir = new_run(prepared, "taken")
     with only_command_in(run_dir):
         codes, said = train(tiny_recipe, run_dir, ranks=2)
@@ -87,7 +90,7 @@ def test_one_training_at_a_time(prepared: Recipe, tiny_recipe: Path) -> None:
 
 @pytest.mark.slow
 def test_a_conflicting_deepspeed_config_exits_2(
-    prepared: Recipe, tiny_recipe: Path, tmp_path: Path
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "ds.json").write_text('{"gradient_clipping": 3.0}')
     run_dir = new_run(prepared, "conflict")

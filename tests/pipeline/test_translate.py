@@ -26,7 +26,8 @@ def test_memory_does_not_grow_with_the_input(ctranslate2_folder: Path) -> None:
     code = (
         "import re, sys; from pipeline.command_line import run_command\n"
         "from pipeline.translate import add_arguments, main\n"
-        "try: run_command('translate', '', main, add_arguments)\n"
+        "from pipeline.translation_recipe import TranslationRecipe\n"
+        "try: run_command('translate', '', main, add_arguments, kind=TranslationRecipe)\n"
         "finally:\n"
         "    status = open('/proc/self/status').read()\n"
         "    print(re.findall(r'VmHWM:\\s+(\\d+)', status)[0], file=sys.stderr)"

@@ -22,14 +22,14 @@ from pipeline.checkpoints.folder import CheckpointError, ValidationState
 from pipeline.checkpoints.resume import checkpoint_to_resume
 from pipeline.command_line import load_recipe
 from pipeline.ranks import RankZeroFailed, init_distributed
-from pipeline.recipe import Recipe
 from pipeline.training.progress import Window
 from pipeline.training.trainer import Trainer
 from pipeline.translation.batches import PairBatch
 from pipeline.translation.task import TranslationTask
+from pipeline.translation_recipe import TranslationRecipe
 
 
-def run(recipe: Recipe) -> dict[str, Any]:
+def run(recipe: TranslationRecipe) -> dict[str, Any]:
     """Train to the end.
 
     :returns: what to compare: losses by step, and states of the optimizer.

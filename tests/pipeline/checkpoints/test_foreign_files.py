@@ -23,8 +23,8 @@ from pipeline.checkpoints.folder import (
 )
 from pipeline.checkpoints.weights import load_weights
 from pipeline.command_line import load_recipe
-from pipeline.recipe import Recipe
 from pipeline.translation.run_model import untrained_model
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 from tests.pipeline.conftest import save_checkpoint
 
@@ -42,7 +42,7 @@ class Code:
 
 
 @pytest.fixture
-def run(prepared: Recipe, tiny_recipe: Path, tmp_path: Path) -> Recipe:
+def run(prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path) -> TranslationRecipe:
     """A run with a checkpoint of step 1."""
     recipe = load_recipe(tiny_recipe, [("run_dir", str(tmp_path / "run"))])
     for name in ("shards", "clean"):
@@ -74,7 +74,7 @@ def put_code(checkpoint: Path, stage: int, where: str) -> Path:
     ("stage", "where"),
     [(0, "model"), *((s, w) for s in (1, 2, 3) for w in ("model", "optimizer"))],
 )
-def test_code_in_a_checkpoint_is_not_run(run: Recipe, stage: int, where: str) -> None:
+def test_code_in_a_checkpoint_is_not_run(run: TranslationRecipe, stage: int, where: str) -> None:
     folder = run.checkpoints / tag_of(1)
     marker = put_code(folder, stage, where)
     with pytest.raises(CheckpointError, match="more than tensors") as caught:
@@ -86,7 +86,7 @@ def test_code_in_a_checkpoint_is_not_run(run: Recipe, stage: int, where: str) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["translate", "evaluate", "export"])
 def test_no_command_runs_code_of_a_checkpoint(
-    run: Recipe, tiny_recipe: Path, command: Command, module: str
+    run: TranslationRecipe, tiny_recipe: Path, command: Command, module: str
 ) -> None:
     marker = put_code(run.checkpoints / tag_of(1), 1, "model")
     done = command(f"pipeline.{module}", "--config", tiny_recipe, "--run_dir", run.run_dir)
@@ -100,7 +100,7 @@ FOREIGN = ["step-mine", "step-00000001.bak", "step-00000001-universal", "step-1"
            "damaged-step-00000001", "notes"]  # fmt: skip
 
 
-def test_only_step_and_eight_digits_are_ours(run: Recipe) -> None:
+def test_only_step_and_eight_digits_are_ours(run: TranslationRecipe) -> None:
     folder = run.checkpoints
     for name in FOREIGN:
         (folder / name).mkdir()
@@ -118,7 +118,7 @@ def test_only_step_and_eight_digits_are_ours(run: Recipe) -> None:
     assert all((folder / name / "thesis.txt").exists() for name in FOREIGN)
 
 
-def test_what_is_set_aside_replaces_nothing(run: Recipe) -> None:
+def test_what_is_set_aside_replaces_nothing(run: TranslationRecipe) -> None:
     folder = run.checkpoints
     for _ in range(2):
         shutil.copytree(folder / tag_of(1), folder / tag_of(3))
@@ -128,7 +128,7 @@ def test_what_is_set_aside_replaces_nothing(run: Recipe) -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"\xff\xfe\x00", b"step-00000099", b"../../x"])
-def test_a_damaged_best_is_looked_up(run: Recipe, text: bytes) -> None:
+def test_a_damaged_best_is_looked_up(run: TranslationRecipe, text: bytes) -> None:
     folder = run.checkpoints
     assert best_tag(folder) is None
     change(folder / tag_of(1), validation={"criterion": "valid_loss", "best": 1, "best_step": 1})
@@ -140,7 +140,7 @@ def test_a_damaged_best_is_looked_up(run: Recipe, text: bytes) -> None:
     "text",
     ["", "null", "3", "[]", '"text"', '{"format": 2}', '{"format": null}', "[" * 100_000, "\x00"],
 )
-def test_a_damaged_checkpoint_json(run: Recipe, text: str) -> None:
+def test_a_damaged_checkpoint_json(run: TranslationRecipe, text: str) -> None:
     (run.checkpoints / tag_of(1) / "checkpoint.json").write_text(text)
     with pytest.raises(DamagedCheckpointError if "null}" not in text else CheckpointError):
         list_checkpoints(run.checkpoints)[0].check()
@@ -151,13 +151,13 @@ def test_a_damaged_checkpoint_json(run: Recipe, text: str) -> None:
     [{"bytes": None}, {"step": "x"}, {"validation": None}, {"zero_stage": None}, {"step": 2},
      {"training": 3}],
 )  # fmt: skip
-def test_a_checkpoint_json_with_wrong_values(run: Recipe, keys: dict[str, Any]) -> None:
+def test_a_checkpoint_json_with_wrong_values(run: TranslationRecipe, keys: dict[str, Any]) -> None:
     change(run.checkpoints / tag_of(1), **keys)
     with pytest.raises(DamagedCheckpointError):
         list_checkpoints(run.checkpoints)[0].check()
 
 
-def test_a_copy_under_another_step_is_no_checkpoint_of_it(run: Recipe) -> None:
+def test_a_copy_under_another_step_is_no_checkpoint_of_it(run: TranslationRecipe) -> None:
     shutil.copytree(run.checkpoints / tag_of(1), run.checkpoints / tag_of(9))
     with pytest.raises(DamagedCheckpointError):
         list_checkpoints(run.checkpoints)[-1].check()

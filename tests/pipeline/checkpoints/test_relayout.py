@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.checkpoints.relayout_runs import main
 from tests.pipeline.ranks import finish, start_ranks
 
@@ -58,7 +58,7 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module")
-def runs(prepared: Recipe, tiny_recipe: Path) -> Path:
+def runs(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
     """Return the folder of all runs: one of every layout, and those that go on from its step 3."""
     folder = prepared.run_dir.parent / "relayout"
     folder.mkdir()

@@ -18,7 +18,7 @@ from pipeline.checkpoints.folder import (
 )
 from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.command_line import load_recipe
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.ranks import finish, new_run, options, start, train
 
 STATE = ValidationState(criterion="valid_loss")
@@ -37,18 +37,18 @@ def steps_on_disk(folder: Path) -> list[int]:
     return [checkpoint.step for checkpoint in list_checkpoints(folder)]
 
 
-def averaged(recipe: Recipe, count: int) -> list[int]:
+def averaged(recipe: TranslationRecipe, count: int) -> list[int]:
     evaluation = recipe.evaluation.model_copy(update={"average_checkpoints": count})
     chosen = checkpoints_to_average(recipe.model_copy(update={"evaluation": evaluation}))
     return [checkpoint.step for checkpoint in chosen]
 
 
 @pytest.fixture
-def recipe(tiny_recipe: Path, tmp_path: Path) -> Recipe:
+def recipe(tiny_recipe: Path, tmp_path: Path) -> TranslationRecipe:
     return load_recipe(tiny_recipe, [("run_dir", str(tmp_path))])
 
 
-def test_only_the_schedules_checkpoints_are_kept_and_averaged(recipe: Recipe) -> None:
+def test_only_the_schedules_checkpoints_are_kept_and_averaged(recipe: TranslationRecipe) -> None:
     folder = recipe.checkpoints
     save(folder, 29, scheduled=False)
     assert averaged(recipe, 3) == [29]  # there is no other yet
@@ -66,7 +66,9 @@ def test_only_the_schedules_checkpoints_are_kept_and_averaged(recipe: Recipe) ->
     assert steps_on_disk(folder) == [200, 300, 400]
 
 
-def test_a_validation_that_was_put_off_can_ask_for_the_checkpoint(recipe: Recipe) -> None:
+def test_a_validation_that_was_put_off_can_ask_for_the_checkpoint(
+    recipe: TranslationRecipe,
+) -> None:
     folder = recipe.checkpoints
     save(folder, 100)
     save(folder, 150, scheduled=False)
@@ -76,7 +78,7 @@ def test_a_validation_that_was_put_off_can_ask_for_the_checkpoint(recipe: Recipe
 
 @pytest.mark.slow
 def test_a_stopped_training_ends_with_the_checkpoints_of_an_undisturbed_one(
-    prepared: Recipe, tiny_recipe: Path
+    prepared: TranslationRecipe, tiny_recipe: Path
 ) -> None:
     settings = {
         "max_steps": 12, "checkpoint_every": 4, "validate_every": 100, "keep_checkpoints": 3,

@@ -16,15 +16,17 @@ from pipeline.command_line import load_recipe
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.publishing.exports import export
 from pipeline.publishing.model_card import model_card
-from pipeline.recipe import Recipe
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.task import TranslationTask
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 from tests.pipeline.conftest import save_checkpoint
 
 
 @pytest.fixture(scope="module")
-def run(prepared: Recipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def run(
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TranslationRecipe:
     """A run with one checkpoint, of random weights."""
     run_dir = tmp_path_factory.mktemp("identity") / "run"
     shutil.copytree(prepared.run_dir, run_dir)
@@ -34,11 +36,11 @@ def run(prepared: Recipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFa
     return recipe
 
 
-def to_folder(recipe: Recipe) -> None:
+def to_folder(recipe: TranslationRecipe) -> None:
     export(recipe, recipe.run_dir / "other-export")
 
 
-LATER: dict[str, Callable[[Recipe], object]] = {
+LATER: dict[str, Callable[[TranslationRecipe], object]] = {
     "train": lambda recipe: TranslationTask(recipe).check_recipe(),
     "evaluate": evaluate,
     "export": to_folder,
@@ -60,7 +62,7 @@ LATER: dict[str, Callable[[Recipe], object]] = {
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_every_stage_refuses_a_recipe_that_says_otherwise(
-    run: Recipe, tiny_recipe: Path, stage: str, overrides: dict[str, str], said: str
+    run: TranslationRecipe, tiny_recipe: Path, stage: str, overrides: dict[str, str], said: str
 ) -> None:
     settings = [("run_dir", str(run.run_dir)), *overrides.items()]
     with pytest.raises(DataError) as error:
@@ -70,7 +72,9 @@ def test_every_stage_refuses_a_recipe_that_says_otherwise(
     assert not (run.run_dir / "other-export").exists()
 
 
-def test_a_command_says_so_in_one_line(run: Recipe, tiny_recipe: Path, command: Command) -> None:
+def test_a_command_says_so_in_one_line(
+    run: TranslationRecipe, tiny_recipe: Path, command: Command
+) -> None:
     options = ["--config", tiny_recipe, "--run_dir", run.run_dir, "--data.test.name", "other"]
     done = command("pipeline.train", "--steps_left", *options)
     assert done.returncode == 1
@@ -78,7 +82,9 @@ def test_a_command_says_so_in_one_line(run: Recipe, tiny_recipe: Path, command: 
     assert "data.test.name 'toy-test', the recipe says 'other'" in line
 
 
-def test_an_export_of_other_languages_is_not_evaluated(run: Recipe, tmp_path: Path) -> None:
+def test_an_export_of_other_languages_is_not_evaluated(
+    run: TranslationRecipe, tmp_path: Path
+) -> None:
     folder = tmp_path / "export"
     export(run, folder)
     settings = json.loads((folder / SETTINGS).read_text())
@@ -89,7 +95,9 @@ def test_an_export_of_other_languages_is_not_evaluated(run: Recipe, tmp_path: Pa
         evaluate(run, folder)
 
 
-def test_a_card_says_what_the_model_was_trained_with(run: Recipe, tiny_recipe: Path) -> None:
+def test_a_card_says_what_the_model_was_trained_with(
+    run: TranslationRecipe, tiny_recipe: Path
+) -> None:
     """Not what the command line says by now."""
     now = load_recipe(
         tiny_recipe,

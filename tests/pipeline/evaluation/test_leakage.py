@@ -14,15 +14,15 @@ from pipeline.evaluate import summary
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.test_sets import Overlap, load_test_sets, overlap_of
 from pipeline.publishing.model_card import model_card
-from pipeline.recipe import Recipe
 from pipeline.train import STEPS_LEFT
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command, run_process
 from tests.pipeline.conftest import save_checkpoint
 
 
 @pytest.fixture
-def leaking(prepared: Recipe, tmp_path: Path) -> Recipe:
+def leaking(prepared: TranslationRecipe, tmp_path: Path) -> TranslationRecipe:
     """A prepared run, and a test set that was added later: three sentences, of which the training
     text has two sources and a second reference."""
     shutil.copytree(prepared.run_dir, tmp_path / "run", ignore=lambda _, names: {"checkpoints"})
@@ -48,7 +48,7 @@ def leaking(prepared: Recipe, tmp_path: Path) -> Recipe:
     )
 
 
-def test_leakage_is_said_beside_the_score(leaking: Recipe) -> None:
+def test_leakage_is_said_beside_the_score(leaking: TranslationRecipe) -> None:
     save_checkpoint(untrained_model(leaking), leaking)
     results = evaluate(leaking).results
     own, late = (result.scores["in_training_text"] for result in results)
@@ -61,7 +61,9 @@ def test_leakage_is_said_beside_the_score(leaking: Recipe) -> None:
     assert "| 2 sources, 1 references |" in card
 
 
-def test_training_wants_test_sets_taken_out_first(leaking: Recipe, command: Command) -> None:
+def test_training_wants_test_sets_taken_out_first(
+    leaking: TranslationRecipe, command: Command
+) -> None:
     path = leaking.run_dir.parent / "recipe.yaml"
     YAML().dump(leaking.model_dump(mode="json"), path)
     done = command("pipeline.train", "--config", path, "--steps_left")
@@ -73,7 +75,7 @@ def test_training_wants_test_sets_taken_out_first(leaking: Recipe, command: Comm
     assert command("pipeline.train", "--config", path, "--steps_left").returncode == STEPS_LEFT
 
 
-def test_without_the_training_text_it_is_not_known(leaking: Recipe) -> None:
+def test_without_the_training_text_it_is_not_known(leaking: TranslationRecipe) -> None:
     test_sets = list(load_test_sets(leaking))
     assert [overlap_of(leaking, each) for each in test_sets] == [Overlap(0, 0), Overlap(2, 1)]
     shutil.rmtree(leaking.clean_text / "train")
@@ -81,7 +83,7 @@ def test_without_the_training_text_it_is_not_known(leaking: Recipe) -> None:
 
 
 def test_sacrebleus_cache_is_looked_at_and_nothing_fetched(
-    prepared: Recipe, tmp_path: Path
+    prepared: TranslationRecipe, tmp_path: Path
 ) -> None:
     cache = tmp_path / "wmt14" / "full"
     cache.mkdir(parents=True)

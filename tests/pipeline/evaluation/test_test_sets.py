@@ -11,17 +11,18 @@ import pytest
 from data_prep.files import DataError
 from pipeline.command_line import load_recipe
 from pipeline.evaluation.test_sets import load_test_sets
-from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe import UsageError
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import run_process
 
 
-def with_test_sets(recipe: Recipe, root: Path, text: str) -> Recipe:
+def with_test_sets(recipe: TranslationRecipe, root: Path, text: str) -> TranslationRecipe:
     """Return the recipe with these `evaluation.test_sets`, files below `root`."""
     path = recipe.run_dir.parent / "tiny.yaml"
     return load_recipe(path, [("data.root", str(root)), ("evaluation.test_sets", text)])
 
 
-def test_test_sets_from_files(prepared: Recipe, tmp_path: Path) -> None:
+def test_test_sets_from_files(prepared: TranslationRecipe, tmp_path: Path) -> None:
     for name, lines in (("a.de", "Ja.\nNein.\n"), ("a.en", "Yes.\nNo.\n"), ("b.en", "Y.\n")):
         (tmp_path / name).write_text(lines)
     one = "[{name: my set/1, source: a.de, references: [a.en, a.en]}]"
@@ -44,7 +45,9 @@ def test_test_sets_from_files(prepared: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_test_set_of_sacrebleus_cache(prepared: Recipe, shared: Path, tmp_path: Path) -> None:
+def test_a_test_set_of_sacrebleus_cache(
+    prepared: TranslationRecipe, shared: Path, tmp_path: Path
+) -> None:
     cache = tmp_path / "wmt14" / "full"
     cache.mkdir(parents=True)
     for field in ("src", "ref", "docid", "genre", "origlang"):

@@ -14,7 +14,7 @@ from data_prep.files import sha256_of
 from models.config import LevelSignals, ModelConfig
 from models.export_format import Format, Quantization
 from pipeline.publishing.exports import export, serving_format
-from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe import UsageError
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.serving import (
     CTranslate2Translator,
@@ -23,6 +23,7 @@ from pipeline.translation.serving import (
     batches_by_length,
 )
 from pipeline.translation.translator import Translator
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import encoded, exported, run_of
 
 DEPTHS = {"encoder_levels": "4", "decoder_levels": "2", "residual_scale": "1.5"}
@@ -50,7 +51,7 @@ def best(translator: TextTranslator, sources: Sequence[list[int]]) -> list[Hypot
 def test_both_formats_translate_alike(
     keys: dict[str, str],
     tied: bool,
-    prepared: Recipe,
+    prepared: TranslationRecipe,
     tiny_recipe: Path,
     tmp_path: Path,
     sentences: list[str],
@@ -74,7 +75,7 @@ def test_both_formats_translate_alike(
 def test_onnx_finds_every_hypothesis(
     keys: dict[str, str],
     tied: bool,
-    prepared: Recipe,
+    prepared: TranslationRecipe,
     tiny_recipe: Path,
     tmp_path: Path,
     sentences: list[str],
@@ -103,7 +104,7 @@ def test_onnx_finds_every_hypothesis(
 def test_a_thousand_real_sentences(
     format: Format,
     signals: LevelSignals,
-    prepared: Recipe,
+    prepared: TranslationRecipe,
     tiny_recipe: Path,
     tmp_path: Path,
     shared: Path,
@@ -121,7 +122,7 @@ def test_a_thousand_real_sentences(
 
 
 def test_int8_is_a_quarter_and_close(
-    talkative_run: Recipe, ctranslate2_folder: Path, sentences: list[str]
+    talkative_run: TranslationRecipe, ctranslate2_folder: Path, sentences: list[str]
 ) -> None:
     small = exported(talkative_run, "ctranslate2", "int8")
     theirs, ours = Translator.of_export(small), Translator.of_export(ctranslate2_folder)
@@ -141,7 +142,7 @@ def test_int8_is_a_quarter_and_close(
 
 @pytest.mark.parametrize("signals", get_args(LevelSignals))
 def test_what_all_levels_share_is_stored_once(
-    signals: LevelSignals, prepared: Recipe, tiny_recipe: Path, tmp_path: Path
+    signals: LevelSignals, prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """A level has of its own its LayerNorms; of q, k and v, and of the FFN's first matrix, what its
     signals make of them: other matrices, or biases."""
@@ -167,7 +168,7 @@ def test_what_all_levels_share_is_stored_once(
     ],
 )
 def test_the_same_run_gives_the_same_bytes(
-    format: Format, files: set[str], talkative_run: Recipe, tmp_path: Path
+    format: Format, files: set[str], talkative_run: TranslationRecipe, tmp_path: Path
 ) -> None:
     folder = exported(talkative_run, format, "int8")
     export(talkative_run, tmp_path / "again", format, "int8")
@@ -179,7 +180,7 @@ def test_the_same_run_gives_the_same_bytes(
 
 @pytest.mark.parametrize("architecture", ["universal", "one_wide_ffn"])
 def test_what_is_no_standard_transformer_is_refused(
-    talkative_run: Recipe, architecture: str
+    talkative_run: TranslationRecipe, architecture: str
 ) -> None:
     model = talkative_run.model.model_copy(update={"architecture": architecture})
     with pytest.raises(UsageError, match=f"{architecture} is not a standard.*--format safetensors"):
@@ -200,7 +201,7 @@ def test_what_onnx_cannot_hold_is_refused(
     changes: dict[str, object],
     quantization: Quantization | None,
     expected: str,
-    talkative_run: Recipe,
+    talkative_run: TranslationRecipe,
     tmp_path: Path,
 ) -> None:
     model = talkative_run.model.model_copy(update=changes)
@@ -209,7 +210,9 @@ def test_what_onnx_cannot_hold_is_refused(
         export(recipe, tmp_path / "export", "onnx", quantization)
 
 
-def test_quantization_needs_a_format_that_has_it(talkative_run: Recipe, tmp_path: Path) -> None:
+def test_quantization_needs_a_format_that_has_it(
+    talkative_run: TranslationRecipe, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="needs --format ctranslate2 or --format onnx"):
         export(talkative_run, tmp_path / "export", "safetensors", "int8")
 

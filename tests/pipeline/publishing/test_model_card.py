@@ -11,7 +11,7 @@ from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.evaluation.results import weights_digest
 from pipeline.publishing.model_card import model_card, without_yaml_header
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import save_checkpoint
 
 SCORES = {
@@ -23,7 +23,7 @@ SCORES = {
 
 
 @pytest.fixture
-def card(prepared: Recipe, tmp_path_factory: pytest.TempPathFactory) -> str:
+def card(prepared: TranslationRecipe, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The card of a model that was evaluated on two test sets."""
     run_dir = tmp_path_factory.mktemp("card") / "run"
     run_dir.mkdir()

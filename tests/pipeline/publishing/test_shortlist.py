@@ -19,9 +19,10 @@ from models.export_format import SHORTLISTS, Format, ModelError
 from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
 from pipeline.publishing.shortlist import coverage, make_shortlist
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT
 from pipeline.translation.shortlist import Shortlist
 from pipeline.translation.translator import Translator
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import encoded
 from tests.pipeline.ranks import train
 
@@ -36,7 +37,7 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def captions(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+def captions(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> TranslationRecipe:
     """Return the recipe of a short training on image captions."""
     run_dir = tmp_path_factory.mktemp("captions") / "run"
     keys = {**KEYS, "data.root": shared / "data"}
@@ -49,7 +50,7 @@ def captions(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def shortlist(captions: Recipe) -> Shortlist:
+def shortlist(captions: TranslationRecipe) -> Shortlist:
     """Return the shortlist of that training."""
     return make_shortlist(captions.shards)
 
@@ -62,7 +63,7 @@ def format(request: pytest.FixtureRequest) -> Format:
 
 
 @pytest.fixture(scope="module")
-def folder(captions: Recipe, format: Format) -> Path:
+def folder(captions: TranslationRecipe, format: Format) -> Path:
     """Return the folder of an export of that training, in float32."""
     folder = captions.run_dir.parent / format
     export(captions, folder, format)
@@ -77,14 +78,16 @@ def lines(shared: Path) -> list[str]:
     return ["", *real, "猫 🐈 ЖЖЖ", "   ", "x", "Ein Hund läuft. " * 60, "<unk> </s> ▁ \t ."]
 
 
-def test_it_covers_references_it_was_not_made_from(captions: Recipe, shortlist: Shortlist) -> None:
+def test_it_covers_references_it_was_not_made_from(
+    captions: TranslationRecipe, shortlist: Shortlist
+) -> None:
     size, covered = coverage(shortlist, ShardReader(captions.shards, "test"))
     assert covered > 0.96
     assert size < 2000  # of 16,000
 
 
 def test_the_same_bytes_with_any_number_of_threads(
-    captions: Recipe, format: Format, folder: Path
+    captions: TranslationRecipe, format: Format, folder: Path
 ) -> None:
     text = "to_text(*map(tokens_of, load_vocabularies(shards))).encode()"
     code = (
@@ -155,7 +158,7 @@ def test_a_translation_does_not_depend_on_its_neighbours(
 
 
 def test_it_can_be_left_out(
-    captions: Recipe, format: Format, folder: Path, lines: list[str]
+    captions: TranslationRecipe, format: Format, folder: Path, lines: list[str]
 ) -> None:
     assert json.loads((folder / "export.json").read_text())["shortlist"] is True
     free = Translator.of_export(folder, shortlist=False)
@@ -198,7 +201,9 @@ def test_a_lost_shortlist(format: Format, folder: Path, tmp_path: Path) -> None:
         Translator.of_export(tmp_path / "lost")
 
 
-def test_a_damaged_shortlist(captions: Recipe, shortlist: Shortlist, tmp_path: Path) -> None:
+def test_a_damaged_shortlist(
+    captions: TranslationRecipe, shortlist: Shortlist, tmp_path: Path
+) -> None:
     folder = tmp_path / "onnx"
     export(captions, folder, "onnx")
     path = folder / SHORTLISTS["onnx"]

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.command_line import load_recipe
 from pipeline.evaluation.results import read_scores
-from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import Tracker, run_id_of
+from pipeline.translation_recipe import TranslationRecipe
 
 SCORES = {"bleu": 1.0, "bleu_ci": 0.1, "chrf": 2, "ter": 3, "length_ratio": 1.0,
           "sentences": 2, "test_set": "t", "bleu_signature": "s",
@@ -19,7 +19,7 @@ SCORES = {"bleu": 1.0, "bleu_ci": 0.1, "chrf": 2, "ter": 3, "length_ratio": 1.0,
 
 
 @pytest.fixture
-def recipe(tiny_recipe: Path, tmp_path: Path) -> Recipe:
+def recipe(tiny_recipe: Path, tmp_path: Path) -> TranslationRecipe:
     keys = {"run_dir": tmp_path / "run", "tracking.uri": "http://127.0.0.1:9"}
     (tmp_path / "run" / "tracking").mkdir(parents=True)
     return load_recipe(tiny_recipe, [(key, str(value)) for key, value in keys.items()])
@@ -31,7 +31,7 @@ def recipe(tiny_recipe: Path, tmp_path: Path) -> Recipe:
      {"run_id": "a", "sent": -1}, {"sent": 0}],
     ids=str,
 )  # fmt: skip
-def test_run_json(recipe: Recipe, state: Any) -> None:
+def test_run_json(recipe: TranslationRecipe, state: Any) -> None:
     path = recipe.run_dir / "tracking" / "run.json"
     path.write_text(json.dumps({recipe.tracking_uri: state}))
     assert run_id_of(recipe) is None
@@ -39,7 +39,7 @@ def test_run_json(recipe: Recipe, state: Any) -> None:
     assert run_id_of(recipe) == "a"
 
 
-def test_journal(recipe: Recipe) -> None:
+def test_journal(recipe: TranslationRecipe) -> None:
     lines = ["3", "null", "[]", "{}", '{"kind": "metrics", "time_ms": 1}', '{"kind": null}', "\x00"]
     good = {"kind": "metrics", "metrics": {"loss": 2.0}, "step": 1, "time_ms": 1}
     text = "\n".join([*lines, json.dumps(good), ""])

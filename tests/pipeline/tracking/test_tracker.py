@@ -10,14 +10,14 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.command_line import load_recipe
-from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import mlflow_server
 
 pytestmark = pytest.mark.slow
 
 
-def recipe_of(tiny_recipe: Path, folder: Path, port: int) -> Recipe:
+def recipe_of(tiny_recipe: Path, folder: Path, port: int) -> TranslationRecipe:
     """Return the tiny recipe with a run_dir in `folder`, tracked by a server at `port`."""
     uri = f"http://127.0.0.1:{port}"
     return load_recipe(tiny_recipe, [("run_dir", str(folder / "run")), ("tracking.uri", uri)])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import Recipe
 from pipeline.training.deepspeed_config import DEFAULT_BUCKET_SIZE, reduce_bucket_size
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import run_process
 
 ENGINE = """
@@ -55,7 +55,7 @@ def test_all_gradients_fit_unless_the_json_says_otherwise(
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 3])
 def test_an_engine_allocates_what_the_model_has(
-    prepared: Recipe, tiny_recipe: Path, tmp_path: Path, stage: int
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path, stage: int
 ) -> None:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from models.config import ActivationCheckpointing, ModelConfig
-from pipeline.recipe import ROOT, TrainingConfig, UsageError
+from pipeline.recipe import ROOT, UsageError
 from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config
+from pipeline.translation_recipe import TranslationTraining
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_deepspeed_json_is_checked(tmp_path: Path, content: str, expected: str) 
     path = tmp_path / "ds.json"
     path.write_text(content)
     with pytest.raises(UsageError, match=expected) as caught:
-        deepspeed_config(TrainingConfig(deepspeed_config=path), accumulation_steps=1)
+        deepspeed_config(TranslationTraining(deepspeed_config=path), accumulation_steps=1)
     assert str(path) in str(caught.value)
 
 
@@ -75,7 +76,7 @@ def test_deepspeeds_activation_checkpointing_is_honoured_or_refused(
 ) -> None:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"activation_checkpointing": block}))
-    config = TrainingConfig(
+    config = TranslationTraining(
         deepspeed_config=path, activation_checkpointing=recipe or ActivationCheckpointing()
     )
     if isinstance(expected, str):
@@ -88,7 +89,7 @@ def test_deepspeeds_activation_checkpointing_is_honoured_or_refused(
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda p: p.stem)
 def test_shipped_deepspeed_configs_leave_the_recipe_its_values(path: Path) -> None:
-    config = deepspeed_config(TrainingConfig(deepspeed_config=path), accumulation_steps=4)
+    config = deepspeed_config(TranslationTraining(deepspeed_config=path), accumulation_steps=4)
     assert config["gradient_clipping"] == 1.0
     assert config["gradient_accumulation_steps"] == 4
     offload = "offload_optimizer" in config["zero_optimization"]

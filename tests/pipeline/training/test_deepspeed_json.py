@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.recipe import ROOT, TrainingConfig, UsageError
+from pipeline.recipe import ROOT, UsageError
 from pipeline.training.deepspeed_config import (
     CANNOT_WORK,
     KNOWN_KEYS,
@@ -15,6 +15,7 @@ from pipeline.training.deepspeed_config import (
     PLAIN_KEYS,
     deepspeed_config,
 )
+from pipeline.translation_recipe import TranslationTraining
 from tests.conftest import Command
 
 
@@ -69,7 +70,7 @@ def test_what_is_wrong_with_deepspeeds_json(tmp_path: Path, content: str, expect
     path = tmp_path / "ds.json"
     path.write_text(content)
     with pytest.raises(UsageError, match=expected) as caught:
-        deepspeed_config(TrainingConfig(deepspeed_config=path), accumulation_steps=1)
+        deepspeed_config(TranslationTraining(deepspeed_config=path), accumulation_steps=1)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
@@ -87,14 +88,14 @@ def test_what_is_wrong_with_deepspeeds_json(tmp_path: Path, content: str, expect
 def test_what_is_right(tmp_path: Path, content: dict[str, object]) -> None:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(content))
-    deepspeed_config(TrainingConfig(deepspeed_config=path), accumulation_steps=1)
+    deepspeed_config(TranslationTraining(deepspeed_config=path), accumulation_steps=1)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_gradients_are_summed_in_float32(stage: int) -> None:
     """At stage 1 by the ranks only: within one DeepSpeed would take another optimizer."""
     path = ROOT / "ds_configs" / f"zero{stage}_bf16.json"
-    config = deepspeed_config(TrainingConfig(deepspeed_config=path), accumulation_steps=4)
+    config = deepspeed_config(TranslationTraining(deepspeed_config=path), accumulation_steps=4)
     assert config["communication_data_type"] == "fp32"
     expected = {"grad_accum_dtype": "fp32"} if stage > 1 else None
     assert config.get("data_types") == expected

@@ -19,9 +19,10 @@ from data_prep.shards import ShardReader
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT
 from pipeline.tracking.mlflow_records import metric_key
 from pipeline.translation.run_model import untrained_model
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import run_process
 from tests.pipeline.conftest import save_checkpoint
 from tests.pipeline.ranks import finish, new_run, options, start, weights
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.slow
 STEPS = 60
 
 
-def run_dir_of(prepared: Recipe, name: str) -> Path:
+def run_dir_of(prepared: TranslationRecipe, name: str) -> Path:
     """Make a run_dir with the shards, in a folder of its own that will hold its tracking store."""
     return new_run(prepared, f"faults/{name}/run")
 
@@ -62,7 +63,7 @@ def wait_for(log: Path, text: str, seconds: float = 120) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(prepared: Recipe, tiny_recipe: Path) -> Path:
+def undisturbed(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
     """Return the run_dir of a training of two ranks to which nothing happens."""
     run_dir = run_dir_of(prepared, "undisturbed")
     log = run_dir / "log"
@@ -71,7 +72,7 @@ def undisturbed(prepared: Recipe, tiny_recipe: Path) -> Path:
 
 
 def test_killed_at_twenty_random_moments(
-    prepared: Recipe, tiny_recipe: Path, undisturbed: Path
+    prepared: TranslationRecipe, tiny_recipe: Path, undisturbed: Path
 ) -> None:
     """One rank is killed or both; the result is the same bits, and MLflow has every step once."""
     run_dir = run_dir_of(prepared, "killed")
@@ -104,7 +105,9 @@ def test_killed_at_twenty_random_moments(
     assert min(kills["one"], kills["both"]) >= 3, kills
 
 
-def test_sigterm_saves_on_all_ranks_and_exits_75(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_sigterm_saves_on_all_ranks_and_exits_75(
+    prepared: TranslationRecipe, tiny_recipe: Path
+) -> None:
     """The signal comes to one rank only, and the others agree. The next run does the validation
     that was due."""
     run_dir = run_dir_of(prepared, "preempted")
@@ -127,7 +130,7 @@ def test_sigterm_saves_on_all_ranks_and_exits_75(prepared: Recipe, tiny_recipe: 
 
 
 def test_a_truncated_checkpoint_is_set_aside(
-    prepared: Recipe, tiny_recipe: Path, undisturbed: Path
+    prepared: TranslationRecipe, tiny_recipe: Path, undisturbed: Path
 ) -> None:
     """A file is cut, is zeros, has another byte, or is half a JSON: training goes back to the
     checkpoint before."""
@@ -160,7 +163,9 @@ def test_a_truncated_checkpoint_is_set_aside(
             assert torch.equal(tensor, expected[name]), name
 
 
-def test_a_hung_rank_is_not_waited_for_in_silence(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_a_hung_rank_is_not_waited_for_in_silence(
+    prepared: TranslationRecipe, tiny_recipe: Path
+) -> None:
     run_dir = run_dir_of(prepared, "hung")
     log = run_dir / "log"
     ranks = start(arguments(tiny_recipe, run_dir, max_steps=10**6, collective_timeout=20), log)
@@ -179,7 +184,7 @@ def test_a_hung_rank_is_not_waited_for_in_silence(prepared: Recipe, tiny_recipe:
 @pytest.mark.parametrize("policy", ["skip", "stop"])
 @pytest.mark.parametrize("stage", ["zero0", "zero1_bf16", "zero2", "zero3"])
 def test_gradients_that_are_not_finite(
-    prepared: Recipe, tiny_recipe: Path, poisoned: Path, policy: str, stage: str
+    prepared: TranslationRecipe, tiny_recipe: Path, poisoned: Path, policy: str, stage: str
 ) -> None:
     """The embedding of one token is infinite: sentences with it have no gradient."""
     run_dir = run_dir_of(prepared, f"nonfinite-{policy}-{stage}")
@@ -214,7 +219,7 @@ def test_gradients_that_are_not_finite(
 
 
 @pytest.fixture(scope="module")
-def poisoned(prepared: Recipe, tiny_recipe: Path) -> Path:
+def poisoned(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
     """Export a model in which one rare token's source embedding is infinite."""
     run_dir = run_dir_of(prepared, "poisoned")
     keys = {"run_dir": str(run_dir), "model.tied_embeddings": "false"}
@@ -226,7 +231,7 @@ def poisoned(prepared: Recipe, tiny_recipe: Path) -> Path:
     return run_dir / "export"
 
 
-def rare_token(prepared: Recipe) -> int:
+def rare_token(prepared: TranslationRecipe) -> int:
     """Return a source token that about one in a hundred sentences has."""
     reader = ShardReader(prepared.run_dir / "shards", "train")
     counts = Counter(
@@ -238,7 +243,9 @@ def rare_token(prepared: Recipe) -> int:
     return rare
 
 
-def test_a_full_disk_while_saving(prepared: Recipe, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_full_disk_while_saving(
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
+) -> None:
     """The run_dir is in a small file system, which a mount namespace makes and loses."""
     small = tmp_path / "small"
     small.mkdir()
@@ -267,7 +274,7 @@ def test_a_full_disk_while_saving(prepared: Recipe, tiny_recipe: Path, tmp_path:
 
 
 def test_no_room_for_checkpoints_is_seen_before(
-    prepared: Recipe, tiny_recipe: Path, tmp_path: Path
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     run_dir = run_dir_of(prepared, "no-room")
     log = run_dir / "log"

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from data_prep.files import DataError
 from data_prep.shards import ShardReader, TokenIds
-from pipeline.recipe import Recipe
 from pipeline.training.feed import Share, feed
 from pipeline.translation.batches import PairBatch
 from pipeline.translation.task import TranslationTask
+from pipeline.translation_recipe import TranslationRecipe
 
 
 class Unsteady(ShardReader):
@@ -39,7 +39,9 @@ class Unsteady(ShardReader):
         return super().read(pairs)
 
 
-def shares(prepared: Recipe, ahead: int, lost: set[int]) -> tuple[list[Share[PairBatch]], int]:
+def shares(
+    prepared: TranslationRecipe, ahead: int, lost: set[int]
+) -> tuple[list[Share[PairBatch]], int]:
     """The first shares of rank 0 of 2, and how many threads have read them."""
     task = TranslationTask(prepared)
     task.__dict__["pairs"] = reader = Unsteady(prepared.shards, lost)
@@ -54,7 +56,9 @@ def shares(prepared: Recipe, ahead: int, lost: set[int]) -> tuple[list[Share[Pai
 
 
 @pytest.mark.parametrize("ahead", [2, 8])
-def test_reading_ahead_changes_neither_order_nor_content(prepared: Recipe, ahead: int) -> None:
+def test_reading_ahead_changes_neither_order_nor_content(
+    prepared: TranslationRecipe, ahead: int
+) -> None:
     (ours, threads), (theirs, one) = shares(prepared, ahead, set()), shares(prepared, 1, set())
     assert (len(ours), threads, one) == (20, ahead, 1)
     for a, b in zip(ours, theirs, strict=True):
@@ -64,7 +68,7 @@ def test_reading_ahead_changes_neither_order_nor_content(prepared: Recipe, ahead
             assert torch.equal(x.targets, y.targets)
 
 
-def test_what_cannot_be_read_is_told_when_its_turn_comes(prepared: Recipe) -> None:
+def test_what_cannot_be_read_is_told_when_its_turn_comes(prepared: TranslationRecipe) -> None:
     whole, _ = shares(prepared, 1, set())
     seen = {int(pair) for share in whole[:2] for pairs in share.examples for pair in pairs}
     lost = {int(pair) for pairs in whole[2].examples for pair in pairs} - seen

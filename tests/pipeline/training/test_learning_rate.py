@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.recipe import TrainingConfig
 from pipeline.training.learning_rate import learning_rate_factor
+from pipeline.translation_recipe import TranslationTraining
 
 
 def test_learning_rate_schedules() -> None:
-    config = TrainingConfig(max_steps=110, warmup_steps=10)
+    config = TranslationTraining(max_steps=110, warmup_steps=10)
     factors = [learning_rate_factor(config, step, 512) for step in range(111)]
     assert factors[0] == 0.1
     assert max(factors) == factors[9] == factors[10] == 1

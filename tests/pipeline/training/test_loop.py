@@ -13,7 +13,7 @@ import torch
 
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.checkpoints.weights import average_weights, load_weights
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.ranks import finish, new_run, options, start, tracked, train
 
 pytestmark = pytest.mark.slow
@@ -41,7 +41,7 @@ def test_what_a_log_tells(six_steps: Path) -> None:
     assert re.search(r"step 6 \| valid loss .* \| ppl .* \| best so far", log)
 
 
-def test_a_bar_on_a_terminal(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_a_bar_on_a_terminal(prepared: TranslationRecipe, tiny_recipe: Path) -> None:
     run_dir = new_run(prepared, "terminal")
     screen, terminal = os.openpty()
     ranks = start(options(tiny_recipe, run_dir), Path(os.ttyname(terminal)), 1, TERM="xterm")

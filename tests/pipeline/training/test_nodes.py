@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from pipeline.checkpoints.folder import list_checkpoints
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import free_port, run_process
 from tests.pipeline.ranks import new_run, tracked, weights
 
@@ -117,7 +118,7 @@ def wait_for(text: str, log: Path, command: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_host(prepared: Recipe, tiny_recipe: Path) -> Path:
+def one_host(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
     """Train on two ranks of one machine, at ZeRO stage 1, started by torchrun."""
     run_dir = new_run(prepared, "one_host")
     torchrun = [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())]
@@ -136,7 +137,7 @@ def test_torchrun(one_host: Path) -> None:
 def test_a_host_dies_and_training_goes_on_as_if_it_had_not(
     hosts: tuple[str, str],
     one_host: Path,
-    prepared: Recipe,
+    prepared: TranslationRecipe,
     tiny_recipe: Path,
     tmp_path: Path,
     stage: int,
@@ -200,7 +201,7 @@ esac
 
 
 def test_slurm_job_stops_before_its_time_is_over_and_queues_again(
-    prepared: Recipe, tiny_recipe: Path, tmp_path: Path
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """The batch file runs with a `srun` and a `scontrol` of ours: there is no Slurm here."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):

@@ -15,7 +15,8 @@ from pipeline.checkpoints.weights import load_average, load_weights
 from pipeline.command_line import load_recipe
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.publishing.exports import export
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.ranks import new_run, tracked, train
 
 pytestmark = pytest.mark.slow
@@ -28,7 +29,7 @@ def steps(run_dir: Path) -> list[int]:
 
 @pytest.mark.parametrize("stage", ["zero2", "zero3"])
 def test_validation_bleu_on_two_ranks_is_that_of_evaluation(
-    prepared: Recipe, tiny_recipe: Path, stage: str
+    prepared: TranslationRecipe, tiny_recipe: Path, stage: str
 ) -> None:
     """Evaluation has the same sentences here: the validation set is the test set too. One of them
     is so long that both translate it in parts."""
@@ -58,7 +59,7 @@ def test_validation_bleu_on_two_ranks_is_that_of_evaluation(
         assert result.scores["bleu"] == found[80]
 
 
-def test_early_stopping_keeps_the_best(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_early_stopping_keeps_the_best(prepared: TranslationRecipe, tiny_recipe: Path) -> None:
     """The learning rate is one that makes the model worse after the first steps."""
     run_dir = new_run(prepared, "early", "clean")
     settings = {
@@ -82,7 +83,7 @@ def test_early_stopping_keeps_the_best(prepared: Recipe, tiny_recipe: Path) -> N
     assert f"resumed from {run_dir}/checkpoints/step-{last:08d}" in said
 
 
-def test_epochs_end_training(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_epochs_end_training(prepared: TranslationRecipe, tiny_recipe: Path) -> None:
     run_dir = new_run(prepared, "epochs", "clean")
     codes, said = train(tiny_recipe, run_dir, max_epochs=1.5, max_steps=1000, log_every=1)
     assert codes == [0], said
@@ -93,7 +94,7 @@ def test_epochs_end_training(prepared: Recipe, tiny_recipe: Path) -> None:
     assert "finished" in said
 
 
-def test_frozen_parameters_stay(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_frozen_parameters_stay(prepared: TranslationRecipe, tiny_recipe: Path) -> None:
     """They stay through checkpoints and changes of the ZeRO stage, too."""
     run_dir = new_run(prepared, "frozen", "clean")
     for number, stage in enumerate(["zero0", "zero1", "zero3", "zero0"], start=1):
@@ -109,14 +110,16 @@ def test_frozen_parameters_stay(prepared: Recipe, tiny_recipe: Path) -> None:
         assert torch.equal(tensor, first[name]) == frozen, name
 
 
-def test_a_parameter_to_freeze_that_is_not_there(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_a_parameter_to_freeze_that_is_not_there(
+    prepared: TranslationRecipe, tiny_recipe: Path
+) -> None:
     run_dir = new_run(prepared, "not-there", "clean")
     codes, said = train(tiny_recipe, run_dir, freeze="[encodr]")
     assert codes == [2]
     assert "no parameter's name begins with 'encodr'; they are encoder_frontend.embed" in said
 
 
-def test_a_warm_start_and_a_moving_average(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_a_warm_start_and_a_moving_average(prepared: TranslationRecipe, tiny_recipe: Path) -> None:
     """The average is what the formula gives; an export of it begins another run."""
     run_dir = new_run(prepared, "ema", "clean")
     settings = {"ema_decay": 0.9, "checkpoint_every": 1, "max_steps": 3, "keep_checkpoints": 9}
@@ -153,7 +156,9 @@ def model_parameters(recipe: Path) -> list[tuple[str, torch.Tensor]]:
     return list(model.named_parameters())
 
 
-def test_a_warm_start_from_no_export(prepared: Recipe, tiny_recipe: Path, tmp_path: Path) -> None:
+def test_a_warm_start_from_no_export(
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
+) -> None:
     run_dir = new_run(prepared, "misfit", "clean")
     codes, said = train(tiny_recipe, run_dir, init_from=tmp_path)
     assert codes == [1]
@@ -162,7 +167,7 @@ def test_a_warm_start_from_no_export(prepared: Recipe, tiny_recipe: Path, tmp_pa
 
 
 def test_a_warm_start_from_what_cannot_be_trained(
-    prepared: Recipe, tiny_recipe: Path, ctranslate2_folder: Path
+    prepared: TranslationRecipe, tiny_recipe: Path, ctranslate2_folder: Path
 ) -> None:
     run_dir = new_run(prepared, "folded", "clean")
     codes, said = train(tiny_recipe, run_dir, init_from=ctranslate2_folder)
@@ -172,7 +177,7 @@ def test_a_warm_start_from_what_cannot_be_trained(
     assert "Traceback" not in said
 
 
-def test_adam_decays_through_the_gradient(prepared: Recipe, tiny_recipe: Path) -> None:
+def test_adam_decays_through_the_gradient(prepared: TranslationRecipe, tiny_recipe: Path) -> None:
     """In its first step Adam moves every weight by the learning rate, decay or not; AdamW moves it
     further. A resumed run takes the optimizer that the recipe names now."""
     moved = {}

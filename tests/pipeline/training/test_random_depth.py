@@ -12,8 +12,9 @@ from models.ringformer import RingDecoder
 from pipeline.command_line import load_recipe
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.publishing.exports import export
-from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe import UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 from tests.pipeline.ranks import new_run, tracked, train, weights
 
@@ -23,19 +24,21 @@ AT_RANDOM = {"random_depth": "true", "log_every": 1, "max_steps": 4, "validate_e
 
 
 @pytest.fixture(scope="module")
-def run_dir(prepared: Recipe, tiny_recipe: Path) -> Path:
+def run_dir(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
     run_dir = new_run(prepared, "random-depth", "clean")
     codes, said = train(tiny_recipe, run_dir, **AT_RANDOM)
     assert codes == [0], said
     return run_dir
 
 
-def recipe_of(tiny_recipe: Path, run_dir: Path, **evaluation: object) -> Recipe:
+def recipe_of(tiny_recipe: Path, run_dir: Path, **evaluation: object) -> TranslationRecipe:
     keys = {f"evaluation.{key}": str(value) for key, value in evaluation.items()}
     return load_recipe(tiny_recipe, [("run_dir", str(run_dir)), *keys.items()])
 
 
-def test_depths_are_a_micro_batchs_own(prepared: Recipe, tiny_recipe: Path, run_dir: Path) -> None:
+def test_depths_are_a_micro_batchs_own(
+    prepared: TranslationRecipe, tiny_recipe: Path, run_dir: Path
+) -> None:
     """Neither ranks nor checkpoints change them, and without them it is another training."""
     others = {}
     for name, ranks, more in (

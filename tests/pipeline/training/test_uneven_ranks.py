@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.ranks import new_run, tracked, train, weights
 
 pytestmark = pytest.mark.slow
@@ -16,7 +16,7 @@ THREE_MICRO_BATCHES = {"max_tokens": 1536, "log_every": 1, "max_steps": 4, "vali
 
 
 @pytest.fixture(scope="module")
-def alone(prepared: Recipe, tiny_recipe: Path) -> Path:
+def alone(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
     run_dir = new_run(prepared, "alone")
     codes, said = train(tiny_recipe, run_dir, **THREE_MICRO_BATCHES)
     assert codes == [0], said
@@ -25,7 +25,7 @@ def alone(prepared: Recipe, tiny_recipe: Path) -> Path:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_any_number_of_ranks_trains_the_same(
-    prepared: Recipe, tiny_recipe: Path, alone: Path, ranks: int
+    prepared: TranslationRecipe, tiny_recipe: Path, alone: Path, ranks: int
 ) -> None:
     """With dropout: its masks are a micro-batch's, whoever works on it."""
     run_dir = new_run(prepared, f"shared-by-{ranks}")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.ranks import finish, start_ranks
 from tests.pipeline.training.zero_matrix import Case, cases, main, recipe_of, reference
 
@@ -20,7 +20,7 @@ RANKS = [1, 2, 4]
 
 @pytest.fixture(scope="module")
 def found(
-    prepared: Recipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[int, dict[Case, Any]]:
     """Return what all cases gave, by the number of ranks."""
     folder = tmp_path_factory.mktemp("matrix")
@@ -33,7 +33,7 @@ def found(
 
 @pytest.fixture(scope="module")
 def expected(
-    prepared: Recipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[int, bool], dict[str, Any]]:
     """Return what torch gives, by micro-batches in a step, and whether embeddings are tied."""
     folder = tmp_path_factory.mktemp("reference")

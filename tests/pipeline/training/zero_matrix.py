@@ -20,12 +20,13 @@ from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
 from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT
 from pipeline.training.learning_rate import learning_rate_factor
 from pipeline.training.progress import Window
 from pipeline.training.trainer import Trainer, micro_batch_seed
 from pipeline.translation.batches import collate
 from pipeline.translation.task import TranslationTask
+from pipeline.translation_recipe import TranslationRecipe
 
 STEPS = 2
 FLOAT32 = ["zero0", "zero1", "zero2", "zero3", "zero3_offload"]
@@ -59,7 +60,7 @@ def cases(ranks: int) -> list[Case]:
 
 def recipe_of(
     path: Path, stage: str, policy: str, tied: bool, folder: Path, micro_batches: int
-) -> Recipe:
+) -> TranslationRecipe:
     """Return the recipe at `path` with the values of a case.
 
     :param folder: takes DeepSpeed's JSON.
@@ -83,7 +84,7 @@ def recipe_of(
     return load_recipe(path, [(key, str(value)) for key, value in overrides.items()])
 
 
-def train(recipe: Recipe) -> dict[str, Any]:
+def train(recipe: TranslationRecipe) -> dict[str, Any]:
     """Train with DeepSpeed.
 
     :returns: loss and gradient norm of each step, and the weights after the last.
@@ -101,7 +102,7 @@ def train(recipe: Recipe) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "weights": weights}
 
 
-def reference(recipe: Recipe) -> dict[str, Any]:
+def reference(recipe: TranslationRecipe) -> dict[str, Any]:
     """Train likewise without DeepSpeed: by torch alone, in one process, in float32."""
     config = recipe.training
     reader = ShardReader(recipe.run_dir / "shards", "train")

@@ -9,12 +9,12 @@ import torch
 from data_prep.batch_plan import BatchPlan
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
-from pipeline.recipe import Recipe
 from pipeline.translation.batches import collate
+from pipeline.translation_recipe import TranslationRecipe
 
 
 @pytest.fixture
-def reader(prepared: Recipe) -> ShardReader:
+def reader(prepared: TranslationRecipe) -> ShardReader:
     """Return the training pairs of the tiny recipe."""
     return ShardReader(prepared.shards, "train")
 

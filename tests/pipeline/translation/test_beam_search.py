@@ -15,8 +15,8 @@ from models.config import Architecture, ModelConfig
 from models.export_format import ModelError
 from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.recipe import EvaluationConfig
 from pipeline.translation.beam_search import beam_search
+from pipeline.translation_recipe import TranslationEvaluation
 
 VOCAB = 30
 SOURCES = [[5, 9, 7, 3], [11, 3], [8, 8, 21, 14, 6, 29, 10, 3], [4, 3], [17, 12, 13, 3]]
@@ -45,7 +45,7 @@ def set_bias(model: TranslationModel, token: int, value: float) -> None:
 
 
 def fairseq2_search(
-    model: TranslationModel, source: list[int], search: EvaluationConfig
+    model: TranslationModel, source: list[int], search: TranslationEvaluation
 ) -> list[tuple[list[int], float]]:
     """Return all hypotheses of fairseq2's own generator, for one sentence."""
     generator = BeamSearchSeq2SeqGenerator(
@@ -63,7 +63,7 @@ def fairseq2_search(
 @pytest.mark.parametrize("beam_size", [1, 4, 5])
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_all_hypotheses_equal_fairseq2s(architecture: Architecture, beam_size: int) -> None:
-    search = EvaluationConfig(beam_size=beam_size, length_penalty=0.8)
+    search = TranslationEvaluation(beam_size=beam_size, length_penalty=0.8)
     lengths = set()
     for inclination_to_end in (3, 6):
         model = model_of(architecture)
@@ -84,7 +84,7 @@ def test_a_score_is_what_the_model_gives_the_whole_translation(architecture: Arc
     """The model reads it in one pass without a cache, however often hypotheses changed places."""
     model = model_of(architecture)
     set_bias(model, EOS_IDX, 3)
-    search = EvaluationConfig(beam_size=4, length_penalty=0.8)
+    search = TranslationEvaluation(beam_size=4, length_penalty=0.8)
     for source, hypotheses in zip(SOURCES, beam_search(model, SOURCES, search), strict=True):
         for hypothesis in hypotheses:
             target = torch.tensor([[BOS_IDX, *hypothesis.tokens]])
@@ -98,7 +98,7 @@ def test_a_score_is_what_the_model_gives_the_whole_translation(architecture: Arc
 
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_the_batch_changes_nothing(architecture: Architecture) -> None:
-    model, search = model_of(architecture, seed=1), EvaluationConfig(beam_size=4)
+    model, search = model_of(architecture, seed=1), TranslationEvaluation(beam_size=4)
     together = beam_search(model, SOURCES, search)
     for source, hypotheses in zip(SOURCES, together, strict=True):
         (alone,) = beam_search(model, [source], search)
@@ -109,11 +109,11 @@ def test_the_batch_changes_nothing(architecture: Architecture) -> None:
 def test_length_is_a_function_of_the_own_source() -> None:
     model = model_of()
     set_bias(model, EOS_IDX, -100)  # never ends by itself
-    search = EvaluationConfig(beam_size=2, max_length_ratio=1.0, max_length_offset=2)
+    search = TranslationEvaluation(beam_size=2, max_length_ratio=1.0, max_length_offset=2)
     for source, hypotheses in zip(SOURCES, beam_search(model, SOURCES, search), strict=True):
         assert [len(h.tokens) for h in hypotheses] == [len(source) + 2] * 2
         assert all(h.tokens[-1] == EOS_IDX for h in hypotheses)
-    longest = EvaluationConfig(beam_size=1, max_length_offset=1000)
+    longest = TranslationEvaluation(beam_size=1, max_length_offset=1000)
     ((hypothesis,),) = beam_search(model, SOURCES[:1], longest)
     assert len(hypothesis.tokens) == 40  # model.max_seq_len
 
@@ -122,10 +122,10 @@ def test_length_is_a_function_of_the_own_source() -> None:
 def test_no_ngram_occurs_twice(size: int) -> None:
     model = model_of()
     set_bias(model, EOS_IDX, -2)
-    free = EvaluationConfig(beam_size=3)
-    held = EvaluationConfig(beam_size=3, no_repeat_ngram_size=size)
+    free = TranslationEvaluation(beam_size=3)
+    held = TranslationEvaluation(beam_size=3, no_repeat_ngram_size=size)
 
-    def repetitions(search: EvaluationConfig) -> int:
+    def repetitions(search: TranslationEvaluation) -> int:
         count = 0
         for hypotheses in beam_search(model, SOURCES, search):
             for tokens in (h.tokens for h in hypotheses):
@@ -142,4 +142,4 @@ def test_a_diverged_model_is_named() -> None:
     with torch.no_grad():
         model.final_proj.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match="not a number"):
-        beam_search(model, SOURCES, EvaluationConfig())
+        beam_search(model, SOURCES, TranslationEvaluation())

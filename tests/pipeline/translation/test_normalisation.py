@@ -13,8 +13,9 @@ import sentencepiece
 
 from data_prep.text import normalise, normalise_lines
 from pipeline.publishing.registry import SERVED_CODE
-from pipeline.recipe import ROOT, SearchConfig
+from pipeline.recipe import ROOT
 from pipeline.translation.serving import Hypothesis, TextTranslator
+from pipeline.translation_recipe import SearchConfig
 from tests.conftest import run_process
 
 

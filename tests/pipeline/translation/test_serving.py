@@ -11,9 +11,10 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from models.export_format import Format, ModelError, Quantization
-from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe import UsageError
 from pipeline.translation.serving import split_to_fit
 from pipeline.translation.translator import Translator
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import run_process
 from tests.pipeline.conftest import encoded, exported
 
@@ -26,7 +27,7 @@ from tests.pipeline.conftest import encoded, exported
 def test_a_translation_does_not_depend_on_its_neighbours(
     format: Format,
     quantization: Quantization | None,
-    talkative_run: Recipe,
+    talkative_run: TranslationRecipe,
     sentences: list[str],
 ) -> None:
     folder = exported(talkative_run, format, quantization)
@@ -39,7 +40,7 @@ def test_a_translation_does_not_depend_on_its_neighbours(
 
 @pytest.mark.parametrize("format", ["ctranslate2", "onnx"])
 def test_search_options_of_an_export(
-    format: Format, talkative_run: Recipe, sentences: list[str]
+    format: Format, talkative_run: TranslationRecipe, sentences: list[str]
 ) -> None:
     folder = exported(talkative_run, format)
     held = Translator.of_export(folder, no_repeat_ngram_size=1, beam_size=2)
@@ -55,7 +56,7 @@ def test_search_options_of_an_export(
 
 @pytest.mark.parametrize("format", get_args(Format))
 def test_an_overlong_line_is_translated_in_parts(
-    format: Format, talkative_run: Recipe, caplog: pytest.LogCaptureFixture
+    format: Format, talkative_run: TranslationRecipe, caplog: pytest.LogCaptureFixture
 ) -> None:
     translator = Translator.of_export(exported(talkative_run, format))
     assert translator.max_source_tokens == 64  # what it was trained on, not max_seq_len
@@ -96,7 +97,7 @@ def test_where_a_line_is_cut(text: str, expected: list[str]) -> None:
     ],
 )
 def test_a_damaged_or_foreign_folder(
-    format: Format, file: str, talkative_run: Recipe, tmp_path: Path
+    format: Format, file: str, talkative_run: TranslationRecipe, tmp_path: Path
 ) -> None:
     folder = exported(talkative_run, format)
     shutil.copytree(folder, tmp_path / "damaged")
@@ -130,7 +131,7 @@ def test_plain_ctranslate2_and_sentencepiece_will_do(
     assert len(texts) > 1
 
 
-def test_onnx_runs_without_pytorch(talkative_run: Recipe, sentences: list[str]) -> None:
+def test_onnx_runs_without_pytorch(talkative_run: TranslationRecipe, sentences: list[str]) -> None:
     """Serving a ring needs onnxruntime, numpy and sentencepiece."""
     folder = exported(talkative_run, "onnx", "int8")
     blocked = ["torch", "ctranslate2", "onnx", "safetensors", "pydantic", "fairseq2"]

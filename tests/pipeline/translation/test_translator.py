@@ -20,9 +20,9 @@ from data_prep.vocabulary import (
 from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
-from pipeline.recipe import Recipe
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.translator import Translator
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import save_checkpoint
 
 SENTENCES = [
@@ -36,11 +36,11 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="module")
-def recipe(prepared: Recipe) -> Recipe:
+def recipe(prepared: TranslationRecipe) -> TranslationRecipe:
     return prepared
 
 
-def translator(recipe: Recipe, **search: object) -> Translator:
+def translator(recipe: TranslationRecipe, **search: object) -> Translator:
     """Return a translator with an untrained model and these search keys."""
     vocabularies = load_vocabularies(recipe.run_dir / "shards")
     model = untrained_model(recipe).eval()
@@ -64,7 +64,7 @@ def greedy(translator: Translator, sentence: str) -> str:
     return " ".join(translator.target_vocabulary.decode(output[1:]).split())
 
 
-def test_beam_1_is_uncached_argmax(recipe: Recipe) -> None:
+def test_beam_1_is_uncached_argmax(recipe: TranslationRecipe) -> None:
     one = translator(recipe, beam_size=1)
     for sentence, translation in zip(SENTENCES, one.translate(SENTENCES), strict=True):
         expected = greedy(one, sentence) if sentence.strip() else ""
@@ -72,21 +72,23 @@ def test_beam_1_is_uncached_argmax(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
-def test_a_translation_does_not_depend_on_its_neighbours(recipe: Recipe, beam_size: int) -> None:
+def test_a_translation_does_not_depend_on_its_neighbours(
+    recipe: TranslationRecipe, beam_size: int
+) -> None:
     beam = translator(recipe, beam_size=beam_size)
     together = beam.translate(SENTENCES)
     assert together == [beam.translate([sentence])[0] for sentence in SENTENCES]
     assert together == translator(recipe, beam_size=beam_size, batch_tokens=1).translate(SENTENCES)
 
 
-def test_progress_counts_every_sentence(recipe: Recipe) -> None:
+def test_progress_counts_every_sentence(recipe: TranslationRecipe) -> None:
     counts: list[int] = []
     translator(recipe).translate(SENTENCES, counts.append)
     assert sum(counts) == len(SENTENCES)
 
 
 def test_an_export_keeps_the_vocabulary_of_each_side(
-    prepared: Recipe, tiny_recipe: Path, tmp_path: Path
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     keys = {"run_dir": str(tmp_path / "run"), "evaluation.beam_size": "1"}
     keys |= {"data.vocabulary.joint": "false", "model.tied_embeddings": "false"}

@@ -1,0 +1,64 @@
+"""These are the equations of a ring that encodes images: ONE layer runs for levels i = 1…N.
+
+The layer differs from a plain pre-LN Transformer's, a ViT's:
+- all levels share every projection; each level owns its LayerNorms and level signals;
+- level signals read the level's input before its LayerNorm, and so cannot be folded into weights.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.config import LAYER_NORM_EPS
+from models.ringformer.level_signal import apply
+from models.ringformer.ring import attend
+from models.ringformer.vision_weights import FeedForward, Level, SelfAttention, VisionRingWeights
+
+
+class VisionRing(VisionRingWeights):
+    """Level i of a ring computes x ← x + Attention_i(x); x ← x + dropout(FFN_i(x))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode a batch.
+
+        :param x: embedded class token and patches, `[B, S, d]`.
+        :returns: the encoder output, before the final LayerNorm; same shape.
+        """
+        levels, positions = self.levels(), range(x.size(1))
+
+        def at_level(i: int, x: Tensor) -> Tensor:
+            return self.prepared_layer(self.add_encodings(x, i, positions), levels[i])
+
+        return self.run(x, at_level)
+
+    def layer(self, x: Tensor, level: Level) -> Tensor:
+        """Run one level: self-attention and feed-forward network."""
+        x = x + self.self_attention(x, level.self_attn)
+        return x + self.dropout(self.feed_forward(x, level.ffn))
+
+    def self_attention(self, x: Tensor, own: SelfAttention) -> Tensor:
+        """Return W_o · softmax(q_i k_iᵀ / √(d/H)) v_i + b_o."""
+        q, k, v = self.qkv(x, own)
+        return F.linear(attend(q, k, v, mask=None), own.output, own.output_bias)
+
+    def qkv(self, x: Tensor, own: SelfAttention) -> tuple[Tensor, ...]:
+        """Return q_i = W_q LN_i(x) + b_q + A_iᵀ B_i x, and k_i and v_i alike."""
+        y = F.linear(self.norm(x, own.layer_norm), own.qkv, own.qkv_bias)
+        if own.signal is not None:
+            y = y + apply(x, own.signal)
+        return self.heads(y, 3)
+
+    def feed_forward(self, x: Tensor, own: FeedForward) -> Tensor:
+        """Return FFN_i(x) = W_down · dropout(gelu(W_up LN_i(x + A_iᵀ B_i x) + b_up)) + b_down."""
+        if own.static is not None:
+            x = x + own.static
+        if own.signal is not None:
+            x = x + apply(x, own.signal)
+        y = F.gelu(F.linear(self.norm(x, own.layer_norm), own.up, own.up_bias))
+        return F.linear(self.dropout(y), own.down, own.down_bias)
+
+    def norm(self, x: Tensor, layer_norm: Tensor) -> Tensor:
+        """Return LN_i(x)."""
+        weight, bias = layer_norm.unbind()
+        return F.layer_norm(x, weight.shape, weight, bias, LAYER_NORM_EPS)

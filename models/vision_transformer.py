@@ -1,0 +1,57 @@
+"""The plain pre-LN Transformer of fairseq2's own layers, a ViT's, is the vision ring's baseline.
+
+Activation, norms, biases and dropout are the ring's, so that only the sharing differs.
+"""
+
+from __future__ import annotations
+
+from fairseq2.models.transformer import (
+    AttentionBiasCache,
+    StandardTransformerEncoderLayer,
+    TransformerNormOrder,
+)
+from fairseq2.nn import BatchLayout, Linear
+from torch import Tensor, nn
+
+from models.config import VisionConfig
+from models.ringformer.vision_weights import INIT_FFN, INIT_FFN_BIAS
+from models.transformer import attention, ffn, norm, start_small
+
+
+class VisionTransformer(nn.Module):
+    """The encoder is a sequence of layers; images are all of one size, so nothing is padded."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_levels))
+        start_small(self, config.num_levels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode a batch.
+
+        :param x: embedded class token and patches, `[B, S, d]`.
+        :returns: the encoder output, before the final LayerNorm; same shape.
+        """
+        layout, no_biases = BatchLayout.of(x), AttentionBiasCache()
+        for layer in self.layers:
+            x = layer(x, layout, no_biases)
+        return x
+
+
+def _layer(config: VisionConfig) -> StandardTransformerEncoderLayer:
+    layer = StandardTransformerEncoderLayer(
+        attention(config, bias=True),
+        norm(config),
+        ffn(config, bias=True, init=_init_ffn),
+        norm(config),
+        norm_order=TransformerNormOrder.PRE,
+        dropout_p=config.dropout,
+    )
+    layer.self_attn_dropout = None  # as in the authors' code
+    return layer
+
+
+def _init_ffn(projection: Linear) -> None:
+    assert projection.bias is not None
+    INIT_FFN(projection.weight)
+    INIT_FFN_BIAS(projection.bias)

@@ -1,0 +1,182 @@
+"""The keys of a recipe for translation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Discriminator, PositiveInt, Tag, model_validator
+from pydantic import Field as Limit
+
+from data_prep.config import DataConfig
+from data_prep.section import Section
+from data_prep.stage import CLEAN
+from models.config import ModelConfig
+from pipeline.recipe import EvaluationConfig, Recipe, TrainingConfig
+
+
+class TranslationTraining(TrainingConfig):
+    """Optimisation and the training loop."""
+
+    batch_key: ClassVar[str] = "max_tokens"
+    micro_batch_key: ClassVar[str] = "micro_batch_tokens"
+
+    max_tokens: PositiveInt = 32768
+    """Tokens in a global batch: pairs × longest side, padding included, summed over its
+    micro-batches. The batch is the same however many ranks share it."""
+
+    micro_batch_tokens: PositiveInt | None = None
+    """Most tokens in one forward pass; a global batch of more is accumulated, or shared by ranks:
+    more ranks than micro-batches are of no use. null: max_tokens."""
+
+    random_depth: bool = False
+    """Run each micro-batch through a random number of the decoder's levels, 1 to N, so that
+    evaluation.decoder_levels can be any of them; for architecture ringformer only."""
+
+    bleu_every: int = Limit(default=0, ge=0)
+    """Steps between validations that also translate the validation set with evaluation's beam, a
+    multiple of validate_every. BLEU then says which model is best; 0: the validation loss does."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TranslationTraining:
+        if self.micro_batch_tokens and self.max_tokens % self.micro_batch_tokens:
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) must be a multiple of micro_batch_tokens "
+                f"({self.micro_batch_tokens})"
+            )
+        if self.bleu_every % self.validate_every:
+            raise ValueError(
+                f"bleu_every ({self.bleu_every}) must be a multiple of validate_every "
+                f"({self.validate_every})"
+            )
+        return self
+
+
+class TestSetFiles(Section):
+    """A test set in line-aligned files below `data.root`: plain text, `.gz` or `.sgm`."""
+
+    name: str
+    """Name of the test set in scores."""
+
+    source: str
+    """Source side, one sentence a line."""
+
+    references: tuple[str, ...] = Limit(min_length=1)
+    """One file for each translator."""
+
+
+TestSetEntry = Annotated[
+    Annotated[str, Tag("a name")] | Annotated[TestSetFiles, Tag("some files")],
+    Discriminator(lambda value: "a name" if isinstance(value, str) else "some files"),
+]
+
+
+class SearchConfig(Section):
+    """How a model translates: beam search."""
+
+    beam_size: PositiveInt = 4
+    """Hypotheses kept at each step; 1 is greedy search."""
+
+    length_penalty: float = 1.0
+    """Scores are divided by length to this power."""
+
+    no_repeat_ngram_size: int = Limit(default=0, ge=0)
+    """No n-gram of that many tokens occurs twice in a translation; 0 allows it."""
+
+    max_length_ratio: float = Limit(default=1.5, gt=0)
+    """Longest translation in tokens: this × source tokens + max_length_offset."""
+
+    max_length_offset: int = Limit(default=20, ge=0)
+    """See max_length_ratio."""
+
+    batch_tokens: PositiveInt = 4096
+    """Source tokens decoded together, padding included, times beam_size."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the model while it translates; bfloat16 is faster where the processor has it."""
+
+    shortlist: bool | None = None
+    """Let translations have those target tokens only that are likely, given the sentence's own:
+    of an export that holds such a shortlist, which `export` makes for 16,000 target tokens or more.
+    null: in format onnx. true: in format ctranslate2 too, which then translates sentences one by
+    one, soon for a single one, slowly for many."""
+
+
+class TranslationEvaluation(EvaluationConfig, SearchConfig):
+    """Beam search and scoring."""
+
+    decoder_levels: PositiveInt | None = None
+    """Run only the first so many levels of the decoder, which takes a model that was trained with
+    training.random_depth. null: all of model.decoder_levels."""
+
+    test_sets: tuple[TestSetEntry, ...] = ()
+    """Test sets besides data.test: names of sacreBLEU's (`wmt14/full`, fetched or from its cache),
+    or `{name: NAME, source: FILE, references: [FILE, …]}` with files below data.root. The filter
+    test_overlap takes those that are at hand out of the training text."""
+
+    untrained_baseline: bool = False
+    """Also score the model as it is at step 0, to show what training was worth."""
+
+    @property
+    def search(self) -> SearchConfig:
+        """Return the keys that say how a model translates."""
+        return SearchConfig.model_validate(self.model_dump(include=set(SearchConfig.model_fields)))
+
+
+class TranslationRecipe(Recipe):
+    """A run from corpora to BLEU."""
+
+    task: Literal["translation"] = "translation"
+    """What is learnt."""
+
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    training: TranslationTraining = TranslationTraining()
+    evaluation: TranslationEvaluation = TranslationEvaluation()
+
+    @property
+    def evaluated_model(self) -> ModelConfig:
+        """Return the model that translates: the trained one, or fewer levels of it."""
+        levels = self.evaluation.decoder_levels or self.model.decoder_levels
+        return self.model.model_copy(update={"decoder_levels": levels})
+
+    @property
+    def clean_text(self) -> Path:
+        """Return the folder of cleaned text."""
+        return self.run_dir / CLEAN
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TranslationRecipe:
+        longest = self.data.max_tokens_per_side
+        if longest > self.model.max_seq_len:
+            raise ValueError(
+                f"data.max_tokens_per_side ({longest}) exceeds model.max_seq_len "
+                f"({self.model.max_seq_len})"
+            )
+        micro_batch = self.training.micro_batch_tokens or self.training.max_tokens
+        if longest > micro_batch:
+            raise ValueError(
+                f"data.max_tokens_per_side ({longest}) exceeds a micro-batch ({micro_batch} tokens)"
+            )
+        if self.model.tied_embeddings and not self.data.vocabulary.joint:
+            raise ValueError(
+                "model.tied_embeddings must be false: data.vocabulary.joint is, and so each side "
+                "has its own vocabulary"
+            )
+        wanted = self.evaluation.decoder_levels
+        if wanted and wanted > self.model.decoder_levels:
+            raise ValueError(
+                f"evaluation.decoder_levels ({wanted}) exceeds model.decoder_levels "
+                f"({self.model.decoder_levels})"
+            )
+        if self.training.random_depth and self.model.architecture != "ringformer":
+            raise ValueError(
+                "training.random_depth is for model.architecture ringformer only, not "
+                f"{self.model.architecture}"
+            )
+        if 2 * self.evaluation.beam_size > self.data.vocabulary.size:
+            raise ValueError(
+                f"evaluation.beam_size ({self.evaluation.beam_size}) exceeds half of "
+                f"data.vocabulary.size ({self.data.vocabulary.size})"
+            )
+        return self
