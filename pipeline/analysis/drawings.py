@@ -78,16 +78,14 @@ def draw_cosines(models: Mapping[str, Mapping[str, Floats]], path: Path) -> None
         for stack, cosines in stacks.items():
             axes, colour, levels = panels[stack], COLOURS[number], len(cosines) - 1
             before = cosines.diagonal(1)
-            axes.plot(
-                range(1, levels + 1), before, "o-", color=colour, label=f"{name}: level before"
-            )
-            axes.plot(
-                range(levels), cosines[:-1, -1], "s--", color=colour, label=f"{name}: last level",
-                markersize=4,
-            )  # fmt: skip
+            last = cosines[:-1, -1]
+            label = f"{name}: with the level before"
+            axes.plot(range(1, levels + 1), before, "o-", color=colour, label=label, markersize=4)
+            label = f"{name}: with the last level"
+            axes.plot(range(levels), last, "s--", color=colour, label=label, markersize=4)
             axes.set_ylim(top=1.02)
             axes.set_xlabel("level")
-            axes.set_ylabel("cosine of a token's states with those of the …")
+            axes.set_ylabel("cosine of a token's states")
             axes.set_xticks(*_level_ticks(levels + 1))
     _legend(figure, panels)
     write_png(figure, path)
@@ -102,14 +100,15 @@ def draw_signals(stacks: Mapping[str, Mapping[str, tuple[Floats, Floats]]], path
     figure = Figure(figsize=(4.8 * len(stacks), 6), layout="constrained")
     panels = figure.subplots(2, len(stacks), squeeze=False, sharex=True)
     for column, (stack, projections) in enumerate(stacks.items()):
-        labels = ("signal relative to its input", "relative to the projection")
+        labels = ("signal, relative to its input", "its change of the projection")
         for row, label in enumerate(labels):
             axes = panels[row][column]
             for name, sizes in projections.items():
                 levels = range(1, len(sizes[row]) + 1)
                 axes.plot(levels, sizes[row], "o-", color=SHADES[name], label=name, markersize=4)
             style_axes(axes)
-            axes.set_ylim(bottom=0)
+            if all((sizes[row] > 0).all() for sizes in projections.values()):
+                axes.set_yscale("log")
             axes.set_ylabel(label)
             if not projections:
                 axes.text(0.5, 0.5, "no level signals", transform=axes.transAxes, ha="center",

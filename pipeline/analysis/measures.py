@@ -11,13 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.ringformer.weights import RingWeights
 from pipeline.analysis.cka import MinibatchCKA
 from pipeline.analysis.distance import MeanAttentionDistance, without_class_token
 from pipeline.analysis.drawings import draw_cka, draw_cosines, draw_distances, draw_signals
 from pipeline.analysis.examples import AnalysedModel, Analysis, Batch, Examples
 from pipeline.analysis.recording import StackRecording, record
-from pipeline.analysis.signals import SignalSizes
+from pipeline.analysis.signals import Ring, SignalSizes
 from pipeline.analysis.similarity import StateCosines
 
 DIGITS = 5  # of numbers in the JSON files; beyond, they depend on the order of additions
@@ -45,7 +44,7 @@ class _ModelMeasures:
             found, real = recorded[name], batch.real[name]
             self._add_distances(name, found, real, examples)
             self.cosines[name].add(found.states, real)
-            if isinstance(stack, RingWeights):
+            if isinstance(stack, Ring):
                 self.signals[name].add(stack, found, real)
             pooled[name] = _mean_of_positions(found.states, real)
         return pooled

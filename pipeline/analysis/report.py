@@ -8,16 +8,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_prep.files import digest_of, read_json, sha256_of, write_json
 from data_prep.shards import read_shards_manifest
 from pipeline.analysis import translation
-from pipeline.analysis.examples import Analysis, Settings, Subject
+from pipeline.analysis.examples import AnalysedModel, Analysis, Examples, Settings, Subject
 from pipeline.command_line import load_recipe
 from pipeline.evaluation.test_sets import slug_of
 from pipeline.recipe import Recipe, UsageError
 from pipeline.tracking.tracker import Tracker
+from pipeline.translation_recipe import TranslationRecipe
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("analyse")
 
@@ -44,12 +48,12 @@ class Report:
         :raises CheckpointError: a run has no checkpoint.
         :raises UsageError: the two models do not take the same examples.
         """
-        own = translation.subject_of_run(recipe)
+        own = _subject_of(recipe)
         if settings.head is not None and settings.head > own.heads:
             raise UsageError(f"--head {settings.head}: the model has {own.heads} heads")
         if against is None:
             return cls(recipe, settings, [own])
-        other = _subject_at(against)
+        other = _subject_at(against, recipe)
         if other.bound_to != own.bound_to:
             raise UsageError(
                 f"--against {against}: its vocabulary is not that of {recipe.run_dir}, so the two "
@@ -137,7 +141,7 @@ class Report:
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         models = [subject.load(device)._replace(name=subject.name) for subject in self.subjects]
-        examples = translation.examples(self.recipe, self.settings, models, device)
+        examples = _examples_of(self.recipe, self.settings, models, device)
         log.info("%s: %d %s", " and ".join(m.name for m in models), len(examples), examples.what)
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -152,13 +156,35 @@ class Report:
             tracker.log_artifact(path, "/".join(filter(None, ["analysis", self._against])))
 
 
-def _subject_at(place: Path) -> Subject:
-    """Return the model of a recipe, or in the folder of an export.
+# ── What depends on the task ────────────────────────────────────────────────────────────────────
 
-    :raises UsageError: there is neither.
+
+def _subject_of(recipe: Recipe) -> Subject:
+    """Return the model of a run."""
+    assert isinstance(recipe, TranslationRecipe)
+    return translation.subject_of_run(recipe)
+
+
+def _subject_at(place: Path, recipe: Recipe) -> Subject:
+    """Return the model of another recipe, or in the folder of an export.
+
+    :raises UsageError: there is neither, or it is of another task than `recipe`.
     """
     if place.is_dir():
         return translation.subject_of_export(place)
     if not place.exists():
         raise UsageError(f"--against {place}: neither a recipe nor the folder of an export")
-    return translation.subject_of_run(load_recipe(place))
+    other = load_recipe(place, kind=Recipe)
+    if other.task != recipe.task:
+        raise UsageError(
+            f"--against {place} is a recipe for {other.task}, this one is for {recipe.task}"
+        )
+    return _subject_of(other)
+
+
+def _examples_of(
+    recipe: Recipe, settings: Settings, models: Sequence[AnalysedModel], device: torch.device
+) -> Examples:
+    """Return examples of the recipe's validation set that all models can take."""
+    assert isinstance(recipe, TranslationRecipe)
+    return translation.examples(recipe, settings, models, device)

@@ -13,8 +13,9 @@ from models.export_format import WEIGHTS, ModelError, read_settings
 from pipeline.analysis.examples import AnalysedModel, Settings, Subject
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.results import weights_digest
-from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe import UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
+from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.analysis.pairs import Pairs
 
 
-def subject_of_run(recipe: Recipe) -> Subject:
+def subject_of_run(recipe: TranslationRecipe) -> Subject:
     """Return the model of a run's checkpoints, as `evaluation` names them.
 
     :raises CheckpointError: there is none, or it belongs to other data.
@@ -64,7 +65,9 @@ def subject_of_export(folder: Path) -> Subject:
     )
 
 
-def _load_run(recipe: Recipe, checkpoints: list[Checkpoint], device: torch.device) -> AnalysedModel:
+def _load_run(
+    recipe: TranslationRecipe, checkpoints: list[Checkpoint], device: torch.device
+) -> AnalysedModel:
     model = model_of_run(recipe, checkpoints)
     return _analysed(model, recipe.run_dir.absolute().name, device)
 
@@ -83,7 +86,10 @@ def _analysed(model: TranslationModel, name: str, device: torch.device) -> Analy
 
 
 def examples(
-    recipe: Recipe, settings: Settings, models: Sequence[AnalysedModel], device: torch.device
+    recipe: TranslationRecipe,
+    settings: Settings,
+    models: Sequence[AnalysedModel],
+    device: torch.device,
 ) -> Pairs:
     """Return pairs of the recipe's validation set that all models can take.
 
