@@ -9,7 +9,11 @@ The folder holds
     vmap.txt, or in format onnx shortlist.npz   a lexical shortlist, if there is one:
                         `pipeline/translation/shortlist.py`
 
-and the SentencePiece models (`data_prep/vocabulary.py`).
+and the SentencePiece models (`data_prep/vocabulary.py`). That of an image classifier holds
+
+    export.json         what the model is: `ClassifierSettings`
+    model.safetensors   the weights, in format safetensors
+    model.onnx          format onnx: graph and weights
 
 The module travels with a registered model to where only ctranslate2 and sentencepiece are
 installed. So at import it needs the standard library only, and each function imports what else it
@@ -19,6 +23,7 @@ needs.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
@@ -30,9 +35,14 @@ if TYPE_CHECKING:
 SETTINGS = "export.json"
 WEIGHTS = "model.safetensors"
 ENCODER, DECODER, ONNX_WEIGHTS = "encoder.onnx", "decoder.onnx", "weights.bin"
+CLASSIFIER = "model.onnx"
 
 Format = Literal["safetensors", "ctranslate2", "onnx"]
+ClassifierFormat = Literal["safetensors", "onnx"]
 Quantization = Literal["int8"]
+
+TRANSLATION, CLASSIFICATION = "translation", "classification"
+"""The tasks that export.json may name; without a name it is the first."""
 
 SHORTLISTS: dict[Format, str] = {
     "ctranslate2": "vmap.txt",  # the name that CTranslate2 looks for
@@ -46,7 +56,7 @@ class ModelError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
-    """The settings are what export.json holds.
+    """The settings are what export.json holds of a translation model.
 
     A model that was converted, not trained by a recipe, has only `format` and `model`.
     """
@@ -77,6 +87,27 @@ class ExportSettings:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSettings:
+    """The settings are what export.json holds of an image classifier, with its task."""
+
+    format: ClassifierFormat
+
+    model: dict[str, Any]
+    """The recipe's `model` section."""
+
+    channels: int
+    image_size: int
+    """Side of the images, in pixels."""
+
+    classes: list[str]
+    """Their names, in the order of the logits."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of export.json."""
+        return {"task": CLASSIFICATION, **asdict(self)}
+
+
 TYPES: dict[str, tuple[type, ...]] = {
     "model": (dict,),
     "quantization": (str, NoneType),
@@ -85,6 +116,13 @@ TYPES: dict[str, tuple[type, ...]] = {
     "source_lang": (str, NoneType),
     "target_lang": (str, NoneType),
     "shortlist": (bool,),
+}
+
+CLASSIFIER_TYPES: dict[str, tuple[type, ...]] = {
+    "model": (dict,),
+    "channels": (int,),
+    "image_size": (int,),
+    "classes": (list,),
 }
 
 # Keys of `evaluation` that translating without PyTorch needs. (pydantic, which checks the others'
@@ -100,10 +138,39 @@ SEARCH_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def read_settings(folder: Path) -> ExportSettings:
-    """Read what the exported model in `folder` is.
+    """Read what the exported translation model in `folder` is.
 
-    :raises ModelError: there is no exported model.
+    :raises ModelError: there is no exported model, or it is of another task.
     """
+    found = _read(folder, TRANSLATION, get_args(Format))
+    found.setdefault("shortlist", False)  # which exports did not always say
+    wrong = [key for key, types in TYPES.items() if not isinstance(found.get(key), types)]
+    if not wrong and found["format"] != "safetensors":
+        search = found.get("evaluation") or {}
+        wrong = [key for key, types in SEARCH_TYPES.items() if type(search.get(key)) not in types]
+        wrong += ["max_seq_len"] if type(found["model"].get("max_seq_len")) is not int else []
+    _refuse(folder, wrong)
+    known: dict[str, Any] = {key: found.get(key) for key in TYPES}
+    return ExportSettings(format=found["format"], **known)
+
+
+def read_classifier_settings(folder: Path) -> ClassifierSettings:
+    """Read what the exported image classifier in `folder` is.
+
+    :raises ModelError: there is no exported model, or it is of another task.
+    """
+    found = _read(folder, CLASSIFICATION, get_args(ClassifierFormat))
+    types = CLASSIFIER_TYPES.items()
+    wrong = [key for key, allowed in types if type(found.get(key)) not in allowed]
+    if not wrong and not all(isinstance(name, str) for name in found["classes"]):
+        wrong = ["classes"]
+    _refuse(folder, wrong)
+    known: dict[str, Any] = {key: found[key] for key in CLASSIFIER_TYPES}
+    return ClassifierSettings(format=found["format"], **known)
+
+
+def _read(folder: Path, task: str, formats: Sequence[str]) -> dict[str, Any]:
+    """Read export.json, of a model of the task that is wanted."""
     problem = f"{folder}: not an exported model"
     try:
         found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -111,26 +178,25 @@ def read_settings(folder: Path) -> ExportSettings:
         raise ModelError(f"{problem}: {error}") from error
     if not isinstance(found, dict) or "format" not in found:
         raise ModelError(f"{problem}: {SETTINGS} names no format")
-    if found["format"] not in get_args(Format):
+    if (its := found.get("task", TRANSLATION)) != task:
+        raise ModelError(f"{folder}: a model for {its}, and one for {task} is needed")
+    if found["format"] not in formats:
         raise ModelError(
             f"{problem}: {SETTINGS} names format {found['format']!r}, which is none of "
-            f"{', '.join(get_args(Format))}"
+            f"{', '.join(formats)}"
         )
-    found.setdefault("shortlist", False)  # which exports did not always say
-    for key, types in TYPES.items():
-        if not isinstance(found.get(key), types):
-            raise ModelError(f"{problem}: {SETTINGS}: {key} is missing or of the wrong type")
-    if found["format"] != "safetensors":
-        search = found.get("evaluation") or {}
-        wrong = [key for key, types in SEARCH_TYPES.items() if type(search.get(key)) not in types]
-        wrong += ["max_seq_len"] if type(found["model"].get("max_seq_len")) is not int else []
-        if wrong:
-            raise ModelError(f"{problem}: {SETTINGS}: {wrong[0]} is missing or of the wrong type")
-    known: dict[str, Any] = {key: found.get(key) for key in TYPES}
-    return ExportSettings(format=found["format"], **known)
+    return found
 
 
-def write_settings(folder: Path, settings: ExportSettings) -> None:
+def _refuse(folder: Path, wrong: Sequence[str]) -> None:
+    if wrong:
+        raise ModelError(
+            f"{folder}: not an exported model: {SETTINGS}: {wrong[0]} is missing or of the wrong "
+            "type"
+        )
+
+
+def write_settings(folder: Path, settings: ExportSettings | ClassifierSettings) -> None:
     """Write export.json into `folder`."""
     from data_prep.files import write_json
 

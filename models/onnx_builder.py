@@ -1,4 +1,4 @@
-"""This module builds ONNX graphs node by node; large constants go into a file beside them."""
+"""This module builds ONNX graphs node by node; large constants may go into a file beside them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALLEST_BLOCK = 16  # that MatMulNBits takes
 ALIGNMENT = 4096  # of tensors in weights.bin, which is mapped; smaller ones are in the graph
 
 FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
-BOOL = onnx.TensorProto.BOOL
+BOOL, UINT8 = onnx.TensorProto.BOOL, onnx.TensorProto.UINT8
 
 Array = NDArray[Any]
 Value = tuple[int, Sequence[int | str] | None]
@@ -64,7 +64,13 @@ class Weights:
 class Graph:
     """A graph that is being built; values are known by their names."""
 
-    def __init__(self, name: str, weights: Weights, quantization: Quantization | None) -> None:
+    def __init__(
+        self, name: str, weights: Weights | None = None, quantization: Quantization | None = None
+    ) -> None:
+        """Begin one.
+
+        :param weights: takes the large constants; None: they stay in the graph.
+        """
         self.name, self.weights, self.quantization = name, weights, quantization
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
@@ -92,16 +98,17 @@ class Graph:
         return outputs
 
     def constant(self, name: str, value: Tensor | Array | float) -> str:
-        """Add a constant, in weights.bin if it is large."""
+        """Add a constant, in weights.bin if it is large and there is one."""
         if isinstance(value, Tensor):
             value = value.detach().float().cpu().numpy()
         elif isinstance(value, float):
             value = np.array(value, np.float32)
         array = np.ascontiguousarray(value)
         if name not in self.constants:
-            small = array.nbytes < ALIGNMENT
             self.constants[name] = (
-                numpy_helper.from_array(array, name) if small else self.weights.tensor(name, array)
+                numpy_helper.from_array(array, name)
+                if self.weights is None or array.nbytes < ALIGNMENT
+                else self.weights.tensor(name, array)
             )
         return name
 

@@ -5,6 +5,7 @@ Activation, norms, biases and dropout are the ring's, so that only the sharing d
 
 from __future__ import annotations
 
+import torch
 from fairseq2.models.transformer import (
     AttentionBiasCache,
     StandardTransformerEncoderLayer,
@@ -14,7 +15,13 @@ from fairseq2.nn import BatchLayout, Linear
 from torch import Tensor, nn
 
 from models.config import VisionConfig
-from models.ringformer.vision_weights import INIT_FFN, INIT_FFN_BIAS
+from models.ringformer.vision_weights import (
+    INIT_FFN,
+    INIT_FFN_BIAS,
+    FeedForward,
+    Level,
+    SelfAttention,
+)
 from models.transformer import attention, ffn, norm, start_small
 
 
@@ -37,6 +44,10 @@ class VisionTransformer(nn.Module):
             x = layer(x, layout, no_biases)
         return x
 
+    def levels(self) -> list[Level]:
+        """Return the layers' weights, as a ring has its own at each level."""
+        return [_weights(layer) for layer in self.layers]
+
 
 def _layer(config: VisionConfig) -> StandardTransformerEncoderLayer:
     layer = StandardTransformerEncoderLayer(
@@ -49,6 +60,32 @@ def _layer(config: VisionConfig) -> StandardTransformerEncoderLayer:
     )
     layer.self_attn_dropout = None  # as in the authors' code
     return layer
+
+
+def _weights(layer: nn.Module) -> Level:
+    def projection(name: str) -> tuple[Tensor, Tensor]:
+        weight, bias = (layer.get_parameter(f"{name}_proj.{kind}") for kind in ("weight", "bias"))
+        return weight, bias
+
+    def layer_norm(name: str) -> Tensor:
+        return torch.stack([layer.get_parameter(f"{name}.{kind}") for kind in ("weight", "bias")])
+
+    qkv = zip(*(projection(f"self_attn.{which}") for which in "qkv"), strict=True)
+    return Level(
+        SelfAttention(
+            layer_norm("self_attn_layer_norm"),
+            *map(torch.cat, qkv),
+            *projection("self_attn.output"),
+            signal=None,
+        ),
+        FeedForward(
+            layer_norm("ffn_layer_norm"),
+            *projection("ffn.inner"),
+            *projection("ffn.output"),
+            static=None,
+            signal=None,
+        ),
+    )
 
 
 def _init_ffn(projection: Linear) -> None:

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import argparse
 import logging
-import pickle
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from data_prep.files import DataError, sha256_of
 from data_prep.stage import run_stage
 from data_prep.vocabulary import JOINT, PAD_IDX, SEPARATE
 from models.config import ModelConfig
-from models.export_format import ExportSettings, write_settings, write_weights
+from models.export_format import ClassifierSettings, ExportSettings, write_settings, write_weights
+from models.image_classifier import ImageClassifier
 from models.ringformer import RingDecoder, RingEncoder
+from models.ringformer.published_checkpoint import TRANSLATION, copy_weights, load_checkpoint
 from models.ringformer.ring import Ring
+from models.ringformer.vision_reference import classifier_from_reference
 from models.seq2seq import TranslationModel
 
 log = logging.getLogger("convert")
@@ -40,7 +41,7 @@ def from_reference(
     :raises ValueError: a tensor's shape does not fit the others, or `num_heads`.
     """
     weights = dict(state_dict)
-    num_levels, rank, model_dim = weights["encoder.lev_param_FF_01"].shape
+    num_levels, rank, model_dim = weights[TRANSLATION].shape
     source_embed, output = weights["encoder.emb_layer.emb_layer.weight"], weights["fc.weight"]
     positions = weights["encoder.pos_layer.pe"][0]
     config = ModelConfig(
@@ -58,16 +59,10 @@ def from_reference(
     encoder, decoder = RingEncoder(config), RingDecoder(config)
     vocab_sizes = source_embed.size(0), output.size(0)
     model = TranslationModel(config, vocab_sizes, pad_idx, encoder, decoder).to(positions.dtype)
-    with torch.no_grad():
-        for name, parameter in reference_names(model).items():
-            if parameter.shape != weights[name].shape:
-                raise ValueError(
-                    f"{name} is {list(weights[name].shape)}, expected {list(parameter.shape)}"
-                )
-            parameter.copy_(weights[name])
-        for frontend in (model.encoder_frontend, model.decoder_frontend):
-            assert frontend.pos_encoder is not None
-            frontend.pos_encoder.table = positions.clone()  # another rounding of it costs 1e-7
+    copy_weights(weights, reference_names(model))
+    for frontend in (model.encoder_frontend, model.decoder_frontend):
+        assert frontend.pos_encoder is not None
+        frontend.pos_encoder.table = positions.clone()  # another rounding of it costs 1e-7
     return model
 
 
@@ -117,56 +112,14 @@ def _ring_names(ring: Ring, stack: str, layer: str, attention: str) -> dict[str,
     return names
 
 
-def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read the state dict in a file, also below a key of its own; tensors only, never code.
-
-    :raises ValueError: it is not a checkpoint of the published implementation.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: not a file of tensors only: {reason}") from error
-    for state_dict in (content, *(content.values() if isinstance(content, dict) else ())):
-        if isinstance(state_dict, dict) and "encoder.lev_param_FF_01" in state_dict:
-            return state_dict
-    raise ValueError(f"{path}: not a RingFormer of the published implementation")
-
-
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m models.ringformer.reference",
-        description="Convert a checkpoint of the published implementation to an exported model.",
-    )
-    parser.add_argument("checkpoint", type=Path, help="its state dict, saved by torch")
-    parser.add_argument("output", type=Path, help="folder to write")
-    parser.add_argument("--num_heads", type=int, default=8, help="[default 8]")
-    parser.add_argument("--pad_idx", type=int, default=0, help="id of padding [default 0]")
-    parser.add_argument(
-        "--vocabulary",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="MODEL",
-        help="SentencePiece model to go with it, for `./run.sh translate --model OUTPUT`; two, of "
-        "source and target, where each side has its own",
-    )
-    arguments = parser.parse_args()
-    vocabulary = arguments.vocabulary
-    if len(vocabulary) > 2:
-        parser.error("--vocabulary takes one model, or two")
+    arguments = _arguments()
+    vocabulary: list[Path] = arguments.vocabulary
     try:
-        model = from_reference(
-            load_checkpoint(arguments.checkpoint),
-            num_heads=arguments.num_heads,
-            pad_idx=arguments.pad_idx,
-        )
-        if vocabulary and arguments.pad_idx != PAD_IDX:
-            raise ValueError(f"--vocabulary goes with --pad_idx {PAD_IDX} only")
+        model, settings = _convert(arguments)
         for path in vocabulary:
             path.open("rb").close()
-        settings = ExportSettings(format="safetensors", model=model.config.model_dump(mode="json"))
         names = SEPARATE if len(vocabulary) > 1 else JOINT
 
         def build(partial: Path) -> dict[str, object]:
@@ -184,6 +137,58 @@ def main() -> None:
     except (OSError, ValueError, DataError) as error:
         sys.exit(f"error: {error}")
     print(f"{arguments.output}: {sum(p.numel() for p in model.parameters()):,} parameters")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m models.ringformer.reference",
+        description="Convert a checkpoint of the published implementation, of translation or of "
+        "image classification, to an exported model.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="its state dict, saved by torch")
+    parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument("--num_heads", type=int, default=8, help="[default 8]")
+    parser.add_argument("--pad_idx", type=int, default=0, help="id of padding [default 0]")
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="SentencePiece model to go with it, for `./run.sh translate --model OUTPUT`; two, of "
+        "source and target, where each side has its own",
+    )
+    arguments = parser.parse_args()
+    if len(arguments.vocabulary) > 2:
+        parser.error("--vocabulary takes one model, or two")
+    return arguments
+
+
+def _convert(
+    arguments: argparse.Namespace,
+) -> tuple[TranslationModel | ImageClassifier, ExportSettings | ClassifierSettings]:
+    """Return the model in the checkpoint, and what it is.
+
+    :raises KeyError: a tensor is missing.
+    :raises ValueError: the checkpoint, or an option, does not fit.
+    """
+    weights, num_heads = load_checkpoint(arguments.checkpoint), arguments.num_heads
+    if TRANSLATION in weights:
+        if arguments.vocabulary and arguments.pad_idx != PAD_IDX:
+            raise ValueError(f"--vocabulary goes with --pad_idx {PAD_IDX} only")
+        model = from_reference(weights, num_heads=num_heads, pad_idx=arguments.pad_idx)
+        config = model.config.model_dump(mode="json")
+        return model, ExportSettings(format="safetensors", model=config)
+    if arguments.vocabulary:
+        raise ValueError("--vocabulary is for translation, and the checkpoint classifies images")
+    classifier = classifier_from_reference(weights, num_heads=num_heads)
+    return classifier, ClassifierSettings(
+        format="safetensors",
+        model=classifier.config.model_dump(mode="json"),
+        channels=classifier.image.channels,
+        image_size=classifier.image.size,
+        classes=[str(number) for number in range(classifier.head.out_features)],
+    )
 
 
 if __name__ == "__main__":

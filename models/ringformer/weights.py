@@ -127,7 +127,8 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
         fold = x.size(0) * x.size(1) >= self.fold_from
         if self.training or torch.is_grad_enabled():
             return self.make_levels(fold)
-        autocast = torch.is_autocast_enabled(self.self_attn_qkv.device.type)
+        device = self.self_attn_qkv.device.type
+        autocast = device != "meta" and torch.is_autocast_enabled(device)
         made_of = (autocast, *((p.data_ptr(), p._version, p.dtype) for p in self.parameters()))
         if made_of != self._made_of:
             self._levels, self._made_of = {}, made_of

@@ -1,0 +1,46 @@
+"""This module reads checkpoints of the published implementation (code of arXiv 2502.13181)."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+TRANSLATION, VISION = "encoder.lev_param_FF_01", "transformer.encoder.lev_embed_FF_01"
+"""Tensors that tell by their names which model a checkpoint is of."""
+
+
+def load_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read the state dict in a file, also below a key of its own; tensors only, never code.
+
+    :returns: a state dict with `TRANSLATION` or `VISION`.
+    :raises ValueError: it is not a checkpoint of the published implementation.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: not a file of tensors only: {reason}") from error
+    for state_dict in (content, *(content.values() if isinstance(content, dict) else ())):
+        if isinstance(state_dict, dict) and not state_dict.keys().isdisjoint((TRANSLATION, VISION)):
+            return state_dict
+    raise ValueError(f"{path}: not a RingFormer of the published implementation")
+
+
+def copy_weights(weights: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> None:
+    """Copy the weights in a checkpoint to parameters.
+
+    :param names: published name → parameter, or a view into one.
+    :raises KeyError: a tensor is missing.
+    :raises ValueError: a tensor has another shape than the parameter.
+    """
+    with torch.no_grad():
+        for name, parameter in names.items():
+            if parameter.shape != weights[name].shape:
+                raise ValueError(
+                    f"{name} is {list(weights[name].shape)}, expected {list(parameter.shape)}"
+                )
+            parameter.copy_(weights[name])
