@@ -9,7 +9,7 @@ import html
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import numpy as np
 from data_prep import toy_corpus
 from data_prep.config import DataConfig, ToyCorpusConfig
 from data_prep.downloads import download
-from data_prep.files import DataError, first_line, read_json, sha256_of, write_json
+from data_prep.files import DataError, first_line, sha256_of, write_json
+from data_prep.fingerprints import fingerprints
 from data_prep.pieces import map_pieces
 from data_prep.stage import FINGERPRINTS, Record, run_stage
 
@@ -71,14 +72,6 @@ class FetchedFile(Record):
     """Whether the fetch stage generated it; else it is below `data.root`."""
 
 
-class Fingerprint(Record):
-    """A fingerprint says what a file below `data.root` was when it was last read."""
-
-    bytes: int
-    mtime_ns: int
-    sha256: str
-
-
 class Fetched(Record):
     """The record holds what later stages need to know of the fetch stage."""
 
@@ -103,14 +96,13 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
 
     :raises DataError: a file is missing or is not what the recipe says.
     """
-    paths = corpus_paths(config)
-    missing = [path for path in paths if not (config.root / path).is_file()]
+    missing = [path for path in config.inputs if not (config.root / path).is_file()]
     if config.toy_corpus is not None:
         missing = [path for path in missing if not path.startswith("toy/")]
     download(config, missing)
 
     found = fingerprints(config, folder)
-    generated = [path for path in paths if path not in found]
+    generated = [path for path in config.inputs if path not in found]
     toy = config.toy_corpus if generated else None
     inputs = {
         "train": [[corpus.source, corpus.target] for corpus in config.train],
@@ -143,33 +135,6 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
     fetched = Fetched.model_validate(run_stage(folder, inputs, build))
     write_json(folder / FINGERPRINTS, {path: file.model_dump() for path, file in found.items()})
     return fetched
-
-
-def corpus_paths(config: DataConfig) -> list[str]:
-    """Return the files that the recipe names, below `data.root`."""
-    corpora = (*config.train, config.valid, config.test)
-    return sorted({path for corpus in corpora for path in (corpus.source, corpus.target)})
-
-
-def fingerprints(config: DataConfig, folder: Path) -> dict[str, Fingerprint]:
-    """Return what the corpus files are that lie below `data.root`, by their paths.
-
-    A file of the size and time that the fetch stage has seen is not read again.
-
-    :param folder: of the fetch stage.
-    """
-    known = read_json(folder / FINGERPRINTS)
-
-    def look(path: str) -> Fingerprint:
-        status = (config.root / path).stat()
-        seen = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-        if (before := known.get(path, {})).items() >= seen.items():
-            return Fingerprint.model_validate(before)
-        return Fingerprint(**seen, sha256=sha256_of(config.root / path))
-
-    local = [path for path in corpus_paths(config) if (config.root / path).is_file()]
-    with ThreadPoolExecutor() as threads:
-        return dict(zip(local, threads.map(look, local), strict=True))
 
 
 def _cut(corpus: Sequence[Path], folder: Path, every: int) -> dict[str, Any]:

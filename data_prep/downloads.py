@@ -1,4 +1,4 @@
-"""Downloading corpora: files are continued where they stopped, checked, and unpacked."""
+"""Downloading input files: they are continued where they stopped, checked, and unpacked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 from tenacity import RetryCallState, retry, retry_if_exception, wait_exponential_jitter
 
-from data_prep.config import DataConfig, Download
+from data_prep.config import Download, Preparation
 from data_prep.files import DataError, first_line, locked, sha256_of
 from data_prep.stage import log
 
@@ -21,9 +21,10 @@ BLOCK = 1 << 16  # bytes; at most that much is lost when a connection breaks
 CONNECT_AND_READ_TIMEOUT = (10, 60)  # seconds
 
 
-def download(config: DataConfig, missing: list[str]) -> None:
-    """Download what provides the corpus files `missing`.
+def download(config: Preparation, missing: list[str], what: str = "Corpus files") -> None:
+    """Download what provides the files `missing`.
 
+    :param what: what the files are, for the error.
     :raises DataError: something cannot be downloaded; one message names all that is missing.
     """
     if not missing:
@@ -31,7 +32,7 @@ def download(config: DataConfig, missing: list[str]) -> None:
     sources = {path: d for d in config.downloads for path in d.provides}
     if any(path not in sources for path in missing):
         raise DataError(
-            "Corpus files not found, and the recipe names no download for all of them:"
+            f"{what} not found, and the recipe names no download for all of them:"
             f"{_places(config, missing, sources)}\n"
             "Put them there, or set --data.root to the folder that holds them."
         )
@@ -53,7 +54,7 @@ def download(config: DataConfig, missing: list[str]) -> None:
             ) from error
 
 
-def _places(config: DataConfig, missing: list[str], sources: Mapping[str, Download]) -> str:
+def _places(config: Preparation, missing: list[str], sources: Mapping[str, Download]) -> str:
     """Return a line for every file that is still missing: where it comes from, where it belongs."""
     lines = []
     for path in missing:

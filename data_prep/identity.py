@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.config import DataConfig
-from data_prep.corpora import fingerprints
+from data_prep.config import Preparation
 from data_prep.files import DataError, fsync, read_json, write_json
+from data_prep.fingerprints import digests, fingerprints
 from data_prep.held_out import Digests, HeldOut
 from data_prep.stage import FETCH, PREPARED_FROM, SHARDS
 
@@ -18,12 +18,12 @@ REMEDY = "`./run.sh prepare` brings them up to date"
 NO_PART = {"root", "downloads", "executor", "workers", "scheduler"}
 
 
-def identity_of(config: DataConfig) -> dict[str, Any]:
+def identity_of(config: Preparation) -> dict[str, Any]:
     """Return all keys of `data` that shape what is prepared, as JSON values."""
     return config.model_dump(mode="json", exclude=NO_PART)
 
 
-def begin_identity(config: DataConfig, run_dir: Path) -> None:
+def begin_identity(config: Preparation, run_dir: Path) -> None:
     """Take back what is said of the shards, if it does not hold for `config`. Stages that are
     redone for it leave folders behind that belong to nothing until all are done."""
     path = run_dir / SHARDS / PREPARED_FROM
@@ -33,11 +33,11 @@ def begin_identity(config: DataConfig, run_dir: Path) -> None:
 
 
 def write_identity(
-    config: DataConfig, files: Mapping[str, str], test_sets: Digests, run_dir: Path
+    config: Preparation, files: Mapping[str, str], test_sets: Digests, run_dir: Path
 ) -> None:
     """Say what the shards of `run_dir` were made from, now that all stages are up to date.
 
-    :param files: the sha256 of every corpus file.
+    :param files: the sha256 of every input file, or the digest of a folder.
     :param test_sets: which the training text was compared with, besides `data.test`.
     """
     content = {
@@ -50,7 +50,7 @@ def write_identity(
         write_json(path, content)
 
 
-def check_recipe(config: DataConfig, run_dir: Path) -> None:
+def check_recipe(config: Preparation, run_dir: Path) -> None:
     """Compare what the data of `run_dir` were made from with what the recipe says now.
 
     :raises DataError: they differ; it names the key and both values, and what to do.
@@ -67,8 +67,8 @@ def check_recipe(config: DataConfig, run_dir: Path) -> None:
         )
 
 
-def check_corpora(config: DataConfig, run_dir: Path) -> None:
-    """Compare the corpus files with those that the data of `run_dir` were made from, as far as they
+def check_corpora(config: Preparation, run_dir: Path) -> None:
+    """Compare the input files with those that the data of `run_dir` were made from, as far as they
     are at hand: those that are absent cannot have changed.
 
     :raises DataError: one has changed, or the recipe has (`check_recipe`).
@@ -76,8 +76,8 @@ def check_corpora(config: DataConfig, run_dir: Path) -> None:
     check_recipe(config, run_dir)
     shards = run_dir / SHARDS
     files = read_json(shards / PREPARED_FROM)["files"]
-    for path, file in fingerprints(config, run_dir / FETCH).items():
-        if file.sha256 != files.get(path):
+    for path, digest in digests(config, fingerprints(config, run_dir / FETCH)).items():
+        if digest != files.get(path):
             raise DataError(
                 f"{config.root / path} has changed since {shards} were prepared from it; {REMEDY}"
             )

@@ -33,7 +33,7 @@ from uuid import uuid4
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_prep.config import DataConfig
+from data_prep.config import Preparation
 from data_prep.files import DataError, first_line, fsync, write_json
 from data_prep.stage import log
 
@@ -46,7 +46,7 @@ SECONDS_BETWEEN_LINES = 20.0  # of progress in the log, where there is no termin
 
 
 @contextmanager
-def open_executor(config: DataConfig) -> Iterator[Executor]:
+def open_executor(config: Preparation) -> Iterator[Executor]:
     """Start processes on this machine, or connect to the workers of a Dask scheduler.
 
     :raises DataError: Dask is not installed, or its scheduler does not answer.

@@ -8,11 +8,11 @@ They have the columns `source` and `target`, both `list<uint16>` (`uint32` for a
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from data_prep.files import DataError, first_line, sha256_of
 from data_prep.stage import Record, read_manifest
 from data_prep.vocabulary import Lost, VocabularyInfo, vocabulary_digest, vocabulary_files
 
+RecordT = TypeVar("RecordT", bound=Record)
 TokenIds = NDArray[np.unsignedinteger[Any]]
 Column = tuple[TokenIds, NDArray[np.int32]]
 """Token ids of all sequences `[tokens]`, and where each begins `[pairs + 1]`."""
@@ -44,7 +45,7 @@ def id_type(vocab_sizes: Sequence[int]) -> np.dtype[Any]:
 
 
 def open_shard(path: Path) -> pa.RecordBatch:
-    """Return the pairs of a shard, memory-mapped.
+    """Return the rows of a shard, memory-mapped.
 
     :raises OSError, pa.ArrowInvalid: the shard is missing or damaged.
     """
@@ -138,11 +139,19 @@ def read_shards_manifest(folder: Path) -> ShardsManifest:
 
     :raises DataError: the folder is not a finished data set, or its manifest lacks something.
     """
+    return read_manifest_of(folder, ShardsManifest)
+
+
+def read_manifest_of(folder: Path, record: type[RecordT]) -> RecordT:
+    """Read the manifest of shards of any kind.
+
+    :raises DataError: the folder is not a finished data set, or its manifest lacks something.
+    """
     manifest = read_manifest(folder)
     if manifest is None:
         raise DataError(f"{folder}: no prepared data here; run `./run.sh prepare` first")
     try:
-        return ShardsManifest.model_validate(manifest)
+        return record.model_validate(manifest)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -154,6 +163,22 @@ def read_shards_manifest(folder: Path) -> ShardsManifest:
 
 
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_shards(folder: Path, checksums: Mapping[str, str]) -> None:
+    """Compare shards with their sha256.
+
+    :raises DataError: one is missing or has changed.
+    """
+    paths = [folder / name for name in checksums]
+    try:
+        with ThreadPoolExecutor() as pool:  # hashing releases Python's lock
+            digests = pool.map(sha256_of, paths)
+            for path, wanted, digest in zip(paths, checksums.values(), digests, strict=True):
+                if digest != wanted:
+                    raise DataError(f"{path}: checksum is not the manifest's; {REMEDY}")
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot read the shard; {REMEDY}") from error
 
 
 class OpenShard(NamedTuple):
@@ -183,7 +208,7 @@ class ShardReader:
         self._check_vocabulary()
         self.shards = self.data.of_split(split)
         if verify:
-            self._check_shards()
+            check_shards(folder, {shard.name: shard.sha256 for shard in self.shards})
         self._open: list[OpenShard | None] = [None] * len(self.shards)
         self._first: list[int] = [0, *accumulate(shard.pairs for shard in self.shards)]
 
@@ -197,17 +222,6 @@ class ShardReader:
             raise DataError(
                 f"{self._folder}: {names} is not the vocabulary of these shards; {REMEDY}"
             )
-
-    def _check_shards(self) -> None:
-        paths = [self._folder / shard.name for shard in self.shards]
-        try:
-            with ThreadPoolExecutor() as pool:  # hashing releases Python's lock
-                digests = pool.map(sha256_of, paths)
-                for path, shard, digest in zip(paths, self.shards, digests, strict=True):
-                    if digest != shard.sha256:
-                        raise DataError(f"{path}: checksum is not the manifest's; {REMEDY}")
-        except OSError as error:
-            raise DataError(f"{error.filename}: cannot read the shard; {REMEDY}") from error
 
     def _opened(self, number: int) -> OpenShard:
         """Return a shard, and open it the first time."""

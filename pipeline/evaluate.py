@@ -1,6 +1,6 @@
-"""`./run.sh evaluate`: translate test sets, score them, log to MLflow, and register the model.
+"""`./run.sh evaluate`: score the model on test sets, log to MLflow, and register the model.
 
-`deepspeed pipeline/evaluate.py` shares the sentences among ranks.
+`deepspeed pipeline/evaluate.py` shares the examples among ranks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from typing import Any
 
 from data_prep.files import only_command_in
 from pipeline.command_line import (
@@ -21,11 +22,14 @@ from pipeline.command_line import (
     run_command,
 )
 from pipeline.evaluation.comparison import LoggedEvaluation, compare_all, evaluations_of_run
-from pipeline.evaluation.evaluator import Evaluation, evaluate
-from pipeline.evaluation.results import Result, Scores
+from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.result import Evaluation, Result
+from pipeline.evaluation.translations import TranslationResult
 from pipeline.preflight import remove_dead_build_locks
 from pipeline.publishing.registry import register
+from pipeline.publishing.servable import Servable, servable_translation
 from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank, world_size
+from pipeline.recipe import Recipe
 from pipeline.tasks import task_of
 from pipeline.tracking.provenance import log_data
 from pipeline.tracking.tracker import open_tracker, run_id_of
@@ -50,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Evaluate on every rank, and publish on rank 0."""
     logging.basicConfig(
         level=logging.INFO if rank() == 0 else logging.ERROR, format="%(name)s: %(message)s"
@@ -65,12 +69,34 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
         # This comes before the work: a mistyped run id is found at once; and if the baseline is
         # this very run, its earlier evaluation is meant.
         baseline = from_rank_0(
-            lambda: evaluations_of_run(recipe, arguments.baseline) if arguments.baseline else {}
+            lambda: (
+                evaluations_of_run(recipe, arguments.baseline, _kind_of(recipe))
+                if arguments.baseline
+                else {}
+            )
         )
-        evaluation = evaluate(recipe, arguments.model, _search_keys(recipe, arguments))
-        from_rank_0(lambda: _publish(evaluation, baseline))
+        evaluation = _evaluate(recipe, arguments)
+        from_rank_0(lambda: _publish(recipe, evaluation, baseline))
         if world_size() > 1:
             leave_ranks()
+
+
+def _kind_of(recipe: Recipe) -> type[Result]:
+    """Return what evaluations of the recipe's task result in."""
+    return TranslationResult
+
+
+def _evaluate(recipe: Recipe, arguments: argparse.Namespace) -> Evaluation[Any]:
+    """Evaluate the model of the run's checkpoints, or the export that `--model` names."""
+    assert isinstance(recipe, TranslationRecipe)
+    return evaluate(recipe, arguments.model, _search_keys(recipe, arguments))
+
+
+def _servable(recipe: Recipe, evaluation: Evaluation[Any]) -> Servable:
+    """Return what to register."""
+    checkpoints, result = evaluation.checkpoints, evaluation.results[0]
+    assert isinstance(recipe, TranslationRecipe)
+    return servable_translation(recipe, checkpoints, result)
 
 
 def _search_keys(recipe: TranslationRecipe, arguments: argparse.Namespace) -> dict[str, object]:
@@ -85,63 +111,41 @@ def _search_keys(recipe: TranslationRecipe, arguments: argparse.Namespace) -> di
     return {key: value for key, value in given.items() if key in SearchConfig.model_fields}
 
 
-def _publish(evaluation: Evaluation, baseline: Mapping[str, LoggedEvaluation]) -> None:
+def _publish(
+    recipe: Recipe, evaluation: Evaluation[Any], baseline: Mapping[str, LoggedEvaluation]
+) -> None:
     """Log the results to MLflow, compare them with the baseline, register the model, print scores.
 
     :param baseline: evaluations to compare with, by the names of their folders; can be empty.
     """
-    model, results, validation = evaluation
-    recipe = model.recipe
+    results, validation = evaluation.results, evaluation.validation
     tracker = open_tracker(recipe)
     log_data(tracker, recipe, task_of(recipe).data_facts())
     for result in (*results, *filter(None, [validation])):
         result.log(tracker)
-    if not model.export:
-        tracker.log_tags(
-            {"mlflow.note.content": "\n\n".join(_score_line(r.scores) for r in results)}
-        )
-    compared = compare_all(recipe, results, baseline) if baseline else []
+    if not evaluation.export:
+        note = "\n\n".join(result.line for result in results)
+        tracker.log_tags({"mlflow.note.content": note})
+    compared = compare_all(results, baseline) if baseline else []
     for result, comparison in compared:
         tracker.log_json(f"{result.artifact_folder}/{comparison.file_name}", comparison.content)
         tracker.log_tags({f"compared.{result.folder.name}": str(comparison)})
     tracker.close(status=None)  # whether the run is finished is training's to say
     if validation is not None:
-        register(recipe, model.checkpoints, results[0], validation)
-    lines = [f"{result.test_set.name}: {comparison}" for result, comparison in compared]
+        register(recipe, _servable(recipe, evaluation), results[0], validation)
+    lines = [f"{result.test_set_name}: {comparison}" for result, comparison in compared]
     print("\n".join([*lines, summary(recipe, results)]))
 
 
-def summary(recipe: TranslationRecipe, results: Sequence[Result]) -> str:
+def summary(recipe: Recipe, results: Sequence[Result]) -> str:
     """Return the last lines that a run prints: the scores, those of the recipe's test set last."""
     own, *others = results
     run = run_id_of(recipe) or "not sent yet"
-    last = f"{_score_line(own.scores)} | MLflow run {run} | dashboard: {_dashboard_hint(recipe)}"
-    return "\n".join([*(_score_line(other.scores) for other in others), last])
+    last = f"{own.line} | MLflow run {run} | dashboard: {_dashboard_hint(recipe)}"
+    return "\n".join([*(other.line for other in others), last])
 
 
-def _score_line(scores: Scores) -> str:
-    untrained = scores.get("untrained_bleu")
-    beside = f" (untrained model: {untrained})" if untrained is not None else ""
-    return (
-        f"BLEU {scores['bleu']} ± {scores['bleu_ci']}{beside} on {scores['test_set']}, "
-        f"chrF2 {scores['chrf']}, TER {scores['ter']}{_leak(scores)}"
-    )
-
-
-def _leak(scores: Scores) -> str:
-    """Return what to say beside a score of sentences that the model may have learnt by heart."""
-    overlap = scores["in_training_text"]
-    if overlap is None:
-        return " (whether its sentences are in the training text is not known here)"
-    if not any(overlap.values()):
-        return ""
-    return (
-        f" (of its {scores['sentences']} sentences the training text has {overlap['sources']} "
-        f"sources and {overlap['references']} references)"
-    )
-
-
-def _dashboard_hint(recipe: TranslationRecipe) -> str:
+def _dashboard_hint(recipe: Recipe) -> str:
     """Return the command that shows the dashboard, or the address of the tracking server."""
     uri = recipe.tracking_uri
     if uri.startswith(("http://", "https://")):

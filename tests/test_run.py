@@ -21,9 +21,10 @@ from mlflow.entities.model_registry import ModelVersion
 
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.command_line import load_recipe
-from pipeline.evaluation.results import Result
 from pipeline.evaluation.test_sets import load_test_sets, load_validation_set
+from pipeline.evaluation.translations import TranslationResult
 from pipeline.publishing.registry import register
+from pipeline.publishing.servable import servable_translation
 from pipeline.recipe import ROOT
 from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
 from pipeline.translation_recipe import TranslationRecipe
@@ -220,15 +221,17 @@ def test_another_model_is_champion_only_if_it_is_better(
             words = kept if sentences is valid_set else 6
             hypotheses = [" ".join(line.split()[:words]) for line in sentences.references[0]]
             place = tmp_path / "again" / "evaluation" / folder
-            result = Result(sentences, place, f"{folder}_", f"{name}-{folder}")
-            result.write(hypotheses, [9] * len(hypotheses), "en", facts)
+            fingerprint = f"{name}-{folder}"
+            result = TranslationResult(place, f"{folder}_", fingerprint, sentences, "en")
+            result.write(hypotheses, [9] * len(hypotheses), facts)
             results.append(result)
         tracker = Tracker(second)
         for result in results:
             result.log(tracker)
         tracker.close(status=None)
         checkpoints = list_checkpoints(second.run_dir / "checkpoints")[-1:]
-        register(second, checkpoints, *results)
+        servable = servable_translation(second, checkpoints, results[0])
+        register(second, servable, *results)
         champion = champion_of(client)
         champions.append(champion.tags["fingerprint"])
     assert champions == ["better-toy-test", "better-toy-test"]

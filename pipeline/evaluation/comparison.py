@@ -1,4 +1,4 @@
-"""Compare an evaluation with that of another MLflow run, by paired bootstrap."""
+"""Compare an evaluation with that of another MLflow run."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation.results import Result
+from pipeline.evaluation.result import Result, slug_of
+from pipeline.recipe import Recipe
 from pipeline.tracking.mlflow_records import client_of, describe_error
-from pipeline.translation.scores import paired_bootstrap
-from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 log = logging.getLogger("evaluate")
 
+NAMES = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER", "accuracy": "points of accuracy"}
 SIGNIFICANT = 0.05  # a difference counts when its p is below this
 
 
@@ -33,7 +33,7 @@ class LoggedEvaluation:
 
     run_id: str
     test_set_sha256: str
-    hypotheses: list[str]
+    answers: list[str]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,16 @@ class Comparison:
     """MLflow run id of the other evaluation."""
 
     scores: dict[str, dict[str, float]]
-    """What `paired_bootstrap` returned, with the other as the baseline."""
+    """What `Result.compare_with` returned, with the other as the baseline."""
+
+    test: str
+    """The statistical test."""
 
     @property
     def better(self) -> bool:
-        """Tell whether this evaluation has the higher BLEU, and not by chance."""
-        bleu = self.scores["bleu"]
-        return bleu["difference"] > 0 and bleu["p"] < SIGNIFICANT
+        """Tell whether this evaluation has the higher score, and not by chance."""
+        decides = next(iter(self.scores.values()))
+        return decides["difference"] > 0 and decides["p"] < SIGNIFICANT
 
     @property
     def file_name(self) -> str:
@@ -63,17 +66,19 @@ class Comparison:
         return {"run_id": self.other_run_id, **self.scores}
 
     def __str__(self) -> str:
-        names = {"bleu": "BLEU", "chrf": "chrF2", "ter": "TER"}
         parts = [
-            f"{score['difference']:+.2f} {names[name]}, p = {score['p']:.3f}"
+            f"{score['difference']:+.2f} {NAMES[name]}, p = {score['p']:.3f}"
             for name, score in self.scores.items()
         ]
-        return f"{'; '.join(parts)} (paired bootstrap against run {self.other_run_id})"
+        return f"{'; '.join(parts)} ({self.test} against run {self.other_run_id})"
 
 
-def evaluations_of_run(recipe: TranslationRecipe, run_id: str) -> dict[str, LoggedEvaluation]:
+def evaluations_of_run(
+    recipe: Recipe, run_id: str, kind: type[Result]
+) -> dict[str, LoggedEvaluation]:
     """Download the newest evaluation of each test set in an MLflow run.
 
+    :param kind: of results that they are to be compared with.
     :returns: evaluations by the names of their folders in RUN_DIR/evaluation.
     :raises ComparisonError: there is no such run, or it has no evaluation that can be downloaded.
     """
@@ -83,7 +88,7 @@ def evaluations_of_run(recipe: TranslationRecipe, run_id: str) -> dict[str, Logg
     except Exception as error:  # MLflow's and the network's are of many types
         raise ComparisonError(f"--baseline {run_id}: {describe_error(error)}") from error
     found = {
-        name.removeprefix("evaluation."): download_evaluation(client, run_id, folder)
+        name.removeprefix("evaluation."): download_evaluation(client, run_id, folder, kind)
         for name, folder in tags.items()
         if name.startswith("evaluation.")
     }
@@ -95,21 +100,24 @@ def evaluations_of_run(recipe: TranslationRecipe, run_id: str) -> dict[str, Logg
     return there
 
 
-def download_evaluation(client: MlflowClient, run_id: str, folder: str) -> LoggedEvaluation | None:
+def download_evaluation(
+    client: MlflowClient, run_id: str, folder: str, kind: type[Result]
+) -> LoggedEvaluation | None:
     """Download an evaluation from MLflow.
 
     :param folder: of its artifacts.
+    :param kind: of results that it is to be compared with.
     :returns: the evaluation; None, after a warning, if one of its files cannot be downloaded.
     """
     with tempfile.TemporaryDirectory() as place:
         try:
             paths = [
                 Path(client.download_artifacts(run_id, f"{folder}/{name}", place))
-                for name in ("scores.json", "hypotheses.txt")
+                for name in ("scores.json", kind.answers_file)
             ]
-            scores, hypotheses = (path.read_text(encoding="utf-8") for path in paths)
+            scores, answers = (path.read_text(encoding="utf-8") for path in paths)
             return LoggedEvaluation(
-                run_id, json.loads(scores)["test_set_sha256"], hypotheses.split("\n")[:-1]
+                run_id, json.loads(scores)["test_set_sha256"], answers.split("\n")[:-1]
             )
         except Exception as error:  # MLflow's and the network's are of many types
             log.warning("%s of run %s: %s", folder, run_id, describe_error(error))
@@ -117,7 +125,7 @@ def download_evaluation(client: MlflowClient, run_id: str, folder: str) -> Logge
 
 
 def compare_all(
-    recipe: TranslationRecipe, results: Sequence[Result], baseline: Mapping[str, LoggedEvaluation]
+    results: Sequence[Result], baseline: Mapping[str, LoggedEvaluation]
 ) -> list[tuple[Result, Comparison]]:
     """Compare results with a baseline on each test set that both have; warn of the others.
 
@@ -125,26 +133,22 @@ def compare_all(
     """
     compared = []
     for result in results:
-        other = baseline.get(result.test_set.slug)
+        other = baseline.get(slug_of(result.test_set_name))
         if other is None:
-            log.warning("%s: not compared, the baseline has no such test set", result.test_set.name)
-        elif (comparison := compare(recipe, result, other)) is None:
-            text = "%s: not compared, the baseline was scored on other sentences"
-            log.warning(text, result.test_set.name)
+            log.warning("%s: not compared, the baseline has no such test set", result.test_set_name)
+        elif (comparison := compare(result, other)) is None:
+            text = "%s: not compared, the baseline was scored on other examples"
+            log.warning(text, result.test_set_name)
         else:
             compared.append((result, comparison))
     return compared
 
 
-def compare(
-    recipe: TranslationRecipe, result: Result, other: LoggedEvaluation
-) -> Comparison | None:
+def compare(result: Result, other: LoggedEvaluation) -> Comparison | None:
     """Compare a result with another evaluation.
 
-    :returns: the comparison; None if the other evaluation is of other sentences.
+    :returns: the comparison; None if the other evaluation is of another test set.
     """
-    if other.test_set_sha256 != result.test_set.sha256:
+    if other.test_set_sha256 != result.test_set_sha256:
         return None
-    references, language = result.test_set.references, recipe.data.target_lang
-    scores = paired_bootstrap(other.hypotheses, result.hypotheses, references, language)
-    return Comparison(other.run_id, scores)
+    return Comparison(other.run_id, result.compare_with(other.answers), result.comparison)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from data_prep.files import digest_of
 from data_prep.identity import check_corpora
@@ -20,15 +20,14 @@ from data_prep.text import normalise
 from data_prep.vocabulary import load_vocabularies
 from models.export_format import read_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
-from pipeline.evaluation.results import Result, weights_digest
+from pipeline.evaluation.result import VALIDATION, Evaluation, slug_of
 from pipeline.evaluation.test_sets import (
-    VALIDATION,
     TestSet,
     load_test_sets,
     load_validation_set,
     overlap_of,
-    slug_of,
 )
+from pipeline.evaluation.translations import TranslationResult, weights_digest
 from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.scores import bleu
@@ -105,18 +104,18 @@ class EvaluatedModel:
     def __str__(self) -> str:
         return str(self.export or ", ".join(checkpoint.tag for checkpoint in self.checkpoints))
 
-    def result(self, test_set: TestSet) -> Result:
+    def result(self, test_set: TestSet) -> TranslationResult:
         """Return the result on `test_set`: where its files belong, with the scores found there."""
         variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
         prefix = "test" if self._is_of_recipe(test_set) else test_set.slug
         return self._result(test_set, f"{test_set.slug}{variant}", f"{prefix}{variant}_")
 
-    def result_on_validation(self) -> Result:
+    def result_on_validation(self) -> TranslationResult:
         """Return where the scores on the validation set belong: models are compared by them, so
         that the scores on test sets remain what they are for."""
         return self._result(load_validation_set(self.recipe), VALIDATION, f"{VALIDATION}_")
 
-    def _result(self, test_set: TestSet, name: str, metric_prefix: str) -> Result:
+    def _result(self, test_set: TestSet, name: str, metric_prefix: str) -> TranslationResult:
         depends_on = {
             "version": VERSION,
             "search": dict(self.search),
@@ -128,7 +127,9 @@ class EvaluatedModel:
             "longest line": None if self.export else self.recipe.data.max_tokens_per_side,
         }
         folder = self.recipe.run_dir / "evaluation" / name
-        return Result(test_set, folder, metric_prefix, digest_of(depends_on))
+        return TranslationResult(
+            folder, metric_prefix, digest_of(depends_on), test_set, self.recipe.data.target_lang
+        )
 
     def _is_of_recipe(self, test_set: TestSet) -> bool:
         return test_set.name == self.recipe.data.test.name
@@ -147,29 +148,11 @@ class EvaluatedModel:
         return Translator.of_run(self.recipe, self.checkpoints)
 
 
-class Evaluation(NamedTuple):
-    """An evaluated model with its results."""
-
-    model: EvaluatedModel
-
-    results: list[Result]
-    """One for each test set, that of the recipe first."""
-
-    validation: Result | None
-    """Of the run's checkpoints, which compete to be champion; an export does not."""
-
-    @property
-    def missing(self) -> list[Result]:
-        """Results that are not up to date."""
-        all_of_them = [*self.results, *filter(None, [self.validation])]
-        return [result for result in all_of_them if not result.up_to_date]
-
-
 def evaluate(
     recipe: TranslationRecipe,
     export: Path | None = None,
     search: Mapping[str, object] = NO_SEARCH_KEYS,
-) -> Evaluation:
+) -> Evaluation[TranslationResult]:
     """Bring `RUN_DIR/evaluation` up to date: a folder for each test set, and the validation set's.
 
     Every rank calls this; rank 0 decides, scores and writes.
@@ -179,27 +162,30 @@ def evaluate(
     :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
     :raises DataError: a test set cannot be read or fetched.
     """
-    evaluation = from_rank_0(lambda: _find_results(recipe, export, search))
+    model, evaluation = from_rank_0(lambda: _find_results(recipe, export, search))
     if missing := evaluation.missing:
-        translator = evaluation.model.translator()
+        translator = model.translator()
         for result in missing:
-            _translate_and_score(evaluation.model, translator, result)
+            _translate_and_score(model, translator, result)
     return evaluation
 
 
 def _find_results(
     recipe: TranslationRecipe, export: Path | None, search: Mapping[str, object]
-) -> Evaluation:
+) -> tuple[EvaluatedModel, Evaluation[TranslationResult]]:
     """Find what there is to evaluate, and which results are there."""
     model = EvaluatedModel.of(recipe, export, search)
     results = [model.result(test_set) for test_set in load_test_sets(recipe)]
     for result in results:
         if result.up_to_date:
             log.info("%s: up to date, reused (%s)", result.test_set.name, result.folder)
-    return Evaluation(model, results, None if export else model.result_on_validation())
+    validation = None if export else model.result_on_validation()
+    return model, Evaluation(model.checkpoints, export, results, validation)
 
 
-def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, result: Result) -> None:
+def _translate_and_score(
+    model: EvaluatedModel, translator: TextTranslator, result: TranslationResult
+) -> None:
     """Translate a test set on all ranks; score the translations and write `result` on rank 0."""
     recipe, test_set = model.recipe, result.test_set
     log.info("test set %s, %d sentences; %s", test_set.name, len(test_set.sources), model)
@@ -231,7 +217,7 @@ def _translate_and_score(model: EvaluatedModel, translator: TextTranslator, resu
         lengths = [len(ids) for ids in translator.source_vocabulary.encode(lines)]
         overlap = overlap_of(recipe, test_set)
         more["in_training_text"] = overlap and overlap._asdict()
-        result.write(hypotheses, lengths, recipe.data.target_lang, more)
+        result.write(hypotheses, lengths, more)
 
 
 def _translate(translator: TextTranslator, sources: Sequence[str], what: str) -> list[str]:

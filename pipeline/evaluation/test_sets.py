@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -16,9 +15,8 @@ from data_prep.corpora import read_lines
 from data_prep.files import DataError, digest_of
 from data_prep.held_out import HeldOut, in_training_text
 from data_prep.text import normalise
+from pipeline.evaluation.result import VALIDATION, slug_of
 from pipeline.translation_recipe import TestSetFiles, TranslationRecipe
-
-VALIDATION = "validation"  # the folder of its scores, and the name of its metrics
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,6 @@ class TestSet:
     def sha256(self) -> str:
         """Return a digest of the text."""
         return digest_of([self.sources, self.references])
-
-
-def slug_of(name: str) -> str:
-    """Return `name` with only such characters as MLflow and file systems take."""
-    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
 def load_test_sets(recipe: TranslationRecipe) -> Iterator[TestSet]:

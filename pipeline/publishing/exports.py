@@ -26,7 +26,7 @@ from models.export_format import (
     write_weights,
 )
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.results import weights_digest
+from pipeline.evaluation.translations import weights_digest
 from pipeline.publishing.shortlist import (
     LARGE_VOCABULARY,
     coverage,

@@ -17,7 +17,8 @@ from data_prep.vocabulary import load_vocabularies
 from models.factory import abstract_model
 from models.seq2seq import core_parameters
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.results import Scores, scores_of
+from pipeline.evaluation.result import Scores
+from pipeline.evaluation.translations import scores_of
 from pipeline.publishing.shortlist import has_large_vocabulary
 from pipeline.translation_recipe import TranslationRecipe, TranslationTraining
 

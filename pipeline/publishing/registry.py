@@ -1,4 +1,4 @@
-"""Register evaluated models in MLflow; the alias `champion` is on the best by paired bootstrap."""
+"""Register evaluated models in MLflow; the alias `champion` is on the best of them."""
 
 # Functions import mlflow themselves: that takes seconds, and a model that is registered needs none.
 
@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
-from collections.abc import Sequence
 from contextlib import redirect_stderr
 from importlib.metadata import version
 from pathlib import Path
@@ -15,15 +14,13 @@ from shutil import copyfile
 from typing import TYPE_CHECKING
 
 from data_prep.files import read_json, write_json
-from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.comparison import compare, download_evaluation
-from pipeline.evaluation.results import Result
-from pipeline.publishing.exports import export
+from pipeline.evaluation.result import Result
 from pipeline.publishing.model_card import without_yaml_header
-from pipeline.recipe import ROOT, UsageError
+from pipeline.publishing.servable import Servable
+from pipeline.recipe import ROOT, Recipe, UsageError
 from pipeline.tracking.mlflow_records import client_of, describe_error
 from pipeline.tracking.tracker import run_id_of
-from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,21 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("evaluate")
 
 CHAMPION = "champion"
-SERVING_PACKAGES = ("mlflow", "ctranslate2", "sentencepiece")  # what serving a model needs
-SERVED_CODE = (  # all of our code that serving a model needs
-    "data_prep/__init__.py",
-    "data_prep/text.py",
-    "models/__init__.py",
-    "models/export_format.py",
-    "pipeline/__init__.py",
-    "pipeline/translation/__init__.py",
-    "pipeline/translation/serving.py",
-)
 
 
-def register(
-    recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint], result: Result, validation: Result
-) -> None:
+def register(recipe: Recipe, servable: Servable, result: Result, validation: Result) -> None:
     """Register the average of `checkpoints`, and move the alias `champion` to it if it is better on
     the validation set: whoever picks the best of many on the test set reports a score that luck
     has picked with it.
@@ -54,12 +39,12 @@ def register(
     An evaluation is registered once, as a new version of the registered model. Errors of MLflow or
     the network become a warning, and the next `./run.sh evaluate` tries again.
 
-    :param result: of these checkpoints on the test set; it is what the version reports.
-    :param validation: of these checkpoints on the validation set.
+    :param result: of the model on the test set; it is what the version reports.
+    :param validation: of the model on the validation set.
     """
     run_id, done = run_id_of(recipe), recipe.run_dir / "tracking" / "registered.json"
     known = read_json(done)  # tracking store → what was registered there last
-    name = _registered_name(recipe, result)
+    name = recipe.tracking.registered_model or servable.default_name
     wanted = [run_id, name, result.fingerprint, validation.fingerprint]
     if known.get(recipe.tracking_uri) == wanted:
         return
@@ -67,9 +52,9 @@ def register(
         if run_id is None:
             raise ConnectionError("the run is not there yet")
         client = client_of(recipe.tracking_uri)
-        new = _find_or_make_version(client, name, recipe, checkpoints, result, run_id)
+        new = _find_or_make_version(client, name, recipe, servable, result, run_id)
         client.set_model_version_tag(name, new.version, "validation", validation.artifact_folder)
-        verdict = _move_champion(client, recipe, validation, new)
+        verdict = _move_champion(client, validation, new)
     except UsageError as error:  # the architecture cannot be exported as a standard Transformer
         log.warning("not registered: %s", error)
         return
@@ -84,18 +69,11 @@ def register(
     log.info("registered as %s version %s: %s", name, new.version, verdict)
 
 
-def _registered_name(recipe: TranslationRecipe, result: Result) -> str:
-    """Return the name of the registered model; see `tracking.registered_model`."""
-    languages = f"{recipe.data.source_lang}-{recipe.data.target_lang}"
-    default = f"{recipe.tracking.experiment}-{languages}-{result.test_set.slug}"
-    return recipe.tracking.registered_model or default
-
-
 def _find_or_make_version(
     client: MlflowClient,
     name: str,
-    recipe: TranslationRecipe,
-    checkpoints: Sequence[Checkpoint],
+    recipe: Recipe,
+    servable: Servable,
     result: Result,
     run_id: str,
 ) -> ModelVersion:
@@ -105,14 +83,15 @@ def _find_or_make_version(
     if versions:
         return versions[0]
     folder = recipe.run_dir / "tracking" / "model"
-    export(recipe, folder, "ctranslate2", checkpoints=checkpoints)
-    return _log_model(client, name, recipe, folder, result, run_id)
+    servable.export(folder)
+    return _log_model(client, name, recipe, servable, folder, result, run_id)
 
 
 def _log_model(
     client: MlflowClient,
     name: str,
-    recipe: TranslationRecipe,
+    recipe: Recipe,
+    servable: Servable,
     folder: Path,
     result: Result,
     run_id: str,
@@ -125,11 +104,10 @@ def _log_model(
     from mlflow.models import Model
 
     card = (folder / "README.md").read_text(encoding="utf-8")
-    example = [line for line in result.test_set.sources if line.strip()][:2]
     mlflow.set_tracking_uri(recipe.tracking_uri)
     mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
     with tempfile.TemporaryDirectory() as place, redirect_stderr(io.StringIO()):  # it is chatty
-        for path in SERVED_CODE:
+        for path in servable.code:
             (Path(place) / path).parent.mkdir(parents=True, exist_ok=True)
             copyfile(ROOT / path, Path(place) / path)
         info = Model.log(
@@ -139,17 +117,17 @@ def _log_model(
             run_id=run_id,
             registered_model_name=name,
             step=result.scores["step"],
-            python_model=str(ROOT / "pipeline" / "publishing" / "served_model.py"),
+            python_model=str(ROOT / "pipeline" / "publishing" / servable.program),
             artifacts={"model": str(folder.absolute())},
-            code_paths=sorted({str(Path(place) / Path(path).parts[0]) for path in SERVED_CODE}),
-            input_example=example,
-            pip_requirements=[f"{package}=={version(package)}" for package in SERVING_PACKAGES],
+            code_paths=sorted({str(Path(place) / Path(path).parts[0]) for path in servable.code}),
+            input_example=servable.example,
+            pip_requirements=[f"{package}=={version(package)}" for package in servable.packages],
         )
     new = client.get_model_version(name, info.registered_model_version)
     tags = {
-        "test_set": result.test_set.name,
+        "test_set": result.test_set_name,
         "evaluation": result.artifact_folder,
-        **{key: str(result.scores[key]) for key in ("bleu", "bleu_ci", "bleu_signature")},
+        **{key: str(result.scores[key]) for key in servable.tags},
         "fingerprint": result.fingerprint,  # comes last: a version that has it is complete
     }
     client.update_model_version(new.name, new.version, description=without_yaml_header(card))
@@ -158,9 +136,7 @@ def _log_model(
     return new
 
 
-def _move_champion(
-    client: MlflowClient, recipe: TranslationRecipe, validation: Result, new: ModelVersion
-) -> str:
+def _move_champion(client: MlflowClient, validation: Result, new: ModelVersion) -> str:
     """Move the alias `champion` to `new` if it is better than the version that has it.
 
     :param validation: of `new`, on the validation set.
@@ -173,15 +149,15 @@ def _move_champion(
         return "is champion"
     else:
         run_id, folder = str(champion.run_id), champion.tags.get("validation", "")
-        other = download_evaluation(client, run_id, folder) if folder else None
+        other = download_evaluation(client, run_id, folder, type(validation)) if folder else None
         if other is None:
             return (
-                f"version {champion.version} stays champion: its translations of the validation "
+                f"version {champion.version} stays champion: its answers to the validation "
                 "set cannot be had; move the alias by hand"
             )
-        if (comparison := compare(recipe, validation, other)) is None:
+        if (comparison := compare(validation, other)) is None:
             return (
-                f"version {champion.version} stays champion: it was validated on other sentences; "
+                f"version {champion.version} stays champion: it was validated on other examples; "
                 "move the alias by hand"
             )
         if not comparison.better:

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
-from pipeline.evaluation.results import weights_digest
+from pipeline.evaluation.translations import weights_digest
 from pipeline.publishing.model_card import model_card, without_yaml_header
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import save_checkpoint

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.command_line import load_recipe
-from pipeline.evaluation.results import read_scores
+from pipeline.evaluation.result import read_scores
+from pipeline.evaluation.translations import TranslationResult
 from pipeline.tracking.tracker import Tracker, run_id_of
 from pipeline.translation_recipe import TranslationRecipe
 
@@ -58,6 +59,6 @@ def test_journal(recipe: TranslationRecipe) -> None:
 def test_scores_json(tmp_path: Path, changed: dict[str, Any]) -> None:
     path = tmp_path / "scores.json"
     path.write_text(json.dumps(SCORES))
-    assert read_scores(tmp_path) == SCORES
+    assert read_scores(tmp_path, TranslationResult.types) == SCORES
     path.write_text(json.dumps({**SCORES, **changed}))
-    assert read_scores(tmp_path) == {}
+    assert read_scores(tmp_path, TranslationResult.types) == {}

@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 
 from data_prep.text import normalise, normalise_lines
-from pipeline.publishing.registry import SERVED_CODE
+from pipeline.publishing.servable import SERVED_TRANSLATION
 from pipeline.recipe import ROOT
 from pipeline.translation.serving import Hypothesis, TextTranslator
 from pipeline.translation_recipe import SearchConfig
@@ -59,7 +59,7 @@ def test_translation_sees_what_training_saw(echo: Echo, place: str, limit: int) 
 
 
 def test_served_code_is_all_that_serving_needs(tmp_path: Path) -> None:
-    for name in SERVED_CODE:
+    for name in SERVED_TRANSLATION:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     code = (

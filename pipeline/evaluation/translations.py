@@ -1,4 +1,4 @@
-"""The scores of a test set: the files of a folder, and which of them MLflow gets."""
+"""How well a model translates a test set."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import csv
 import io
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from data_prep.files import digest_of, read_json, write_atomically, write_json
+from data_prep.files import digest_of, write_atomically, write_json
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.test_sets import VALIDATION, TestSet
+from pipeline.evaluation.result import NUMBERS, Result, Scores, read_scores
+from pipeline.evaluation.test_sets import TestSet
 from pipeline.pictures import draw_bleu_by_length
-from pipeline.tracking.tracker import Tracker
-from pipeline.translation.scores import by_source_length, corpus_scores, sentence_scores, suspicious
+from pipeline.translation.scores import (
+    by_source_length,
+    corpus_scores,
+    paired_bootstrap,
+    sentence_scores,
+    suspicious,
+)
 from pipeline.translation_recipe import TranslationRecipe
 
 log = logging.getLogger("evaluate")
 
-FILES = ("scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png")
-LOGGED_SCORES = ("bleu", "chrf", "ter", "length_ratio", "sentences_per_second", "untrained_bleu")
 TABLE_ROWS = {"first": 50, "worst": 20, "best": 20}  # sentences in MLflow's table
 SENTENCE_COLUMNS = ("line", "chrf", "source", "translation", "reference")
 USUAL_LENGTH_RATIO = (0.9, 1.1)  # of translations to references; beyond, a warning
@@ -30,24 +33,6 @@ WARNINGS = {
     "empty": "are empty",
     "overlong": "are more than twice as long as their reference",
 }
-
-Scores = dict[str, Any]  # contents of a scores.json
-NUMBERS = ("bleu", "bleu_ci", "chrf", "ter", "length_ratio", "sentences")  # some of its keys
-TEXTS = ("test_set", "bleu_signature", "test_set_sha256", "fingerprint")
-
-
-def read_scores(folder: Path) -> Scores:
-    """Return the content of scores.json; empty if it is missing or damaged."""
-    found = read_json(folder / "scores.json")
-    checkpoints, step = found.get("checkpoints", [""]), found.get("step", 0)
-    whole = (
-        all(type(found.get(key)) in (int, float) for key in NUMBERS)
-        and all(isinstance(found.get(key), str) for key in TEXTS)
-        and isinstance(checkpoints, list)
-        and len(checkpoints) > 0
-        and type(step) is int
-    )
-    return found if whole else {}
 
 
 def weights_digest(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
@@ -67,48 +52,61 @@ def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> l
     Those of the recipe's own test set come first.
     """
     paths = sorted((recipe.run_dir / "evaluation").glob("*/scores.json"))
-    found = [read_scores(path.parent) for path in paths]
+    found = [read_scores(path.parent, TranslationResult.types) for path in paths]
     wanted = weights_digest(recipe, checkpoints)
     of_these = [scores for scores in found if scores.get("weights_sha256") == wanted]
     return sorted(of_these, key=lambda scores: scores["test_set"] != recipe.data.test.name)
 
 
 @dataclass
-class Result:
+class TranslationResult(Result):
     """A test set, and how well a model has translated it."""
 
+    files = ("scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png")
+    answers_file = "hypotheses.txt"
+    types: ClassVar[dict[str, tuple[type, ...]]] = {
+        **dict.fromkeys(("bleu", "bleu_ci", "chrf", "ter", "length_ratio", "sentences"), NUMBERS),
+        **dict.fromkeys(("test_set", "bleu_signature", "test_set_sha256", "fingerprint"), (str,)),
+    }
+    comparison = "paired bootstrap"
+    logged_scores = (
+        "bleu", "chrf", "ter", "length_ratio", "sentences_per_second", "untrained_bleu",
+    )  # fmt: skip
+    logged_tags: ClassVar[dict[str, str]] = {"bleu_signature": "bleu_signature"}
+
     test_set: TestSet
-    folder: Path
-    """RUN_DIR/evaluation/TEST_SET: scores.json, hypotheses.txt, sentences.tsv, by_length.png."""
-
-    metric_prefix: str
-    """What the names of its metrics in MLflow begin with."""
-
-    fingerprint: str
-    """A digest of everything that the scores depend on."""
-
-    scores: Scores = field(init=False)
-    """Contents of scores.json; empty if there is none."""
-
-    def __post_init__(self) -> None:
-        self.scores = read_scores(self.folder)
+    target_lang: str
 
     @property
-    def up_to_date(self) -> bool:
-        """Tell whether all files are there, made from what the fingerprint stands for."""
-        there = all((self.folder / name).is_file() for name in FILES)
-        return there and self.scores.get("fingerprint") == self.fingerprint
+    def test_set_name(self) -> str:
+        return self.test_set.name
 
     @property
-    def hypotheses(self) -> list[str]:
-        """Read the translations, one for each source sentence."""
-        return (self.folder / "hypotheses.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    def test_set_sha256(self) -> str:
+        return self.test_set.sha256
+
+    @property
+    def size(self) -> int:
+        return len(self.test_set.sources)
+
+    @property
+    def line(self) -> str:
+        scores = self.scores
+        untrained = scores.get("untrained_bleu")
+        beside = f" (untrained model: {untrained})" if untrained is not None else ""
+        return (
+            f"BLEU {scores['bleu']} ± {scores['bleu_ci']}{beside} on {scores['test_set']}, "
+            f"chrF2 {scores['chrf']}, TER {scores['ter']}{_leak(scores)}"
+        )
+
+    def compare_with(self, answers: list[str]) -> dict[str, dict[str, float]]:
+        references = self.test_set.references
+        return paired_bootstrap(answers, self.answers, references, self.target_lang)
 
     def write(
         self,
         hypotheses: Sequence[str],
         source_lengths: Sequence[int],
-        target_lang: str,
         more: Mapping[str, Any],
     ) -> None:
         """Score the translations, warn of those that look wrong, and write the folder.
@@ -118,12 +116,12 @@ class Result:
         """
         sources, references = self.test_set.sources, self.test_set.references
         wrong = suspicious(sources, hypotheses, references)
-        buckets = by_source_length(source_lengths, hypotheses, references, target_lang)
+        buckets = by_source_length(source_lengths, hypotheses, references, self.target_lang)
         scores = {
             "test_set": self.test_set.name,
             "sentences": len(sources),
             "references": len(references),
-            **corpus_scores(hypotheses, references, target_lang),
+            **corpus_scores(hypotheses, references, self.target_lang),
             **{kind: len(rows) for kind, rows in wrong.items()},
             "copy_rate": round(len(wrong["copied"]) / len(sources), 4),
             "by_source_length": buckets,
@@ -172,34 +170,8 @@ class Result:
         writer.writerows(rows)
         write_atomically(self.folder / "sentences.tsv", text.getvalue())
 
-    # ── In MLflow ───────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def artifact_folder(self) -> str:
-        """Return the folder of the files in MLflow; each evaluation has its own."""
-        what = self.scores.get("checkpoints", ["export"])[-1]
-        return f"evaluation/{self.folder.name}/{what}-{self.fingerprint[:8]}"
-
-    def log(self, tracker: Tracker) -> None:
-        """Log scores, files, a table and tags to MLflow, but for what was logged before."""
-        scores, name = self.scores, self.folder.name
-        metrics = {
-            f"{self.metric_prefix}{key}": scores[key] for key in LOGGED_SCORES if key in scores
-        }
-        tracker.log_metrics(metrics, scores.get("step", 0), once=list(metrics))
-        for file in FILES:
-            tracker.log_artifact(self.folder / file, self.artifact_folder)
-        table = self.artifact_folder.removeprefix("evaluation/").replace("/", "-")
-        tracker.log_table(f"translations/{table}.json", self._translations_table())
-        if name != VALIDATION:  # which the run has as the data set of its validation
-            profile = {"folder": str(self.folder.absolute()), "sentences": scores["sentences"]}
-            digest = scores["test_set_sha256"][:16]
-            tracker.log_input(scores["test_set"], digest, "evaluation", profile)
-        signature = scores["bleu_signature"]
-        # Tags come last: who compares with this evaluation finds it by them, complete.
-        tracker.log_tags(
-            {f"bleu_signature.{name}": signature, f"evaluation.{name}": self.artifact_folder}
-        )
+    def tables(self) -> dict[str, dict[str, list[Any]]]:
+        return {"translations": self._translations_table()}
 
     def _translations_table(self) -> dict[str, list[Any]]:
         """Return the first, worst and best translations as columns of a table."""
@@ -213,3 +185,16 @@ class Result:
         rows = [[why, *row] for why, some in order.items() for row in some[: TABLE_ROWS[why]]]
         names = ("shown as", *SENTENCE_COLUMNS)
         return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def _leak(scores: Scores) -> str:
+    """Return what to say beside a score of sentences that the model may have learnt by heart."""
+    overlap = scores["in_training_text"]
+    if overlap is None:
+        return " (whether its sentences are in the training text is not known here)"
+    if not any(overlap.values()):
+        return ""
+    return (
+        f" (of its {scores['sentences']} sentences the training text has {overlap['sources']} "
+        f"sources and {overlap['references']} references)"
+    )

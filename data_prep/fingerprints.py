@@ -1,0 +1,93 @@
+"""What the input files are, without reading those again that have not changed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from data_prep.config import Preparation
+from data_prep.files import DataError, digest_of, read_json, sha256_of
+from data_prep.stage import FINGERPRINTS, Record
+
+NO_FILE = ""  # the sha256 of a folder, of a link to nowhere, of what cannot be read
+
+
+class Fingerprint(Record):
+    """A fingerprint says what a file below `data.root` was when it was last read."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
+    """Return what the input files are that lie below `data.root`, by their paths; where the recipe
+    names a folder, what everything in it and in its folders is.
+
+    A file of the size and time that the fetch stage has seen is not read again.
+
+    :param folder: of the fetch stage.
+    :raises DataError: the name of a file in a folder is not UTF-8.
+    :raises OSError: a file that the recipe names cannot be read.
+    """
+    known = read_json(folder / FINGERPRINTS)
+    named = [path for path in config.inputs if (config.root / path).is_file()]
+    folders = [path for path in config.inputs if (config.root / path).is_dir()]
+    inside = sorted({path for each in folders for path in _entries(config.root, each)})
+
+    def look(path: str) -> Fingerprint:
+        status = (config.root / path).stat()
+        seen = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+        if (before := known.get(path, {})).items() >= seen.items():
+            return Fingerprint.model_validate(before)
+        return Fingerprint(**seen, sha256=sha256_of(config.root / path))
+
+    def look_inside(path: str) -> Fingerprint:
+        with suppress(OSError):
+            if stat.S_ISREG((config.root / path).stat().st_mode):  # a pipe could be read for ever
+                return look(path)
+        return Fingerprint(bytes=0, mtime_ns=0, sha256=NO_FILE)
+
+    with ThreadPoolExecutor() as threads:
+        found = dict(zip(named, threads.map(look, named), strict=True))
+        return found | dict(zip(inside, threads.map(look_inside, inside), strict=True))
+
+
+def digests(config: Preparation, found: Mapping[str, Fingerprint]) -> dict[str, str]:
+    """Return a checksum of every input that is at hand: the sha256 of a file, and for a folder a
+    digest of what is in it.
+
+    :param found: what `fingerprints` has returned.
+    """
+    result = {path: found[path].sha256 for path in config.inputs if path in found}
+    for folder in config.inputs:
+        if inside := {path: file.sha256 for path, file in entries_of(folder, found)}:
+            result[folder] = digest_of({path.removeprefix(folder): inside[path] for path in inside})
+    return result
+
+
+def entries_of(folder: str, found: Mapping[str, Fingerprint]) -> Iterator[tuple[str, Fingerprint]]:
+    """Yield what `fingerprints` has found in a folder that the recipe names, in order."""
+    return ((path, file) for path, file in found.items() if path.startswith(f"{folder}/"))
+
+
+def _entries(root: Path, folder: str) -> Iterator[str]:
+    """Yield the paths below `root` of what is in a folder, and for a folder there of what is in it.
+
+    :raises DataError: a name is not UTF-8.
+    """
+    for path in (root / folder).iterdir():
+        inside = [*path.iterdir()] if path.is_dir() else []
+        for each in inside or [path]:
+            name = f"{folder}/{each.relative_to(root / folder)}"
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{os.fsencode(each)!r}: the name of this file is not UTF-8; rename it"
+                ) from error
+            yield name

@@ -1,0 +1,99 @@
+"""Which images go where: held out, dropped, shuffled. All of it is decided at once, from labels and
+digests, so it does not depend on how the images were cut into pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.files import DataError
+from data_prep.images.shards import Repeats
+
+
+class Images(NamedTuple):
+    """Converted images, in the order of their sets. All arrays are `[images]`."""
+
+    piece: NDArray[np.int64]
+    """Number of the piece that has it."""
+
+    row: NDArray[np.int64]
+    """Its row in what the piece has."""
+
+    row_in_set: NDArray[np.int64]
+    label: NDArray[np.int64]
+    digest: NDArray[np.bytes_]
+
+    def take(self, rows: NDArray[Any]) -> Images:
+        """Return some of the images: those at `rows`, or those for which it is true."""
+        return Images(*(column[rows] for column in self))
+
+    def __len__(self) -> int:  # of images, not of columns
+        return len(self.piece)
+
+
+def load_images(folders: Sequence[Path], numbers: Sequence[int]) -> Images:
+    """Return what the pieces have converted.
+
+    :param folders: of all pieces.
+    :param numbers: of the pieces to load.
+    """
+    columns: dict[str, list[NDArray[Any]]] = {
+        name: [np.load(folders[number] / f"{name}.npy") for number in numbers]
+        for name in ("rows", "labels", "digests")
+    }
+    sizes = [len(rows) for rows in columns["rows"]]
+    return Images(
+        piece=np.repeat(np.array(numbers, np.int64), sizes),
+        row=np.concatenate([np.arange(size) for size in sizes]),
+        row_in_set=np.concatenate(columns["rows"]),
+        label=np.concatenate(columns["labels"]).astype(np.int64),
+        digest=np.concatenate(columns["digests"]),
+    )
+
+
+def hold_out(images: Images, wanted: int, classes: int, seed: int) -> tuple[Images, Images]:
+    """Draw validation images from the training images, of each class its share.
+
+    :returns: the images that stay, and those that are held out; both in their order.
+    :raises DataError: not every class would keep an image.
+    """
+    counts = np.bincount(images.label, minlength=classes)
+    share, remainder = np.divmod(wanted * counts, len(images))
+    for label in np.argsort(-remainder, kind="stable"):
+        if share.sum() < wanted and share[label] < counts[label] - 1:
+            share[label] += 1
+    if share.sum() < wanted or np.any(share >= np.maximum(counts, 1)):
+        raise DataError(
+            f"data.valid_images {wanted} leaves no image to train on of some class: there are "
+            f"{len(images)} training images, {counts[counts > 0].min()} of the smallest class"
+        )
+    held_out = np.zeros(len(images), bool)
+    for label in range(classes):
+        own = np.flatnonzero(images.label == label)
+        drawn = np.random.default_rng([seed, 1, label]).permutation(len(own))[: share[label]]
+        held_out[own[drawn]] = True
+    return images.take(~held_out), images.take(held_out)
+
+
+def find_repeats(train: Images, valid: Images, test: Images) -> tuple[Repeats, NDArray[np.bool_]]:
+    """Compare the stored pixels of training images with each other's, and with held-out ones.
+
+    :returns: counts (none dropped), and which training images a held-out one equals `[images]`.
+    """
+    in_valid, in_test = (np.isin(train.digest, held.digest) for held in (valid, test))
+    repeats = Repeats(
+        train=len(train) - len(np.unique(train.digest)),
+        valid=int(in_valid.sum()),
+        test=int(in_test.sum()),
+        dropped=0,
+    )
+    return repeats, in_valid | in_test
+
+
+def shuffled(images: Images, seed: int) -> Images:
+    """Return the images in the order in which the training shards have them."""
+    return images.take(np.random.default_rng([seed, 2]).permutation(len(images)))

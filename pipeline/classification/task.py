@@ -1,0 +1,218 @@
+"""Image classification as a task for the trainer: images in, cross-entropy of their classes out."""
+
+# Methods import torch and what needs it themselves: that takes seconds, and a command that asks
+# whether there are steps left to train needs none of it.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from data_prep.images.shards import ImageReader
+
+from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
+from data_prep.identity import check_corpora
+from data_prep.stage import read_manifest
+from pipeline.checkpoints.folder import CheckpointError, Criterion
+from pipeline.classification.run_model import model_for, model_identity
+from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.tracking.provenance import DataFacts
+from pipeline.training.deepspeed_config import activation_checkpointing
+from pipeline.training.task import Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from models.image_classifier import ImageClassifier
+    from pipeline.classification.batches import ImageBatch
+    from pipeline.training.task import Model
+    from pipeline.training.trainer import Trainer
+    from pipeline.training.validation import Interruption
+
+
+class ClassificationTask(Task["ImageBatch"]):
+    """Trains an image classifier on the shards of `run_dir`."""
+
+    unit = "images"
+    target_unit = "labels"
+    recipe: ClassificationRecipe
+
+    @property
+    def criterion(self) -> Criterion:
+        return Criterion("valid_accuracy", larger_is_better=True)
+
+    # ── Data ────────────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def images(self) -> ImageReader:
+        """Open the training images."""
+        return ImageReader(self.recipe.shards, "train")
+
+    @cached_property
+    def valid_images(self) -> ImageReader:
+        """Open the validation images."""
+        return ImageReader(self.recipe.shards, "valid")
+
+    @cached_property
+    def plan(self) -> BatchPlan:
+        training = self.recipe.training
+        return _plan(
+            len(self.images), training.batch_size, training.micro_batch_size, training.seed
+        )
+
+    def identity(self) -> dict[str, Any]:
+        training = self.recipe.training
+        return {
+            **model_identity(self.recipe),
+            "batch plan": [
+                BATCH_PLAN_VERSION,
+                training.seed,
+                training.batch_size,
+                training.micro_batch_size,
+            ],
+            "frozen parameters": training.freeze,
+        }
+
+    def check_recipe(self) -> None:
+        check_corpora(self.recipe.data, self.recipe.run_dir)
+
+    def check_data(self) -> str:
+        train = ImageReader(self.recipe.shards, "train", verify=True)
+        ImageReader(self.recipe.shards, "valid", verify=True)
+        return f"{len(train):,} training images of {len(train.data.classes)} classes"
+
+    def collate(self, examples: Indices, device: torch.device) -> ImageBatch:
+        from pipeline.classification.batches import collate
+
+        return collate(self.images, examples, device)
+
+    def units(self, batch: GlobalBatch) -> int:
+        return batch.source_tokens  # an image is one
+
+    def normaliser(self, batch: GlobalBatch) -> int:
+        return batch.target_tokens
+
+    def data_facts(self) -> DataFacts:
+        shards, data = self.recipe.shards, self.recipe.data
+        train = "+".join(images.name for images in data.train)
+        valid = data.valid.name if data.valid else f"{data.valid_images} of {train}"
+        manifest = read_manifest(shards)
+        shape: dict[str, Any] = {}
+        if manifest is not None:
+            images = self.images
+            shape = {"train": len(images), "classes": len(images.data.classes)}
+        return DataFacts(
+            names={"data.train": train, "data.valid": valid, "data.test": data.test.name},
+            manifest=manifest,
+            shape=shape,
+            files=(shards / "report.json", shards / "report.png"),
+            sets=(("training", "train", train), ("validation", "valid", valid)),
+        )
+
+    # ── Model and loss ──────────────────────────────────────────────────────────────────────────
+
+    def parameter_count(self) -> int:
+        import torch
+
+        with torch.device("meta"):
+            model = model_for(self.recipe, self.images.data)
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def core_parameters(self, model: nn.Module) -> int:
+        from models.image_classifier import ImageClassifier, core_parameters
+
+        assert isinstance(model, ImageClassifier)
+        return core_parameters(model)
+
+    def create_model(self) -> ImageClassifier:
+        recipe, training = self.recipe, self.recipe.training
+        model = model_for(recipe, self.images.data)
+        if training.init_from:
+            self._load_initial_weights(model)
+        model.checkpoint_activations(activation_checkpointing(training, recipe.model))
+        if training.compile:
+            model.compile_layers()
+        return model
+
+    def _load_initial_weights(self, model: ImageClassifier) -> None:
+        """Load the weights of the export that `training.init_from` names into `model`.
+
+        :raises CheckpointError: the export has other classes, or its weights have other shapes.
+        """
+        raise CheckpointError
+
+    @cached_property
+    def _augment(self) -> Callable[[Tensor], Tensor]:
+        from pipeline.classification.batches import augmentation
+
+        return augmentation(self.recipe.training.augmentation, self.recipe.data.image_size)
+
+    def loss(self, model: Model, batch: ImageBatch) -> Tensor:
+        from pipeline.classification.batches import augment, centre_crop
+
+        training, size = self.recipe.training, self.recipe.data.image_size
+        # Torch's random numbers are those of the micro-batch's place in training: an image is
+        # changed in the same way whoever works on it.
+        changed = training.augmentation
+        images = (
+            augment(batch.images, self._augment) if changed else centre_crop(batch.images, size)
+        )
+        return _cross_entropy(
+            model(images.to(batch.labels.device)), batch, training.label_smoothing
+        )
+
+    # ── Validation ──────────────────────────────────────────────────────────────────────────────
+
+    def validate(
+        self, trainer: Trainer[ImageBatch], interruption: Interruption
+    ) -> dict[str, float]:
+        import torch
+
+        from pipeline.classification.batches import centre_crop, collate
+        from pipeline.training.validation import shared_micro_batches
+
+        reader, training = self.valid_images, self.recipe.training
+        plan = _plan(len(reader), training.micro_batch_size or training.batch_size, None, 0)
+        totals = torch.zeros(2, device=trainer.device)
+        trainer.engine.eval()  # the next step switches back
+        with torch.no_grad():
+            for examples in shared_micro_batches(plan, trainer):
+                batch = collate(reader, examples, trainer.device)
+                images = centre_crop(batch.images, self.recipe.data.image_size)
+                logits = trainer.engine(images.to(trainer.device))
+                right = (logits.argmax(dim=1) == batch.labels).sum()
+                totals += torch.stack([_cross_entropy(logits, batch), right])
+                interruption.agree()
+        means = trainer.mean_over_ranks(*totals)
+        loss, accuracy = (mean * trainer.world_size / len(reader) for mean in means)
+        return {"valid_loss": loss, "valid_accuracy": accuracy}
+
+
+def _cross_entropy(logits: Tensor, batch: ImageBatch, label_smoothing: float = 0.0) -> Tensor:
+    """Return the cross-entropy of the classes of `batch`, summed (nats)."""
+    from torch.nn import functional as F
+
+    from pipeline.classification.batches import NO_CLASS
+
+    return F.cross_entropy(
+        logits.float(),
+        batch.labels,
+        ignore_index=NO_CLASS,
+        label_smoothing=label_smoothing,
+        reduction="sum",
+    )
+
+
+def _plan(images: int, batch_size: int, micro_batch_size: int | None, seed: int) -> BatchPlan:
+    """Plan batches of images: each counts as one token on both sides."""
+    lengths = np.ones(images, np.int8)
+    return BatchPlan(
+        lengths,
+        lengths,
+        max_tokens=batch_size,
+        micro_batch_tokens=micro_batch_size,
+        seed=seed,
+    )

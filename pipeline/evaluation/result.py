@@ -1,0 +1,174 @@
+"""How well a model does on a test set: the files of a folder, and which of them MLflow gets."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from data_prep.files import read_json
+from pipeline.checkpoints.folder import Checkpoint
+from pipeline.tracking.tracker import Tracker
+
+VALIDATION = "validation"  # the folder of its scores, and the name of its metrics
+
+Scores = dict[str, Any]  # contents of a scores.json
+
+NUMBERS = (int, float)
+
+
+def read_scores(folder: Path, types: Mapping[str, tuple[type, ...]]) -> Scores:
+    """Return the content of scores.json; empty if it is missing or damaged.
+
+    :param types: of keys that it must have.
+    """
+    found = read_json(folder / "scores.json")
+    checkpoints, step = found.get("checkpoints", [""]), found.get("step", 0)
+    whole = (
+        all(type(found.get(key)) in allowed for key, allowed in types.items())
+        and isinstance(checkpoints, list)
+        and len(checkpoints) > 0
+        and type(step) is int
+    )
+    return found if whole else {}
+
+
+def slug_of(name: str) -> str:
+    """Return `name` with only such characters as MLflow and file systems take."""
+    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
+
+
+@dataclass
+class Result(ABC):
+    """A model's answers to a test set, and their scores."""
+
+    files: ClassVar[tuple[str, ...]]
+    """Of the folder; the first is scores.json."""
+
+    answers_file: ClassVar[str]
+    """The one that has an answer a line."""
+
+    types: ClassVar[dict[str, tuple[type, ...]]]
+    """Of keys that scores.json always has."""
+
+    comparison: ClassVar[str]
+    """The statistical test of `compare_with`."""
+
+    logged_scores: ClassVar[tuple[str, ...]]
+    """Those that become metrics."""
+
+    logged_tags: ClassVar[dict[str, str]]
+    """Those that become tags: key → what MLflow calls it."""
+
+    folder: Path
+    """RUN_DIR/evaluation/TEST_SET."""
+
+    metric_prefix: str
+    """What the names of its metrics in MLflow begin with."""
+
+    fingerprint: str
+    """A digest of everything that the scores depend on."""
+
+    scores: Scores = field(init=False)
+    """Contents of scores.json; empty if there is none."""
+
+    def __post_init__(self) -> None:
+        self.scores = read_scores(self.folder, self.types)
+
+    @property
+    @abstractmethod
+    def test_set_name(self) -> str:
+        """Return the name of the test set."""
+
+    @property
+    @abstractmethod
+    def test_set_sha256(self) -> str:
+        """Return a digest of the test set."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Return how many examples the test set has."""
+
+    @property
+    @abstractmethod
+    def line(self) -> str:
+        """Return the scores in one line."""
+
+    @abstractmethod
+    def compare_with(self, answers: list[str]) -> dict[str, dict[str, float]]:
+        """Compare with other answers to the same test set, the baseline.
+
+        :returns: for each score the `difference` to the baseline's, and its `p`; the one that
+            decides comes first.
+        """
+
+    @abstractmethod
+    def tables(self) -> dict[str, dict[str, list[Any]]]:
+        """Return what MLflow shows as tables: name → columns."""
+
+    @property
+    def up_to_date(self) -> bool:
+        """Tell whether all files are there, made from what the fingerprint stands for."""
+        there = all((self.folder / name).is_file() for name in self.files)
+        return there and self.scores.get("fingerprint") == self.fingerprint
+
+    @property
+    def answers(self) -> list[str]:
+        """Read the model's answers, one for each example."""
+        return (self.folder / self.answers_file).read_text(encoding="utf-8").split("\n")[:-1]
+
+    @property
+    def artifact_folder(self) -> str:
+        """Return the folder of the files in MLflow; each evaluation has its own."""
+        what = self.scores.get("checkpoints", ["export"])[-1]
+        return f"evaluation/{self.folder.name}/{what}-{self.fingerprint[:8]}"
+
+    def log(self, tracker: Tracker) -> None:
+        """Log scores, files, tables and tags to MLflow, but for what was logged before."""
+        scores, name = self.scores, self.folder.name
+        metrics = {
+            f"{self.metric_prefix}{key}": scores[key] for key in self.logged_scores if key in scores
+        }
+        tracker.log_metrics(metrics, scores.get("step", 0), once=list(metrics))
+        for file in self.files:
+            tracker.log_artifact(self.folder / file, self.artifact_folder)
+        table = self.artifact_folder.removeprefix("evaluation/").replace("/", "-")
+        for kind, columns in self.tables().items():
+            tracker.log_table(f"{kind}/{table}.json", columns)
+        if name != VALIDATION:  # which the run has as the data set of its validation
+            profile = {"folder": str(self.folder.absolute()), "examples": self.size}
+            digest = scores["test_set_sha256"][:16]
+            tracker.log_input(scores["test_set"], digest, "evaluation", profile)
+        # Tags come last: who compares with this evaluation finds it by them, complete.
+        tags = {f"{called}.{name}": scores[key] for key, called in self.logged_tags.items()}
+        tracker.log_tags({**tags, f"evaluation.{name}": self.artifact_folder})
+
+
+R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True)
+class Evaluation(Generic[R]):
+    """An evaluated model with its results."""
+
+    checkpoints: Sequence[Checkpoint]
+    """The model is their average; none of them if it is an export."""
+
+    export: Path | None
+    """The folder of an exported model."""
+
+    results: list[R]
+    """One for each test set, that of the recipe first."""
+
+    validation: R | None
+    """Of the run's checkpoints, which compete to be champion; an export does not."""
+
+    @property
+    def missing(self) -> list[R]:
+        """Results that are not up to date."""
+        all_of_them = [*self.results, *filter(None, [self.validation])]
+        return [result for result in all_of_them if not result.up_to_date]
