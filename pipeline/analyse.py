@@ -70,4 +70,4 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_command("analyse", "Analyse what the levels of a trained model do.", main, add_arguments)
+    run_command("analyse", "Analyse a trained model's levels.", main, add_arguments, kind=Recipe)

@@ -17,8 +17,6 @@ import math
 import torch
 from torch import Tensor
 
-LEAST_EXAMPLES = 4  # that a minibatch must have for the estimator
-
 
 class MinibatchCKA:
     """CKA between all of L representations and all of M others, minibatch by minibatch."""
@@ -30,11 +28,8 @@ class MinibatchCKA:
         """Take a minibatch in. Examples should be dealt to minibatches at random.
 
         :param left: L representations of n examples, `[L, n, d]`.
-        :param right: M others, `[M, n, e]`.
-        :raises ValueError: n is less than 4.
+        :param right: M others, `[M, n, e]`; n is 4 or more.
         """
-        if left.size(1) < LEAST_EXAMPLES:
-            raise ValueError(f"{left.size(1)} examples: CKA needs {LEAST_EXAMPLES} or more")
         ours, others = _centred_gram(left), _centred_gram(right)
         self._cross = self._cross + ours @ others.T
         self._left = self._left + (ours * ours).sum(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -19,7 +19,7 @@ Floats = NDArray[np.floating[Any]]
 COLOURS = (BLUE, ORANGE)  # of a model, and of the one that it is compared with
 SHADES = {"q": "#2b6cb0", "k": "#63b3ed", "v": "#2c7a7b", "ffn": "#dd6b20"}
 MOST_NUMBERS = 10  # rows and columns of a matrix whose cells have their value in them
-GREEN_TO_YELLOW, WHITE_TO_BLUE = "viridis", "Blues"
+GREEN_TO_YELLOW, WHITE_TO_BLUE, BLACK_TO_YELLOW = "viridis", "Blues", "inferno"
 
 
 def draw_cka(names: tuple[str, str], stacks: Mapping[str, Floats], path: Path) -> None:
@@ -145,6 +145,41 @@ def draw_attention(
         axes.spines[:].set_color(MUTED)
         axes.tick_params(length=0)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    write_png(figure, path)
+
+
+class LookedAt(NamedTuple):
+    """An image, and how much of the class token's attention each patch gets at each level."""
+
+    title: str
+    pixels: NDArray[np.uint8]  # [height, width, 1 or 3]
+    levels: Floats  # [N, rows, columns]
+
+
+def draw_class_attention(images: Sequence[LookedAt], path: Path) -> None:
+    """Draw a row for each image: itself, then at each level what the class token looks at.
+
+    Colours are relative to the most attention that a patch of the image gets at any level.
+    """
+    levels = len(images[0].levels)
+    size = 1.5 * (levels + 1), 1.7 * len(images)
+    figure = Figure(figsize=(max(size[0], 5), size[1]), layout="constrained")
+    rows = figure.subplots(len(images), levels + 1, squeeze=False)
+    for number, (row, image) in enumerate(zip(rows, images, strict=True)):
+        grey = image.pixels.mean(2)
+        height, width = grey.shape
+        row[0].imshow(image.pixels if image.pixels.shape[2] == 3 else grey, cmap="gray")
+        row[0].set_title(image.title, loc="left", fontsize=9, color=INK)
+        for level, (axes, attention) in enumerate(zip(row[1:], image.levels, strict=True), 1):
+            axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+            axes.imshow(
+                attention, cmap=BLACK_TO_YELLOW, vmin=0, vmax=image.levels.max(), alpha=0.6,
+                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+            )  # fmt: skip
+            if number == 0:
+                axes.set_title(f"level {level}", loc="left", fontsize=9, color=INK)
+        for axes in row:
+            axes.set_axis_off()
     write_png(figure, path)
 
 

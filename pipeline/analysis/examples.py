@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.recipe import UsageError
+
 if TYPE_CHECKING:  # that an analysis is up to date is told without PyTorch, which takes seconds
     import torch
     from torch import Tensor, nn
@@ -17,6 +19,7 @@ if TYPE_CHECKING:  # that an analysis is up to date is told without PyTorch, whi
 Numbers = NDArray[np.signedinteger[Any]]
 
 LARGEST_BATCH = 32  # examples
+LEAST_EXAMPLES = 4  # in a batch: CKA's estimator wants that many
 
 
 class AnalysedModel(NamedTuple):
@@ -51,7 +54,7 @@ class Batch(NamedTuple):
     """Calls a model with them."""
 
     real: Mapping[str, Tensor]
-    """By stack, False where a position is padding, `[B, S]`."""
+    """By stack, False where a position is padding, `[B, S]`; a stack without padding has none."""
 
 
 class Analysis(NamedTuple):
@@ -96,7 +99,13 @@ class Examples(ABC):
         """Deal examples to batches of one size, as CKA wants them; what is left over is left out.
 
         :param chosen: their numbers.
+        :raises UsageError: there are too few.
         """
+        if len(chosen) < LEAST_EXAMPLES:
+            raise UsageError(
+                f"{len(chosen)} {self.what} of the validation set were chosen; an analysis takes "
+                f"{LEAST_EXAMPLES} or more"
+            )
         count = -(-len(chosen) // LARGEST_BATCH)
         size = len(chosen) // count
         self.dealt = chosen[: size * count].reshape(count, size)

@@ -41,7 +41,8 @@ class _ModelMeasures:
         recorded = record(self.model.stacks, partial(batch.run, self.model.model))
         pooled = {}
         for name, stack in self.model.stacks.items():
-            found, real = recorded[name], batch.real[name]
+            found = recorded[name]
+            real = batch.real.get(name, torch.ones_like(found.states[0, :, :, 0], dtype=torch.bool))
             self._add_distances(name, found, real, examples)
             self.cosines[name].add(found.states, real)
             if isinstance(stack, Ring):

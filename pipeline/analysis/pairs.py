@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import BOS_IDX, PAD_IDX, load_vocabularies
-from pipeline.analysis.cka import LEAST_EXAMPLES
 from pipeline.analysis.distance import token_distances
 from pipeline.analysis.drawings import draw_attention
 from pipeline.analysis.examples import (
@@ -52,11 +51,6 @@ class Pairs(Examples):
         lengths = np.stack(self._reader.lengths())
         (fitting,) = np.nonzero(lengths.max(0) <= longest)
         chosen = fitting[choose(len(fitting), settings.examples)]
-        if len(chosen) < LEAST_EXAMPLES:
-            raise UsageError(
-                f"{len(chosen)} pairs of the validation set can be analysed; CKA needs "
-                f"{LEAST_EXAMPLES} or more"
-            )
         super().__init__(chosen)
         self._shown = self._to_show(lengths, chosen, fitting)
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import digest_of, read_json, sha256_of, write_json
-from data_prep.shards import read_shards_manifest
-from pipeline.analysis import translation
+from data_prep.stage import read_manifest
+from pipeline.analysis import classification, translation
 from pipeline.analysis.examples import AnalysedModel, Analysis, Examples, Settings, Subject
+from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import load_recipe
-from pipeline.evaluation.test_sets import slug_of
+from pipeline.evaluation.result import slug_of
 from pipeline.recipe import Recipe, UsageError
 from pipeline.tracking.tracker import Tracker
 from pipeline.translation_recipe import TranslationRecipe
@@ -27,6 +28,7 @@ log = logging.getLogger("analyse")
 
 VERSION = 1  # raise it when the same model would give other files
 SUMMARY = "analysis.json"  # written last: it describes the others
+WHAT_MODELS_SHARE = {"translation": "vocabularies are", "classification": "classes or images are"}
 LIBRARIES = ("torch", "matplotlib")  # that files can differ by
 
 
@@ -56,8 +58,8 @@ class Report:
         other = _subject_at(against, recipe)
         if other.bound_to != own.bound_to:
             raise UsageError(
-                f"--against {against}: its vocabulary is not that of {recipe.run_dir}, so the two "
-                "models read different tokens and cannot be compared"
+                f"--against {against}: its {WHAT_MODELS_SHARE[recipe.task]} not those of "
+                f"{recipe.run_dir}, so the two models cannot be compared on the same examples"
             )
         if other.name == own.name:
             other = other._replace(name=f"{other.name} (2)")
@@ -76,14 +78,13 @@ class Report:
     @cached_property
     def fingerprint(self) -> str:
         """Return a digest of everything that the files depend on."""
-        valid = read_shards_manifest(self.recipe.shards).of_split("valid")
         return digest_of(
             {
                 "version": VERSION,
                 "libraries": [version(library) for library in LIBRARIES],
                 "settings": self.settings._asdict(),
                 "models": [(subject.name, subject.weights) for subject in self.subjects],
-                "examples": [shard.sha256 for shard in valid],
+                "shards": read_manifest(self.recipe.shards),
             }
         )
 
@@ -161,6 +162,8 @@ class Report:
 
 def _subject_of(recipe: Recipe) -> Subject:
     """Return the model of a run."""
+    if isinstance(recipe, ClassificationRecipe):
+        return classification.subject_of_run(recipe)
     assert isinstance(recipe, TranslationRecipe)
     return translation.subject_of_run(recipe)
 
@@ -171,6 +174,8 @@ def _subject_at(place: Path, recipe: Recipe) -> Subject:
     :raises UsageError: there is neither, or it is of another task than `recipe`.
     """
     if place.is_dir():
+        if isinstance(recipe, ClassificationRecipe):
+            return classification.subject_of_export(place)
         return translation.subject_of_export(place)
     if not place.exists():
         raise UsageError(f"--against {place}: neither a recipe nor the folder of an export")
@@ -186,5 +191,7 @@ def _examples_of(
     recipe: Recipe, settings: Settings, models: Sequence[AnalysedModel], device: torch.device
 ) -> Examples:
     """Return examples of the recipe's validation set that all models can take."""
+    if isinstance(recipe, ClassificationRecipe):
+        return classification.examples(recipe, settings, device)
     assert isinstance(recipe, TranslationRecipe)
     return translation.examples(recipe, settings, models, device)

@@ -12,7 +12,7 @@ from data_prep.vocabulary import vocabulary_digest
 from models.export_format import WEIGHTS, ModelError, read_settings
 from pipeline.analysis.examples import AnalysedModel, Settings, Subject
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.results import weights_digest
+from pipeline.evaluation.translations import weights_digest
 from pipeline.recipe import UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation_recipe import TranslationRecipe
