@@ -116,7 +116,7 @@ class Report:
         for name in self._found.get("files", {}):  # of other settings, perhaps other names
             (self.folder / name).unlink(missing_ok=True)
         files: dict[str, str] = {}
-        for analysis in self._analyses():
+        for analysis in self.analyses():
             json, png = (self.folder / f"{analysis.name}.{ending}" for ending in ("json", "png"))
             write_json(json, analysis.content)
             analysis.draw(png)
@@ -133,7 +133,8 @@ class Report:
         write_json(self.folder / SUMMARY, summary)
         self.__dict__["_found"] = summary
 
-    def _analyses(self) -> Iterator[Analysis]:
+    def analyses(self) -> Iterator[Analysis]:
+        """Load the models and analyse them."""
         import torch
         from rich.console import Console
         from rich.progress import Progress
