@@ -88,7 +88,7 @@ def convert_piece(config: ImagesConfig, raw: Path, piece: Piece, folder: Path) -
         converted.update(kinds)
         images.append(pixels)
         labels.append(candidate.label)
-        digests.append(hashlib.blake2b(pixels, digest_size=DIGEST_BYTES).digest())
+        digests.append(hashlib.blake2b(pixels.tobytes(), digest_size=DIGEST_BYTES).digest())
         rows.append(row)
     shape = (len(images), config.channels, config.stored, config.stored)
     save_array(folder / "images.npy", np.array(images, np.uint8).reshape(shape))

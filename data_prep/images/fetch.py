@@ -6,7 +6,6 @@ paths, labels, and why a file cannot be an image.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from data_prep.downloads import download
 from data_prep.files import DataError, write_json
-from data_prep.fingerprints import Fingerprint, digests, entries_of, fingerprints
+from data_prep.fingerprints import NO_FILE, Fingerprint, digests, entries_of, fingerprints
 from data_prep.images.config import MAX_CLASSES, ImagesConfig, ImageSet
 from data_prep.images.idx import load_idx, unpack_idx
 from data_prep.shards import write_shard
@@ -202,7 +201,7 @@ def _list_folder(
             f"{'…' if len(classes) > 9 else ''}"
         )
     rows = []
-    for path, _ in entries_of(folder, found):
+    for path, file in entries_of(folder, found):
         inside = PurePosixPath(path).relative_to(folder).parts
         if len(inside) == 1 and inside[0] in numbers and inside[0] in folders:
             continue  # the folder of a class that has no files
@@ -211,7 +210,9 @@ def _list_folder(
             reason = "not in the folder of a class"
         else:
             label = numbers[inside[0]]
-            if os.path.splitext(path)[1].lower() not in SUFFIXES:
+            if file.sha256 == NO_FILE and (root / path).is_dir():
+                reason = "a folder in the folder of a class"
+            elif PurePosixPath(path).suffix.lower() not in SUFFIXES:
                 reason = "another suffix"
         rows.append((path, label, reason))
     return rows, [numbers[name] for name in folders]

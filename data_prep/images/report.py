@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,9 @@ def draw(made: ImagesManifest, shards: Path, path: Path) -> None:
     :param shards: folder of the shards.
     :param path: of the PNG; the same shards have the same bytes.
     """
-    picture(made, shards).savefig(path, dpi=110, metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in names of classes
+        picture(made, shards).savefig(path, dpi=110, metadata={"Software": None})
 
 
 def picture(made: ImagesManifest, shards: Path) -> Figure:
@@ -54,7 +57,7 @@ def picture(made: ImagesManifest, shards: Path) -> Figure:
     names = made.classes[:MOST_CLASSES]
     sheet = _contact_sheet(made, shards, len(names))
     rows = len(names)
-    figure = Figure(figsize=(11, 1.2 + 0.55 * rows), layout="constrained")
+    figure = Figure(figsize=(9.5, 1.2 + 0.55 * rows), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(sheet, extent=(0, EXAMPLES, rows, 0), interpolation="nearest", cmap="gray")
     counts = [[total.classes[label] for total in made.totals.values()] for label in range(rows)]

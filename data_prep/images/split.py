@@ -4,8 +4,9 @@ digests, so it does not depend on how the images were cut into pieces."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from data_prep.files import DataError
 from data_prep.images.shards import Repeats
 
 
-class Images(NamedTuple):
+@dataclass(frozen=True)
+class Images:
     """Converted images, in the order of their sets. All arrays are `[images]`."""
 
     piece: NDArray[np.int64]
@@ -29,9 +31,9 @@ class Images(NamedTuple):
 
     def take(self, rows: NDArray[Any]) -> Images:
         """Return some of the images: those at `rows`, or those for which it is true."""
-        return Images(*(column[rows] for column in self))
+        return Images(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def __len__(self) -> int:  # of images, not of columns
+    def __len__(self) -> int:
         return len(self.piece)
 
 
@@ -63,13 +65,16 @@ def hold_out(images: Images, wanted: int, classes: int, seed: int) -> tuple[Imag
     """
     counts = np.bincount(images.label, minlength=classes)
     share, remainder = np.divmod(wanted * counts, len(images))
-    for label in np.argsort(-remainder, kind="stable"):
-        if share.sum() < wanted and share[label] < counts[label] - 1:
-            share[label] += 1
-    if share.sum() < wanted or np.any(share >= np.maximum(counts, 1)):
+    by_remainder = np.argsort(-remainder, kind="stable")
+    while (missing := wanted - share.sum()) > 0:
+        more = by_remainder[(share < counts - 1)[by_remainder]][:missing]
+        if not len(more):
+            break
+        share[more] += 1
+    if missing or np.any(share >= np.maximum(counts, 1)):
         raise DataError(
-            f"data.valid_images {wanted} leaves no image to train on of some class: there are "
-            f"{len(images)} training images, {counts[counts > 0].min()} of the smallest class"
+            f"data.valid_images {wanted} leaves some class no image to train on: there are "
+            f"{len(images)} training images of {np.count_nonzero(counts)} classes; hold out fewer"
         )
     held_out = np.zeros(len(images), bool)
     for label in range(classes):
