@@ -77,7 +77,7 @@ def _load_run(
     recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint], device: torch.device
 ) -> AnalysedModel:
     model = model_of_run(recipe, checkpoints)
-    return _analysed(model, recipe.run_dir.absolute().name, device)
+    return _analysed(model, device)
 
 
 def _load_export(
@@ -94,12 +94,12 @@ def _load_export(
         load_weights(model, folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: not an exported model: {error}") from error
-    return _analysed(model, folder.resolve().name, device)
+    return _analysed(model, device)
 
 
-def _analysed(model: ImageClassifier, name: str, device: torch.device) -> AnalysedModel:
+def _analysed(model: ImageClassifier, device: torch.device) -> AnalysedModel:
     model = model.eval().to(device)
-    return AnalysedModel(name, model, {"encoder": model.encoder})
+    return AnalysedModel(model, {"encoder": model.encoder})
 
 
 def examples(recipe: ClassificationRecipe, settings: Settings, device: torch.device) -> Images:

@@ -25,7 +25,6 @@ LEAST_EXAMPLES = 4  # in a batch: CKA's estimator wants that many
 class AnalysedModel(NamedTuple):
     """A model with its stacks, in evaluation mode."""
 
-    name: str
     model: nn.Module
     stacks: Mapping[str, nn.Module]
     """`encoder`, and where there is one `decoder`: what `recording.record` takes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -67,32 +67,33 @@ def _mean_of_positions(states: Tensor, real: Tensor) -> Tensor:
 
 
 def measure(
-    models: Sequence[AnalysedModel], examples: Examples, advance: Callable[[], None]
+    models: Mapping[str, AnalysedModel], examples: Examples, advance: Callable[[], None]
 ) -> Iterator[Analysis]:
     """Yield the analyses that are means over all examples.
 
-    :param models: one, or two to compare: CKA is then between their levels.
+    :param models: by name; one, or two to compare: CKA is then between their levels.
     :param advance: called after each batch.
     """
-    measures = [_ModelMeasures(model) for model in models]
-    cka = {stack: MinibatchCKA() for stack in models[0].stacks}
+    measures = {name: _ModelMeasures(model) for name, model in models.items()}
+    names = list(models)
+    first, last = names[0], names[-1]
+    cka = {stack: MinibatchCKA() for stack in models[first].stacks}
     for batch in examples.batches():
-        pooled = [each.add(batch, examples) for each in measures]
+        pooled = {name: each.add(batch, examples) for name, each in measures.items()}
         for stack, similarity in cka.items():
-            similarity.add(pooled[0][stack], pooled[-1][stack])
+            similarity.add(pooled[first][stack], pooled[last][stack])
         advance()
 
     about = {"examples": len(examples), "example": examples.what}
-    names = models[0].name, models[-1].name
     matrices = {stack: _array(similarity.value()) for stack, similarity in cka.items()}
     yield Analysis(
         "cka",
-        {**about, "rows": names[0], "columns": names[1], "stacks": rounded(matrices)},
-        partial(draw_cka, names, matrices),
+        {**about, "rows": first, "columns": last, "stacks": rounded(matrices)},
+        partial(draw_cka, (first, last), matrices),
     )
     distances = {
-        each.model.name: {stack: _array(one.value()) for stack, one in each.distances.items()}
-        for each in measures
+        name: {stack: _array(one.value()) for stack, one in each.distances.items()}
+        for name, each in measures.items()
     }
     yield Analysis(
         "attention_distance",
@@ -100,8 +101,8 @@ def measure(
         partial(draw_distances, distances, examples.unit),
     )
     cosines = {
-        each.model.name: {stack: _array(one.value()) for stack, one in each.cosines.items()}
-        for each in measures
+        name: {stack: _array(one.value()) for stack, one in each.cosines.items()}
+        for name, each in measures.items()
     }
     yield Analysis(
         "state_similarity",
@@ -109,7 +110,7 @@ def measure(
         partial(draw_cosines, cosines),
     )
     if len(models) == 1:
-        yield _signals(measures[0], about)
+        yield _signals(measures[first], about)
 
 
 def _signals(measures: _ModelMeasures, about: Mapping[str, object]) -> Analysis:

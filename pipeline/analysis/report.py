@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ WHAT_MODELS_SHARE = {"translation": "vocabularies are", "classification": "class
 LIBRARIES = ("torch", "matplotlib")  # that files can differ by
 
 
-@dataclass(frozen=True)
+@dataclass
 class Report:
     """The analyses of a model, or of two that are compared."""
 
@@ -41,6 +41,12 @@ class Report:
 
     subjects: Sequence[Subject]
     """The run's model, and the one that it is compared with, if there is one."""
+
+    _found: dict[str, Any] = field(init=False)
+    """Content of the summary; empty if there is none."""
+
+    def __post_init__(self) -> None:
+        self._found = read_json(self.folder / SUMMARY)
 
     @classmethod
     def of(cls, recipe: Recipe, against: Path | None, settings: Settings) -> Report:
@@ -55,6 +61,8 @@ class Report:
             raise UsageError(f"--head {settings.head}: the model has {own.heads} heads")
         if against is None:
             return cls(recipe, settings, [own])
+        if settings.head is not None or settings.show is not None:
+            raise UsageError("--head and --show say whose attention is drawn; --against draws none")
         other = _subject_at(against, recipe)
         if other.bound_to != own.bound_to:
             raise UsageError(
@@ -88,10 +96,6 @@ class Report:
             }
         )
 
-    @cached_property
-    def _found(self) -> dict[str, Any]:
-        return read_json(self.folder / SUMMARY)
-
     @property
     def files(self) -> list[Path]:
         """Return the files that were written, the summary last."""
@@ -121,7 +125,7 @@ class Report:
             write_json(json, analysis.content)
             analysis.draw(png)
             files |= {path.name: sha256_of(path) for path in (json, png)}
-        summary = {
+        self._found = {
             "models": [
                 {"name": subject.name, "weights_sha256": subject.weights}
                 for subject in self.subjects
@@ -130,8 +134,7 @@ class Report:
             "files": files,
             "fingerprint": self.fingerprint,
         }
-        write_json(self.folder / SUMMARY, summary)
-        self.__dict__["_found"] = summary
+        write_json(self.folder / SUMMARY, self._found)
 
     def analyses(self) -> Iterator[Analysis]:
         """Load the models and analyse them."""
@@ -142,15 +145,16 @@ class Report:
         from pipeline.analysis.measures import measure
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        models = [subject.load(device)._replace(name=subject.name) for subject in self.subjects]
-        examples = _examples_of(self.recipe, self.settings, models, device)
-        log.info("%s: %d %s", " and ".join(m.name for m in models), len(examples), examples.what)
+        models = {subject.name: subject.load(device) for subject in self.subjects}
+        examples = _examples_of(self.recipe, self.settings, list(models.values()), device)
+        log.info("%s: %d %s", " and ".join(models), len(examples), examples.what)
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("analysing", total=len(examples.dealt))
             yield from measure(models, examples, lambda: bar.advance(task))
         if len(models) == 1:
-            yield from examples.attention_maps(models[0])
+            (model,) = models.values()
+            yield from examples.attention_maps(model)
 
     def log(self, tracker: Tracker) -> None:
         """Log the files to MLflow, but for what was logged before."""

@@ -69,7 +69,7 @@ def _load_run(
     recipe: TranslationRecipe, checkpoints: list[Checkpoint], device: torch.device
 ) -> AnalysedModel:
     model = model_of_run(recipe, checkpoints)
-    return _analysed(model, recipe.run_dir.absolute().name, device)
+    return _analysed(model, device)
 
 
 def _load_export(folder: Path, device: torch.device) -> AnalysedModel:
@@ -77,12 +77,12 @@ def _load_export(folder: Path, device: torch.device) -> AnalysedModel:
 
     translator = Translator.of_export(folder, dtype="float32")
     assert isinstance(translator, Translator)  # of this format
-    return _analysed(translator.model, folder.resolve().name, device)
+    return _analysed(translator.model, device)
 
 
-def _analysed(model: TranslationModel, name: str, device: torch.device) -> AnalysedModel:
+def _analysed(model: TranslationModel, device: torch.device) -> AnalysedModel:
     model = model.eval().to(device)
-    return AnalysedModel(name, model, {"encoder": model.encoder, "decoder": model.decoder})
+    return AnalysedModel(model, {"encoder": model.encoder, "decoder": model.decoder})
 
 
 def examples(
