@@ -24,6 +24,7 @@ from pydantic_core import to_jsonable_python
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import ROOT, Recipe, UsageError
 from pipeline.translation_recipe import TranslationRecipe
 
@@ -32,6 +33,7 @@ DEFAULT_RECIPE = ROOT / "recipes" / "quickstart.yaml"
 
 TASKS: dict[str, type[Recipe]] = {
     "translation": TranslationRecipe,
+    "classification": ClassificationRecipe,
 }
 """What a recipe's `task` can be; the first is the default."""
 

@@ -8,6 +8,7 @@ import time
 
 from data_prep.prepare import prepare
 from data_prep.stage import log
+from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import run_command
 from pipeline.evaluation.test_sets import held_out_of
 from pipeline.recipe import Recipe
@@ -37,6 +38,11 @@ def _prepare(recipe: Recipe) -> str:
 
     :returns: what there is to train on, in words.
     """
+    if isinstance(recipe, ClassificationRecipe):
+        from data_prep.images.prepare import prepare_images
+
+        images = prepare_images(recipe.data, recipe.run_dir)
+        return f"{images.totals['train'].images} training images of {len(images.classes)} classes"
     assert isinstance(recipe, TranslationRecipe)
     totals = prepare(recipe.data, recipe.run_dir, held_out_of(recipe)).totals["train"]
     return f"{totals.pairs} training pairs, {totals.target_tokens} target tokens"

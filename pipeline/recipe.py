@@ -14,6 +14,7 @@ from pydantic import Field as Limit
 from pydantic import PositiveInt, field_validator, model_validator
 from typing_extensions import Self
 
+from data_prep.config import Preparation
 from data_prep.section import Section
 from data_prep.stage import SHARDS
 from models.config import ActivationCheckpointing, LayersConfig
@@ -177,7 +178,7 @@ class Recipe(Section):
     run_dir: Path
     """Folder of everything that this run produces; the commands of a run find each other here."""
 
-    data: Section
+    data: Preparation
     model: LayersConfig
     training: TrainingConfig
     evaluation: EvaluationConfig

@@ -1,9 +1,13 @@
-"""The task of a recipe."""
+"""What each command does for the task of a recipe."""
+
+# Functions import what only one of the tasks needs.
 
 from __future__ import annotations
 
 from typing import Any
 
+from pipeline.classification.task import ClassificationTask
+from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import Recipe
 from pipeline.training.task import Task
 from pipeline.translation.task import TranslationTask
@@ -12,5 +16,7 @@ from pipeline.translation_recipe import TranslationRecipe
 
 def task_of(recipe: Recipe) -> Task[Any]:
     """Return the task that a recipe describes."""
+    if isinstance(recipe, ClassificationRecipe):
+        return ClassificationTask(recipe)
     assert isinstance(recipe, TranslationRecipe)
     return TranslationTask(recipe)

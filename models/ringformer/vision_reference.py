@@ -46,7 +46,7 @@ def classifier_from_reference(
     )
     image = ImageShape(patches.size(1), patches_of_a_side * patch_size)
     encoder, classes = VisionRing(config, len(positions)), weights["head.weight"].size(0)
-    model = ImageClassifier(config, image, classes, encoder).to(positions.dtype)
+    model = ImageClassifier(config, image, classes, encoder).to(patches.dtype)
     copy_weights(weights, classifier_reference_names(model))
     assert model.pos_encoder is not None
     model.pos_encoder.table = positions.clone()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,8 @@ def augmentation(transforms: Sequence[Transform], size: int) -> Callable[[Tensor
     :param size: of the side of what comes out.
     """
     steps = [_transform(each, size) for each in transforms]
-    return v2.Compose([*steps, v2.CenterCrop(size)])
+    composed: Callable[[Tensor], Tensor] = v2.Compose([*steps, v2.CenterCrop(size)])
+    return composed
 
 
 def augment(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -85,7 +87,7 @@ def augment(images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.stack([change(image) for image in images])
 
 
-def _transform(transform: Transform, size: int) -> v2.Transform:
+def _transform(transform: Transform, size: int) -> Any:
     match transform:
         case Crop():
             return v2.RandomCrop(size, padding=transform.padding)

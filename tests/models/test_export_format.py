@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
-from models.config import ModelConfig
+from models.config import ModelConfig, VisionConfig
 from models.export_format import (
     SEARCH_TYPES,
+    ClassifierFormat,
+    ClassifierSettings,
     ExportSettings,
     Format,
     ModelError,
     load_weights,
+    read_classifier_settings,
     read_settings,
     write_settings,
     write_weights,
@@ -102,6 +106,52 @@ def test_what_is_no_exported_model_is_refused(
         (tmp_path / "export.json").write_text(content)
     with pytest.raises(ModelError, match=f"{tmp_path.name}: not an exported model: .*{expected}"):
         read_settings(tmp_path)
+
+
+CLASSIFIER = ClassifierSettings(
+    format="safetensors",
+    model=VisionConfig().model_dump(mode="json"),
+    channels=3,
+    image_size=32,
+    classes=["cat", "dog"],
+)
+
+
+@pytest.mark.parametrize("format", get_args(ClassifierFormat))
+def test_settings_of_a_classifier_come_back(format: ClassifierFormat, tmp_path: Path) -> None:
+    settings = replace(CLASSIFIER, format=format)
+    write_settings(tmp_path, settings)
+    assert read_classifier_settings(tmp_path) == settings
+    keys = list(json.loads((tmp_path / "export.json").read_text()))
+    assert keys == ["task", "format", "model", "channels", "image_size", "classes"]
+
+
+def test_a_model_for_another_task_is_refused(tmp_path: Path) -> None:
+    write_settings(tmp_path, CLASSIFIER)
+    with pytest.raises(ModelError, match="a model for classification, and one for translation is"):
+        read_settings(tmp_path)
+    write_settings(tmp_path, ExportSettings(format="safetensors", model={}))
+    with pytest.raises(ModelError, match="a model for translation, and one for classification is"):
+        read_classifier_settings(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"format": "ctranslate2"}, "'ctranslate2', which is none of safetensors, onnx"),
+        ({"image_size": True}, "image_size is missing or of the wrong type"),
+        ({"classes": None}, "classes is missing or of the wrong type"),
+        ({"classes": ["cat", 2]}, "classes is missing or of the wrong type"),
+        ({"model": []}, "model is missing or of the wrong type"),
+    ],
+)
+def test_what_is_no_exported_classifier_is_refused(
+    changes: dict[str, object], expected: str, tmp_path: Path
+) -> None:
+    content = {**CLASSIFIER.to_json(), **changes}
+    (tmp_path / "export.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=f"not an exported model: .*{expected}"):
+        read_classifier_settings(tmp_path)
 
 
 def test_reading_settings_needs_the_standard_library_only(tmp_path: Path) -> None:
