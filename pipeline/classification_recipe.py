@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+from data_prep.images.config import ImagesConfig
 from pydantic import Discriminator, PositiveInt, model_validator
 from pydantic import Field as Limit
 
-from data_prep.images.config import ImagesConfig
 from data_prep.section import Section
 from models.config import VisionConfig
 from pipeline.recipe import EvaluationConfig, Recipe, TrainingConfig

@@ -31,6 +31,16 @@ def without_class_token(attention: Tensor) -> Tensor:
     return patches / patches.sum(-1, keepdim=True)
 
 
+def uniform_attention(attention: Tensor) -> Tensor:
+    """Return what attention would be if every query looked alike at all that it may look at.
+
+    :param attention: `[N, B, H, S, S]`; a query may look at what any level or head of it looks at.
+    :returns: `[1, B, 1, S, S]`.
+    """
+    allowed = (attention.amax((0, 2)) > 0).to(attention)
+    return (allowed / allowed.sum(-1, keepdim=True))[None, :, None]
+
+
 class MeanAttentionDistance:
     """The mean over all queries of all batches, for each level and head."""
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from pipeline.pictures import BLUE, INK, MUTED, ORANGE, style_axes, write_png
@@ -19,7 +20,7 @@ Floats = NDArray[np.floating[Any]]
 COLOURS = (BLUE, ORANGE)  # of a model, and of the one that it is compared with
 SHADES = {"q": "#2b6cb0", "k": "#63b3ed", "v": "#2c7a7b", "ffn": "#dd6b20"}
 MOST_NUMBERS = 10  # rows and columns of a matrix whose cells have their value in them
-GREEN_TO_YELLOW, WHITE_TO_BLUE, BLACK_TO_YELLOW = "viridis", "Blues", "inferno"
+GREEN_TO_YELLOW, WHITE_TO_BLUE = "viridis", "Blues"
 
 
 def draw_cka(names: tuple[str, str], stacks: Mapping[str, Floats], path: Path) -> None:
@@ -48,22 +49,29 @@ def draw_cka(names: tuple[str, str], stacks: Mapping[str, Floats], path: Path) -
     write_png(figure, path)
 
 
-def draw_distances(models: Mapping[str, Mapping[str, Floats]], unit: str, path: Path) -> None:
+def draw_distances(
+    models: Mapping[str, Mapping[str, tuple[Floats, float]]], unit: str, path: Path
+) -> None:
     """Draw the mean attention distance of each head as a dot, and of each level as a line.
 
-    :param models: by a model's name, and its stack's, `[N, H]`.
+    :param models: by a model's name, and its stack's: distances `[N, H]`, and that of attention
+        that is the same everywhere.
     """
-    figure, panels = _figure_of_stacks(models)
-    for number, (name, stacks) in enumerate(models.items()):
-        for stack, distances in stacks.items():
+    figure, panels = _figure_of_stacks(list(next(iter(models.values()))))
+    for colour, (name, stacks) in zip(COLOURS, models.items(), strict=False):
+        for stack, (distances, uniform) in stacks.items():
             levels, heads = distances.shape
-            x = np.repeat(np.arange(1, levels + 1), heads)
-            axes, colour = panels[stack], COLOURS[number]
-            axes.scatter(x, distances.flatten(), color=colour, alpha=0.4, s=18, linewidths=0)
-            axes.plot(range(1, levels + 1), distances.mean(1), color=colour, label=name)
-            axes.set_ylim(bottom=0)
-            axes.set_xlabel("level")
-            axes.set_ylabel(f"mean attention distance ({unit})")
+            x, axes = range(1, levels + 1), panels[stack]
+            axes.scatter(
+                np.repeat(x, heads), distances, color=colour, alpha=0.4, s=18, linewidths=0
+            )
+            axes.plot(x, distances.mean(1), color=colour, label=name)
+            axes.axhline(uniform, color=colour, linestyle=":", label=f"{name}, if it were uniform")
+    for axes in panels.values():
+        axes.margins(y=0.3)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("level")
+        axes.set_ylabel(f"mean attention distance ({unit})")
     _legend(figure, panels)
     write_png(figure, path)
 
@@ -73,20 +81,22 @@ def draw_cosines(models: Mapping[str, Mapping[str, Floats]], path: Path) -> None
 
     :param models: by a model's name, and its stack's, cosines of all with all `[N + 1, N + 1]`.
     """
-    figure, panels = _figure_of_stacks(models)
-    for number, (name, stacks) in enumerate(models.items()):
+    figure, panels = _figure_of_stacks(list(next(iter(models.values()))))
+    for colour, (name, stacks) in zip(COLOURS, models.items(), strict=False):
         for stack, cosines in stacks.items():
-            axes, colour, levels = panels[stack], COLOURS[number], len(cosines) - 1
-            before = cosines.diagonal(1)
-            last = cosines[:-1, -1]
-            label = f"{name}: with the level before"
-            axes.plot(range(1, levels + 1), before, "o-", color=colour, label=label, markersize=4)
-            label = f"{name}: with the last level"
-            axes.plot(range(levels), last, "s--", color=colour, label=label, markersize=4)
-            axes.set_ylim(top=1.02)
-            axes.set_xlabel("level")
-            axes.set_ylabel("cosine of a token's states")
-            axes.set_xticks(*_level_ticks(levels + 1))
+            lines = {
+                "level before": (range(1, len(cosines)), cosines.diagonal(1), "o-"),
+                "last level": (range(len(cosines) - 1), cosines[:-1, -1], "s--"),
+            }
+            for other, (x, y, style) in lines.items():
+                label = f"{name}: with the {other}"
+                panels[stack].plot(x, y, style, color=colour, label=label, markersize=4)
+    deepest = max(len(cosines) for stacks in models.values() for cosines in stacks.values())
+    for axes in panels.values():
+        axes.set_ylim(top=1.02)
+        axes.set_xlabel("level")
+        axes.set_ylabel("cosine of a token's states")
+        axes.set_xticks(*_level_ticks(deepest))
     _legend(figure, panels)
     write_png(figure, path)
 
@@ -94,30 +104,32 @@ def draw_cosines(models: Mapping[str, Mapping[str, Floats]], path: Path) -> None
 def draw_signals(stacks: Mapping[str, Mapping[str, tuple[Floats, Floats]]], path: Path) -> None:
     """Draw the sizes of level signals; where there are none, say so.
 
-    :param stacks: by the stack's name, and the projection's: relative to its input, and to what it
-        gives of it, each `[N]`.
+    :param stacks: by the stack's name, and the projection's: relative to its input, and the change
+        of what it gives, each `[N]`.
     """
-    figure = Figure(figsize=(4.8 * len(stacks), 6), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(stacks), 6.4), layout="constrained")
     panels = figure.subplots(2, len(stacks), squeeze=False, sharex=True)
+    labels = ("signal, relative to its input", "its change of the projection")
     for column, (stack, projections) in enumerate(stacks.items()):
-        labels = ("signal, relative to its input", "its change of the projection")
         for row, label in enumerate(labels):
             axes = panels[row][column]
-            for name, sizes in projections.items():
-                levels = range(1, len(sizes[row]) + 1)
-                axes.plot(levels, sizes[row], "o-", color=SHADES[name], label=name, markersize=4)
             style_axes(axes)
-            if all((sizes[row] > 0).all() for sizes in projections.values()):
-                axes.set_yscale("log")
             axes.set_ylabel(label)
+            for name, sizes in projections.items():
+                x, y = range(1, len(sizes[row]) + 1), sizes[row]
+                axes.plot(x, y, "o-", color=SHADES[name], label=name, markersize=4)
             if not projections:
-                axes.text(0.5, 0.5, "no level signals", transform=axes.transAxes, ha="center",
-                          color=MUTED)  # fmt: skip
+                middle = {"ha": "center", "transform": axes.transAxes}
+                axes.text(0.5, 0.5, "no level signals", color=MUTED, **middle)
                 axes.set_xticks([])
+            elif all((sizes[row] > 0).all() for sizes in projections.values()):
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter("{x:g}")
+                axes.yaxis.set_minor_locator(NullLocator())
         panels[0][column].set_title(stack, loc="left", fontsize=11, color=INK)
         panels[1][column].set_xlabel("level")
-        if projections:
-            panels[0][column].legend(frameon=False, ncols=2)
+    _legend(figure, dict(enumerate(panels[0])))
     write_png(figure, path)
 
 
@@ -159,7 +171,7 @@ class LookedAt(NamedTuple):
 def draw_class_attention(images: Sequence[LookedAt], path: Path) -> None:
     """Draw a row for each image: itself, then at each level what the class token looks at.
 
-    Colours are relative to the most attention that a patch of the image gets at any level.
+    The more orange, the more attention, relative to the most that a patch gets at any level.
     """
     levels = len(images[0].levels)
     size = 1.5 * (levels + 1), 1.7 * len(images)
@@ -172,10 +184,10 @@ def draw_class_attention(images: Sequence[LookedAt], path: Path) -> None:
         row[0].set_title(image.title, loc="left", fontsize=9, color=INK)
         for level, (axes, attention) in enumerate(zip(row[1:], image.levels, strict=True), 1):
             axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
-            axes.imshow(
-                attention, cmap=BLACK_TO_YELLOW, vmin=0, vmax=image.levels.max(), alpha=0.6,
-                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-            )  # fmt: skip
+            tint = np.broadcast_to(to_rgb(ORANGE), (*attention.shape, 3))
+            opacity = 0.9 * attention[..., None] / image.levels.max()
+            extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+            axes.imshow(np.concatenate([tint, opacity], 2), extent=extent)
             if number == 0:
                 axes.set_title(f"level {level}", loc="left", fontsize=9, color=INK)
         for axes in row:
@@ -188,11 +200,8 @@ def _panels(figure: Figure, count: int) -> Sequence[Any]:
     return panels
 
 
-def _figure_of_stacks(
-    models: Mapping[str, Mapping[str, Floats]],
-) -> tuple[Figure, dict[str, Any]]:
-    """Return a figure, and its panels by the name of a stack; all models have the same."""
-    stacks = list(next(iter(models.values())))
+def _figure_of_stacks(stacks: Sequence[str]) -> tuple[Figure, dict[str, Any]]:
+    """Return a figure, and its panels by the name of a stack."""
     figure = Figure(figsize=(4.8 * len(stacks), 4.2), layout="constrained")
     panels = dict(zip(stacks, _panels(figure, len(stacks)), strict=True))
     for stack, axes in panels.items():
@@ -201,9 +210,15 @@ def _figure_of_stacks(
     return figure, panels
 
 
-def _legend(figure: Figure, panels: Mapping[str, Any]) -> None:
-    handles, labels = next(iter(panels.values())).get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=2)
+def _legend(figure: Figure, panels: Mapping[Any, Any]) -> None:
+    """Explain above all panels what is drawn in any of them."""
+    drawn: dict[str, Any] = {}
+    for axes in panels.values():
+        drawn |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    if drawn:
+        figure.legend(
+            drawn.values(), drawn.keys(), frameon=False, loc="outside upper left", ncols=2
+        )
 
 
 def _level_ticks(count: int) -> tuple[range, list[str]]:

@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.analysis.cka import MinibatchCKA
-from pipeline.analysis.distance import MeanAttentionDistance, without_class_token
+from pipeline.analysis.distance import (
+    MeanAttentionDistance,
+    uniform_attention,
+    without_class_token,
+)
 from pipeline.analysis.drawings import draw_cka, draw_cosines, draw_distances, draw_signals
 from pipeline.analysis.examples import AnalysedModel, Analysis, Batch, Examples
 from pipeline.analysis.recording import StackRecording, record
@@ -30,6 +34,7 @@ class _ModelMeasures:
     def __init__(self, model: AnalysedModel) -> None:
         self.model = model
         self.distances = {stack: MeanAttentionDistance() for stack in model.stacks}
+        self.uniform = {stack: MeanAttentionDistance() for stack in model.stacks}
         self.cosines = {stack: StateCosines() for stack in model.stacks}
         self.signals = {stack: SignalSizes() for stack in model.stacks}
 
@@ -58,6 +63,14 @@ class _ModelMeasures:
             attention, real = without_class_token(attention), real[:, 1:]
         distances = examples.distances(attention.size(-1))
         self.distances[stack].add(attention, distances, real)
+        self.uniform[stack].add(uniform_attention(attention), distances, real)
+
+    def distances_of_stacks(self) -> dict[str, tuple[Floats, float]]:
+        """Return the distances of each stack's heads, and of uniform attention."""
+        return {
+            stack: (_array(one.value()), self.uniform[stack].value().item())
+            for stack, one in self.distances.items()
+        }
 
 
 def _mean_of_positions(states: Tensor, real: Tensor) -> Tensor:
@@ -91,13 +104,20 @@ def measure(
         {**about, "rows": first, "columns": last, "stacks": rounded(matrices)},
         partial(draw_cka, (first, last), matrices),
     )
-    distances = {
-        name: {stack: _array(one.value()) for stack, one in each.distances.items()}
-        for name, each in measures.items()
-    }
+    distances = {name: each.distances_of_stacks() for name, each in measures.items()}
     yield Analysis(
         "attention_distance",
-        {**about, "unit": examples.unit, "models": rounded(distances)},
+        {
+            **about,
+            "unit": examples.unit,
+            "models": {
+                name: {
+                    stack: {"levels": rounded(heads), "uniform": rounded(uniform)}
+                    for stack, (heads, uniform) in stacks.items()
+                }
+                for name, stacks in distances.items()
+            },
+        },
         partial(draw_distances, distances, examples.unit),
     )
     cosines = {

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_prep.images.shards import ImagesManifest, read_images_manifest
+
 from data_prep.files import digest_of
 from data_prep.identity import check_recipe
-from data_prep.images.shards import ImagesManifest, read_images_manifest
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
 from pipeline.classification_recipe import ClassificationRecipe

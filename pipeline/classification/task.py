@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from data_prep.images.shards import ImageReader
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
 from data_prep.identity import check_corpora
-from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
 from pipeline.checkpoints.folder import CheckpointError, Criterion
 from pipeline.classification.run_model import model_for, model_identity

@@ -63,9 +63,11 @@ def test_a_ring_alone(talkative_run: TranslationRecipe) -> None:
         assert matrix.shape == (4, 4)
         np.testing.assert_allclose(matrix.diagonal(), 1)
         np.testing.assert_allclose(matrix, matrix.T)
-    for name, shape in (("attention_distance", (3, 4)), ("state_similarity", (4, 4))):
-        for values in content(report, name)["models"]["run"].values():
-            assert np.shape(values) == shape
+    for cosines in content(report, "state_similarity")["models"]["run"].values():
+        assert np.shape(cosines) == (4, 4)
+    distances = content(report, "attention_distance")["models"]["run"]
+    assert all(np.shape(stack["levels"]) == (3, 4) for stack in distances.values())
+    assert distances["encoder"]["uniform"] > distances["decoder"]["uniform"]
     signals = content(report, "signals")["stacks"]
     assert list(signals["decoder"]) == ["q", "k", "v", "ffn"]
 
@@ -126,7 +128,7 @@ def test_against_a_transformer(
     assert (cka["rows"], cka["columns"]) == ("run", "plain")
     assert np.shape(cka["stacks"]["encoder"]) == (4, 3)
     distances = json.loads((folder / "attention_distance.json").read_text())
-    assert np.shape(distances["models"]["plain"]["decoder"]) == (2, 4)
+    assert np.shape(distances["models"]["plain"]["decoder"]["levels"]) == (2, 4)
 
     client, run_id = MlflowClient(talkative_run.tracking_uri), run_id_of(talkative_run)
     assert run_id is not None

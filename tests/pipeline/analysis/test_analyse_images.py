@@ -14,6 +14,7 @@ from data_prep.images.prepare import prepare_images
 from data_prep.images.shards import read_images_manifest
 from models.export_format import ClassifierSettings, write_settings, write_weights
 from models.image_classifier import ImageClassifier
+from pipeline.analysis.distance import patch_distances
 from pipeline.analysis.examples import Settings
 from pipeline.analysis.report import Report
 from pipeline.checkpoints.folder import (
@@ -106,9 +107,10 @@ def test_a_ring_alone(ring: ClassificationRecipe) -> None:
     assert found["cka"]["examples"] == 8
     matrix = np.array(found["cka"]["stacks"]["encoder"])
     np.testing.assert_allclose(matrix.diagonal(), 1)
-    distances = np.array(found["attention_distance"]["models"]["ring"]["encoder"])
-    assert distances.shape == (3, 2)
-    assert ((distances > 0) & (distances < SIZE * 2**0.5)).all()
+    distances = found["attention_distance"]["models"]["ring"]["encoder"]
+    assert np.shape(distances["levels"]) == (3, 2)
+    np.testing.assert_allclose(distances["levels"], distances["uniform"], rtol=0.2)
+    assert distances["uniform"] == pytest.approx(patch_distances(4, 4, 2).mean().item(), abs=1e-4)
     assert list(found["signals"]["stacks"]["encoder"]) == ["q", "k", "v", "ffn"]
     images = found["attention_class_token"]["images"]
     assert {image["class"] for image in images} <= {"cat", "dog"}

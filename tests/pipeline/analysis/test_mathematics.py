@@ -13,6 +13,7 @@ from pipeline.analysis.distance import (
     MeanAttentionDistance,
     patch_distances,
     token_distances,
+    uniform_attention,
     without_class_token,
 )
 from pipeline.analysis.similarity import StateCosines
@@ -103,6 +104,13 @@ def test_uniform_attention_looks_as_far_as_the_places_are_apart() -> None:
     n = 9
     uniform = torch.full((n, n), 1 / n)
     assert mean_distance(uniform, token_distances(n)) == pytest.approx((n * n - 1) / (3 * n))
+
+
+def test_uniform_attention_is_over_what_is_looked_at() -> None:
+    attention = torch.rand(2, 1, 3, 4, 4).tril().softmax(-1).tril()  # causal
+    attention[0, 0, 0, 2, 1] = 0  # but other heads look there
+    expected = torch.ones(4, 4).tril() / torch.arange(1, 5)[:, None]
+    torch.testing.assert_close(uniform_attention(attention)[0, 0, 0], expected)
 
 
 def test_queries_that_are_padding_do_not_count() -> None:
