@@ -107,7 +107,7 @@ def draw_signals(stacks: Mapping[str, Mapping[str, tuple[Floats, Floats]]], path
     :param stacks: by the stack's name, and the projection's: relative to its input, and the change
         of what it gives, each `[N]`.
     """
-    figure = Figure(figsize=(4.8 * len(stacks), 6.4), layout="constrained")
+    figure = Figure(figsize=(max(7, 4.8 * len(stacks)), 6.4), layout="constrained")
     panels = figure.subplots(2, len(stacks), squeeze=False, sharex=True)
     labels = ("signal, relative to its input", "its change of the projection")
     for column, (stack, projections) in enumerate(stacks.items()):
@@ -202,7 +202,7 @@ def _panels(figure: Figure, count: int) -> Sequence[Any]:
 
 def _figure_of_stacks(stacks: Sequence[str]) -> tuple[Figure, dict[str, Any]]:
     """Return a figure, and its panels by the name of a stack."""
-    figure = Figure(figsize=(4.8 * len(stacks), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(7, 4.8 * len(stacks)), 4.2), layout="constrained")
     panels = dict(zip(stacks, _panels(figure, len(stacks)), strict=True))
     for stack, axes in panels.items():
         style_axes(axes)
@@ -216,9 +216,8 @@ def _legend(figure: Figure, panels: Mapping[Any, Any]) -> None:
     for axes in panels.values():
         drawn |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if drawn:
-        figure.legend(
-            drawn.values(), drawn.keys(), frameon=False, loc="outside upper left", ncols=2
-        )
+        handles, labels, columns = list(drawn.values()), list(drawn), len(panels)
+        figure.legend(handles, labels, frameon=False, loc="outside upper left", ncols=columns)
 
 
 def _level_ticks(count: int) -> tuple[range, list[str]]:
