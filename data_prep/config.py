@@ -49,7 +49,8 @@ class Download(Section):
     """Folder below `data.root` that receives the file, or the members of the archive."""
 
     members: tuple[str, ...] = ()
-    """Members to unpack from a tar archive; none means that the file itself is the corpus."""
+    """Files to unpack from a tar archive, and folders with all that is in them; none means that the
+    file itself is wanted."""
 
     @field_validator("url")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import requests
 from rich.console import Console
@@ -41,7 +41,7 @@ def download(config: Preparation, missing: list[str], what: str = "Corpus files"
         wanted = {
             sources[path].url: sources[path]
             for path in missing
-            if not (config.root / path).is_file()
+            if not (config.root / path).exists()
         }
         try:
             for each in wanted.values():
@@ -58,7 +58,7 @@ def _places(config: Preparation, missing: list[str], sources: Mapping[str, Downl
     """Return a line for every file that is still missing: where it comes from, where it belongs."""
     lines = []
     for path in missing:
-        if not (config.root / path).is_file():
+        if not (config.root / path).exists():
             url = f"{sources[path].url}  →  " if path in sources else ""
             lines.append(f"\n  {url}{config.root / path}")
     return "".join(lines)
@@ -143,25 +143,50 @@ def _receive(download: Download, partial: Path) -> None:
 def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
     """Unpack only the members that the recipe names, so that an archive cannot write elsewhere.
 
-    :raises DataError: it is damaged, no tar archive, or has no file of that name (a link is none).
+    Of a member that is a folder, all files below it are unpacked.
+
+    :raises DataError: it is damaged, no tar archive, or has no such file or folder (a link is
+        none).
     """
     try:
         with tarfile.open(archive) as tar:
             for member in members:
                 log.info("fetch: unpacking %s", member)
-                found = tar.getmember(member)
-                content = tar.extractfile(found) if found.isfile() else None
-                if content is None:
-                    raise tarfile.TarError(f"{member} is not a file there")
                 target = folder / member
-                target.parent.mkdir(parents=True, exist_ok=True)
-                partial = target.with_name(f".{target.name}.partial")
-                with partial.open("wb") as file:
-                    shutil.copyfileobj(content, file, 1 << 20)
-                partial.replace(target)
+                if tar.getmember(member).isdir():
+                    _unpack_folder(tar, member, target)
+                else:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    partial = target.with_name(f".{target.name}.partial")
+                    _unpack_file(tar, tar.getmember(member), partial)
+                    partial.replace(target)
     except Exception as error:  # of many types: tarfile's, and those of each compression
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's
         raise DataError(
             f"{archive}: cannot unpack {', '.join(members)}: {first_line(error)}"
         ) from error
+
+
+def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    content = tar.extractfile(member) if member.isfile() else None
+    if content is None:
+        raise tarfile.TarError(f"{member.name} is not a file there")
+    with target.open("wb") as file:
+        shutil.copyfileobj(content, file, 1 << 20)
+
+
+def _unpack_folder(tar: tarfile.TarFile, name: str, target: Path) -> None:
+    """Unpack the files below a folder. It appears when all are there; one that is there stays."""
+    if target.is_dir():
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for member in tar.getmembers():
+        inside = PurePosixPath(member.name.removeprefix(f"{name}/"))
+        leaves = inside.is_absolute() or ".." in inside.parts
+        if member.isfile() and member.name.startswith(f"{name}/") and not leaves:
+            (partial / inside).parent.mkdir(parents=True, exist_ok=True)
+            _unpack_file(tar, member, partial / inside)
+    partial.rename(target)

@@ -1,6 +1,8 @@
 """Show what prepared data holds: statistics, decoded samples, and whether it is intact.
 
 python -m data_prep.inspect RUN_DIR [--samples 5] [--seed 1]
+
+Of images it shows counts; `RUN_DIR/shards/report.png` shows some of them.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from rich.text import Text
 
 from data_prep.batch_plan import BatchPlan
 from data_prep.files import DataError
+from data_prep.images.inspect import inspect_images
 from data_prep.shards import CorpusInfo, Counts, ShardReader, ShardsManifest
-from data_prep.stage import SHARDS
+from data_prep.stage import SHARDS, read_manifest
 from data_prep.vocabulary import load_vocabularies
 
 MICRO_BATCH_TOKENS = 4096
@@ -134,7 +137,11 @@ def main() -> None:
     if min(arguments.samples, arguments.seed) < 0:
         parser.error("--samples and --seed must not be negative")
     try:
-        inspect(arguments.run_dir / SHARDS, arguments.samples, arguments.seed)
+        shards = arguments.run_dir / SHARDS
+        if "classes" in (read_manifest(shards) or {}):
+            inspect_images(shards)
+        else:
+            inspect(shards, arguments.samples, arguments.seed)
     except (DataError, OSError) as error:
         sys.exit(f"inspect: error: {error}")
     except KeyboardInterrupt:

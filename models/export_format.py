@@ -98,7 +98,10 @@ class ClassifierSettings:
 
     channels: int
     image_size: int
-    """Side of the images, in pixels."""
+    """Side of the images that the model takes, in pixels."""
+
+    stored_size: int
+    """Side that other images are scaled to before their middle is cut out."""
 
     classes: list[str]
     """Their names, in the order of the logits."""
@@ -122,6 +125,7 @@ CLASSIFIER_TYPES: dict[str, tuple[type, ...]] = {
     "model": (dict,),
     "channels": (int,),
     "image_size": (int,),
+    "stored_size": (int,),
     "classes": (list,),
 }
 

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any
 
 from data_prep.files import only_command_in
+from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import (
     DEFAULT_RECIPE,
     keys_on_command_line,
@@ -23,11 +24,12 @@ from pipeline.command_line import (
 )
 from pipeline.evaluation.comparison import LoggedEvaluation, compare_all, evaluations_of_run
 from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.images import ImageResult, evaluate_images
 from pipeline.evaluation.result import Evaluation, Result
 from pipeline.evaluation.translations import TranslationResult
 from pipeline.preflight import remove_dead_build_locks
 from pipeline.publishing.registry import register
-from pipeline.publishing.servable import Servable, servable_translation
+from pipeline.publishing.servable import Servable, servable_classifier, servable_translation
 from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank, world_size
 from pipeline.recipe import Recipe
 from pipeline.tasks import task_of
@@ -83,11 +85,13 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
 
 def _kind_of(recipe: Recipe) -> type[Result]:
     """Return what evaluations of the recipe's task result in."""
-    return TranslationResult
+    return ImageResult if isinstance(recipe, ClassificationRecipe) else TranslationResult
 
 
 def _evaluate(recipe: Recipe, arguments: argparse.Namespace) -> Evaluation[Any]:
     """Evaluate the model of the run's checkpoints, or the export that `--model` names."""
+    if isinstance(recipe, ClassificationRecipe):
+        return evaluate_images(recipe, arguments.model)
     assert isinstance(recipe, TranslationRecipe)
     return evaluate(recipe, arguments.model, _search_keys(recipe, arguments))
 
@@ -95,6 +99,8 @@ def _evaluate(recipe: Recipe, arguments: argparse.Namespace) -> Evaluation[Any]:
 def _servable(recipe: Recipe, evaluation: Evaluation[Any]) -> Servable:
     """Return what to register."""
     checkpoints, result = evaluation.checkpoints, evaluation.results[0]
+    if isinstance(recipe, ClassificationRecipe):
+        return servable_classifier(recipe, checkpoints, result)
     assert isinstance(recipe, TranslationRecipe)
     return servable_translation(recipe, checkpoints, result)
 

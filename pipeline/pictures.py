@@ -1,4 +1,4 @@
-"""Pictures of a run: losses over time, and BLEU by sentence length."""
+"""Pictures of a run: losses over time, BLEU by sentence length, what a classifier confuses."""
 
 # Functions import matplotlib themselves: that takes a second, and few commands draw.
 
@@ -8,6 +8,9 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from data_prep.files import write_atomically
 
@@ -19,7 +22,7 @@ BLUE, ORANGE = "#2b6cb0", "#dd6b20"
 
 
 def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Draw training and validation loss, and validation BLEU if there is any, over the steps.
+    """Draw training and validation loss, and validation BLEU or accuracy, over the steps.
 
     :param history: metric → step → value. Without losses nothing is drawn.
     :param path: of the PNG.
@@ -40,14 +43,24 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4)
     style_axes(axes)
     axes.set_xlabel("step")
-    axes.set_ylabel("cross-entropy per target token (nats)")
+    axes.set_ylabel("cross-entropy per target (nats)")
     figure.legend(frameon=False, loc="outside upper left", ncols=2)
+<<<<<<< HEAD
     if points := sorted(history.get("valid_bleu", {}).items()):
         bleu = axes.twinx()
         bleu.plot(*zip(*points, strict=True), "s--", color=MUTED, markersize=4)
         bleu.set_ylabel("validation BLEU", color=MUTED)
         bleu.spines[["top", "left"]].set_visible(False)
     write_png(figure, path)
+=======
+    for key, label in (("valid_bleu", "BLEU"), ("valid_accuracy", "accuracy")):
+        if points := sorted(history.get(key, {}).items()):
+            quality = axes.twinx()
+            quality.plot(*zip(*points, strict=True), "s--", color=MUTED, markersize=4)
+            quality.set_ylabel(f"validation {label}", color=MUTED)
+            quality.spines[["top", "left"]].set_visible(False)
+    write_png(figure, path)
+>>>>>>> main
 
 
 def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -75,7 +88,64 @@ def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: 
     write_png(figure, path)
 
 
+<<<<<<< HEAD
 def style_axes(axes: Any) -> None:
+=======
+def draw_confusion(
+    title: str, counts: NDArray[np.int64], classes: Sequence[str], path: Path
+) -> None:
+    """Draw a confusion matrix: a row for each class, with the shares of what was predicted.
+
+    :param counts: `[classes, classes]`.
+    :param path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    number = len(classes)
+    side = min(20.0, 2.5 + 0.55 * number)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.spines[:].set_visible(False)
+    if number <= 50:
+        axes.set_xticks(range(number), classes, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(number), classes, parse_math=False)
+    if number <= 20:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            share = shares[row, column]
+            axes.text(
+                column, row, f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}",
+                ha="center", va="center", fontsize=8, color="white" if share > 0.5 else INK,
+            )  # fmt: skip
+    axes.set_xlabel("predicted (% of the class)")
+    axes.set_ylabel("class")
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    write_png(figure, path)
+
+
+def draw_images(title: str, images: NDArray[np.uint8], captions: Sequence[str], path: Path) -> None:
+    """Draw a contact sheet.
+
+    :param images: `[images, C, S, S]`, grey or RGB.
+    :param path: of the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    columns = 8
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(12, 0.6 + 1.75 * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, image, caption in zip(figure.axes, images, captions, strict=False):
+        axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(caption, fontsize=8, color=INK, parse_math=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    write_png(figure, path)
+
+
+def style_axes(axes: Any) -> None:
+>>>>>>> main
     """Leave out the frame, and draw light horizontal lines behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID)

@@ -28,6 +28,7 @@ OUTCOME, HEARD = "ringformer/outcome", "ringformer/heard"
 _meeting_places: list[object] = []  # rank 0's is open as long as something refers to it
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 class RankZeroFailed(Exception):
@@ -224,15 +225,15 @@ def failing_together(advice: str = "") -> Iterator[None]:
         raise RanksError(message) from error
 
 
-def gather_shares(share: Sequence[str]) -> list[str]:
-    """Return the lines of all ranks, one rank's after the other's, on every rank."""
+def gather_shares(share: Sequence[Item]) -> list[Item]:
+    """Return the items of all ranks, one rank's after the other's, on every rank."""
     if world_size() == 1:
         return list(share)
     import torch.distributed
 
-    shares: list[Sequence[str]] = [share] * world_size()
+    shares: list[Sequence[Item]] = [share] * world_size()
     torch.distributed.all_gather_object(shares, share)
-    return [line for part in shares for line in part]
+    return [item for part in shares for item in part]
 
 
 def lost_contact(error: Exception) -> bool:

@@ -7,6 +7,7 @@ and `label`, `uint16`: the number of the image's class. Each file is one record 
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +29,15 @@ def write_images(path: Path, images: Pixels, labels: NDArray[np.integer[Any]]) -
 
     :param labels: the number of each image's class `[images]`.
     """
-    size = images[0].nbytes if len(images) else int(np.prod(images.shape[1:]))
-    pixels = pa.py_buffer(np.ascontiguousarray(images))
-    column = pa.Array.from_buffers(pa.binary(size), len(images), [None, pixels])
-    numbers = pa.array(labels.astype(np.uint16))
-    write_shard(path, pa.record_batch([column, numbers], names=["image", "label"]))
+    # Not by `pa.array`, which imports pandas when it sees an array of NumPy.
+    columns = [
+        pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+        for kind, values in (
+            (pa.binary(math.prod(images.shape[1:])), images),
+            (pa.uint16(), labels.astype(np.uint16)),
+        )
+    ]
+    write_shard(path, pa.record_batch(columns, names=["image", "label"]))
 
 
 # ── The manifest ────────────────────────────────────────────────────────────────────────────────

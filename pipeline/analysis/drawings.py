@@ -183,7 +183,7 @@ def draw_class_attention(images: Sequence[LookedAt], path: Path) -> None:
         row[0].imshow(image.pixels if image.pixels.shape[2] == 3 else grey, cmap="gray")
         row[0].set_title(image.title, loc="left", fontsize=9, color=INK)
         for level, (axes, attention) in enumerate(zip(row[1:], image.levels, strict=True), 1):
-            axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+            axes.imshow(grey, cmap="gray", vmin=-128, vmax=255)  # no black: orange stands out
             tint = np.broadcast_to(to_rgb(ORANGE), (*attention.shape, 3))
             opacity = 0.9 * attention[..., None] / image.levels.max()
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)

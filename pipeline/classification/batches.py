@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from data_prep.images.shards import ImageReader
 from torch import Tensor
 from torchvision.transforms import v2
 
 from data_prep.batch_plan import Indices
+from data_prep.images.shards import ImageReader
 from pipeline.classification_recipe import (
     Crop,
     Erase,

@@ -64,9 +64,7 @@ def by_class(counts: NDArray[np.int64], classes: Sequence[str]) -> dict[str, dic
     }
 
 
-def mcnemar(
-    baseline: NDArray[np.bool_], right: NDArray[np.bool_]
-) -> dict[str, dict[str, float]]:
+def mcnemar(baseline: NDArray[np.bool_], right: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
     """Compare two classifiers of the same images by McNemar's exact test.
 
     :param baseline, right: whether each of them is right, `[images]`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
 
@@ -20,7 +20,10 @@ from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.result import Scores
 from pipeline.evaluation.translations import scores_of
 from pipeline.publishing.shortlist import has_large_vocabulary
-from pipeline.translation_recipe import TranslationRecipe, TranslationTraining
+from pipeline.recipe import Recipe
+from pipeline.translation_recipe import TranslationRecipe
+
+R = TypeVar("R", bound=Recipe)
 
 
 def model_card(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
@@ -28,11 +31,11 @@ def model_card(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> 
 
     :param checkpoints: the model is the average of these.
     """
-    recipe = _as_trained(recipe, checkpoints[-1])
+    recipe = as_trained(recipe, checkpoints[-1])
     scores = scores_of(recipe, checkpoints)
     languages = f"{recipe.data.source_lang} → {recipe.data.target_lang}"
     parts = [
-        _yaml_header(recipe, scores),
+        yaml_header(_head(recipe, scores)),
         f"# {recipe.run_dir.absolute().name}: {recipe.model.architecture}, {languages}",
         _model_section(recipe),
         _data_section(recipe),
@@ -43,11 +46,12 @@ def model_card(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> 
     return "\n\n".join(parts) + "\n"
 
 
-def _as_trained(recipe: TranslationRecipe, checkpoint: Checkpoint) -> TranslationRecipe:
+def as_trained(recipe: R, checkpoint: Checkpoint) -> R:
     """Return the recipe that a checkpoint was trained with; the command line may say otherwise by
     now. (What it says of model and data cannot: the checkpoint is bound to them.)"""
-    then = {**TranslationTraining().model_dump(), **checkpoint.info.training}
-    return recipe.model_copy(update={"training": TranslationTraining.model_construct(**then)})
+    training = type(recipe.training)
+    then = {**training().model_dump(), **checkpoint.info.training}
+    return recipe.model_copy(update={"training": training.model_construct(**then)})
 
 
 def without_yaml_header(card: str) -> str:
@@ -56,7 +60,7 @@ def without_yaml_header(card: str) -> str:
     return text.lstrip() if end and header.startswith("---\n") else card
 
 
-def _yaml_header(recipe: TranslationRecipe, scores: Sequence[Scores]) -> str:
+def _head(recipe: TranslationRecipe, scores: Sequence[Scores]) -> dict[str, Any]:
     """Return languages, tags and scores in the form that model hubs read."""
     head: dict[str, Any] = {
         "language": list(recipe.data.languages),
@@ -73,6 +77,11 @@ def _yaml_header(recipe: TranslationRecipe, scores: Sequence[Scores]) -> str:
             for each in scores
         ]
         head["model-index"] = [{"name": recipe.run_dir.absolute().name, "results": found}]
+    return head
+
+
+def yaml_header(head: dict[str, Any]) -> str:
+    """Return the header of a card."""
     text = io.StringIO()
     YAML().dump(head, text)
     return f"---\n{text.getvalue()}---"
@@ -110,7 +119,7 @@ def _model_section(recipe: TranslationRecipe) -> str:
             "only that the training pairs associate with the sentence's own, which is faster and "
             "changes few translations.\n\n"
         )
-    return f"## Model\n\n{text}{_table(rows)}"
+    return f"## Model\n\n{text}{table(rows)}"
 
 
 def _data_section(recipe: TranslationRecipe) -> str:
@@ -133,22 +142,30 @@ def _data_section(recipe: TranslationRecipe) -> str:
 
 
 def _training_section(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
+    training = recipe.training
+    rows = {
+        **training_rows(recipe, checkpoints),
+        "tokens in a batch": f"{training.max_tokens:,}, padding included",
+        "dropout, label smoothing": f"{recipe.model.dropout:g}, {training.label_smoothing:g}",
+        "seed": training.seed,
+    }
+    return f"## Training\n\n{table(rows)}"
+
+
+def training_rows(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
+    """Return what to say of a training whatever its task: the weights, steps, the optimizer."""
     training, newest = recipe.training, checkpoints[-1]
     weights = ", ".join(checkpoint.tag for checkpoint in checkpoints)
     if len(checkpoints) > 1:
         weights = f"average of {weights}"
     if recipe.evaluation.use_ema:
         weights = f"moving average of {weights}"
-    rows = {
+    return {
         "weights": weights,
         "steps": f"{newest.step:,}",
-        "tokens in a batch": f"{training.max_tokens:,}, padding included",
         "optimizer": f"{training.optimizer}, learning rate {training.learning_rate:g}, "
         f"{training.schedule}, {training.warmup_steps:,} steps of warm-up",
-        "dropout, label smoothing": f"{recipe.model.dropout:g}, {training.label_smoothing:g}",
-        "seed": training.seed,
     }
-    return f"## Training\n\n{_table(rows)}"
 
 
 def _evaluation_section(scores: Sequence[Scores]) -> str:
@@ -201,7 +218,7 @@ def _limits_section(recipe: TranslationRecipe) -> str:
     )
 
 
-def _table(rows: dict[str, Any]) -> str:
+def table(rows: dict[str, Any]) -> str:
     """Return a Markdown table of keys and values."""
     return "\n".join(
         ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]

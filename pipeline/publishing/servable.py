@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.checkpoints.folder import Checkpoint
+from pipeline.classification.serving import png_of
+from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.evaluation.images import ImageResult
+from pipeline.evaluation.result import slug_of
 from pipeline.evaluation.translations import TranslationResult
 from pipeline.publishing.exports import export
+from pipeline.publishing.image_exports import export_classifier
 from pipeline.translation_recipe import TranslationRecipe
 
 SERVED_TRANSLATION = (
@@ -65,4 +72,35 @@ def servable_translation(
         packages=("mlflow", "ctranslate2", "sentencepiece"),
         example=[line for line in result.test_set.sources if line.strip()][:2],
         tags=("bleu", "bleu_ci", "bleu_signature"),
+    )
+
+
+SERVED_CLASSIFIER = (
+    "data_prep/__init__.py",
+    "data_prep/images/__init__.py",
+    "data_prep/images/read.py",
+    "models/__init__.py",
+    "models/export_format.py",
+    "pipeline/__init__.py",
+    "pipeline/classification/__init__.py",
+    "pipeline/classification/serving.py",
+)
+
+
+def servable_classifier(
+    recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint], result: ImageResult
+) -> Servable:
+    """Return how the average of checkpoints is served: by ONNX Runtime.
+
+    :param result: of these checkpoints on the test set.
+    """
+    images, _ = result.reader.read(np.arange(1))
+    return Servable(
+        default_name=f"{recipe.tracking.experiment}-{slug_of(result.name)}",
+        export=lambda folder: export_classifier(recipe, folder, checkpoints=checkpoints),
+        program="served_classifier.py",
+        code=SERVED_CLASSIFIER,
+        packages=("mlflow", "numpy", "onnxruntime", "pillow"),
+        example=[png_of(images[0])],
+        tags=("accuracy", "accuracy_low", "accuracy_high"),
     )

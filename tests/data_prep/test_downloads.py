@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from data_prep.config import Download
 from data_prep.downloads import download
 from data_prep.files import DataError
+from data_prep.images.config import ImagesConfig
 from tests.data_prep.test_corpora import config_of, server  # noqa: F401 (a fixture)
 
 
@@ -88,3 +89,47 @@ def test_an_archive_without_such_a_file(
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "root").rglob("[!.]*.*"))
     assert (tmp_path / "secret.txt").read_text() == "secret"
+
+
+def test_a_folder_of_an_archive(
+    tmp_path: Path,
+    server: str,  # noqa: F811 (the fixture)
+) -> None:
+    """All files below it are unpacked, but no links, and none to elsewhere."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
+        for name in ("photos", "photos/train", "photos/train/cat", "photos/valid"):
+            folder = tarfile.TarInfo(name)
+            folder.type = tarfile.DIRTYPE
+            tar.addfile(folder)
+        out = ("train/../../out.png", f"train/{tmp_path}/out.png")
+        for name in ("train/cat/1.png", "train/cat/2.png", "valid/3.png", *out):
+            file = tarfile.TarInfo(f"photos/{name}")
+            file.size = 3
+            tar.addfile(file, io.BytesIO(b"png"))
+        tar.addfile(link("photos/train/cat/4.png", SECRET))
+    (tmp_path / "served" / "c.tgz").write_bytes(content.getvalue())
+    check = {
+        "url": f"{server}/c.tgz",
+        "bytes": len(content.getvalue()),
+        "sha256": hashlib.sha256(content.getvalue()).hexdigest(),
+        "members": ["photos/train"],
+    }
+    root = tmp_path / "root"
+    config = ImagesConfig.model_validate(
+        {
+            "root": root,
+            "train": [{"name": "photos", "folder": "photos/train"}],
+            "valid_images": 1,
+            "test": {"name": "photos", "folder": "photos/train"},
+            "image_size": 8,
+            "downloads": [check],
+        }
+    )
+    half = root / "photos" / ".train.partial" / "cat"  # of an interrupted command
+    half.mkdir(parents=True)
+    (half / "0.png").touch()
+    download(config, ["photos/train"])
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert found - {".download.lock"} == {"photos/train/cat/1.png", "photos/train/cat/2.png"}
+    assert not list(tmp_path.rglob("out.png"))

@@ -1,0 +1,97 @@
+"""An exported classifier: images in, probabilities of classes out.
+
+With format onnx it needs no PyTorch. This file travels with a registered model.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_prep.images.read import as_stored, read_image
+from models.export_format import (
+    CLASSIFIER,
+    ClassifierSettings,
+    ModelError,
+    read_classifier_settings,
+)
+
+MAX_PIXELS = 50_000_000  # few bytes can claim more than fits into memory
+
+Pixels = NDArray[np.uint8]
+"""Images `[B, C, S, S]`."""
+
+
+class Classifier(ABC):
+    """Says how probable each class of an image is."""
+
+    def __init__(self, settings: ClassifierSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def logits(self, images: Pixels) -> NDArray[np.float32]:
+        """Return logits `[B, classes]` of images of the size that the model takes."""
+
+    def classify(self, source: Path | bytes) -> dict[str, float]:
+        """Return the classes with their probabilities, the most probable first.
+
+        :param source: a JPEG or PNG file, or the content of one.
+        :raises Refused: it is no such image, or damaged.
+        """
+        settings = self.settings
+        image, _ = read_image(source, MAX_PIXELS)
+        pixels, _ = as_stored(image, settings.channels, settings.stored_size)
+        (probabilities,) = self.probabilities(pixels[None])
+        order = np.argsort(-probabilities, kind="stable")
+        return {settings.classes[i]: float(probabilities[i]) for i in order}
+
+    def probabilities(self, images: Pixels) -> NDArray[np.float32]:
+        """Return the probability of each class `[B, classes]`.
+
+        :param images: of at least the size that the model takes, which is cut out of their middle.
+        """
+        size = self.settings.image_size
+        begin = (images.shape[-1] - size) // 2
+        middle = images[..., begin : begin + size, begin : begin + size]
+        logits = self.logits(np.ascontiguousarray(middle)).astype(np.float64)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+class OnnxClassifier(Classifier):
+    """Runs an export in format onnx."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the exported model in `folder`.
+
+        :raises ModelError: there is none, or it is damaged.
+        """
+        import onnxruntime
+
+        super().__init__(read_classifier_settings(folder))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(
+                str(folder / CLASSIFIER), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's are of many types
+            reason = str(error).strip().splitlines()[0]
+            raise ModelError(f"{folder}: damaged or incomplete export: {reason}") from error
+
+    def logits(self, images: Pixels) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.session.run(["logits"], {"images": images})[0]
+        return found
+
+
+def png_of(image: NDArray[np.uint8]) -> bytes:
+    """Return a PNG of an image `[C, S, S]`, grey or RGB."""
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(content, format="PNG")
+    return content.getvalue()

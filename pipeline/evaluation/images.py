@@ -1,0 +1,325 @@
+"""Classify a test set and score that, unless it was done before."""
+
+# Functions import torch (by way of the classifier) and rich themselves: when all scores are up to
+# date, neither is needed.
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from data_prep.files import digest_of, write_atomically, write_json
+from data_prep.identity import check_corpora
+from data_prep.images.shards import ImageReader
+from data_prep.stage import read_manifest
+from models.export_format import ModelError, read_classifier_settings
+from pipeline.checkpoints.folder import Checkpoint, CheckpointError
+from pipeline.classification.run_model import checkpoints_of_run
+from pipeline.classification.scores import Probabilities, by_class, confusion, mcnemar, scores
+from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.evaluation.result import (
+    NUMBERS,
+    VALIDATION,
+    Evaluation,
+    Result,
+    Scores,
+    read_scores,
+    slug_of,
+)
+from pipeline.pictures import draw_confusion, draw_images
+from pipeline.ranks import from_rank_0, gather_shares, rank, world_size
+
+if TYPE_CHECKING:
+    from pipeline.classification.serving import Classifier
+
+log = logging.getLogger("evaluate")
+
+VERSION = 1  # raise it when the same model would get other scores
+MOST_WRONG = 40  # images of the contact sheet
+TABLE_ROWS = 100
+COLUMNS = ("image", "class", "predicted", "probability of its class", "of the predicted one")
+
+
+def weights_digest(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
+    """Return a digest of the weights that evaluation takes from `checkpoints`."""
+    infos = (checkpoint.info.model_dump(mode="json") for checkpoint in checkpoints)
+    return digest_of([recipe.evaluation.use_ema, *infos])
+
+
+def scores_of(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -> Scores:
+    """Return the scores on the test set that belong to these checkpoints; empty without any."""
+    folder = recipe.run_dir / "evaluation" / slug_of(recipe.data.test.name)
+    found = read_scores(folder, ImageResult.types)
+    return found if found.get("weights_sha256") == weights_digest(recipe, checkpoints) else {}
+
+
+@dataclass
+class ImageResult(Result):
+    """A test set of images, and how well a model has classified it."""
+
+    files = (
+        "scores.json", "predictions.txt", "predictions.tsv", "confusion.png", "most_wrong.png",
+    )  # fmt: skip
+    answers_file = "predictions.txt"
+    types: ClassVar[dict[str, tuple[type, ...]]] = {
+        **dict.fromkeys(
+            ("accuracy", "accuracy_low", "accuracy_high", "top5_accuracy", "loss", "images"),
+            NUMBERS,
+        ),
+        **dict.fromkeys(("test_set", "test_set_sha256", "fingerprint"), (str,)),
+    }
+    comparison = "McNemar's test"
+    logged_scores = ("accuracy", "top5_accuracy", "loss", "images_per_second")
+    logged_tags: ClassVar[dict[str, str]] = {}
+
+    name: str
+    """Of the test set."""
+
+    reader: ImageReader
+    """Of its images."""
+
+    @property
+    def test_set_name(self) -> str:
+        return self.name
+
+    @cached_property
+    def test_set_sha256(self) -> str:
+        return digest_of(
+            [list(self.reader.data.classes), *(shard.sha256 for shard in self.reader.shards)]
+        )
+
+    @property
+    def size(self) -> int:
+        return len(self.reader)
+
+    @property
+    def line(self) -> str:
+        scores = self.scores
+        return (
+            f"accuracy {scores['accuracy']:.2f}% ({scores['accuracy_low']:.2f} to "
+            f"{scores['accuracy_high']:.2f}) on {scores['test_set']}, top-5 "
+            f"{scores['top5_accuracy']:.2f}%, loss {scores['loss']:.4f}"
+        )
+
+    def compare_with(self, answers: list[str]) -> dict[str, dict[str, float]]:
+        classes = np.array(self.reader.data.classes)
+        truth = classes[self.reader.labels()]
+        return mcnemar(np.array(answers) == truth, np.array(self.answers) == truth)
+
+    def write(self, probabilities: Probabilities, more: dict[str, Any]) -> None:
+        """Score the predictions, and write the folder.
+
+        :param more: further keys of scores.json.
+        """
+        labels, classes = self.reader.labels(), self.reader.data.classes
+        predicted = probabilities.argmax(axis=1)
+        counts = confusion(predicted, labels, len(classes))
+        content = {
+            "test_set": self.name,
+            "images": len(labels),
+            **scores(probabilities, labels),
+            "by_class": by_class(counts, classes),
+            "confusion": counts.tolist(),
+            **more,
+            "test_set_sha256": self.test_set_sha256,
+            "fingerprint": self.fingerprint,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "scores.json").unlink(missing_ok=True)  # what is there describes all of them
+        answers = "".join(f"{classes[label]}\n" for label in predicted)
+        write_atomically(self.folder / "predictions.txt", answers)
+        worst_first = self._write_predictions(probabilities)
+        title = f"accuracy {content['accuracy']:.2f}% on {self.name}"
+        draw_confusion(title, counts, classes, self.folder / "confusion.png")
+        self._draw_most_wrong(probabilities, worst_first)
+        write_json(self.folder / "scores.json", content)
+        self.scores = content
+
+    def _write_predictions(self, probabilities: Probabilities) -> list[int]:
+        """Write every image's prediction, the most wrong first.
+
+        :returns: the numbers of the images in that order.
+        """
+        labels, classes = self.reader.labels(), self.reader.data.classes
+        rows = np.arange(len(labels))
+        predicted, of_class = probabilities.argmax(axis=1), probabilities[rows, labels]
+        order = np.lexsort([rows, of_class, predicted == labels])
+        text = io.StringIO()
+        writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in order:
+            best = predicted[row]
+            shares = (f"{of_class[row]:.4f}", f"{probabilities[row, best]:.4f}")
+            writer.writerow([row, classes[labels[row]], classes[best], *shares])
+        write_atomically(self.folder / "predictions.tsv", text.getvalue())
+        found: list[int] = order.tolist()
+        return found
+
+    def _draw_most_wrong(self, probabilities: Probabilities, worst_first: Sequence[int]) -> None:
+        classes = self.reader.data.classes
+        chosen = np.array(worst_first[:MOST_WRONG])
+        images, labels = self.reader.read(chosen)
+        captions = [
+            f"{classes[label]}\nas {classes[best]}, {share:.0%}"
+            for label, best, share in zip(
+                labels,
+                probabilities[chosen].argmax(axis=1),
+                probabilities[chosen].max(axis=1),
+                strict=True,
+            )
+        ]
+        title = f"{self.name}: what the model is most wrong about"
+        draw_images(title, images, captions, self.folder / "most_wrong.png")
+
+    def tables(self) -> dict[str, dict[str, list[Any]]]:
+        with (self.folder / "predictions.tsv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t"))[1 : 1 + TABLE_ROWS]
+        return {
+            "most_wrong": {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
+        }
+
+
+@dataclass(frozen=True)
+class EvaluatedClassifier:
+    """The model to evaluate: the average of checkpoints of the run, or an exported model."""
+
+    recipe: ClassificationRecipe
+
+    checkpoints: Sequence[Checkpoint]
+    """None of them if an export is evaluated."""
+
+    export: Path | None
+    """The folder of an exported model."""
+
+    @classmethod
+    def of(cls, recipe: ClassificationRecipe, export: Path | None) -> EvaluatedClassifier:
+        """Return the model in the folder `export`, or that of the run's checkpoints if it is None.
+
+        :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
+        """
+        checkpoints = [] if export else checkpoints_of_run(recipe)
+        check_corpora(recipe.data, recipe.run_dir)  # the test set is among them
+        if export is None:
+            return cls(recipe, checkpoints, None)
+        if read_manifest(export) is None:
+            raise CheckpointError(f"{export}: not an exported model")
+        settings, data = read_classifier_settings(export), ImageReader(recipe.shards, "test").data
+        if settings.classes != list(data.classes) or settings.channels != data.channels:
+            raise CheckpointError(
+                f"{export} knows other classes, or other channels, than {recipe.shards} have"
+            )
+        return cls(recipe, [], export)
+
+    def __str__(self) -> str:
+        return str(self.export or ", ".join(checkpoint.tag for checkpoint in self.checkpoints))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Return what scores.json says about the model."""
+        if self.export:
+            return {"model": str(self.export)}
+        return {
+            "checkpoints": [checkpoint.tag for checkpoint in self.checkpoints],
+            "step": self.checkpoints[-1].step,
+            "weights_sha256": weights_digest(self.recipe, self.checkpoints),
+        }
+
+    def result(self, split: str) -> ImageResult:
+        """Return the result on test or validation set: where its files belong, with the scores
+        found there."""
+        recipe, reader = self.recipe, ImageReader(self.recipe.shards, split, verify=True)
+        if split == "valid":
+            valid = recipe.data.valid
+            name, folder, prefix = valid.name if valid else VALIDATION, VALIDATION, VALIDATION
+        else:
+            variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
+            name = recipe.data.test.name
+            folder, prefix = f"{slug_of(name)}{variant}", f"test{variant}"
+        depends_on = {
+            "version": VERSION,
+            "weights": weights_digest(recipe, self.checkpoints),
+            "export": read_manifest(self.export) if self.export else None,
+            "images": [shard.sha256 for shard in reader.shards],
+        }
+        place = recipe.run_dir / "evaluation" / folder
+        return ImageResult(place, f"{prefix}_", digest_of(depends_on), name, reader)
+
+    def classifier(self) -> Classifier:
+        """Load the model, to classify with it."""
+        from pipeline.classification.classifier import classifier_of_export, classifier_of_run
+
+        if self.export:
+            return classifier_of_export(self.export)
+        return classifier_of_run(self.recipe, self.checkpoints)
+
+
+def evaluate_images(
+    recipe: ClassificationRecipe, export: Path | None = None
+) -> Evaluation[ImageResult]:
+    """Bring `RUN_DIR/evaluation` up to date: a folder for the test set and one for validation.
+
+    Every rank calls this; rank 0 decides, scores and writes.
+
+    :param export: a folder written by `./run.sh export`, to evaluate instead of the checkpoints.
+    :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
+    :raises DataError: the images are missing or damaged.
+    """
+    model, evaluation = from_rank_0(lambda: _find_results(recipe, export))
+    if missing := evaluation.missing:
+        classifier = model.classifier()
+        for result in missing:
+            _classify_and_score(model, classifier, result)
+    return evaluation
+
+
+def _find_results(
+    recipe: ClassificationRecipe, export: Path | None
+) -> tuple[EvaluatedClassifier, Evaluation[ImageResult]]:
+    """Find what there is to evaluate, and which results are there."""
+    model = EvaluatedClassifier.of(recipe, export)
+    result = model.result("test")
+    if result.up_to_date:
+        log.info("%s: up to date, reused (%s)", result.name, result.folder)
+    validation = None if export else model.result("valid")
+    return model, Evaluation(model.checkpoints, export, [result], validation)
+
+
+def _classify_and_score(
+    model: EvaluatedClassifier, classifier: Classifier, result: ImageResult
+) -> None:
+    """Classify a test set on all ranks; score that and write `result` on rank 0."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    log.info("test set %s, %d images; %s", result.name, len(result.reader), model)
+    started = time.monotonic()
+    share = np.array_split(np.arange(len(result.reader)), world_size())[rank()]
+    console, found = Console(stderr=True), []
+    shown = console.is_terminal and rank() == 0
+    with Progress(console=console, transient=True, disable=not shown) as progress:
+        task = progress.add_task("classifying", total=len(share))
+        size = model.recipe.evaluation.batch_size
+        for begin in range(0, len(share), size):
+            images, _ = result.reader.read(share[begin : begin + size])
+            found.append(classifier.probabilities(images))
+            progress.advance(task, len(images))
+    probabilities = np.concatenate(gather_shares(found))
+    if not np.isfinite(probabilities).all():
+        raise ModelError(f"{model}: the model gives no usable probabilities")
+    seconds = time.monotonic() - started
+    more = {
+        **model.description,
+        "images_per_second": round(len(probabilities) / seconds, 2),
+        "ranks": world_size(),
+    }
+    if rank() == 0:
+        result.write(probabilities, more)
