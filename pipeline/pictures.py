@@ -45,14 +45,6 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("cross-entropy per target (nats)")
     figure.legend(frameon=False, loc="outside upper left", ncols=2)
-<<<<<<< HEAD
-    if points := sorted(history.get("valid_bleu", {}).items()):
-        bleu = axes.twinx()
-        bleu.plot(*zip(*points, strict=True), "s--", color=MUTED, markersize=4)
-        bleu.set_ylabel("validation BLEU", color=MUTED)
-        bleu.spines[["top", "left"]].set_visible(False)
-    write_png(figure, path)
-=======
     for key, label in (("valid_bleu", "BLEU"), ("valid_accuracy", "accuracy")):
         if points := sorted(history.get(key, {}).items()):
             quality = axes.twinx()
@@ -60,7 +52,6 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
             quality.set_ylabel(f"validation {label}", color=MUTED)
             quality.spines[["top", "left"]].set_visible(False)
     write_png(figure, path)
->>>>>>> main
 
 
 def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -88,9 +79,6 @@ def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: 
     write_png(figure, path)
 
 
-<<<<<<< HEAD
-def style_axes(axes: Any) -> None:
-=======
 def draw_confusion(
     title: str, counts: NDArray[np.int64], classes: Sequence[str], path: Path
 ) -> None:
@@ -145,7 +133,6 @@ def draw_images(title: str, images: NDArray[np.uint8], captions: Sequence[str], 
 
 
 def style_axes(axes: Any) -> None:
->>>>>>> main
     """Leave out the frame, and draw light horizontal lines behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID)

@@ -9,18 +9,12 @@ from typing import TYPE_CHECKING
 
 from data_prep.files import digest_of, sha256_of
 from data_prep.images.shards import read_images_manifest
-from models.config import VisionConfig
-from models.export_format import (
-    WEIGHTS,
-    ClassifierSettings,
-    ModelError,
-    load_weights,
-    read_classifier_settings,
-)
-from pipeline.analysis.examples import AnalysedModel, Settings, Subject
+from models.export_format import WEIGHTS, ModelError, read_classifier_settings
+from pipeline.analysis.examples import SAFETENSORS_ONLY, AnalysedModel, Settings, Subject
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.classification.run_model import checkpoints_of_run, model_of_run
 from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.evaluation.images import weights_digest
 from pipeline.recipe import UsageError
 
 if TYPE_CHECKING:
@@ -37,10 +31,9 @@ def subject_of_run(recipe: ClassificationRecipe) -> Subject:
     """
     checkpoints = checkpoints_of_run(recipe)
     data = read_images_manifest(recipe.shards)
-    infos = [checkpoint.info.model_dump(mode="json") for checkpoint in checkpoints]
     return Subject(
         name=recipe.run_dir.absolute().name,
-        weights=digest_of([recipe.evaluation.use_ema, infos]),
+        weights=weights_digest(recipe, checkpoints),
         bound_to=digest_of([data.channels, recipe.data.image_size, list(data.classes)]),
         heads=recipe.model.num_heads,
         load=partial(_load_run, recipe, checkpoints),
@@ -55,46 +48,33 @@ def subject_of_export(folder: Path) -> Subject:
     """
     settings = read_classifier_settings(folder)
     if settings.format != "safetensors":
-        raise UsageError(
-            f"{folder}: an export in format {settings.format} does not show what it computes level "
-            "by level; export with `--format safetensors`"
-        )
+        raise UsageError(SAFETENSORS_ONLY.format(folder=folder, format=settings.format))
+    heads = settings.model.get("num_heads")
     try:
-        config = VisionConfig.model_validate(settings.model)
         weights = sha256_of(folder / WEIGHTS)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise ModelError(f"{folder}: not an exported model: {error}") from error
     return Subject(
         name=folder.resolve().name,
         weights=weights,
         bound_to=digest_of([settings.channels, settings.image_size, settings.classes]),
-        heads=config.num_heads,
-        load=partial(_load_export, folder, settings, config),
+        heads=heads if isinstance(heads, int) else 1,
+        load=partial(_load_export, folder),
     )
 
 
 def _load_run(
     recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint], device: torch.device
 ) -> AnalysedModel:
-    model = model_of_run(recipe, checkpoints)
-    return _analysed(model, device)
+    return _analysed(model_of_run(recipe, checkpoints), device)
 
 
-def _load_export(
-    folder: Path, settings: ClassifierSettings, config: VisionConfig, device: torch.device
-) -> AnalysedModel:
-    from safetensors import SafetensorError
+def _load_export(folder: Path, device: torch.device) -> AnalysedModel:
+    from pipeline.classification.classifier import TorchClassifier, classifier_of_export
 
-    from models.factory import create_classifier
-    from models.image_classifier import ImageShape
-
-    shape = ImageShape(settings.channels, settings.image_size)
-    try:
-        model = create_classifier(config, shape, len(settings.classes))
-        load_weights(model, folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder}: not an exported model: {error}") from error
-    return _analysed(model, device)
+    classifier = classifier_of_export(folder)
+    assert isinstance(classifier, TorchClassifier)  # of this format
+    return _analysed(classifier.model, device)
 
 
 def _analysed(model: ImageClassifier, device: torch.device) -> AnalysedModel:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # that an analysis is up to date is told without PyTorch, whi
 Numbers = NDArray[np.signedinteger[Any]]
 
 LARGEST_BATCH = 32  # examples
+SAFETENSORS_ONLY = (
+    "{folder}: an export in format {format} does not show what it computes level by level; "
+    "export with `--format safetensors`"
+)
 LEAST_EXAMPLES = 4  # in a batch: CKA's estimator wants that many
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from data_prep.files import sha256_of
 from data_prep.vocabulary import vocabulary_digest
 from models.export_format import WEIGHTS, ModelError, read_settings
-from pipeline.analysis.examples import AnalysedModel, Settings, Subject
+from pipeline.analysis.examples import SAFETENSORS_ONLY, AnalysedModel, Settings, Subject
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.translations import weights_digest
 from pipeline.recipe import UsageError
@@ -47,10 +47,7 @@ def subject_of_export(folder: Path) -> Subject:
     """
     settings = read_settings(folder)
     if settings.format != "safetensors":
-        raise UsageError(
-            f"{folder}: an export in format {settings.format} does not show what it computes level "
-            "by level; export with `--format safetensors`"
-        )
+        raise UsageError(SAFETENSORS_ONLY.format(folder=folder, format=settings.format))
     heads = settings.model.get("num_heads")
     try:
         weights, vocabulary = sha256_of(folder / WEIGHTS), vocabulary_digest(folder)

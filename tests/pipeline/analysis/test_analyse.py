@@ -168,10 +168,12 @@ def test_what_is_refused(
     ):
         with pytest.raises(UsageError, match=expected):
             analysed(talkative_run, against)
-    for changes, expected in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"head": 5}, "the model has 4 heads"),
         ({"examples": 3}, "4 or more"),
         ({"show": 41}, "--show 41"),
-    ):
+        ({"show": 4, "against": ctranslate2_folder}, "--against draws none"),
+    ]
+    for changes, expected in wrong:
         with pytest.raises(UsageError, match=expected):
             analysed(talkative_run, **changes)

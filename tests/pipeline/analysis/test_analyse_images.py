@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from data_prep.images.prepare import prepare_images
 from data_prep.images.shards import read_images_manifest
-from models.export_format import ClassifierSettings, write_settings, write_weights
+from models.export_format import write_settings, write_weights
 from models.image_classifier import ImageClassifier
 from pipeline.analysis.distance import patch_distances
 from pipeline.analysis.examples import Settings
@@ -24,6 +25,7 @@ from pipeline.checkpoints.folder import (
     finish_checkpoint,
     tag_of,
 )
+from pipeline.classification.classifier import settings_of_run
 from pipeline.classification.run_model import model_for, model_identity
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import UsageError
@@ -131,18 +133,9 @@ def test_against_a_transformer_with_other_patches(ring: ClassificationRecipe, ro
 
 def exported(recipe: ClassificationRecipe, folder: Path, **changes: Any) -> Path:
     """Write a run's classifier as an export."""
-    data = read_images_manifest(recipe.shards)
     folder.mkdir()
     write_weights(untrained(recipe), folder)
-    settings: dict[str, Any] = {
-        "format": "safetensors",
-        "model": recipe.model.model_dump(mode="json"),
-        "channels": data.channels,
-        "image_size": recipe.data.image_size,
-        "classes": list(data.classes),
-        **changes,
-    }
-    write_settings(folder, ClassifierSettings(**settings))
+    write_settings(folder, replace(settings_of_run(recipe), **changes))
     return folder
 
 
@@ -150,14 +143,10 @@ def test_against_exports(ring: ClassificationRecipe, tmp_path: Path) -> None:
     found = analysed(ring, exported(ring, tmp_path / "same"))
     matrix = np.array(found["cka"]["stacks"]["encoder"])
     np.testing.assert_allclose(matrix.diagonal(), 1, atol=1e-5)
-    for number, (changes, expected) in enumerate(
-        [
-            ({"classes": ["cat", "cow"]}, "its classes or images are not those of"),
-            ({"format": "onnx"}, "export with `--format safetensors`"),
-        ]
-    ):
-        with pytest.raises(UsageError, match=expected):
-            analysed(ring, exported(ring, tmp_path / str(number), **changes))
+    with pytest.raises(UsageError, match="its classes or images are not those of"):
+        analysed(ring, exported(ring, tmp_path / "cows", classes=["cat", "cow"]))
+    with pytest.raises(UsageError, match="export with `--format safetensors`"):
+        analysed(ring, exported(ring, tmp_path / "onnx", format="onnx"))
 
 
 def test_a_recipe_of_another_task_is_refused(ring: ClassificationRecipe, tiny_recipe: Path) -> None:

@@ -32,7 +32,8 @@ def cka(left: Tensor, right: Tensor, minibatch: int | None = None) -> float:
     """Return CKA of two representations, `[n, d]` and `[n, e]`."""
     measure = MinibatchCKA()
     size = minibatch or len(left)
-    for a, b in zip(left.split(size), right.split(size), strict=True):
+    for first in range(0, len(left), size):
+        a, b = (side[first : first + size] for side in (left, right))
         measure.add(a[None], b[None])
     return measure.value().item()
 

@@ -90,7 +90,7 @@ def test_states_are_those_of_a_run_level_by_level(changes: dict[str, object]) ->
         memory = states[-1]
         decoded = [y]
         for levels in range(1, 4):
-            some = {"num_levels": levels} if isinstance(model.decoder, RingDecoder) else {}
+            some: Any = {"num_levels": levels} if isinstance(model.decoder, RingDecoder) else {}
             decoded.append(model.decoder(y, y_layout, memory, layout, **some))
         logits = model.logits(source, target)
     torch.testing.assert_close(found["encoder"].states, torch.stack(states))
@@ -153,7 +153,7 @@ def test_signals_of_known_size(stack: str) -> None:
         assert isinstance(ring, RingEncoder | RingDecoder)
         with torch.no_grad():
             for i in range(3):
-                for projection, a in enumerate([*ring.qkv_signal_a[i], ring.ffn_signal_a[i]]):  # type: ignore[index, misc]
+                for projection, a in enumerate([*ring.qkv_signal_a[i], ring.ffn_signal_a[i]]):  # type: ignore[index]
                     a.copy_(torch.eye(16) * (i + 1) * 10.0**-projection)
             for b in (ring.qkv_signal_b, ring.ffn_signal_b):
                 b.copy_(torch.eye(16))  # type: ignore[union-attr]
