@@ -7,9 +7,10 @@
 #          setup          create .venv from requirements.lock
 #          prepare        fetch → clean → vocabulary → binarize
 #          train          deepspeed pipeline/train.py; DEEPSPEED_ARGS go to the launcher
-#          evaluate       translate test sets, score them, log and register in MLflow; over ranks
+#          evaluate       score the model on test sets; log and register it in MLflow; over ranks
 #                         where DEEPSPEED_ARGS is set
 #          translate      stdin (or --input FILE) → stdout; --model FOLDER of an export
+#          classify        IMAGE… of JPEG or PNG: what is on them; --model FOLDER of an export
 #          export         the trained model as a folder of its own, as it is served best
 #                         [--quantization int8] for fast translation on CPUs
 #          analyse        what the levels of the trained model do, in pictures and numbers
@@ -212,12 +213,12 @@ if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help)$) ]]; then
 fi
 set -- "${options[@]}" "$@"
 case $command in
-  all | setup | prepare | train | evaluate | translate | export | analyse | dashboard | test) ;;
+  all | setup | prepare | train | evaluate | translate | classify | export | analyse | dashboard | test) ;;
   -h | --help | help)
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     exit 0
     ;;
-  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, evaluate, translate, export, analyse, dashboard or test" ;;
+  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, evaluate, translate, classify, export, analyse, dashboard or test" ;;
 esac
 
 stopped='' group=''

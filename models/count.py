@@ -16,14 +16,16 @@ from fairseq2.nn import BatchLayout
 from pydantic import BaseModel, PositiveInt, ValidationError
 from rich.console import Console
 from rich.table import Table
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.config import VocabularyConfig
 from models import image_classifier, seq2seq
 from models.config import ModelConfig, VisionConfig
-from models.factory import create_classifier, create_model
+from models.export_format import CLASSIFICATION, TRANSLATION
+from models.factory import abstract_classifier, abstract_model
 from models.image_classifier import ImageShape
 
 
@@ -90,10 +92,9 @@ def count_translation(
 
     :param vocab_sizes: of the source and the target side.
     """
-    with torch.device("meta"):
-        model = create_model(config, vocab_sizes, pad_idx=0)
-        source, target = (torch.ones(1, length, dtype=torch.int64) for length in lengths)
-        layouts = BatchLayout.of(source), BatchLayout.of(target)
+    model = abstract_model(config, vocab_sizes)
+    source, target = (torch.ones(1, length, dtype=torch.int64, device="meta") for length in lengths)
+    layouts = BatchLayout.of(source), BatchLayout.of(target)
     return Counts(
         parameters=sum(p.numel() for p in model.parameters()),
         core=seq2seq.core_parameters(model),
@@ -107,9 +108,8 @@ def count_classifier(config: VisionConfig, image: ImageShape, classes: int) -> C
 
     :raises ValueError: patches do not fill an image.
     """
-    with torch.device("meta"):
-        model = create_classifier(config, image, classes)
-        images = torch.zeros(1, image.channels, image.size, image.size)
+    model = abstract_classifier(config, image, classes)
+    images = torch.zeros(1, image.channels, image.size, image.size, device="meta")
     return Counts(
         parameters=sum(p.numel() for p in model.parameters()),
         core=image_classifier.core_parameters(model),
@@ -128,13 +128,18 @@ def _parts(model: nn.Module) -> tuple[Part, ...]:
 
 
 def _flops(model: nn.Module, forward: Callable[[], object]) -> int:
-    """Count the operations of matrix products, convolutions and attention."""
+    """Count the operations of matrix products and convolutions.
+
+    Attention is counted as the products it is made of: without memory for numbers, no fused kernel
+    hides them.
+    """
     model.eval()
     with torch.no_grad():
         forward()  # folds level signals
         with FlopCounterMode(display=False) as counter:
             forward()
-    return counter.get_total_flops()
+    flops: int = counter.get_total_flops()
+    return flops
 
 
 Recipe = TranslationRecipe | ClassificationRecipe
@@ -151,15 +156,15 @@ def read_recipe(path: Path) -> Recipe:
         raise ValueError(str(error)) from error
     if not isinstance(content, dict):
         raise ValueError("not a recipe")
-    recipes = {"translation": TranslationRecipe, "classification": ClassificationRecipe}
-    task = content.get("task", "translation")
-    if not isinstance(task, str) or task not in recipes:
-        raise ValueError(f"task: {task} is none of {', '.join(recipes)}")
     try:
-        return recipes[task].model_validate(content)
+        if (task := content.get("task", TRANSLATION)) == TRANSLATION:
+            return TranslationRecipe.model_validate(content)
+        if task == CLASSIFICATION:
+            return ClassificationRecipe.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    raise ValueError(f"task: {task} is neither {TRANSLATION} nor {CLASSIFICATION}")
 
 
 def count_recipe(recipe: Recipe, lengths: Lengths, classes: int | None) -> list[Counts]:

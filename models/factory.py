@@ -46,6 +46,12 @@ def abstract_model(config: ModelConfig, vocab_sizes: tuple[int, int]) -> Transla
         return create_model(config, vocab_sizes, pad_idx=0)
 
 
+def abstract_classifier(config: VisionConfig, image: ImageShape, classes: int) -> ImageClassifier:
+    """Build the same classifier without memory for its numbers, to know its shapes."""
+    with torch.device("meta"):
+        return create_classifier(config, image, classes)
+
+
 def parameter_count(config: ModelConfig, vocab_sizes: tuple[int, int]) -> int:
     """Count the parameters of the whole model, each shared one once."""
     model = abstract_model(config, vocab_sizes)

@@ -108,8 +108,8 @@ class ImageClassifier(nn.Module):
         :returns: class token and patches, row by row, `[B, S, d]`.
         """
         patches: Tensor = self.patches(self.normalise(images)).flatten(2).mT
-        token = self.class_token.to(patches.dtype).expand(patches.size(0), 1, -1)
-        x = torch.cat([token, patches], dim=1)
+        token = self.class_token.expand(patches.size(0), 1, -1)
+        x = torch.cat([token, patches], dim=1)  # under autocast in float32, as embeddings are
         if self.pos_encoder is not None:
             x = x + self.pos_encoder.at(range(x.size(1))).to(x.dtype)
         embedded: Tensor = self.dropout(x)

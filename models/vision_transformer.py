@@ -70,11 +70,12 @@ def _weights(layer: nn.Module) -> Level:
     def layer_norm(name: str) -> Tensor:
         return torch.stack([layer.get_parameter(f"{name}.{kind}") for kind in ("weight", "bias")])
 
-    qkv = zip(*(projection(f"self_attn.{which}") for which in "qkv"), strict=True)
+    qkv = [projection(f"self_attn.{which}") for which in "qkv"]
     return Level(
         SelfAttention(
             layer_norm("self_attn_layer_norm"),
-            *map(torch.cat, qkv),
+            torch.cat([weight for weight, _ in qkv]),
+            torch.cat([bias for _, bias in qkv]),
             *projection("self_attn.output"),
             signal=None,
         ),

@@ -30,6 +30,9 @@ from pipeline.translation_recipe import TranslationRecipe
 
 OUR_MODULES = {"data_prep", "models", "pipeline", "__main__"}
 DEFAULT_RECIPE = ROOT / "recipes" / "quickstart.yaml"
+OTHER_DEFAULTS: dict[type[Recipe], Path] = {  # of commands for one task alone
+    ClassificationRecipe: ROOT / "recipes" / "fashion_mnist.yaml"
+}
 
 TASKS: dict[str, type[Recipe]] = {
     "translation": TranslationRecipe,
@@ -280,10 +283,12 @@ def _create_parser(
     description: str,
     add_arguments: Callable[[argparse.ArgumentParser], None],
     recipe: type[Recipe],
+    default: Path,
 ) -> _Parser:
     """Return a parser of the arguments that a command has, and of those that all have.
 
     :param recipe: the keys of its task are among them.
+    :param default: the recipe where none is given.
 
     Its help explains a command's own arguments, and names recipe keys; `--help_keys` explains both.
     """
@@ -298,8 +303,8 @@ def _create_parser(
     )
     add_arguments(parser)
     parser.add_argument(
-        "--config", type=path_argument, default=DEFAULT_RECIPE, metavar="RECIPE",
-        help=f"recipe (YAML) [default {DEFAULT_RECIPE.relative_to(ROOT)}]",
+        "--config", type=path_argument, default=default, metavar="RECIPE",
+        help=f"recipe (YAML) [default {default.relative_to(ROOT)}]",
     )  # fmt: skip
     parser.add_argument("--help_keys", action="help", help="explain every recipe key, and exit")
     parser.add_argument(
@@ -313,8 +318,8 @@ def _create_parser(
         if section not in groups:
             groups[section] = parser.add_argument_group(f"{section} keys")
         text = " ".join((field.description or "").split())
-        default = "required" if field.is_required() else f"default {default_of(field)}"
-        text = f"{text} [{default}]".replace("%", "%%")
+        otherwise = "required" if field.is_required() else f"default {default_of(field)}"
+        text = f"{text} [{otherwise}]".replace("%", "%%")
         groups[section].add_argument(
             f"--{key}", dest=key, default=argparse.SUPPRESS, metavar="VALUE",
             help=text if explain_keys else argparse.SUPPRESS,
@@ -360,8 +365,9 @@ def run_command(
     _open_closed_streams()
     debug = "--debug" in sys.argv or os.environ.get("RINGFORMER_DEBUG") == "1"
     try:
-        recipe = _recipe_on_command_line(kind)
-        parser = _create_parser(program, description, add_arguments, recipe)
+        default = OTHER_DEFAULTS.get(kind, DEFAULT_RECIPE)
+        recipe = _recipe_on_command_line(default)
+        parser = _create_parser(program, description, add_arguments, recipe, default)
         arguments, unknown = parser.parse_known_args()
         if unknown:
             wanted = unknown[0].split("=")[0]
@@ -394,21 +400,20 @@ def run_command(
     sys.exit(0)
 
 
-def _recipe_on_command_line(kind: type[Recipe]) -> type[Recipe]:
+def _recipe_on_command_line(default: Path) -> type[Recipe]:
     """Return what the keys are of the recipe that `--config` names.
 
     Whatever is wrong with it is told later, behind what is wrong with the command line itself.
 
-    :param kind: what they are if that cannot be told.
+    :param default: the recipe where none is given.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", type=Path, default=DEFAULT_RECIPE)
-    default = TASKS[next(iter(TASKS))]
+    parser.add_argument("--config", type=Path, default=default)
     try:
         path = parser.parse_known_args()[0].config
         return _recipe_of(_read_yaml(path), path)
     except (UsageError, argparse.ArgumentError):
-        return kind if kind in TASKS.values() else default
+        return TASKS[next(iter(TASKS))]
 
 
 def on_signals(handler: Callable[[int, FrameType | None], object]) -> None:

@@ -166,5 +166,5 @@ if __name__ == "__main__":
         "Translate test sets and score them.",
         main,
         add_arguments,
-        kind=TranslationRecipe,
+        kind=Recipe,
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 from typing import get_args
 
 from data_prep.files import only_command_in
-from models.export_format import Format
+from models.export_format import ClassifierFormat, Format
+from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import path_argument, run_command
 from pipeline.publishing.exports import export, serving_format
-from pipeline.recipe import UsageError
+from pipeline.publishing.image_exports import export_classifier
+from pipeline.recipe import Recipe, UsageError
 from pipeline.translation_recipe import TranslationRecipe
 
 log = logging.getLogger("export")
@@ -42,10 +45,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Export the model that the recipe's `evaluation` names."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     folder = arguments.output or recipe.run_dir / "export"
+    with only_command_in(recipe.run_dir, make=False):
+        if isinstance(recipe, ClassificationRecipe):
+            _export_classifier(recipe, folder, arguments)
+        else:
+            assert isinstance(recipe, TranslationRecipe)
+            _export_translation(recipe, folder, arguments)
+
+
+def _export_translation(
+    recipe: TranslationRecipe, folder: Path, arguments: argparse.Namespace
+) -> None:
     format: Format | None = "ctranslate2" if arguments.fold else arguments.format
     if arguments.fold and arguments.format not in (None, format):
         raise UsageError(f"--fold is --format {format}, not {arguments.format}")
@@ -53,13 +67,27 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
         format = serving_format(recipe.model)
     chosen = arguments.format is None and format != "safetensors"
     precision = arguments.quantization or ("int8" if chosen else "float32")
-    with only_command_in(recipe.run_dir, make=False):
-        export(recipe, folder, format, "int8" if precision == "int8" else None)
+    export(recipe, folder, format, "int8" if precision == "int8" else None)
     log.info("exported to %s in format %s, %s", folder, format, precision)
     if not arguments.fold and format == "onnx":
         log.info("for many sentences at a time --fold is faster")
     log.info("try: ./run.sh translate --model %s", folder)
 
 
+def _export_classifier(
+    recipe: ClassificationRecipe, folder: Path, arguments: argparse.Namespace
+) -> None:
+    format: ClassifierFormat = arguments.format or "onnx"
+    if format not in get_args(ClassifierFormat):
+        raise UsageError(
+            f"--format {format} is for translation; a classifier's are onnx and safetensors"
+        )
+    if arguments.fold or arguments.quantization == "int8":
+        raise UsageError("--fold and --quantization int8 are for translation")
+    export_classifier(recipe, folder, format)
+    log.info("exported to %s in format %s", folder, format)
+    log.info("try: ./run.sh classify --config RECIPE --model %s IMAGE", folder)
+
+
 if __name__ == "__main__":
-    run_command("export", "Export the trained model.", main, add_arguments, kind=TranslationRecipe)
+    run_command("export", "Export the trained model.", main, add_arguments, kind=Recipe)

@@ -165,9 +165,9 @@ def _label(
     """
     if images.folder is not None:
         rows, own = _list_folder(config.root, images.folder, classes, found)
-        columns = [pa.array(column) for column in zip(*rows, strict=True)] if rows else []
         if not rows:
             raise DataError(f"{config.root / images.folder}: no images here")
+        columns = [pa.array(column) for column in zip(*rows, strict=True)]
         write_shard(
             place / "files.arrow", pa.record_batch(columns, names=["path", "label", "refused"])
         )

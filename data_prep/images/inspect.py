@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.images.shards import ImageReader, ImagesManifest
+from data_prep.images.shards import ImagesManifest, read_images_manifest
+from data_prep.shards import check_shards
 
 
 def inspect_images(folder: Path) -> None:
@@ -16,10 +17,8 @@ def inspect_images(folder: Path) -> None:
 
     :raises DataError: there are no shards, or one is not what the manifest says.
     """
-    readers = {
-        split: ImageReader(folder, split, verify=True) for split in ("train", "valid", "test")
-    }
-    data = readers["train"].data
+    data = read_images_manifest(folder)
+    check_shards(folder, {shard.name: shard.sha256 for shard in data.shards})
     console = Console()
     shape = f"{data.stored_size} × {data.stored_size} × {data.channels}"
     console.print(Text(f"{folder}: {len(data.classes):,} classes, {shape}", style="bold"))
@@ -32,7 +31,8 @@ def inspect_images(folder: Path) -> None:
         f"repeats: {repeats.train:,} training images equal an earlier one, {repeats.valid:,} a "
         f"validation image, {repeats.test:,} a test image; {repeats.dropped:,} of these were "
         "dropped",
-        f"checksums: all {len(data.shards):,} shards ({megabytes:,.1f} MB) are as the manifest says",
+        f"checksums: all {len(data.shards):,} shards ({megabytes:,.1f} MB) are as the manifest "
+        "says",
     ):
         console.print(Text(line))
 

@@ -187,6 +187,7 @@ def _convert(
         model=classifier.config.model_dump(mode="json"),
         channels=classifier.image.channels,
         image_size=classifier.image.size,
+        stored_size=classifier.image.size,
         classes=[str(number) for number in range(classifier.head.out_features)],
     )
 

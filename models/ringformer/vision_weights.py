@@ -83,12 +83,12 @@ class VisionRingWeights(Stack[[Level]]):
         signals = config.level_signals if config.architecture == "ringformer" else "none"
         self.qkv_signal_a = self.qkv_signal_b = self.ffn_signal_a = self.ffn_signal_b = None
         if signals in ("all", "attention"):
-            shape = (3, config.attention_rank, dim)
-            self.qkv_signal_a, self.qkv_signal_b = level_signal.parameters(num_levels, *shape)
+            self.qkv_signal_a, self.qkv_signal_b = level_signal.parameters(
+                num_levels, 3, config.attention_rank, dim
+            )
         if signals in ("all", "ffn"):
-            shape_of_ffn = (config.ffn_rank, dim)
             self.ffn_signal_a, self.ffn_signal_b = level_signal.parameters(
-                num_levels, *shape_of_ffn
+                num_levels, config.ffn_rank, dim
             )
         static = signals == "static"
         self.qkv_signal = nn.Parameter(torch.zeros(num_levels, 3 * dim)) if static else None
@@ -104,8 +104,7 @@ class VisionRingWeights(Stack[[Level]]):
 
     def self_attn_of_levels(self) -> Sequence[SelfAttention]:
         """Return each level's self-attention."""
-        owned, bias = self.owned.attention, self.self_attn_qkv_bias
-        static = self.qkv_signal
+        owned, bias, static = self.owned.attention, self.self_attn_qkv_bias, self.qkv_signal
         columns = zip(
             self.per_level(self.self_attn_layer_norm, self.owned.layer_norms),
             self.per_level(self.self_attn_qkv.flatten(-3, -2), owned),
@@ -119,15 +118,15 @@ class VisionRingWeights(Stack[[Level]]):
 
     def ffn_of_levels(self) -> Sequence[FeedForward]:
         """Return each level's feed-forward network."""
-        static = self.ffn_signal
+        statics = self.ffn_signal
         shared = (self.ffn_up, self.ffn_up_bias, self.ffn_down, self.ffn_down_bias)
         columns = zip(
             self.per_level(self.ffn_layer_norm, self.owned.layer_norms),
-            [None] * self.num_levels if static is None else static.unbind(),
+            [None] * self.num_levels if statics is None else statics.unbind(),
             self._signals(self.ffn_signal_a, self.ffn_signal_b),
             strict=True,
         )
-        return [FeedForward(norm, *shared, *signals) for norm, *signals in columns]
+        return [FeedForward(norm, *shared, static, signal) for norm, static, signal in columns]
 
     def _signals(self, a: Tensor | None, b: Tensor | None) -> Sequence[Signal | None]:
         if a is None or b is None:

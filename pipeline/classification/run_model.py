@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_prep.images.shards import ImagesManifest, read_images_manifest
-
 from data_prep.files import digest_of
 from data_prep.identity import check_recipe
+from data_prep.images.shards import ImagesManifest, read_images_manifest
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
 from pipeline.classification_recipe import ClassificationRecipe
@@ -30,7 +29,7 @@ def model_identity(recipe: ClassificationRecipe) -> dict[str, Any]:
     return {
         "model": recipe.model.model_dump(mode="json"),
         "shape of images": [data.channels, recipe.data.image_size],
-        "classes": list(data.classes),
+        "list of classes": list(data.classes),
         "data": digest_of([shard.sha256 for shard in data.of_split("train")]),
     }
 

@@ -60,7 +60,8 @@ class Classifier(ABC):
         middle = images[..., begin : begin + size, begin : begin + size]
         logits = self.logits(np.ascontiguousarray(middle)).astype(np.float64)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        shares: NDArray[np.float32] = weights / weights.sum(axis=1, keepdims=True)
+        return shares.astype(np.float32)
 
 
 class OnnxClassifier(Classifier):

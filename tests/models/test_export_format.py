@@ -113,6 +113,7 @@ CLASSIFIER = ClassifierSettings(
     model=VisionConfig().model_dump(mode="json"),
     channels=3,
     image_size=32,
+    stored_size=36,
     classes=["cat", "dog"],
 )
 

@@ -250,6 +250,7 @@ def test_bfloat16() -> None:
     model.set_normalisation([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
     expected = model(pixels)
     with torch.autocast("cpu", torch.bfloat16):
+        assert model.embed(pixels).dtype == torch.float32  # the residual stream
         torch.testing.assert_close(model(pixels).float(), expected, rtol=0, atol=0.05)
     model.bfloat16()
     assert model.pos_encoder is not None

@@ -10,21 +10,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
-from data_prep.batch_plan import BatchPlan
-from data_prep.shards import ShardReader
-from data_prep.vocabulary import PAD_IDX
-from models.factory import create_model
 from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed
 from pipeline.recipe import ROOT
 from pipeline.training.learning_rate import learning_rate_factor
 from pipeline.training.progress import Window
+from pipeline.training.task import Task
 from pipeline.training.trainer import Trainer, micro_batch_seed
-from pipeline.translation.batches import collate
 from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe
 
@@ -84,12 +81,12 @@ def recipe_of(
     return load_recipe(path, [(key, str(value)) for key, value in overrides.items()])
 
 
-def train(recipe: TranslationRecipe) -> dict[str, Any]:
+def train(task: Task[Any]) -> dict[str, Any]:
     """Train with DeepSpeed.
 
     :returns: loss and gradient norm of each step, and the weights after the last.
     """
-    trainer = Trainer(TranslationTask(recipe))
+    trainer = Trainer(task)
     losses, norms = [], []
     for _ in range(STEPS):
         window = Window(torch.zeros(()))
@@ -102,40 +99,48 @@ def train(recipe: TranslationRecipe) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "weights": weights}
 
 
-def reference(recipe: TranslationRecipe) -> dict[str, Any]:
+def reference(task: Task[Any]) -> dict[str, Any]:
     """Train likewise without DeepSpeed: by torch alone, in one process, in float32."""
-    config = recipe.training
-    reader = ShardReader(recipe.run_dir / "shards", "train")
-    plan = BatchPlan(
-        *reader.lengths(),
-        max_tokens=config.max_tokens,
-        micro_batch_tokens=config.micro_batch_tokens,
-        seed=config.seed,
-    )
+    config = task.recipe.training
     torch.manual_seed(config.seed)
-    model = create_model(recipe.model, reader.data.vocabulary.sizes, PAD_IDX).train()
+    model = task.create_model().train()
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=config.adam_betas, eps=config.adam_eps, weight_decay=0
     )
     losses, norms = [], []
     for step in range(STEPS):
-        batch, total = plan[step], 0.0
+        batch, total = task.plan[step], 0.0
+        normaliser = task.normaliser(batch)
         for number, indices in enumerate(batch.micro_batches):
             torch.manual_seed(micro_batch_seed(config.seed, step, number))
-            micro = collate(reader, indices, torch.device("cpu"))
-            loss = TranslationTask.cross_entropy(
-                model, micro, label_smoothing=config.label_smoothing
-            )
-            (loss / batch.target_tokens).backward()  # type: ignore[no-untyped-call]
+            loss = task.loss(model, task.collate(indices, torch.device("cpu")))
+            (loss / normaliser).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)))
         for group in optimizer.param_groups:
-            factor = learning_rate_factor(config, step, recipe.model.model_dim)
+            factor = learning_rate_factor(config, step, task.recipe.model.model_dim)
             group["lr"] = config.learning_rate * factor
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(total / batch.target_tokens)
+        losses.append(total / normaliser)
     return {"losses": losses, "norms": norms, "weights": model.state_dict()}
+
+
+def agree(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float) -> None:
+    """Check that two trainings gave the same.
+
+    :param tolerance: relative.
+    """
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=tolerance)
+    assert ours["norms"] == pytest.approx(theirs["norms"], rel=tolerance)
+    difference, size = (
+        torch.stack([tensor.norm() for tensor in tensors]).norm()
+        for tensors in (
+            [ours["weights"][name] - tensor for name, tensor in theirs["weights"].items()],
+            theirs["weights"].values(),
+        )
+    )
+    assert float(difference / size) <= tolerance
 
 
 def main(arguments: list[str]) -> None:
@@ -149,7 +154,8 @@ def main(arguments: list[str]) -> None:
     for case in cases(dist.get_world_size()):
         folder = results.parent / f"rank-{dist.get_rank()}"
         folder.mkdir(exist_ok=True)
-        found[case] = train(recipe_of(recipe_path, *case, folder, max(2, dist.get_world_size())))
+        recipe = recipe_of(recipe_path, *case, folder, max(2, dist.get_world_size()))
+        found[case] = train(TranslationTask(recipe))
     if dist.get_rank() == 0:
         torch.save(found, results)
     dist.barrier()

@@ -1,0 +1,81 @@
+"""`./run.sh classify IMAGE…`: say what is on images, with probabilities."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.images.read import Refused
+from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.command_line import path_argument, run_command
+from pipeline.recipe import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.classification.serving import Classifier
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument(
+        "images", nargs="+", type=path_argument, metavar="IMAGE", help="JPEG or PNG files"
+    )
+    parser.add_argument(
+        "--model",
+        type=path_argument,
+        help="folder written by `export`; default: the run's checkpoints",
+    )
+    parser.add_argument(
+        "--top", type=int, default=3, help="classes to name for each image [default 3]"
+    )
+
+
+def main(recipe: ClassificationRecipe, arguments: argparse.Namespace) -> None:
+    """Print a line for each image: its path, then classes and their probabilities."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    if arguments.top < 1:
+        raise UsageError("--top must be at least 1")
+    classifier = load_classifier(recipe, arguments.model)
+    refused = 0
+    for path in arguments.images:
+        try:
+            found = list(classifier.classify(path).items())[: arguments.top]
+        except Refused as error:
+            refused += 1
+            detail = f" ({error.detail})" if error.detail else ""
+            print(f"classify: {path}: {error}{detail}", file=sys.stderr)
+            continue
+        print("\t".join([str(path), *(f"{name} {share:.4f}" for name, share in found)]), flush=True)
+    if refused:
+        sys.exit(1)
+
+
+def load_classifier(recipe: ClassificationRecipe, model: Path | None) -> Classifier:
+    """Load the export in a folder, or the model of the run's checkpoints.
+
+    :raises ModelError: the folder is not an exported classifier.
+    :raises CheckpointError: the run has no checkpoint that can be used.
+    """
+    if model is not None:
+        from models.export_format import read_classifier_settings
+
+        if read_classifier_settings(model).format == "onnx":  # which needs no PyTorch
+            from pipeline.classification.serving import OnnxClassifier
+
+            return OnnxClassifier(model)
+        from pipeline.classification.classifier import classifier_of_export
+
+        return classifier_of_export(model)
+    from pipeline.classification.classifier import classifier_of_run
+    from pipeline.classification.run_model import checkpoints_of_run
+
+    return classifier_of_run(recipe, checkpoints_of_run(recipe))
+
+
+if __name__ == "__main__":
+    run_command(
+        "classify", "Say what is on images.", main, add_arguments, kind=ClassificationRecipe,
+        continues=False,
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""A classifier is trained as a translation model is: every way gives the same, and so does resuming."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.checkpoints.folder import list_checkpoints
+from pipeline.classification.batches import augment, augmentation
+from pipeline.classification.task import ClassificationTask
+from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.command_line import load_recipe
+from tests.pipeline.classification.zero_matrix import CASES, main, task_of
+from tests.pipeline.ranks import finish, options, start, start_ranks, tracked, weights
+from tests.pipeline.training.zero_matrix import agree, reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_way_to_train_gives_what_torch_alone_gives(
+    bars: Path, prepared_bars: ClassificationRecipe, tmp_path: Path, ranks: int
+) -> None:
+    """With dropout, and random crops of the images."""
+    log, results = tmp_path / "log", tmp_path / "results.pt"
+    processes = start_ranks(main, [str(bars), str(results)], log, ranks)
+    assert finish(processes, 300) == [0] * ranks, log.read_text()
+    theirs = reference(task_of(bars, "zero0", "none", tmp_path))
+    for case, ours in torch.load(results).items():
+        agree(ours, theirs, 2e-2 if "bf16" in case[0] else 1e-5)
+    assert len(torch.load(results)) == len(CASES)
+
+
+@pytest.mark.slow
+def test_a_training_that_was_stopped_goes_on_with_the_same_bits(
+    bars: Path, trained_bars: ClassificationRecipe, tmp_path: Path
+) -> None:
+    """On two ranks, then on one, and validation is as good."""
+    log, run_dir = tmp_path / "log", tmp_path / "run"
+    shutil.copytree(trained_bars.shards, run_dir / "shards")
+    shutil.copytree(trained_bars.run_dir / "fetch", run_dir / "fetch")
+    processes = start(options(bars, run_dir, log_every=1), log, ranks=1)
+    deadline = time.monotonic() + 100
+    while "step 7/30" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in processes:
+        process.terminate()
+    assert finish(processes) == [75], log.read_text()
+    (stopped,) = list_checkpoints(run_dir / "checkpoints")
+    assert 7 <= stopped.step < 30
+    assert finish(start(options(bars, run_dir, log_every=1), log, ranks=1)) == [0], log.read_text()
+    theirs = weights(trained_bars.run_dir)
+    for name, tensor in weights(run_dir).items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert tracked(run_dir, "valid_accuracy") == tracked(trained_bars.run_dir, "valid_accuracy")
+    assert signal.SIGTERM  # what terminate sends
+
+
+def test_it_learns(trained_bars: ClassificationRecipe) -> None:
+    accuracies = tracked(trained_bars.run_dir, "valid_accuracy")
+    assert list(accuracies) == [10, 20, 30]
+    assert max(accuracies.values()) > 0.8
+
+
+def test_augmentation_depends_on_the_random_state_alone(
+    prepared_bars: ClassificationRecipe,
+) -> None:
+    transforms = """[{transform: crop, padding: 2}, {transform: flip},
+        {transform: rand_augment, magnitude: 5}, {transform: erase, probability: 0.5}]"""
+    task = ClassificationTask(prepared_bars)
+    images = task.collate(np.arange(8), torch.device("cpu")).images
+    recipe = load_recipe(
+        prepared_bars.run_dir.parent / "bars.yaml",
+        [("training.augmentation", transforms)],
+        kind=ClassificationRecipe,
+    )
+    change = augmentation(recipe.training.augmentation, 12)
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(augment(images, change))
+    assert drawn[0].shape == (8, 1, 12, 12)
+    assert drawn[0].dtype == torch.uint8
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0][0], images[0][:, 1:13, 1:13])
