@@ -70,7 +70,7 @@ class Report:
                 f"{recipe.run_dir}, so the two models cannot be compared on the same examples"
             )
         if other.name == own.name:
-            other = other._replace(name=f"{other.name} (2)")
+            other = other._replace(name=f"{other.name}-2")
         return cls(recipe, settings, [own, other])
 
     @property
