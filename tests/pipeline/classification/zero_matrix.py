@@ -39,10 +39,11 @@ def task_of(path: Path, stage: str, policy: str, folder: Path) -> Classification
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     json_path = folder / f"{stage}.json"
     json_path.write_text(json.dumps(config), encoding="utf-8")
-    overrides = {"training.deepspeed_config": json_path}
+    # The gradient of key biases is nothing but rounding, which Adam would make steps of.
+    overrides = {"training.deepspeed_config": str(json_path), "training.adam_eps": "1e-5"}
     for key, value in POLICIES[policy].items():
         overrides[f"training.activation_checkpointing.{key}"] = json.dumps(value)
-    keys = [(key, str(value)) for key, value in overrides.items()]
+    keys = list(overrides.items())
     return ClassificationTask(load_recipe(path, keys, kind=ClassificationRecipe))
 
 
