@@ -13,6 +13,8 @@
 #          classify        IMAGE… of JPEG or PNG: what is on them; --model FOLDER of an export
 #          export         the trained model as a folder of its own, as it is served best
 #                         [--quantization int8] for fast translation on CPUs
+#          analyse        what the levels of the trained model do, in pictures and numbers
+#                         [--against RECIPE_OR_EXPORT] beside those of another model
 #          dashboard      MLflow's UI on 127.0.0.1:5000
 #          test           linters, type checker and tests; arguments go to pytest
 #
@@ -211,12 +213,12 @@ if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help)$) ]]; then
 fi
 set -- "${options[@]}" "$@"
 case $command in
-  all | setup | prepare | train | evaluate | translate | classify | export | dashboard | test) ;;
+  all | setup | prepare | train | evaluate | translate | classify | export | analyse | dashboard | test) ;;
   -h | --help | help)
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     exit 0
     ;;
-  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, evaluate, translate, classify, export, dashboard or test" ;;
+  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, evaluate, translate, classify, export, analyse, dashboard or test" ;;
 esac
 
 stopped='' group=''

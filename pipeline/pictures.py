@@ -41,7 +41,7 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
         if points := sorted(history.get(key, {}).items()):
             label = f"{label}, {points[-1][1]:.3f} at the end"
             axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4)
-    _style_axes(axes)
+    style_axes(axes)
     axes.set_xlabel("step")
     axes.set_ylabel("cross-entropy per target (nats)")
     figure.legend(frameon=False, loc="outside upper left", ncols=2)
@@ -51,7 +51,7 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
             quality.plot(*zip(*points, strict=True), "s--", color=MUTED, markersize=4)
             quality.set_ylabel(f"validation {label}", color=MUTED)
             quality.spines[["top", "left"]].set_visible(False)
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -71,12 +71,12 @@ def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: 
     )
     for place, bucket in enumerate(buckets):
         axes.text(place, 0, f"{bucket['sentences']:,}", color="white", ha="center", va="bottom")
-    _style_axes(axes)
+    style_axes(axes)
     axes.set_xticks(range(len(buckets)), [bucket["source_tokens"] for bucket in buckets])
     axes.set_xlabel("source tokens (in the bar: sentences)")
     axes.set_ylabel("BLEU, 95% confidence interval")
     axes.set_title(title, loc="left", fontsize=11, color=INK)
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def draw_confusion(
@@ -109,7 +109,7 @@ def draw_confusion(
     axes.set_xlabel("predicted (% of the class)")
     axes.set_ylabel("class")
     axes.set_title(title, loc="left", fontsize=11, color=INK)
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
 def draw_images(title: str, images: NDArray[np.uint8], captions: Sequence[str], path: Path) -> None:
@@ -129,17 +129,17 @@ def draw_images(title: str, images: NDArray[np.uint8], captions: Sequence[str], 
         axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         axes.set_title(caption, fontsize=8, color=INK, parse_math=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-    _write_png(figure, path)
+    write_png(figure, path)
 
 
-def _style_axes(axes: Any) -> None:
+def style_axes(axes: Any) -> None:
     """Leave out the frame, and draw light horizontal lines behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID)
     axes.set_axisbelow(True)
 
 
-def _write_png(figure: Figure, path: Path) -> None:
+def write_png(figure: Figure, path: Path) -> None:
     """Write a PNG; the same picture has the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})

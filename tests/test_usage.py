@@ -12,7 +12,16 @@ RUN = str(ROOT / "run.sh")
 
 def test_help() -> None:
     assert "COMMAND: all (default)" in run_process([RUN, "--help"]).stdout
-    for command in ("all", "prepare", "train", "evaluate", "translate", "export", "dashboard"):
+    for command in [
+        "all",
+        "prepare",
+        "train",
+        "evaluate",
+        "translate",
+        "export",
+        "analyse",
+        "dashboard",
+    ]:
         shown = run_process([RUN, command, "--help"])
         assert shown.returncode == 0, shown.stderr
         assert " max_steps," in shown.stdout

@@ -1,0 +1,92 @@
+"""Image classifiers that can be analysed: of a run, or of an export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.files import digest_of, sha256_of
+from data_prep.images.shards import read_images_manifest
+from models.export_format import WEIGHTS, ModelError, read_classifier_settings
+from pipeline.analysis.examples import SAFETENSORS_ONLY, AnalysedModel, Settings, Subject
+from pipeline.checkpoints.folder import Checkpoint
+from pipeline.classification.run_model import checkpoints_of_run, model_of_run
+from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.evaluation.images import weights_digest
+from pipeline.recipe import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.image_classifier import ImageClassifier
+    from pipeline.analysis.images import Images
+
+
+def subject_of_run(recipe: ClassificationRecipe) -> Subject:
+    """Return the model of a run's checkpoints, as `evaluation` names them.
+
+    :raises CheckpointError: there is none, or it belongs to other data.
+    """
+    checkpoints = checkpoints_of_run(recipe)
+    data = read_images_manifest(recipe.shards)
+    return Subject(
+        name=recipe.run_dir.absolute().name,
+        weights=weights_digest(recipe, checkpoints),
+        bound_to=digest_of([data.channels, recipe.data.image_size, list(data.classes)]),
+        heads=recipe.model.num_heads,
+        load=partial(_load_run, recipe, checkpoints),
+    )
+
+
+def subject_of_export(folder: Path) -> Subject:
+    """Return an exported model.
+
+    :raises ModelError: there is none.
+    :raises UsageError: its format does not hold the model as PyTorch runs it.
+    """
+    settings = read_classifier_settings(folder)
+    if settings.format != "safetensors":
+        raise UsageError(SAFETENSORS_ONLY.format(folder=folder, format=settings.format))
+    heads = settings.model.get("num_heads")
+    try:
+        weights = sha256_of(folder / WEIGHTS)
+    except OSError as error:
+        raise ModelError(f"{folder}: not an exported model: {error}") from error
+    return Subject(
+        name=folder.resolve().name,
+        weights=weights,
+        bound_to=digest_of([settings.channels, settings.image_size, settings.classes]),
+        heads=heads if isinstance(heads, int) else 1,
+        load=partial(_load_export, folder),
+    )
+
+
+def _load_run(
+    recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint], device: torch.device
+) -> AnalysedModel:
+    return _analysed(model_of_run(recipe, checkpoints), device)
+
+
+def _load_export(folder: Path, device: torch.device) -> AnalysedModel:
+    from pipeline.classification.classifier import TorchClassifier, classifier_of_export
+
+    classifier = classifier_of_export(folder)
+    assert isinstance(classifier, TorchClassifier)  # of this format
+    return _analysed(classifier.model, device)
+
+
+def _analysed(model: ImageClassifier, device: torch.device) -> AnalysedModel:
+    model = model.eval().to(device)
+    return AnalysedModel(model, {"encoder": model.encoder})
+
+
+def examples(recipe: ClassificationRecipe, settings: Settings, device: torch.device) -> Images:
+    """Return images of the recipe's validation set.
+
+    :raises UsageError: there are too few.
+    """
+    from pipeline.analysis.images import Images
+
+    return Images(recipe.shards, recipe.data.image_size, settings, device)

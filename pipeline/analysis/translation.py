@@ -1,0 +1,98 @@
+"""Translation models that can be analysed: of a run, or of an export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.files import sha256_of
+from data_prep.vocabulary import vocabulary_digest
+from models.export_format import WEIGHTS, ModelError, read_settings
+from pipeline.analysis.examples import SAFETENSORS_ONLY, AnalysedModel, Settings, Subject
+from pipeline.checkpoints.folder import Checkpoint
+from pipeline.evaluation.translations import weights_digest
+from pipeline.recipe import UsageError
+from pipeline.translation.run_model import checkpoints_of_run, model_of_run
+from pipeline.translation_recipe import TranslationRecipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.seq2seq import TranslationModel
+    from pipeline.analysis.pairs import Pairs
+
+
+def subject_of_run(recipe: TranslationRecipe) -> Subject:
+    """Return the model of a run's checkpoints, as `evaluation` names them.
+
+    :raises CheckpointError: there is none, or it belongs to other data.
+    """
+    checkpoints = checkpoints_of_run(recipe)
+    return Subject(
+        name=recipe.run_dir.absolute().name,
+        weights=weights_digest(recipe, checkpoints),
+        bound_to=vocabulary_digest(recipe.shards),
+        heads=recipe.model.num_heads,
+        load=partial(_load_run, recipe, checkpoints),
+    )
+
+
+def subject_of_export(folder: Path) -> Subject:
+    """Return an exported model.
+
+    :raises ModelError: there is none.
+    :raises UsageError: its format does not hold the model as PyTorch runs it.
+    """
+    settings = read_settings(folder)
+    if settings.format != "safetensors":
+        raise UsageError(SAFETENSORS_ONLY.format(folder=folder, format=settings.format))
+    heads = settings.model.get("num_heads")
+    try:
+        weights, vocabulary = sha256_of(folder / WEIGHTS), vocabulary_digest(folder)
+    except OSError as error:
+        raise ModelError(f"{folder}: not an exported model: {error}") from error
+    return Subject(
+        name=folder.resolve().name,
+        weights=weights,
+        bound_to=vocabulary,
+        heads=heads if isinstance(heads, int) else 1,
+        load=partial(_load_export, folder),
+    )
+
+
+def _load_run(
+    recipe: TranslationRecipe, checkpoints: list[Checkpoint], device: torch.device
+) -> AnalysedModel:
+    model = model_of_run(recipe, checkpoints)
+    return _analysed(model, device)
+
+
+def _load_export(folder: Path, device: torch.device) -> AnalysedModel:
+    from pipeline.translation.translator import Translator
+
+    translator = Translator.of_export(folder, dtype="float32")
+    assert isinstance(translator, Translator)  # of this format
+    return _analysed(translator.model, device)
+
+
+def _analysed(model: TranslationModel, device: torch.device) -> AnalysedModel:
+    model = model.eval().to(device)
+    return AnalysedModel(model, {"encoder": model.encoder, "decoder": model.decoder})
+
+
+def examples(
+    recipe: TranslationRecipe,
+    settings: Settings,
+    models: Sequence[AnalysedModel],
+    device: torch.device,
+) -> Pairs:
+    """Return pairs of the recipe's validation set that all models can take.
+
+    :raises UsageError: there are too few.
+    """
+    from pipeline.analysis.pairs import Pairs
+
+    longest = min(int(model.model.max_source_seq_len) for model in models)  # type: ignore[arg-type]
+    return Pairs(recipe.shards, settings, longest, device)
