@@ -50,8 +50,8 @@ def as_trained(recipe: R, checkpoint: Checkpoint) -> R:
     """Return the recipe that a checkpoint was trained with; the command line may say otherwise by
     now. (What it says of model and data cannot: the checkpoint is bound to them.)"""
     training = type(recipe.training)
-    then = {**training().model_dump(), **checkpoint.info.training}
-    return recipe.model_copy(update={"training": training.model_construct(**then)})
+    known = {k: v for k, v in checkpoint.info.training.items() if k in training.model_fields}
+    return recipe.model_copy(update={"training": training.model_validate(known)})
 
 
 def without_yaml_header(card: str) -> str:
