@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from models.config import ActivationCheckpointing, VisionConfig
 from models.positions import InterleavedSinusoids
@@ -65,6 +66,13 @@ class ImageClassifier(nn.Module):
         self.encoder = encoder
         self.final_layer_norm = nn.LayerNorm(dim, eps=FINAL_LAYER_NORM_EPS)
         self.head = nn.Linear(dim, classes)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        mean, std = self.mean, self.std
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not mean.is_meta:  # they keep their precision when the model is cast to another
+            self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
+        return self
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Normalise images by these from now on.

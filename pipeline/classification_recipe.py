@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from data_prep.images.config import ImagesConfig
 from pydantic import Discriminator, PositiveInt, model_validator
 from pydantic import Field as Limit
 
+from data_prep.images.config import ImagesConfig
 from data_prep.section import Section
 from models.config import VisionConfig
 from pipeline.recipe import EvaluationConfig, Recipe, TrainingConfig
@@ -18,7 +18,7 @@ Probability = Annotated[float, Limit(ge=0, le=1)]
 class Crop(Section):
     """Cut out a square of `data.image_size` anywhere, after a black margin was added."""
 
-    transform: Literal["crop"]
+    transform: Literal["crop"] = "crop"
 
     padding: int = Limit(default=4, ge=0)
     """Width of the margin, in pixels."""
@@ -27,7 +27,7 @@ class Crop(Section):
 class ResizedCrop(Section):
     """Cut out a rectangle anywhere, and scale it to `data.image_size`."""
 
-    transform: Literal["resized_crop"]
+    transform: Literal["resized_crop"] = "resized_crop"
 
     min_scale: float = Limit(default=0.08, gt=0, le=1)
     """The least share of the image's area that it has."""
@@ -36,7 +36,7 @@ class ResizedCrop(Section):
 class Flip(Section):
     """Mirror left and right."""
 
-    transform: Literal["flip"]
+    transform: Literal["flip"] = "flip"
 
     probability: Probability = 0.5
     """Of an image to be mirrored."""
@@ -45,7 +45,7 @@ class Flip(Section):
 class RandAugment(Section):
     """Apply some operations on colours and geometry, all equally strong (arXiv 1909.13719)."""
 
-    transform: Literal["rand_augment"]
+    transform: Literal["rand_augment"] = "rand_augment"
 
     num_ops: PositiveInt = 2
     """How many."""
@@ -57,13 +57,13 @@ class RandAugment(Section):
 class TrivialAugment(Section):
     """Apply one operation on colours or geometry, of random strength (arXiv 2103.10158)."""
 
-    transform: Literal["trivial_augment"]
+    transform: Literal["trivial_augment"] = "trivial_augment"
 
 
 class Erase(Section):
     """Black out a rectangle (arXiv 1708.04896)."""
 
-    transform: Literal["erase"]
+    transform: Literal["erase"] = "erase"
 
     probability: Probability = 0.25
     """Of an image to be changed so."""

@@ -1,4 +1,4 @@
-"""Write `docs/recipe.md`: every key of a recipe, from the models that read it.
+"""Write a page for each task: every key of its recipes, from the models that read them.
 
 python -m pipeline.recipe_page
 """
@@ -10,19 +10,22 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 
-from pipeline.command_line import default_of, is_section, is_sequence
+from pipeline.command_line import TASKS, default_of, is_section, is_sequence
 from pipeline.recipe import ROOT
-from pipeline.translation_recipe import TranslationRecipe
 
-PAGE = ROOT / "docs" / "recipe.md"
+PAGES = {
+    "translation": ROOT / "docs" / "recipe.md",
+    "classification": ROOT / "docs" / "recipe_images.md",
+}
 HEAD = """\
-# Recipe keys
+# Recipe keys: {task}
 
-Every key that a recipe can have. `python -m pipeline.recipe_page` writes this page from the models
-that read recipes; do not edit it. `./run.sh prepare --help_keys` says the same in a terminal.
+Every key that a recipe with `task: {task}` can have ([those of the other task]({other})).
+`python -m pipeline.recipe_page` writes this page from the models that read recipes; do not edit it.
+`./run.sh prepare --config RECIPE --help_keys` says the same in a terminal.
 
 A key is given in the recipe or on the command line: `--training.max_steps 100`, a list as YAML:
-`--evaluation.test_sets '[wmt14/full]'`. `[]` stands for each element of a list; the keys of an
+`--data.train '[…]'`. `[]` stands for each element of a list; the keys of an
 element cannot be given one by one on a command line. Unknown keys are refused, as are values that
 do not fit together; the message names line and key. Relative paths start at the current directory,
 those of corpora and test sets at `data.root`.
@@ -31,9 +34,11 @@ BOUNDS = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "m
 TABLE = ("key", "value", "default", "what it says")
 
 
-def page() -> str:
-    """Return the whole of `docs/recipe.md`."""
-    return "\n".join([HEAD, *_section_lines(TranslationRecipe, "", {})])
+def page(task: str) -> str:
+    """Return the whole page of a task."""
+    (other,) = (path.name for name, path in PAGES.items() if name != task)
+    head = HEAD.format(task=task, other=other)
+    return "\n".join([head, *_section_lines(TASKS[task], "", {})])
 
 
 def _section_lines(model: type[BaseModel], prefix: str, shown: dict[Any, str]) -> Iterator[str]:
@@ -132,4 +137,5 @@ def _one_line(text: str | None) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    for task, path in PAGES.items():
+        path.write_text(page(task), encoding="utf-8")

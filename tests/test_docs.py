@@ -14,8 +14,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import recipe_page
-from pipeline.command_line import DEFAULT_RECIPE, load_recipe, recipe_keys
-from pipeline.translation_recipe import TranslationRecipe
+from pipeline.command_line import DEFAULT_RECIPE, TASKS, load_recipe, recipe_keys
+from pipeline.recipe import Recipe
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,11 +62,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @every_page
 def test_keys_are_keys_of_a_recipe(page: Path) -> None:
-    keys = {key for key, _ in recipe_keys(TranslationRecipe)}
+    keys = {key for recipe in TASKS.values() for key, _ in recipe_keys(recipe)}
     sections = {key.rsplit(".", n)[0] for key in keys for n in range(1, key.count(".") + 1)}
     text = MESSAGE.sub("", page.read_text(encoding="utf-8"))
     assert set(FLAG.findall(text)) <= keys
-    if page != recipe_page.PAGE:  # has keys of list elements, too
+    if page not in recipe_page.PAGES.values():  # has keys of list elements, too
         assert set(KEY.findall(text)) - FILES <= keys | sections
 
 
@@ -94,7 +94,7 @@ def test_recipes_load(page: Path, tmp_path: Path) -> None:
             recipe = completed(quickstart, recipe)
         path = tmp_path / f"{number}.yaml"
         yaml.dump(recipe, path)
-        load_recipe(path)
+        load_recipe(path, kind=Recipe)
 
 
 @every_page
@@ -140,6 +140,7 @@ def test_the_split_of_a_corpus_is_a_shuffle(tmp_path: Path) -> None:
         assert all(60 < tenths[tenth] < 140 for tenth in range(10))
 
 
-def test_recipe_page_is_up_to_date() -> None:
-    written = recipe_page.PAGE.read_text(encoding="utf-8")
-    assert written == recipe_page.page(), "run `python -m pipeline.recipe_page`"
+@pytest.mark.parametrize("task", TASKS)
+def test_recipe_pages_are_up_to_date(task: str) -> None:
+    written = recipe_page.PAGES[task].read_text(encoding="utf-8")
+    assert written == recipe_page.page(task), "run `python -m pipeline.recipe_page`"

@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from data_prep.images.shards import ImageReader
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
+from data_prep.files import first_line
 from data_prep.identity import check_corpora
+from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
 from pipeline.checkpoints.folder import CheckpointError, Criterion
 from pipeline.classification.run_model import model_for, model_identity
@@ -138,11 +139,30 @@ class ClassificationTask(Task["ImageBatch"]):
         return model
 
     def _load_initial_weights(self, model: ImageClassifier) -> None:
-        """Load the weights of the export that `training.init_from` names into `model`.
+        """Load the weights of the export that `training.init_from` names into `model`, which then
+        also normalises images as that does.
 
         :raises CheckpointError: the export has other classes, or its weights have other shapes.
         """
-        raise CheckpointError
+        from safetensors import SafetensorError
+
+        from models.export_format import ModelError, load_weights, read_classifier_settings
+
+        folder = self.recipe.training.init_from
+        assert folder is not None
+        try:
+            settings = read_classifier_settings(folder)
+            if settings.format != "safetensors":
+                raise ModelError(
+                    f"{folder} is in format {settings.format}, and cannot be trained on; "
+                    "`./run.sh export --format safetensors` writes it as it was"
+                )
+            if settings.classes != list(self.images.data.classes):
+                raise ModelError(f"{folder} has other classes than {self.recipe.shards}")
+            load_weights(model, folder)
+        except (ModelError, OSError, RuntimeError, SafetensorError) as error:
+            problem = "" if isinstance(error, ModelError) else f"{folder} does not fit: "
+            raise CheckpointError(f"training.init_from: {problem}{first_line(error)}") from error
 
     @cached_property
     def _augment(self) -> Callable[[Tensor], Tensor]:

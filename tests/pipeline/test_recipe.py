@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.command_line import load_recipe, recipe_keys
-from pipeline.recipe import ROOT, UsageError
+from pipeline.recipe import ROOT, Recipe, UsageError
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 
@@ -16,7 +16,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_shipped_recipes_are_valid(path: Path) -> None:
-    recipe = load_recipe(path)
+    recipe = load_recipe(path, kind=Recipe)
     assert recipe.run_dir == Path("runs") / path.stem
     assert recipe.training.deepspeed_config.is_file()
 
