@@ -212,6 +212,7 @@ def write_weights(model: nn.Module, folder: Path) -> None:
     from safetensors.torch import save_model
 
     save_model(model, str(folder / WEIGHTS))
+    (folder / WEIGHTS).chmod(0o644)  # as the other files; it is 0600
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

@@ -159,7 +159,8 @@ class Graph:
 
     def to_bytes(self, inputs: Values, outputs: Values) -> bytes:
         """Return the content of a file with this graph as a model."""
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        domains = {"": OPSET, CONTRIB: 1} if self.weights is not None else {"": OPSET}
+        opsets = [helper.make_opsetid(name, number) for name, number in domains.items()]
         graph = self.finish(inputs, outputs)
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         content: bytes = model.SerializeToString(deterministic=True)

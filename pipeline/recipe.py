@@ -47,8 +47,8 @@ class TrainingConfig(Section):
     """End after this many passes over the data, unless max_steps ends training before."""
 
     read_ahead_steps: PositiveInt = 8
-    """Steps whose examples are read ahead, each by a thread of its own; raise it where `data wait` is
-    more than nothing, which is where the file system is slow to answer."""
+    """Steps whose examples are read ahead, each by a thread of its own; raise it where `data wait`
+    is more than nothing, which is where the file system is slow to answer."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
     """The two differ in what weight_decay does. Torch's fused kernels compute them, or DeepSpeed's

@@ -158,10 +158,11 @@ class ClassificationTask(Task["ImageBatch"]):
                 )
             if settings.classes != list(self.images.data.classes):
                 raise ModelError(f"{folder} has other classes than {self.recipe.shards}")
-            if (settings.channels, settings.image_size) != model.image:
+            theirs, (channels, size) = (settings.channels, settings.image_size), model.image
+            if theirs != (channels, size):
                 raise ModelError(
-                    f"{folder} takes images of {settings.channels} × {settings.image_size} × "
-                    f"{settings.image_size}, not {' × '.join(map(str, (*model.image, model.image.size)))}"
+                    f"{folder} takes {theirs[0]} channels of {theirs[1]} × {theirs[1]} pixels, the "
+                    f"recipe's images are {channels} of {size} × {size}"
                 )
             load_weights(model, folder)
         except (ModelError, OSError, RuntimeError, SafetensorError) as error:

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.checkpoints.folder import list_checkpoints
+from models.image_classifier import ImageClassifier
+from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
 from pipeline.classification.batches import augment, augmentation
+from pipeline.classification.run_model import model_of_run
 from pipeline.classification.task import ClassificationTask
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import load_recipe
+from pipeline.publishing.image_exports import export_classifier
 from tests.pipeline.classification.zero_matrix import CASES, main, task_of
 from tests.pipeline.ranks import finish, options, start, start_ranks, tracked, weights
 from tests.pipeline.training.zero_matrix import agree, reference
@@ -86,3 +89,27 @@ def test_augmentation_depends_on_the_random_state_alone(
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0][0], images[0][:, 1:13, 1:13])
+
+
+@pytest.mark.slow
+def test_a_training_starts_from_an_export(
+    bars: Path, trained_bars: ClassificationRecipe, tmp_path: Path
+) -> None:
+    export_classifier(trained_bars, tmp_path / "export", "safetensors")
+    export_classifier(trained_bars, tmp_path / "onnx", "onnx")
+
+    def model(folder: Path, **keys: str) -> ImageClassifier:
+        overrides = {"training.init_from": str(folder), **keys}
+        recipe = load_recipe(bars, list(overrides.items()), kind=ClassificationRecipe)
+        return ClassificationTask(recipe).create_model()
+
+    theirs = model_of_run(trained_bars, list_checkpoints(trained_bars.checkpoints)[-1:])
+    started = model(tmp_path / "export").state_dict()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(started[name], tensor), name
+    with pytest.raises(CheckpointError, match=r"init_from: .*onnx, and cannot be trained on"):
+        model(tmp_path / "onnx")
+    with pytest.raises(CheckpointError, match=r"1 channels of 12 × 12 pixels, .* 1 of 8 × 8"):
+        model(tmp_path / "export", **{"data.image_size": "8"})
+    with pytest.raises(CheckpointError, match=r"does not fit: .*size mismatch for class_token"):
+        model(tmp_path / "export", **{"model.model_dim": "16"})
