@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# The whole project in one script: raw corpora → shards → a trained RingFormer → BLEU in MLflow.
+# The whole project in one script: raw corpora, or images → shards → a trained RingFormer → scores in
+# MLflow.
 #
 #   ./run.sh [COMMAND] [--config RECIPE] [--SECTION.KEY VALUE]...     (options may come first, too)
 #
 # COMMAND: all (default)  setup, prepare, train, evaluate, one after the other
 #          setup          create .venv from requirements.lock
-#          prepare        fetch → clean → vocabulary → binarize
+#          prepare        fetch → clean → vocabulary → binarize; of images fetch → pack
 #          train          deepspeed pipeline/train.py; DEEPSPEED_ARGS go to the launcher
 #          evaluate       score the model on test sets; log and register it in MLflow; over ranks
 #                         where DEEPSPEED_ARGS is set
 #          translate      stdin (or --input FILE) → stdout; --model FOLDER of an export
-#          classify        IMAGE… of JPEG or PNG: what is on them; --model FOLDER of an export
+#          classify       IMAGE… (JPEG, PNG) → their classes; --model FOLDER of an export
 #          export         the trained model as a folder of its own, as it is served best
 #                         [--quantization int8] for fast translation on CPUs
 #          analyse        what the levels of the trained model do, in pictures and numbers

@@ -10,29 +10,21 @@ in one process, to be timed. The program prints the tables of docs/results.md an
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 
 from benchmarks.real_batches import loss_of
-from benchmarks.rounds import create_parser, measure, print_table, progress, ratios, three_digits
+from benchmarks.rounds import measure, print_table, ratios, three_digits
+from benchmarks.runs import Run, draw, mean, train_all
 from benchmarks.train_step import steps_of
 from data_prep.batch_plan import BatchPlan
-from data_prep.files import read_json
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX
 from models.factory import abstract_model, create_model
 from models.seq2seq import core_parameters
 from pipeline.checkpoints.weights import checkpoints_to_average
-from pipeline.command_line import load_recipe
 from pipeline.recipe import ROOT
 from pipeline.translation.batches import collate
 from pipeline.translation.translator import Translator
@@ -56,73 +48,14 @@ REFERENCE = "Transformer"
 TIMED_STEPS, TIMED_SENTENCES = 10, 200
 
 
-@dataclass(frozen=True)
-class Run:
-    """One system with one seed."""
-
-    system: str
-    seed: int
-    run_dir: Path
-    overrides: Mapping[str, str]
-
-    @property
-    def recipe(self) -> TranslationRecipe:
-        """Read the recipe with the overrides of this run."""
-        return load_recipe(RECIPE, [*self.overrides.items(), ("run_dir", str(self.run_dir))])
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Read its scores; they are empty until it has been evaluated."""
-        recipe = self.recipe
-        path = recipe.run_dir / "evaluation" / recipe.data.test.name / "scores.json"
-        scores: dict[str, float] = read_json(path)
-        return scores
-
-    def train(self) -> None:
-        """Train and evaluate with one thread; the output goes to RUN_DIR.log.
-
-        :raises subprocess.CalledProcessError: the command failed.
-        """
-        options = [word for key, value in self.overrides.items() for word in (f"--{key}", value)]
-        command = [str(ROOT / "run.sh"), "--config", str(RECIPE), "--run_dir", str(self.run_dir)]
-        log = self.run_dir.with_suffix(".log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        progress(f"{self.system}, seed {self.seed}: {log}")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with log.open("a") as output:
-            subprocess.run(
-                [*command, *options], check=True, env=environment, stdout=output, stderr=output
-            )
-        progress(f"{self.system}, seed {self.seed}: BLEU {self.scores['bleu']}")
-
-
-def runs_of(arguments: argparse.Namespace, given: Mapping[str, str]) -> list[Run]:
-    """Return the runs of all systems with the first seed, then with the next.
-
-    :param given: overrides from the command line.
-    """
-    runs = []
-    for seed in arguments.seeds:
-        for system in arguments.only or SYSTEMS:
-            name = system.lower().replace(",", "").replace(" ", "-")
-            overrides = {
-                "data.root": str(arguments.data.absolute()),
-                "training.seed": str(seed),
-                **SYSTEMS[system],
-                **given,
-            }
-            run_dir = arguments.run_dir.absolute() / f"{name}-{seed}"
-            runs.append(Run(system, seed, run_dir, overrides))
-    return runs
-
-
 # ── Scores ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _mean(values: Sequence[float]) -> str:
-    """Return the mean and, of two or more values, the sample's standard deviation."""
-    mean = f"{statistics.mean(values):.2f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
+def translation_of(run: Run) -> TranslationRecipe:
+    """Return the recipe of a run."""
+    recipe = run.recipe
+    assert isinstance(recipe, TranslationRecipe)
+    return recipe
 
 
 def core_parameters_of(recipe: TranslationRecipe) -> int:
@@ -136,40 +69,19 @@ def report_scores(systems: Mapping[str, Sequence[Run]]) -> None:
 
     :param systems: the runs of each system.
     """
-    reference = core_parameters_of(systems[REFERENCE][0].recipe)
+    reference = core_parameters_of(translation_of(systems[REFERENCE][0]))
     rows = []
     for system, runs in systems.items():
-        parameters = core_parameters_of(runs[0].recipe)
+        parameters = core_parameters_of(translation_of(runs[0]))
         share = f"{parameters / reference:.3f}"
         scores = [run.scores for run in runs]
         bleu, chrf = ([each[key] for each in scores] for key in ("bleu", "chrf"))
         seeds = ", ".join(f"{value:.2f}" for value in bleu)
-        rate = f"{runs[0].recipe.training.learning_rate:g}"
-        rows.append((system, f"{parameters:,}", share, rate, _mean(bleu), _mean(chrf), seeds))
+        rate = f"{translation_of(runs[0]).training.learning_rate:g}"
+        rows.append((system, f"{parameters:,}", share, rate, mean(bleu), mean(chrf), seeds))
     sizes = "core parameters", f"over {REFERENCE}"
     header = ("system", *sizes, "learning rate", "BLEU", "chrF2", "BLEU by seed")
     print_table("Mean ± standard deviation over seeds, beam 4", header, rows)
-
-
-def draw(systems: Mapping[str, Sequence[Run]], path: Path) -> None:
-    """Draw BLEU by core parameters: a dot for each seed, a diamond for their mean."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.add_subplot()
-    for number, (system, runs) in enumerate(systems.items()):
-        parameters = core_parameters_of(runs[0].recipe)
-        bleu = [run.scores["bleu"] for run in runs]
-        color = f"C{number}"
-        axes.scatter([parameters] * len(bleu), bleu, color=color, alpha=0.4, s=20)
-        axes.scatter(parameters, statistics.mean(bleu), color=color, marker="D", s=60, label=system)
-    axes.set(
-        xscale="log",
-        xlabel="core parameters (without embeddings)",
-        ylabel="BLEU",
-        title="Multi30k De→En, test_2016_flickr: each seed, and the mean",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 # ── Speed ───────────────────────────────────────────────────────────────────────────────────────
@@ -177,7 +89,7 @@ def draw(systems: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 def training_steps(run: Run) -> tuple[Callable[[], None], int]:
     """Return a function that trains on the first batches of an epoch, and their target tokens."""
-    recipe = run.recipe
+    recipe = translation_of(run)
     reader = ShardReader(recipe.run_dir / "shards", "train")
     plan = BatchPlan(
         *reader.lengths(), max_tokens=recipe.training.max_tokens, micro_batch_tokens=None, seed=0
@@ -190,7 +102,7 @@ def training_steps(run: Run) -> tuple[Callable[[], None], int]:
 
 def translations(run: Run) -> tuple[Callable[[], object], int]:
     """Return a function that translates the first test sentences, and the output's tokens."""
-    recipe = run.recipe
+    recipe = translation_of(run)
     translator = Translator.of_run(recipe, checkpoints_to_average(recipe))
     text = (recipe.run_dir / "clean" / f"test.{recipe.data.source_lang}").read_text("utf-8")
     sentences = text.split("\n")[:TIMED_SENTENCES]
@@ -225,27 +137,13 @@ def report_speed(systems: Mapping[str, Sequence[Run]], rounds: int) -> None:
 
 def main() -> None:
     """Train what is not trained yet, and print the tables."""
-    parser = create_parser(__doc__)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="data.root")
-    parser.add_argument("--run_dir", type=Path, help="[runs/architectures]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--only", nargs="+", choices=SYSTEMS, metavar="SYSTEM")
-    parser.add_argument("--jobs", type=int, default=1, help="trained at the same time")
-    parser.add_argument("--picture", type=Path, help="[RUN_DIR/results.png]")
-    arguments, rest = parser.parse_known_args()
-    pairs = zip(rest[::2], rest[1::2], strict=True)
-    overrides = {key.removeprefix("--"): value for key, value in pairs}
-    if overrides and not arguments.run_dir:
-        parser.error("other recipes need a --run_dir of their own")
-    arguments.run_dir = arguments.run_dir or Path("runs/architectures")
-    if arguments.only and REFERENCE not in arguments.only:
-        arguments.only.append(REFERENCE)
-    runs = runs_of(arguments, overrides)
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(Run.train, runs))
-    systems = {run.system: [r for r in runs if r.system == run.system] for run in runs}
+    arguments, systems = train_all(__doc__, RECIPE, SYSTEMS, REFERENCE, "bleu")
     report_scores(systems)
-    draw(systems, arguments.picture or arguments.run_dir / "results.png")
+    sizes = {
+        system: core_parameters_of(translation_of(runs[0])) for system, runs in systems.items()
+    }
+    title = "Multi30k De→En, test_2016_flickr: each seed, and the mean"
+    draw(systems, sizes, title, "BLEU", arguments.picture)
     if arguments.rounds:
         report_speed(systems, arguments.rounds)
 

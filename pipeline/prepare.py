@@ -1,4 +1,4 @@
-"""`./run.sh prepare`: raw corpora become shards of token ids."""
+"""`./run.sh prepare`: raw corpora become shards of token ids, images become shards of pixels."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ def _prepare(recipe: Recipe) -> str:
 
 
 if __name__ == "__main__":
-    run_command("prepare", "Turn raw corpora into binarized shards.", main, kind=Recipe)
+    run_command("prepare", "Turn raw corpora, or images, into binarized shards.", main, kind=Recipe)

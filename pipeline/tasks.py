@@ -1,6 +1,4 @@
-"""What each command does for the task of a recipe."""
-
-# Functions import what only one of the tasks needs.
+"""The task of a recipe."""
 
 from __future__ import annotations
 

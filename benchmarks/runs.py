@@ -1,0 +1,145 @@
+"""Training many systems with many seeds, each as users do: what has been trained is not again."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.rounds import create_parser, progress
+from data_prep.files import read_json
+from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.command_line import load_recipe
+from pipeline.evaluation.result import slug_of
+from pipeline.recipe import ROOT, Recipe
+from pipeline.translation_recipe import TranslationRecipe
+
+Systems = Mapping[str, Mapping[str, str]]
+"""Overrides of a recipe, by the name of the system that they make of it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One system with one seed."""
+
+    system: str
+    seed: int
+    recipe_file: Path
+    run_dir: Path
+    overrides: Mapping[str, str]
+    score: str
+    """Key of scores.json that counts."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Read the recipe with the overrides of this run."""
+        overrides = [*self.overrides.items(), ("run_dir", str(self.run_dir))]
+        return load_recipe(self.recipe_file, overrides, kind=Recipe)
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Read its scores on the recipe's test set; they are empty until it has been evaluated."""
+        recipe = self.recipe
+        assert isinstance(recipe, TranslationRecipe | ClassificationRecipe)
+        return read_json(
+            recipe.run_dir / "evaluation" / slug_of(recipe.data.test.name) / "scores.json"
+        )
+
+    def train(self) -> None:
+        """Train and evaluate with one thread; the output goes to RUN_DIR.log.
+
+        :raises subprocess.CalledProcessError: the command failed.
+        """
+        options = [word for key, value in self.overrides.items() for word in (f"--{key}", value)]
+        command = [str(ROOT / "run.sh"), "--config", str(self.recipe_file)]
+        log = self.run_dir.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        progress(f"{self.system}, seed {self.seed}: {log}")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with log.open("a") as output:
+            subprocess.run(
+                [*command, "--run_dir", str(self.run_dir), *options],
+                check=True, env=environment, stdout=output, stderr=output,
+            )  # fmt: skip
+        progress(f"{self.system}, seed {self.seed}: {self.score} {self.scores[self.score]}")
+
+
+def train_all(
+    description: str | None, recipe_file: Path, systems: Systems, reference: str, score: str
+) -> tuple[argparse.Namespace, dict[str, list[Run]]]:
+    """Read the command line, and train what is not trained yet.
+
+    :param reference: the system that is always among them.
+    :returns: the arguments, and the runs of each system.
+    """
+    parser = create_parser(description)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="data.root")
+    parser.add_argument("--run_dir", type=Path, help=f"[runs/{recipe_file.stem}-systems]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--only", nargs="+", choices=systems, metavar="SYSTEM")
+    parser.add_argument("--jobs", type=int, default=1, help="trained at the same time")
+    parser.add_argument("--picture", type=Path, help="[RUN_DIR/results.png]")
+    arguments, rest = parser.parse_known_args()
+    pairs = zip(rest[::2], rest[1::2], strict=True)
+    given = {key.removeprefix("--"): value for key, value in pairs}
+    if given and not arguments.run_dir:
+        parser.error("other recipes need a --run_dir of their own")
+    arguments.run_dir = arguments.run_dir or Path("runs", f"{recipe_file.stem}-systems")
+    arguments.picture = arguments.picture or arguments.run_dir / "results.png"
+    chosen = list(arguments.only or systems)
+    if reference not in chosen:
+        chosen.append(reference)
+    runs = []
+    for seed in arguments.seeds:  # all with the first seed, then with the next
+        for system in chosen:
+            overrides = {
+                "data.root": str(arguments.data.absolute()),
+                "training.seed": str(seed),
+                **systems[system],
+                **given,
+            }
+            name = system.lower().replace(",", "").replace(" ", "-")
+            run_dir = arguments.run_dir.absolute() / f"{name}-{seed}"
+            runs.append(Run(system, seed, recipe_file, run_dir, overrides, score))
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(Run.train, runs))
+    return arguments, {run.system: [r for r in runs if r.system == run.system] for run in runs}
+
+
+def mean(values: Sequence[float]) -> str:
+    """Return the mean and, of two or more values, the sample's standard deviation."""
+    middle = f"{statistics.mean(values):.2f}"
+    return middle if len(values) < 2 else f"{middle} ± {statistics.stdev(values):.2f}"
+
+
+def draw(
+    systems: Mapping[str, Sequence[Run]],
+    sizes: Mapping[str, int],
+    title: str,
+    label: str,
+    path: Path,
+) -> None:
+    """Draw the score by core parameters: a dot for each seed, a diamond for their mean.
+
+    :param sizes: the core parameters of each system.
+    """
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (system, runs) in enumerate(systems.items()):
+        found = [run.scores[run.score] for run in runs]
+        color = f"C{number}"
+        axes.scatter([sizes[system]] * len(found), found, color=color, alpha=0.4, s=20)
+        middle = statistics.mean(found)
+        axes.scatter(sizes[system], middle, color=color, marker="D", s=60, label=system)
+    axes.set(xscale="log", xlabel="core parameters", ylabel=label, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
