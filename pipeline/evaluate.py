@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="RUN_ID",
-        help="MLflow run to compare with by paired bootstrap, on each test set that it has too",
+        help="MLflow run to compare with, on each test set that it has too: by paired bootstrap, "
+        "or by McNemar's test",
     )
 
 
@@ -163,7 +164,7 @@ def _dashboard_hint(recipe: Recipe) -> str:
 if __name__ == "__main__":
     run_command(
         "evaluate",
-        "Translate test sets and score them.",
+        "Score a model on test sets.",
         main,
         add_arguments,
         kind=Recipe,
