@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,23 @@ def test_a_graph_that_is_not_what_its_settings_say_is_refused(
     path.write_text(json.dumps({**settings, "classes": settings["classes"][:2]}))
     with pytest.raises(ModelError, match=r"model\.onnx is of another model"):
         OnnxClassifier(tmp_path / "export")
+
+
+def test_a_path_of_any_bytes_comes_back(
+    bars: Path, run: ClassificationRecipe, tmp_path: Path
+) -> None:
+    export_classifier(run, tmp_path / "export", "onnx")
+    strange = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copyfile(bars.parent / "data" / "test" / "down" / "00.png", strange)
+    options = ["--config", str(bars), "--model", str(tmp_path / "export")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.classify", strange, *options],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(strange + b"\t")
 
 
 def test_scores_of_other_test_images_are_not_told_on_the_card(
