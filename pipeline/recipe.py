@@ -47,7 +47,7 @@ class TrainingConfig(Section):
     """End after this many passes over the data, unless max_steps ends training before."""
 
     read_ahead_steps: PositiveInt = 8
-    """Steps whose pairs are read ahead, each by a thread of its own; raise it where `data wait` is
+    """Steps whose examples are read ahead, each by a thread of its own; raise it where `data wait` is
     more than nothing, which is where the file system is slow to answer."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -84,7 +84,7 @@ class TrainingConfig(Section):
     safetensors`."""
 
     freeze: list[str] = Limit(default=[])
-    """Do not train parameters whose names begin with one of these: `[encoder_frontend.embed]`."""
+    """Do not train parameters whose names begin with one of these; what is not one names all."""
 
     ema_decay: float = Limit(default=0.0, ge=0, lt=1)
     """Keep an exponential moving average of the weights, for evaluation.use_ema; 0: none."""

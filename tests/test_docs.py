@@ -25,7 +25,7 @@ SECTIONS = "data|model|training|evaluation|tracking"
 FLAG = re.compile(rf"--((?:{SECTIONS})\.[\w.]+)")
 KEY = re.compile(rf"`((?:{SECTIONS})\.[\w.]+)")
 MESSAGE = re.compile(r"(?<!`)``(?!`).+?``(?!`)")  # quoted; may hold a wrong key
-FILES = {"model.safetensors", "model.bin"}  # what looks like a key
+FILES = {"model.safetensors", "model.bin", "model.onnx"}  # what looks like a key
 MODULE = re.compile(r"python -m ((?:pipeline|data_prep|models|benchmarks)[\w.]*)")
 SOURCE = re.compile(r"`(?!runs/|build/)([\w.]+/[\w./]*\.(?:py|sh|yaml|json|md))`")
 

@@ -72,7 +72,7 @@ def _head_of(path: Path) -> bytes:
     :raises Refused: there is none.
     """
     if not path.exists():
-        raise Refused("link to nowhere" if path.is_symlink() else "gone")
+        raise Refused("link to nowhere" if path.is_symlink() else "not there")
     if not path.is_file():
         raise Refused("not a file")
     with path.open("rb") as file:

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
-from data_prep.files import first_line
 from data_prep.identity import check_corpora
 from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
@@ -38,7 +37,7 @@ class ClassificationTask(Task["ImageBatch"]):
     """Trains an image classifier on the shards of `run_dir`."""
 
     unit = "images"
-    target_unit = "labels"
+    target_unit = "images"
     recipe: ClassificationRecipe
 
     @property
@@ -159,10 +158,17 @@ class ClassificationTask(Task["ImageBatch"]):
                 )
             if settings.classes != list(self.images.data.classes):
                 raise ModelError(f"{folder} has other classes than {self.recipe.shards}")
+            if (settings.channels, settings.image_size) != model.image:
+                raise ModelError(
+                    f"{folder} takes images of {settings.channels} × {settings.image_size} × "
+                    f"{settings.image_size}, not {' × '.join(map(str, (*model.image, model.image.size)))}"
+                )
             load_weights(model, folder)
         except (ModelError, OSError, RuntimeError, SafetensorError) as error:
             problem = "" if isinstance(error, ModelError) else f"{folder} does not fit: "
-            raise CheckpointError(f"training.init_from: {problem}{first_line(error)}") from error
+            raise CheckpointError(
+                f"training.init_from: {problem}{' '.join(str(error).split())}"
+            ) from error
 
     @cached_property
     def _augment(self) -> Callable[[Tensor], Tensor]:
@@ -208,7 +214,15 @@ class ClassificationTask(Task["ImageBatch"]):
                 interruption.agree()
         means = trainer.mean_over_ranks(*totals)
         loss, accuracy = (mean * trainer.world_size / len(reader) for mean in means)
-        return {"valid_loss": loss, "valid_accuracy": accuracy}
+        return {"valid_loss": loss, "valid_accuracy": 100 * accuracy}
+
+    def in_words(self, metrics: Mapping[str, float]) -> str:
+        words = {
+            "train_loss": "loss %.4f",
+            "valid_loss": "valid loss %.4f",
+            "valid_accuracy": "accuracy %.2f%%",
+        }
+        return " | ".join(words[name] % value for name, value in metrics.items())
 
 
 def _cross_entropy(logits: Tensor, batch: ImageBatch, label_smoothing: float = 0.0) -> Tensor:
