@@ -169,6 +169,11 @@ def read_classifier_settings(folder: Path) -> ClassifierSettings:
     if not wrong and not all(isinstance(name, str) for name in found["classes"]):
         wrong = ["classes"]
     _refuse(folder, wrong)
+    if not 0 < found["image_size"] <= found["stored_size"]:
+        raise ModelError(
+            f"{folder}: not an exported model: {SETTINGS}: image_size {found['image_size']} does "
+            f"not fit into stored_size {found['stored_size']}"
+        )
     known: dict[str, Any] = {key: found[key] for key in CLASSIFIER_TYPES}
     return ClassifierSettings(format=found["format"], **known)
 

@@ -115,6 +115,8 @@ class ClassificationEvaluation(EvaluationConfig):
 class ClassificationRecipe(Recipe):
     """A run from images to accuracy."""
 
+    page = "recipe_images.md"
+
     task: Literal["classification"] = "classification"
     """What is learnt."""
 

@@ -37,6 +37,8 @@ def main(recipe: ClassificationRecipe, arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     if arguments.top < 1:
         raise UsageError("--top must be at least 1")
+    if sys.stdout is None:
+        raise UsageError("stdout is closed; classes are written there")
     classifier = load_classifier(recipe, arguments.model)
     refused = 0
     for path in arguments.images:
@@ -47,7 +49,10 @@ def main(recipe: ClassificationRecipe, arguments: argparse.Namespace) -> None:
             detail = f" ({error.detail})" if error.detail else ""
             print(f"classify: {path}: {error}{detail}", file=sys.stderr)
             continue
-        print("\t".join([str(path), *(f"{name} {share:.4f}" for name, share in found)]), flush=True)
+        line = "\t".join([str(path), *(f"{name} {share:.4f}" for name, share in found)])
+        # A path may be of any bytes.
+        sys.stdout.buffer.write(f"{line}\n".encode("utf-8", "surrogateescape"))
+        sys.stdout.buffer.flush()
     if refused:
         sys.exit(1)
 

@@ -217,7 +217,7 @@ def _describe_error(
     more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
     if first["type"] == "extra_forbidden":
         in_a_list = any(isinstance(part, int) for part in location)
-        hint = "; docs/recipe.md has its keys" if in_a_list else _nearest_key_hint(key, recipe)
+        hint = f"; docs/{recipe.page} has its keys" if in_a_list else _nearest_key_hint(key, recipe)
         return f"{where}: unknown key `{key}`{hint}{more}"
     if first["type"] == "missing":
         return f"{where}: key `{key}` is required{more}"
@@ -333,7 +333,7 @@ def _key_names(recipe: type[Recipe]) -> str:
     for key, _ in recipe_keys(recipe):
         section, _, name = key.rpartition(".")
         sections.setdefault(section, []).append(name)
-    head = "recipe keys, as --SECTION.KEY VALUE; --help_keys and docs/recipe.md explain them:"
+    head = f"recipe keys, as --SECTION.KEY VALUE; --help_keys and docs/{recipe.page} explain them:"
     lines = [
         textwrap.fill(
             (f"{section}: " if section else "") + ", ".join(names),

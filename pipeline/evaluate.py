@@ -52,7 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baseline",
         metavar="RUN_ID",
-        help="MLflow run to compare with by paired bootstrap, on each test set that it has too",
+        help="MLflow run to compare with, on each test set that it has too: by paired bootstrap, "
+        "or by McNemar's test",
     )
 
 
@@ -89,11 +90,17 @@ def _kind_of(recipe: Recipe) -> type[Result]:
 
 
 def _evaluate(recipe: Recipe, arguments: argparse.Namespace) -> Evaluation[Any]:
-    """Evaluate the model of the run's checkpoints, or the export that `--model` names."""
+    """Evaluate the model of the run's checkpoints, or the export that `--model` names; warn of keys
+    on the command line that do not apply to that."""
+    given = keys_on_command_line("evaluation", recipe.evaluation, arguments)
+    search = {key: value for key, value in given.items() if key in SearchConfig.model_fields}
+    if arguments.model:
+        for key in sorted(given.keys() - search.keys() - {"test_sets", "batch_size"}):
+            log.warning("evaluation.%s does not apply to an exported model: left out", key)
     if isinstance(recipe, ClassificationRecipe):
         return evaluate_images(recipe, arguments.model)
     assert isinstance(recipe, TranslationRecipe)
-    return evaluate(recipe, arguments.model, _search_keys(recipe, arguments))
+    return evaluate(recipe, arguments.model, search)
 
 
 def _servable(recipe: Recipe, evaluation: Evaluation[Any]) -> Servable:
@@ -103,18 +110,6 @@ def _servable(recipe: Recipe, evaluation: Evaluation[Any]) -> Servable:
         return servable_classifier(recipe, checkpoints, result)
     assert isinstance(recipe, TranslationRecipe)
     return servable_translation(recipe, checkpoints, result)
-
-
-def _search_keys(recipe: TranslationRecipe, arguments: argparse.Namespace) -> dict[str, object]:
-    """Return the search keys on the command line.
-
-    For an export warn of the section's other keys, which do not apply to it.
-    """
-    given = keys_on_command_line("evaluation", recipe.evaluation, arguments)
-    if arguments.model:
-        for key in sorted(given.keys() - SearchConfig.model_fields.keys() - {"test_sets"}):
-            log.warning("evaluation.%s does not apply to an exported model: left out", key)
-    return {key: value for key, value in given.items() if key in SearchConfig.model_fields}
 
 
 def _publish(
@@ -163,7 +158,7 @@ def _dashboard_hint(recipe: Recipe) -> str:
 if __name__ == "__main__":
     run_command(
         "evaluate",
-        "Translate test sets and score them.",
+        "Score a model on test sets.",
         main,
         add_arguments,
         kind=Recipe,

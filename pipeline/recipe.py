@@ -172,6 +172,9 @@ class TrackingConfig(Section):
 class Recipe(Section):
     """A run from data to scores, whatever its task."""
 
+    page: ClassVar[str]
+    """The page of docs/ that explains the keys."""
+
     task: str
     """What is learnt."""
 

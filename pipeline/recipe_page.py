@@ -13,10 +13,7 @@ from pydantic import BaseModel, TypeAdapter
 from pipeline.command_line import TASKS, default_of, is_section, is_sequence
 from pipeline.recipe import ROOT
 
-PAGES = {
-    "translation": ROOT / "docs" / "recipe.md",
-    "classification": ROOT / "docs" / "recipe_images.md",
-}
+PAGES = {task: ROOT / "docs" / recipe.page for task, recipe in TASKS.items()}
 HEAD = """\
 # Recipe keys: {task}
 

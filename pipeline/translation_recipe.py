@@ -126,6 +126,8 @@ class TranslationEvaluation(EvaluationConfig, SearchConfig):
 class TranslationRecipe(Recipe):
     """A run from corpora to BLEU."""
 
+    page = "recipe.md"
+
     task: Literal["translation"] = "translation"
     """What is learnt."""
 

@@ -81,6 +81,7 @@ def fetch(config: ImagesConfig, folder: Path) -> Fetched:
             if each.folder is None:
                 _unpack(config.root, each, places[-1])
         classes = _classes(config, places)
+        _check_names(classes)
         sets = [
             _label(config, split, each, classes, found, place)
             for (split, each), place in zip(config.sets(), places, strict=True)
@@ -142,6 +143,15 @@ def _classes(config: ImagesConfig, places: Sequence[Path]) -> tuple[str, ...]:
             f"{folders[0]} has {len(classes)} folders; expected one for each class, with its images"
         )
     return tuple(classes)
+
+
+def _check_names(classes: Sequence[str]) -> None:
+    """Check that lists of classes can have one a line, and tables a column of them.
+
+    :raises DataError: a name has a tab or a line end.
+    """
+    if bad := [name for name in classes if not {*name}.isdisjoint("\t\r\n")]:
+        raise DataError(f"The name of class {bad[0]!r} has a tab or a line end; rename it")
 
 
 def _class_folders(folder: Path) -> list[str]:

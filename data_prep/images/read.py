@@ -50,7 +50,7 @@ def read_image(source: Path | bytes, max_pixels: int) -> tuple[Image.Image, list
             warnings.simplefilter("always")
             with Image.open(file, formats=list(FORMATS)) as image:
                 if image.width * image.height > max_pixels:
-                    raise Refused("more than data.max_pixels", f"{image.width} × {image.height}")
+                    raise Refused("too many pixels", f"{image.width} × {image.height}")
                 kinds = _kinds(image)
                 image.load()
                 upright = _upright(image, kinds)
@@ -59,7 +59,7 @@ def read_image(source: Path | bytes, max_pixels: int) -> tuple[Image.Image, list
     except Refused:
         raise
     except Image.DecompressionBombError as error:
-        raise Refused("more than data.max_pixels", _first_line(error)) from error
+        raise Refused("too many pixels", _first_line(error)) from error
     except Exception as error:  # of any type: Pillow's own, struct's, zlib's, …
         if isinstance(error, OSError) and error.errno is not None:
             raise Refused("cannot be read", error.strerror or "") from error

@@ -115,12 +115,13 @@ class Report:
         if self.up_to_date:
             log.info("%s: up to date", self.folder)
             return
+        analyses = list(self.analyses())  # what is there stays if the settings are wrong
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / SUMMARY).unlink(missing_ok=True)
         for name in self._found.get("files", {}):  # of other settings, perhaps other names
             (self.folder / name).unlink(missing_ok=True)
         files: dict[str, str] = {}
-        for analysis in self.analyses():
+        for analysis in analyses:
             json, png = (self.folder / f"{analysis.name}.{ending}" for ending in ("json", "png"))
             write_json(json, analysis.content)
             analysis.draw(png)

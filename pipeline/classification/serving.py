@@ -84,6 +84,21 @@ class OnnxClassifier(Classifier):
         except Exception as error:  # onnxruntime's are of many types
             reason = str(error).strip().splitlines()[0]
             raise ModelError(f"{folder}: damaged or incomplete export: {reason}") from error
+        self._check_graph(folder)
+
+    def _check_graph(self, folder: Path) -> None:
+        """Check that the graph is what export.json says.
+
+        :raises ModelError: it is another model's.
+        """
+        settings, size = self.settings, self.settings.image_size
+        found = {
+            each.name: each.shape[1:]
+            for each in (*self.session.get_inputs(), *self.session.get_outputs())
+        }
+        wanted = {"images": [settings.channels, size, size], "logits": [len(settings.classes)]}
+        if found != wanted:
+            raise ModelError(f"{folder}: damaged export: {CLASSIFIER} is of another model")
 
     def logits(self, images: Pixels) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self.session.run(["logits"], {"images": images})[0]

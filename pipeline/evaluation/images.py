@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from data_prep.files import digest_of, write_atomically, write_json
+from data_prep.files import DataError, digest_of, write_atomically, write_json
 from data_prep.identity import check_corpora
 from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
@@ -56,10 +56,20 @@ def weights_digest(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoin
 
 
 def scores_of(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -> Scores:
-    """Return the scores on the test set that belong to these checkpoints; empty without any."""
+    """Return the scores of these checkpoints on the test set as it is now; empty without any."""
     folder = recipe.run_dir / "evaluation" / slug_of(recipe.data.test.name)
     found = read_scores(folder, ImageResult.types)
-    return found if found.get("weights_sha256") == weights_digest(recipe, checkpoints) else {}
+    wanted = {
+        "test_set": recipe.data.test.name,
+        "test_set_sha256": images_digest(ImageReader(recipe.shards, "test")),
+        "weights_sha256": weights_digest(recipe, checkpoints),
+    }
+    return found if wanted.items() <= found.items() else {}
+
+
+def images_digest(reader: ImageReader) -> str:
+    """Return a digest of images with their classes."""
+    return digest_of([list(reader.data.classes), *(shard.sha256 for shard in reader.shards)])
 
 
 @dataclass
@@ -93,9 +103,7 @@ class ImageResult(Result):
 
     @cached_property
     def test_set_sha256(self) -> str:
-        return digest_of(
-            [list(self.reader.data.classes), *(shard.sha256 for shard in self.reader.shards)]
-        )
+        return images_digest(self.reader)
 
     @property
     def size(self) -> int:
@@ -217,6 +225,11 @@ class EvaluatedClassifier:
             raise CheckpointError(
                 f"{export} knows other classes, or other channels, than {recipe.shards} have"
             )
+        if settings.stored_size != data.stored_size:  # the middle of it would be another part
+            raise CheckpointError(
+                f"{export} takes images that were scaled to {settings.stored_size} pixels, and "
+                f"those of {recipe.shards} were scaled to {data.stored_size}"
+            )
         return cls(recipe, [], export)
 
     def __str__(self) -> str:
@@ -235,7 +248,10 @@ class EvaluatedClassifier:
 
     def result(self, split: str) -> ImageResult:
         """Return the result on test or validation set: where its files belong, with the scores
-        found there."""
+        found there.
+
+        :raises DataError: a shard is damaged, or the test set has the name of the validation set.
+        """
         recipe, reader = self.recipe, ImageReader(self.recipe.shards, split, verify=True)
         if split == "valid":
             valid = recipe.data.valid
@@ -243,12 +259,17 @@ class EvaluatedClassifier:
         else:
             variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
             name = recipe.data.test.name
+            if slug_of(name) == VALIDATION:
+                raise DataError(
+                    f"data.test.name {name}: the validation set is called so; rename it"
+                )
             folder, prefix = f"{slug_of(name)}{variant}", f"test{variant}"
         depends_on = {
             "version": VERSION,
             "weights": weights_digest(recipe, self.checkpoints),
             "export": read_manifest(self.export) if self.export else None,
             "images": [shard.sha256 for shard in reader.shards],
+            "test set": name,
         }
         place = recipe.run_dir / "evaluation" / folder
         return ImageResult(place, f"{prefix}_", digest_of(depends_on), name, reader)

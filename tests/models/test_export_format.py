@@ -124,7 +124,7 @@ def test_settings_of_a_classifier_come_back(format: ClassifierFormat, tmp_path: 
     write_settings(tmp_path, settings)
     assert read_classifier_settings(tmp_path) == settings
     keys = list(json.loads((tmp_path / "export.json").read_text()))
-    assert keys == ["task", "format", "model", "channels", "image_size", "classes"]
+    assert keys == ["task", "format", "model", "channels", "image_size", "stored_size", "classes"]
 
 
 def test_a_model_for_another_task_is_refused(tmp_path: Path) -> None:
@@ -141,6 +141,8 @@ def test_a_model_for_another_task_is_refused(tmp_path: Path) -> None:
     [
         ({"format": "ctranslate2"}, "'ctranslate2', which is none of safetensors, onnx"),
         ({"image_size": True}, "image_size is missing or of the wrong type"),
+        ({"image_size": 0}, "image_size 0 does not fit into stored_size 36"),
+        ({"stored_size": 31}, "image_size 32 does not fit into stored_size 31"),
         ({"classes": None}, "classes is missing or of the wrong type"),
         ({"classes": ["cat", 2]}, "classes is missing or of the wrong type"),
         ({"model": []}, "model is missing or of the wrong type"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
 from models.export_format import Format, Quantization
@@ -24,6 +25,7 @@ from pipeline.checkpoints.folder import (
 )
 from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
+from pipeline.recipe import Recipe
 from pipeline.translation.run_model import model_identity, untrained_model
 from pipeline.translation.serving import TextTranslator
 from pipeline.translation_recipe import TranslationRecipe
@@ -39,8 +41,16 @@ def six_steps(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
     return run_dir
 
 
-def save_checkpoint(model: TranslationModel, recipe: TranslationRecipe) -> None:
-    """Save a model as the only checkpoint of a run, as ZeRO stage 0 writes it."""
+def save_checkpoint(
+    model: nn.Module, recipe: Recipe, identity: Mapping[str, Any] | None = None
+) -> None:
+    """Save a model as the only checkpoint of a run, as ZeRO stage 0 writes it.
+
+    :param identity: what the weights are bound to; None: what those of a translation model are.
+    """
+    if identity is None:
+        assert isinstance(recipe, TranslationRecipe)
+        identity = model_identity(recipe)
     checkpoints = recipe.checkpoints
     (checkpoints / tag_of(1)).mkdir(parents=True)
     weights = {"module": model.state_dict()}
@@ -54,7 +64,7 @@ def save_checkpoint(model: TranslationModel, recipe: TranslationRecipe) -> None:
         tracker_run_id=None,
         saved_at=0,
         **layout.model_dump(),
-        **model_identity(recipe),
+        **identity,
     )
     finish_checkpoint(checkpoints, info, keep=1)
 

@@ -157,13 +157,13 @@ def kinds() -> dict[str, Kind]:
 REFUSED = {
     "cat/a_link.png": "link to nowhere",
     "cat/a_pipe.png": "not a file",
-    "cat/bomb.png": "more than data.max_pixels",
+    "cat/bomb.png": "too many pixels",
     "cat/broken.png": "damaged or truncated",
     "cat/cut.jpg": "damaged or truncated",
     "cat/cut.png": "damaged or truncated",
     "cat/deeper": "a folder in the folder of a class",
     "cat/empty.png": "empty",
-    "cat/large_bomb.png": "more than data.max_pixels",
+    "cat/large_bomb.png": "too many pixels",
     "cat/notes.txt": "another suffix",
     "cat/film.png": "neither JPEG nor PNG",
     "cat/text.jpeg": "neither JPEG nor PNG",
@@ -304,6 +304,10 @@ def an_unknown_class(root: Path) -> None:
     (root / "test" / "cow" / "0.png").write_bytes((root / "test" / "cat" / "1.png").read_bytes())
 
 
+def a_name_of_two_lines(root: Path) -> None:
+    (root / "train" / "cat").rename(root / "train" / "cat\ntom")
+
+
 def nothing_good(root: Path) -> None:
     for path in (root / "test").rglob("*.png"):
         path.write_bytes(path.read_bytes()[:30])
@@ -329,6 +333,7 @@ def another_encoding(root: Path) -> None:
         (an_empty_class, "train/ant: no image there could be used"),
         (nothing_but_text, "train/ant: no image there could be used"),
         (an_unknown_class, "test/cow: there is no class of that name; .*: cat, dog"),
+        (a_name_of_two_lines, r"class 'cat\\ntom' has a tab or a line end"),
         (nothing_good, "photos-test: not one of its 8 files could be used"),
         (no_folders, "train has 0 folders; expected one for each class"),
         (nothing_at_all, "(?s)Image files not found.*valid"),

@@ -149,6 +149,14 @@ def test_against_exports(ring: ClassificationRecipe, tmp_path: Path) -> None:
         analysed(ring, exported(ring, tmp_path / "onnx", format="onnx"))
 
 
+def test_wrong_settings_leave_what_is_there(ring: ClassificationRecipe) -> None:
+    analysed(ring)
+    for wrong in (ALL._replace(show=99), ALL._replace(examples=1)):
+        with pytest.raises(UsageError, match="validation set"):
+            Report.of(ring, None, wrong).bring_up_to_date()
+    assert Report.of(ring, None, ALL).up_to_date
+
+
 def test_a_recipe_of_another_task_is_refused(ring: ClassificationRecipe, tiny_recipe: Path) -> None:
     with pytest.raises(UsageError, match="for translation, this one is for classification"):
         analysed(ring, tiny_recipe)
