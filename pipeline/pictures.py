@@ -75,7 +75,7 @@ def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: 
     axes.set_xticks(range(len(buckets)), [bucket["source_tokens"] for bucket in buckets])
     axes.set_xlabel("source tokens (in the bar: sentences)")
     axes.set_ylabel("BLEU, 95% confidence interval")
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     write_png(figure, path)
 
 
@@ -108,7 +108,7 @@ def draw_confusion(
             )  # fmt: skip
     axes.set_xlabel("predicted (% of the class)")
     axes.set_ylabel("class")
-    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
     write_png(figure, path)
 
 
@@ -128,7 +128,7 @@ def draw_images(title: str, images: NDArray[np.uint8], captions: Sequence[str], 
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
         axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
         axes.set_title(caption, fontsize=8, color=INK, parse_math=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, parse_math=False)
     write_png(figure, path)
 
 

@@ -71,7 +71,7 @@ class ImagesConfig(Preparation):
     test: ImageSet
     """Test images; their name appears in the scores."""
 
-    classes: tuple[str, ...] | None = Limit(default=None, min_length=1, max_length=MAX_CLASSES)
+    classes: tuple[str, ...] | None = Limit(default=None, min_length=2, max_length=MAX_CLASSES)
     """Names of the classes, that of label 0 first. Null: the names of the folders of `train`,
     sorted; for IDX files the numbers from 0 to the largest label of `train`."""
 

@@ -82,6 +82,8 @@ def fetch(config: ImagesConfig, folder: Path) -> Fetched:
                 _unpack(config.root, each, places[-1])
         classes = _classes(config, places)
         _check_names(classes)
+        if len(classes) < 2:
+            raise DataError(f"There is one class only, {classes[0]}; expected two or more")
         sets = [
             _label(config, split, each, classes, found, place)
             for (split, each), place in zip(config.sets(), places, strict=True)

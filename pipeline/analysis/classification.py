@@ -34,7 +34,9 @@ def subject_of_run(recipe: ClassificationRecipe) -> Subject:
     return Subject(
         name=recipe.run_dir.absolute().name,
         weights=weights_digest(recipe, checkpoints),
-        bound_to=digest_of([data.channels, recipe.data.image_size, list(data.classes)]),
+        bound_to=digest_of(
+            [data.channels, recipe.data.image_size, data.stored_size, list(data.classes)]
+        ),
         heads=recipe.model.num_heads,
         load=partial(_load_run, recipe, checkpoints),
     )
@@ -57,7 +59,9 @@ def subject_of_export(folder: Path) -> Subject:
     return Subject(
         name=folder.resolve().name,
         weights=weights,
-        bound_to=digest_of([settings.channels, settings.image_size, settings.classes]),
+        bound_to=digest_of(
+            [settings.channels, settings.image_size, settings.stored_size, settings.classes]
+        ),
         heads=heads if isinstance(heads, int) else 1,
         load=partial(_load_export, folder),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from data_prep.stage import read_manifest
 from pipeline.checkpoints.folder import CheckpointError, Criterion
 from pipeline.classification.run_model import model_for, model_identity
 from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.recipe import UsageError
 from pipeline.tracking.provenance import DataFacts
 from pipeline.training.deepspeed_config import activation_checkpointing
 from pipeline.training.task import Task
@@ -81,6 +83,10 @@ class ClassificationTask(Task["ImageBatch"]):
 
     def check_data(self) -> str:
         train = ImageReader(self.recipe.shards, "train", verify=True)
+        if (size := self.recipe.training.batch_size) > len(train):
+            raise UsageError(
+                f"training.batch_size ({size}) exceeds the {len(train)} training images"
+            )
         ImageReader(self.recipe.shards, "valid", verify=True)
         return f"{len(train):,} training images of {len(train.data.classes)} classes"
 
@@ -131,31 +137,23 @@ class ClassificationTask(Task["ImageBatch"]):
         recipe, training = self.recipe, self.recipe.training
         model = model_for(recipe, self.images.data)
         if training.init_from:
-            self._load_initial_weights(model)
+            self._load_initial_weights(model, training.init_from)
         model.checkpoint_activations(activation_checkpointing(training, recipe.model))
         if training.compile:
             model.compile_layers()
         return model
 
-    def _load_initial_weights(self, model: ImageClassifier) -> None:
-        """Load the weights of the export that `training.init_from` names into `model`, which then
-        also normalises images as that does.
+    def _load_initial_weights(self, model: ImageClassifier, folder: Path) -> None:
+        """Load the weights of an export into `model`, which then also normalises images as that
+        does.
 
-        :raises CheckpointError: the export has other classes, or its weights have other shapes.
+        :raises CheckpointError: it has other classes or images, or is of another model.
         """
-        from safetensors import SafetensorError
+        from models.export_format import ModelError, read_classifier_settings
+        from pipeline.training.initial_weights import load_initial_weights
 
-        from models.export_format import ModelError, load_weights, read_classifier_settings
-
-        folder = self.recipe.training.init_from
-        assert folder is not None
         try:
             settings = read_classifier_settings(folder)
-            if settings.format != "safetensors":
-                raise ModelError(
-                    f"{folder} is in format {settings.format}, and cannot be trained on; "
-                    "`./run.sh export --format safetensors` writes it as it was"
-                )
             if settings.classes != list(self.images.data.classes):
                 raise ModelError(f"{folder} has other classes than {self.recipe.shards}")
             theirs, (channels, size) = (settings.channels, settings.image_size), model.image
@@ -164,12 +162,9 @@ class ClassificationTask(Task["ImageBatch"]):
                     f"{folder} takes {theirs[0]} channels of {theirs[1]} × {theirs[1]} pixels, the "
                     f"recipe's images are {channels} of {size} × {size}"
                 )
-            load_weights(model, folder)
-        except (ModelError, OSError, RuntimeError, SafetensorError) as error:
-            problem = "" if isinstance(error, ModelError) else f"{folder} does not fit: "
-            raise CheckpointError(
-                f"training.init_from: {problem}{' '.join(str(error).split())}"
-            ) from error
+        except ModelError as error:
+            raise CheckpointError(f"training.init_from: {error}") from error
+        load_initial_weights(model, folder, settings.format, settings.model, self.recipe.model)
 
     @cached_property
     def _augment(self) -> Callable[[Tensor], Tensor]:

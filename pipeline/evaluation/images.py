@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,6 +45,7 @@ log = logging.getLogger("evaluate")
 
 VERSION = 1  # raise it when the same model would get other scores
 MOST_WRONG = 40  # images of the contact sheet
+MOST_CLASSES = 200  # of the confusion matrix: the first so many
 TABLE_ROWS = 100
 COLUMNS = ("image", "class", "predicted", "probability of its class", "of the predicted one")
 
@@ -61,15 +62,23 @@ def scores_of(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -
     found = read_scores(folder, ImageResult.types)
     wanted = {
         "test_set": recipe.data.test.name,
-        "test_set_sha256": images_digest(ImageReader(recipe.shards, "test")),
+        "test_set_sha256": images_digest(recipe, "test"),
         "weights_sha256": weights_digest(recipe, checkpoints),
     }
     return found if wanted.items() <= found.items() else {}
 
 
-def images_digest(reader: ImageReader) -> str:
-    """Return a digest of images with their classes."""
-    return digest_of([list(reader.data.classes), *(shard.sha256 for shard in reader.shards)])
+def images_digest(recipe: ClassificationRecipe, split: str) -> str:
+    """Return a digest of the images of valid or test, with their classes, however they are stored:
+    models that see them at other scales or in other colours answer the same questions."""
+    reader, data = ImageReader(recipe.shards, split), recipe.data
+    sets = {"test": [data.test], "valid": [data.valid] if data.valid else data.train}[split]
+    held_out = split == "valid" and data.valid is None
+    paths = [path for each in sets for path in each.paths]
+    drawn = [data.valid_images, data.seed] if held_out else None
+    labels = hashlib.sha256(reader.labels().tobytes()).hexdigest()
+    files = [reader.data.files[path] for path in paths]
+    return digest_of([list(reader.data.classes), files, drawn, labels])
 
 
 @dataclass
@@ -82,7 +91,7 @@ class ImageResult(Result):
     answers_file = "predictions.txt"
     types: ClassVar[dict[str, tuple[type, ...]]] = {
         **dict.fromkeys(
-            ("accuracy", "accuracy_low", "accuracy_high", "top5_accuracy", "loss", "images"),
+            ("accuracy", "accuracy_low", "accuracy_high", "loss", "images"),
             NUMBERS,
         ),
         **dict.fromkeys(("test_set", "test_set_sha256", "fingerprint"), (str,)),
@@ -94,6 +103,9 @@ class ImageResult(Result):
     name: str
     """Of the test set."""
 
+    sha256: str
+    """What `images_digest` says of it."""
+
     reader: ImageReader
     """Of its images."""
 
@@ -101,9 +113,9 @@ class ImageResult(Result):
     def test_set_name(self) -> str:
         return self.name
 
-    @cached_property
+    @property
     def test_set_sha256(self) -> str:
-        return images_digest(self.reader)
+        return self.sha256
 
     @property
     def size(self) -> int:
@@ -112,10 +124,11 @@ class ImageResult(Result):
     @property
     def line(self) -> str:
         scores = self.scores
+        top5 = f"top-5 {scores['top5_accuracy']:.2f}%, " if "top5_accuracy" in scores else ""
         return (
             f"accuracy {scores['accuracy']:.2f}% ({scores['accuracy_low']:.2f} to "
-            f"{scores['accuracy_high']:.2f}) on {scores['test_set']}, top-5 "
-            f"{scores['top5_accuracy']:.2f}%, loss {scores['loss']:.4f}"
+            f"{scores['accuracy_high']:.2f}) on {scores['test_set']}, {top5}"
+            f"loss {scores['loss']:.4f}"
         )
 
     def compare_with(self, answers: list[str]) -> dict[str, dict[str, float]]:
@@ -130,13 +143,14 @@ class ImageResult(Result):
         """
         labels, classes = self.reader.labels(), self.reader.data.classes
         predicted = probabilities.argmax(axis=1)
-        counts = confusion(predicted, labels, len(classes))
+        drawn = classes[:MOST_CLASSES]
+        counts = confusion(predicted, labels, len(drawn))
         content = {
             "test_set": self.name,
             "images": len(labels),
             **scores(probabilities, labels),
-            "by_class": by_class(counts, classes),
-            "confusion": counts.tolist(),
+            "by_class": by_class(predicted, labels, classes),
+            **({"confusion": counts.tolist()} if drawn == classes else {}),
             **more,
             "test_set_sha256": self.test_set_sha256,
             "fingerprint": self.fingerprint,
@@ -147,7 +161,9 @@ class ImageResult(Result):
         write_atomically(self.folder / "predictions.txt", answers)
         worst_first = self._write_predictions(probabilities)
         title = f"accuracy {content['accuracy']:.2f}% on {self.name}"
-        draw_confusion(title, counts, classes, self.folder / "confusion.png")
+        if drawn != classes:
+            title += f"; the first {len(drawn)} of {len(classes)} classes"
+        draw_confusion(title, counts, drawn, self.folder / "confusion.png")
         self._draw_most_wrong(probabilities, worst_first)
         write_json(self.folder / "scores.json", content)
         self.scores = content
@@ -174,7 +190,8 @@ class ImageResult(Result):
 
     def _draw_most_wrong(self, probabilities: Probabilities, worst_first: Sequence[int]) -> None:
         classes = self.reader.data.classes
-        chosen = np.array(worst_first[:MOST_WRONG])
+        wrong = int((probabilities.argmax(axis=1) != self.reader.labels()).sum())
+        chosen = np.array(worst_first[: max(1, min(wrong, MOST_WRONG))])
         images, labels = self.reader.read(chosen)
         captions = [
             f"{classes[label]}\nas {classes[best]}, {share:.0%}"
@@ -186,6 +203,8 @@ class ImageResult(Result):
             )
         ]
         title = f"{self.name}: what the model is most wrong about"
+        if not wrong:
+            title = f"{self.name}: nothing is wrong; what the model is least sure of"
         draw_images(title, images, captions, self.folder / "most_wrong.png")
 
     def tables(self) -> dict[str, dict[str, list[Any]]]:
@@ -264,6 +283,7 @@ class EvaluatedClassifier:
                     f"data.test.name {name}: the validation set is called so; rename it"
                 )
             folder, prefix = f"{slug_of(name)}{variant}", f"test{variant}"
+        sha256 = images_digest(recipe, split)
         depends_on = {
             "version": VERSION,
             "weights": weights_digest(recipe, self.checkpoints),
@@ -272,7 +292,7 @@ class EvaluatedClassifier:
             "test set": name,
         }
         place = recipe.run_dir / "evaluation" / folder
-        return ImageResult(place, f"{prefix}_", digest_of(depends_on), name, reader)
+        return ImageResult(place, f"{prefix}_", digest_of(depends_on), name, sha256, reader)
 
     def classifier(self) -> Classifier:
         """Load the model, to classify with it."""

@@ -123,13 +123,15 @@ def _evaluation_section(scores: Scores) -> str:
         shares = (of_class["recall"], of_class["precision"])
         both = " | ".join("–" if share is None else f"{share:.1f}%" for share in shares)
         lines.append(f"| {name} | {of_class['images']:,} | {both} |")
+    top5 = ""
+    if "top5_accuracy" in scores:
+        top5 = f"among the first five {scores['top5_accuracy']:.2f}%, "
     return (
         "## Evaluation\n\n"
         f"On {scores['test_set']}, {scores['images']:,} images: accuracy "
         f"**{scores['accuracy']:.2f}%** ({scores['accuracy_low']:.2f} to "
-        f"{scores['accuracy_high']:.2f}, Wilson's 95% interval), among the first five "
-        f"{scores['top5_accuracy']:.2f}%, cross-entropy {scores['loss']:.4f}.\n\n"
-        + "\n".join(lines)
+        f"{scores['accuracy_high']:.2f}, Wilson's 95% interval), {top5}cross-entropy "
+        f"{scores['loss']:.4f}.\n\n" + "\n".join(lines)
     )
 
 

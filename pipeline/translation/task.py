@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices, map_lengths
-from data_prep.files import DataError, first_line
+from data_prep.files import DataError
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.stage import read_manifest
@@ -161,45 +161,31 @@ class TranslationTask(Task["PairBatch"]):
         recipe, training = self.recipe, self.recipe.training
         model = create_model(recipe.model, self.vocab_sizes, PAD_IDX)
         if training.init_from:
-            self._load_initial_weights(model)
+            self._load_initial_weights(model, training.init_from)
         model.checkpoint_activations(activation_checkpointing(training, recipe.model))
         if training.compile:
             model.compile_layers()
         return model
 
-    def _load_initial_weights(self, model: TranslationModel) -> None:
-        """Load the weights of the export that `training.init_from` names into `model`.
+    def _load_initial_weights(self, model: TranslationModel, folder: Path) -> None:
+        """Load the weights of an export into `model`.
 
-        :raises CheckpointError: the export has another vocabulary than the shards, or its weights
-            have other shapes.
+        :raises CheckpointError: it has another vocabulary than the shards, or is of another model.
         """
-        from safetensors import SafetensorError
+        from models.export_format import ModelError, read_settings
+        from pipeline.training.initial_weights import load_initial_weights
 
-        from models.export_format import ModelError, load_weights, read_settings
-
-        folder, shards = self.recipe.training.init_from, self.recipe.shards
-        assert folder is not None
+        shards = self.recipe.shards
         try:
-            if (format := read_settings(folder).format) != "safetensors":
+            settings = read_settings(folder)
+            if vocabulary_digest(folder) != vocabulary_digest(shards):
                 raise ModelError(
-                    f"{folder} is in format {format}, and cannot be trained on; "
-                    "`./run.sh export --format safetensors` writes it as it was"
+                    f"{folder} has another vocabulary than {shards}; prepare the data with its "
+                    "SentencePiece model"
                 )
-        except ModelError as error:
+        except (ModelError, OSError) as error:
             raise CheckpointError(f"training.init_from: {error}") from error
-        try:
-            same = vocabulary_digest(folder) == vocabulary_digest(shards)
-            if same:
-                load_weights(model, folder)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"training.init_from: {folder} does not fit the recipe's model: {first_line(error)}"
-            ) from error
-        if not same:
-            raise CheckpointError(
-                f"training.init_from: {folder} has another vocabulary than {shards}; prepare the "
-                "data with its SentencePiece model"
-            )
+        load_initial_weights(model, folder, settings.format, settings.model, self.recipe.model)
 
     def loss(self, model: Model, batch: PairBatch) -> Tensor:
         training, levels = self.recipe.training, None

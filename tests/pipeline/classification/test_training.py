@@ -109,7 +109,9 @@ def test_a_training_starts_from_an_export(
         assert torch.equal(started[name], tensor), name
     with pytest.raises(CheckpointError, match=r"init_from: .*onnx, and cannot be trained on"):
         model(tmp_path / "onnx")
+    with pytest.raises(CheckpointError, match=r"has model.num_heads 4, the recipe says 2"):
+        model(tmp_path / "export", **{"model.num_heads": "2"})
     with pytest.raises(CheckpointError, match=r"1 channels of 12 × 12 pixels, .* 1 of 8 × 8"):
         model(tmp_path / "export", **{"data.image_size": "8"})
-    with pytest.raises(CheckpointError, match=r"does not fit: .*size mismatch for class_token"):
+    with pytest.raises(CheckpointError, match=r"has model.model_dim 32, the recipe says 16"):
         model(tmp_path / "export", **{"model.model_dim": "16"})

@@ -1,0 +1,47 @@
+"""The weights that a training starts with, where `training.init_from` names an export."""
+
+# Functions import safetensors themselves: few trainings start so.
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.config import LayersConfig
+from models.export_format import ModelError, load_weights
+from pipeline.checkpoints.folder import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FREE = {"dropout"}  # keys of `model` that weights do not depend on
+
+
+def load_initial_weights(
+    model: nn.Module, folder: Path, format: str, theirs: Mapping[str, Any], ours: LayersConfig
+) -> None:
+    """Load the weights of an export into `model`.
+
+    :param folder: of the export.
+    :param format: its format.
+    :param theirs: its `model` section. Shapes alone do not tell heads, for example.
+    :param ours: the recipe's.
+    :raises CheckpointError: the export cannot be trained on, or is of another model.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        if format != "safetensors":
+            raise ModelError(
+                f"{folder} is in format {format}, and cannot be trained on; "
+                "`./run.sh export --format safetensors` writes it as it was"
+            )
+        for key, value in ours.model_dump(mode="json", exclude=FREE).items():
+            if theirs.get(key, value) != value:
+                raise ModelError(f"{folder} has model.{key} {theirs[key]}, the recipe says {value}")
+        load_weights(model, folder)
+    except (ModelError, OSError, RuntimeError, SafetensorError) as error:
+        problem = "" if isinstance(error, ModelError) else f"{folder} does not fit: "
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"training.init_from: {problem}{text}") from error
