@@ -6,13 +6,14 @@ import csv
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from data_prep.files import digest_of, write_atomically, write_json
+from data_prep.files import DataError, digest_of, write_atomically, write_json
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.result import NUMBERS, Result, Scores, read_scores
-from pipeline.evaluation.test_sets import TestSet
+from pipeline.evaluation.test_sets import TestSet, load_test_sets
 from pipeline.pictures import draw_bleu_by_length
 from pipeline.translation.scores import (
     by_source_length,
@@ -49,13 +50,17 @@ def weights_digest(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint])
 def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]:
     """Return the scores in RUN_DIR/evaluation that belong to these checkpoints.
 
-    Those of the recipe's own test set come first.
+    Those of the recipe's own test set come first; they are left out if it has changed since.
     """
     paths = sorted((recipe.run_dir / "evaluation").glob("*/scores.json"))
     found = [read_scores(path.parent, TranslationResult.types) for path in paths]
     wanted = weights_digest(recipe, checkpoints)
     of_these = [scores for scores in found if scores.get("weights_sha256") == wanted]
-    return sorted(of_these, key=lambda scores: scores["test_set"] != recipe.data.test.name)
+    own = recipe.data.test.name
+    with suppress(DataError):  # a run can be here without its text
+        now = next(load_test_sets(recipe)).sha256
+        of_these = [s for s in of_these if s["test_set"] != own or s["test_set_sha256"] == now]
+    return sorted(of_these, key=lambda scores: scores["test_set"] != own)
 
 
 @dataclass

@@ -23,8 +23,10 @@ SCORES = {
 
 
 @pytest.fixture
-def card(prepared: TranslationRecipe, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The card of a model that was evaluated on two test sets."""
+def evaluated(
+    prepared: TranslationRecipe, tmp_path_factory: pytest.TempPathFactory
+) -> TranslationRecipe:
+    """A run whose model was evaluated on two test sets."""
     run_dir = tmp_path_factory.mktemp("card") / "run"
     run_dir.mkdir()
     (run_dir / "shards").symlink_to(prepared.shards.absolute())
@@ -36,7 +38,21 @@ def card(prepared: TranslationRecipe, tmp_path_factory: pytest.TempPathFactory) 
         folder.mkdir(parents=True)
         scores = {**SCORES, "test_set": name, "weights_sha256": weights_digest(recipe, checkpoints)}
         (folder / "scores.json").write_text(json.dumps(scores))
-    return model_card(recipe, checkpoints)
+    return recipe
+
+
+@pytest.fixture
+def card(evaluated: TranslationRecipe) -> str:
+    return model_card(evaluated, list_checkpoints(evaluated.checkpoints))
+
+
+def test_scores_of_a_test_set_that_has_changed_are_not_told(
+    evaluated: TranslationRecipe, prepared: TranslationRecipe
+) -> None:
+    evaluated.clean_text.symlink_to(prepared.clean_text.absolute())
+    card = model_card(evaluated, list_checkpoints(evaluated.checkpoints))
+    assert "| other | 20 |" in card
+    assert "| toy-test | 20 |" not in card
 
 
 def test_the_header_is_plain_yaml(card: str) -> None:
