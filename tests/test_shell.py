@@ -225,6 +225,7 @@ def test_a_slow_training_says_how_fast_it_is(
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.slow
 def test_another_command_at_work_keeps_evaluate_and_export_away(
     saved: TranslationRecipe, tiny_recipe: Path, command: Command
 ) -> None:
@@ -264,6 +265,7 @@ def test_bad_usage_is_told_at_once(arguments: str, expected: str) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_ranks_without_a_launcher_are_one_process(
     saved: TranslationRecipe, tiny_recipe: Path, command: Command
 ) -> None:

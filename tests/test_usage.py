@@ -10,6 +10,7 @@ from tests.conftest import run_process
 RUN = str(ROOT / "run.sh")
 
 
+@pytest.mark.slow
 def test_help() -> None:
     assert "COMMAND: all (default)" in run_process([RUN, "--help"]).stdout
     for command in [
@@ -18,6 +19,7 @@ def test_help() -> None:
         "train",
         "evaluate",
         "translate",
+        "classify",
         "export",
         "analyse",
         "dashboard",
@@ -26,9 +28,9 @@ def test_help() -> None:
         assert shown.returncode == 0, shown.stderr
         assert " max_steps," in shown.stdout
         assert len(shown.stdout.splitlines()) < 60
-        explained = run_process([RUN, command, "--help_keys"])
-        assert explained.returncode == 0, explained.stderr
-        assert explained.stdout.count("--training.max_steps VALUE\n") == 1
+    explained = run_process([RUN, "prepare", "--help_keys"])
+    assert explained.returncode == 0, explained.stderr
+    assert explained.stdout.count("--training.max_steps VALUE\n") == 1
     shown = run_process([RUN, "--config", "recipes/quickstart.yaml", "translate", "--help"])
     assert shown.stdout.startswith("usage: translate [OPTION VALUE]... [--SECTION.KEY VALUE]...\n")
     assert shown.stdout.index("--input") < shown.stdout.index("--config") < 1000

@@ -198,6 +198,7 @@ def test_repeats_over_all_corpora(corpus: Path) -> None:
     assert lines == [*(pair[1] for pair in GOOD), "Yes 0.", "Yes 1.", "Yes 2."]
 
 
+@pytest.mark.slow
 def test_weights_say_how_often_an_epoch_has_a_corpus(
     corpus: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

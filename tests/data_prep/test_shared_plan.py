@@ -124,6 +124,7 @@ def plan_of_a_rank(shards: Path, folder: Path) -> list[list[list[int]]]:
     return batches(plan_of(np.stack(lengths), folder, digest))
 
 
+@pytest.mark.slow
 def test_processes_share_one_file_of_each_kind(prepared: TranslationRecipe, tmp_path: Path) -> None:
     shards = prepared.run_dir / "shards"
     with ProcessPoolExecutor(3, mp_context=get_context("forkserver")) as ranks:

@@ -86,6 +86,7 @@ def test_all_sizes_are_the_checkpoints() -> None:
     assert torch.equal(theirs(images), ours(images))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_file_becomes_an_exported_model(
     golden: dict[str, Tensor],
     weights: dict[str, Tensor],

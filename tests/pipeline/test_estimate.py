@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from data_prep.vocabulary import PAD_IDX
@@ -46,6 +47,7 @@ def test_checkpoints_keep_a_part_of_the_activations() -> None:
     assert 2 * 3 * 128 * 4 <= every_level < 0.2 * none
 
 
+@pytest.mark.slow
 def test_command(command: Command) -> None:
     done = command("pipeline.estimate", "--nodes", 2, "--gpus", 4)
     assert done.returncode == 0, done.stderr

@@ -79,6 +79,7 @@ def test_a_ring_alone(talkative_run: TranslationRecipe) -> None:
     assert content(report, "attention_decoder")["rows"][0] == "<s>"
 
 
+@pytest.mark.slow
 def test_what_is_up_to_date_is_not_done_again(talkative_run: TranslationRecipe) -> None:
     report = analysed(talkative_run)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in report.files}

@@ -61,6 +61,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bits(
     assert tracked(run_dir, "valid_accuracy") == tracked(trained_bars.run_dir, "valid_accuracy")
 
 
+@pytest.mark.slow
 def test_it_learns(trained_bars: ClassificationRecipe) -> None:
     accuracies = tracked(trained_bars.run_dir, "valid_accuracy")
     assert list(accuracies) == [10, 20, 30]

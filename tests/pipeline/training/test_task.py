@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +28,6 @@ from pipeline.training.task import Task
 from pipeline.training.trainer import Trainer
 from pipeline.training.validation import Interruption, shared_micro_batches
 from pipeline.translation_recipe import TranslationRecipe
-from tests.conftest import run_process
 from tests.pipeline.ranks import finish, start_ranks, tracked, weights
 
 if TYPE_CHECKING:
@@ -218,14 +216,3 @@ def test_another_task_goes_on_with_the_same_bits(tiny_recipe: Path, trained: Pat
     theirs = weights(trained)
     for name, tensor in weights(run_dir).items():
         assert torch.equal(tensor, theirs[name]), name
-
-
-def test_the_trainer_imports_no_task() -> None:
-    code = (
-        "import sys, pipeline.training.trainer, pipeline.training.loop, pipeline.training.run\n"
-        "rooms = ('pipeline.translation.', 'pipeline.classification.', 'pipeline.evaluation')\n"
-        "found = sorted(name for name in sys.modules if name.startswith(rooms))\n"
-        "assert not found, found"
-    )
-    done = run_process([sys.executable, "-c", code])
-    assert done.returncode == 0, done.stderr
