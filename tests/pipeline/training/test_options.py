@@ -27,7 +27,7 @@ def steps(run_dir: Path) -> list[int]:
     return [checkpoint.step for checkpoint in list_checkpoints(run_dir / "checkpoints")]
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3"])
+@pytest.mark.parametrize("stage", ["zero3"])
 def test_validation_bleu_on_two_ranks_is_that_of_evaluation(
     prepared: TranslationRecipe, tiny_recipe: Path, stage: str
 ) -> None:

@@ -38,7 +38,6 @@ POLICIES: dict[str, dict[str, object]] = {
     "selective": {"levels": 1, "keep_attention": True},
     "offloaded": {"levels": 1, "cpu_offload": True},
 }
-TIED = [True, False]
 
 Case = tuple[str, str, bool]
 """DeepSpeed configuration, checkpointing policy, tied embeddings."""
@@ -50,8 +49,9 @@ def cases(ranks: int) -> list[Case]:
         return [(stage, "none", True) for stage in FLOAT32]
     few = ["none", "every level"]  # in 16 bits there is less to see
     return [
-        *product(FLOAT32, POLICIES, TIED),
-        *product([*BFLOAT16, *FLOAT16], few, TIED),
+        *product(FLOAT32, POLICIES, [True]),
+        *product(FLOAT32, ["none"], [False]),
+        *product([*BFLOAT16, *FLOAT16], few, [True]),
     ]
 
 
