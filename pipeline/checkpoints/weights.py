@@ -60,6 +60,19 @@ def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
     return chosen
 
 
+def _stage(kind: object, name: str) -> object:
+    """Return a member of DeepSpeed's enumeration of stages, and of nothing else: Python 3.11.0 to
+    3.11.3 pickle it as `getattr(ZeroStageEnum, name)`.
+
+    :raises UnpicklingError: of anything else.
+    """
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    if kind is not ZeroStageEnum or name not in ZeroStageEnum.__members__:
+        raise UnpicklingError(f"getattr({kind!r}, {name!r})")
+    return ZeroStageEnum[name]
+
+
 @contextmanager
 def tensors_only() -> Iterator[None]:
     """Let `torch.load` read tensors and plain values only, whoever calls it in the block.
@@ -77,7 +90,8 @@ def tensors_only() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in switches}
     os.environ.update(switches)
     try:
-        with safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]):
+        kinds = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+        with safe_globals([*kinds, (_stage, "builtins.getattr")]):
             yield
     except UnpicklingError as error:
         raise CheckpointError(

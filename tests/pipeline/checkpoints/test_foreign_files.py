@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from pipeline.checkpoints.folder import (
     Checkpoint,
@@ -21,7 +22,7 @@ from pipeline.checkpoints.folder import (
     set_aside_damaged,
     tag_of,
 )
-from pipeline.checkpoints.weights import load_weights
+from pipeline.checkpoints.weights import load_weights, tensors_only
 from pipeline.command_line import load_recipe
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation_recipe import TranslationRecipe
@@ -39,6 +40,28 @@ class Code:
 
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.marker),)
+
+
+class Attribute:
+    """A pickle of it is `getattr(ZeroStageEnum, name)`, as Python 3.11.2 makes one of a member."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> Any:
+        return getattr, (ZeroStageEnum, self.name)
+
+
+def test_members_of_deepspeeds_enumeration_are_read_as_any_python_pickles_them(
+    tmp_path: Path,
+) -> None:
+    torch.save([Attribute("gradients"), ZeroStageEnum.weights], tmp_path / "good.pt")
+    torch.save(Attribute("mro"), tmp_path / "bad.pt")
+    with tensors_only():
+        found = torch.load(tmp_path / "good.pt")
+    assert found == [ZeroStageEnum.gradients, ZeroStageEnum.weights]
+    with pytest.raises(CheckpointError, match="more than tensors"), tensors_only():
+        torch.load(tmp_path / "bad.pt")
 
 
 @pytest.fixture
