@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.files import first_line
 from pipeline.checkpoints.folder import (
@@ -60,7 +60,7 @@ def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
     return chosen
 
 
-def _stage(kind: object, name: str) -> object:
+def _stage(kind: Any, name: str) -> Any:
     """Return a member of DeepSpeed's enumeration of stages, and of nothing else: Python 3.11.0 to
     3.11.3 pickle it as `getattr(ZeroStageEnum, name)`.
 
