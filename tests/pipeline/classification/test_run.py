@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_the_registered_model_classifies_files(
     files = sorted((bars.parent / "data" / "test").glob("*/0[0-4].png"))
     served = run_process(["python", "-c", code, *map(str, files)], PYTHONPATH="")
     assert served.returncode == 0, served.stderr
-    found = eval(served.stdout)
+    found = ast.literal_eval(served.stdout)
     best = [max(shares, key=shares.get) for shares in found]
     assert all(set(shares) == set(CLASSES) for shares in found)
     assert all(sum(shares.values()) == pytest.approx(1) for shares in found)
