@@ -181,6 +181,23 @@ def check_shards(folder: Path, checksums: Mapping[str, str]) -> None:
         raise DataError(f"{error.filename}: cannot read the shard; {REMEDY}") from error
 
 
+def open_whole(path: Path, examples: int, what: str) -> pa.RecordBatch:
+    """Open a shard of any kind, and count what is in it.
+
+    :param examples: how many the manifest says there are.
+    :param what: they are called.
+    :raises DataError: it is missing or damaged, or has another number.
+    """
+    try:
+        found = open_shard(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = first_line(error)
+        raise DataError(f"{path}: damaged or missing shard: {reason}; {REMEDY}") from error
+    if len(found) != examples:
+        raise DataError(f"{path}: {len(found)} {what}, the manifest says {examples}; {REMEDY}")
+    return found
+
+
 class OpenShard(NamedTuple):
     """A shard that was opened, memory-mapped."""
 
@@ -228,16 +245,7 @@ class ShardReader:
         opened = self._open[number]
         if opened is None:
             shard = self.shards[number]
-            path = self._folder / shard.name
-            try:
-                pairs = open_shard(path)
-            except (OSError, pa.ArrowInvalid) as error:
-                reason = first_line(error)
-                raise DataError(f"{path}: damaged or missing shard: {reason}; {REMEDY}") from error
-            if len(pairs) != shard.pairs:
-                raise DataError(
-                    f"{path}: {len(pairs)} pairs, the manifest says {shard.pairs}; {REMEDY}"
-                )
+            pairs = open_whole(self._folder / shard.name, shard.pairs, "pairs")
             source, target = (
                 (side.values.to_numpy(), side.offsets.to_numpy()) for side in pairs.columns
             )

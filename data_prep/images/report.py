@@ -91,7 +91,7 @@ def _contact_sheet(made: ImagesManifest, shards: Path, rows: int) -> NDArray[np.
     for shard in made.of_split("train"):
         if np.all(shown >= wanted):
             break
-        images, labels = open_images(shards / shard.name, made)
+        images, labels = open_images(shards, shard, made)
         for row, label in enumerate(labels.tolist()):
             if shown[label] < wanted[label]:
                 small = images[row, :, ::step, ::step].transpose(1, 2, 0)

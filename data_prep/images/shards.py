@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.files import DataError, first_line
-from data_prep.shards import REMEDY, check_shards, open_shard, read_manifest_of, write_shard
+from data_prep.shards import check_shards, open_whole, read_manifest_of, write_shard
 from data_prep.stage import Record
 
 Pixels = NDArray[np.uint8]
@@ -153,12 +152,13 @@ class OpenShard(NamedTuple):
     labels: NDArray[np.uint16]
 
 
-def open_images(path: Path, data: ImagesManifest) -> OpenShard:
+def open_images(folder: Path, shard: ImageShard, data: ImagesManifest) -> OpenShard:
     """Open a shard.
 
-    :raises OSError, pa.ArrowInvalid: it is missing or damaged.
+    :param folder: of the shards.
+    :raises DataError: it is missing or damaged.
     """
-    batch = open_shard(path)
+    batch = open_whole(folder / shard.name, shard.images, "images")
     pixels = np.frombuffer(batch.column("image").buffers()[1], np.uint8)
     images = pixels.reshape(len(batch), data.channels, data.stored_size, data.stored_size)
     return OpenShard(images, batch.column("label").to_numpy())
@@ -190,18 +190,7 @@ class ImageReader:
         """Return a shard, and open it the first time."""
         opened = self._open[number]
         if opened is None:
-            shard = self.shards[number]
-            path = self._folder / shard.name
-            try:
-                opened = open_images(path, self.data)
-            except (OSError, pa.ArrowInvalid) as error:
-                reason = first_line(error)
-                raise DataError(f"{path}: damaged or missing shard: {reason}; {REMEDY}") from error
-            if len(opened.labels) != shard.images:
-                raise DataError(
-                    f"{path}: {len(opened.labels)} images, the manifest says {shard.images}; "
-                    f"{REMEDY}"
-                )
+            opened = open_images(self._folder, self.shards[number], self.data)
             self._open[number] = opened
         return opened
 

@@ -7,15 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.files import digest_of, sha256_of
+from data_prep.files import digest_of
 from data_prep.images.shards import read_images_manifest
-from models.export_format import WEIGHTS, ModelError, read_classifier_settings
-from pipeline.analysis.examples import SAFETENSORS_ONLY, AnalysedModel, Settings, Subject
+from models.export_format import read_classifier_settings
+from pipeline.analysis.examples import AnalysedModel, Settings, Subject, exported
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.classification.run_model import checkpoints_of_run, model_of_run
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.images import weights_digest
-from pipeline.recipe import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -49,22 +48,9 @@ def subject_of_export(folder: Path) -> Subject:
     :raises UsageError: its format does not hold the model as PyTorch runs it.
     """
     settings = read_classifier_settings(folder)
-    if settings.format != "safetensors":
-        raise UsageError(SAFETENSORS_ONLY.format(folder=folder, format=settings.format))
-    heads = settings.model.get("num_heads")
-    try:
-        weights = sha256_of(folder / WEIGHTS)
-    except OSError as error:
-        raise ModelError(f"{folder}: not an exported model: {error}") from error
-    return Subject(
-        name=folder.resolve().name,
-        weights=weights,
-        bound_to=digest_of(
-            [settings.channels, settings.image_size, settings.stored_size, settings.classes]
-        ),
-        heads=heads if isinstance(heads, int) else 1,
-        load=partial(_load_export, folder),
-    )
+    sizes = settings.channels, settings.image_size, settings.stored_size
+    made_with = [*sizes, settings.classes]
+    return exported(folder, settings, lambda: digest_of(made_with), partial(_load_export, folder))
 
 
 def _load_run(

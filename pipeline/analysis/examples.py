@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.files import sha256_of
+from models.export_format import WEIGHTS, ClassifierSettings, ExportSettings, ModelError
 from pipeline.recipe import UsageError
 
 if TYPE_CHECKING:  # that an analysis is up to date is told without PyTorch, which takes seconds
@@ -19,10 +21,6 @@ if TYPE_CHECKING:  # that an analysis is up to date is told without PyTorch, whi
 Numbers = NDArray[np.signedinteger[Any]]
 
 LARGEST_BATCH = 32  # examples
-SAFETENSORS_ONLY = (
-    "{folder}: an export in format {format} does not show what it computes level by level; "
-    "export with `--format safetensors`"
-)
 LEAST_EXAMPLES = 4  # in a batch: CKA's estimator wants that many
 
 
@@ -48,6 +46,32 @@ class Subject(NamedTuple):
     """Of an attention."""
 
     load: Callable[[torch.device], AnalysedModel]
+
+
+def exported(
+    folder: Path,
+    settings: ExportSettings | ClassifierSettings,
+    bound_to: Callable[[], str],
+    load: Callable[[torch.device], AnalysedModel],
+) -> Subject:
+    """Return an exported model.
+
+    :param bound_to: digests what its examples are made with.
+    :raises ModelError: it is not whole.
+    :raises UsageError: its format does not hold the model as PyTorch runs it.
+    """
+    if settings.format != "safetensors":
+        raise UsageError(
+            f"{folder}: an export in format {settings.format} does not show what it computes level "
+            "by level; export with `--format safetensors`"
+        )
+    heads = settings.model.get("num_heads")
+    try:
+        weights, digest = sha256_of(folder / WEIGHTS), bound_to()
+    except OSError as error:
+        raise ModelError(f"{folder}: not an exported model: {error}") from error
+    heads = heads if isinstance(heads, int) else 1
+    return Subject(folder.resolve().name, weights, digest, heads, load)
 
 
 class Batch(NamedTuple):

@@ -25,7 +25,7 @@ from pipeline.analysis.examples import (
 )
 from pipeline.analysis.measures import rounded
 from pipeline.analysis.recording import record
-from pipeline.classification.batches import centre_crop
+from pipeline.classification.serving import centre_crop
 from pipeline.recipe import UsageError
 
 SHOWN = 4  # images

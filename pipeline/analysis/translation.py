@@ -7,13 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.files import sha256_of
 from data_prep.vocabulary import vocabulary_digest
-from models.export_format import WEIGHTS, ModelError, read_settings
-from pipeline.analysis.examples import SAFETENSORS_ONLY, AnalysedModel, Settings, Subject
+from models.export_format import read_settings
+from pipeline.analysis.examples import AnalysedModel, Settings, Subject, exported
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.translations import weights_digest
-from pipeline.recipe import UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation_recipe import TranslationRecipe
 
@@ -46,19 +44,8 @@ def subject_of_export(folder: Path) -> Subject:
     :raises UsageError: its format does not hold the model as PyTorch runs it.
     """
     settings = read_settings(folder)
-    if settings.format != "safetensors":
-        raise UsageError(SAFETENSORS_ONLY.format(folder=folder, format=settings.format))
-    heads = settings.model.get("num_heads")
-    try:
-        weights, vocabulary = sha256_of(folder / WEIGHTS), vocabulary_digest(folder)
-    except OSError as error:
-        raise ModelError(f"{folder}: not an exported model: {error}") from error
-    return Subject(
-        name=folder.resolve().name,
-        weights=weights,
-        bound_to=vocabulary,
-        heads=heads if isinstance(heads, int) else 1,
-        load=partial(_load_export, folder),
+    return exported(
+        folder, settings, lambda: vocabulary_digest(folder), partial(_load_export, folder)
     )
 
 

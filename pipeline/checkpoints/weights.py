@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import first_line
+from data_prep.identity import check_recipe
 from pipeline.checkpoints.folder import (
     EMA_FILE,
     Checkpoint,
@@ -58,6 +59,23 @@ def checkpoints_to_average(recipe: Recipe) -> list[Checkpoint]:
                 f"{error}; `./run.sh train` goes back to the one before"
             ) from error
     return chosen
+
+
+def fitting_checkpoints(
+    recipe: Recipe, identity: Callable[[Any], dict[str, Any]]
+) -> list[Checkpoint]:
+    """Return the checkpoints that `checkpoints_to_average` does, if they fit the recipe.
+
+    :param identity: gives what a model of a recipe is bound to.
+    :raises CheckpointError: there is none, or one belongs to something else.
+    :raises DataError: the data were not prepared as the recipe says.
+    """
+    checkpoints = checkpoints_to_average(recipe)
+    check_recipe(recipe.data, recipe.run_dir)
+    bound_to = identity(recipe)
+    for checkpoint in checkpoints:
+        checkpoint.refuse_other(bound_to)
+    return checkpoints
 
 
 def _stage(kind: Any, name: str) -> Any:

@@ -57,16 +57,6 @@ def collate(reader: ImageReader, examples: Indices, device: torch.device) -> Ima
     return ImageBatch(torch.from_numpy(images), torch.from_numpy(labels).to(device))
 
 
-def centre_crop(images: Tensor, size: int) -> Tensor:
-    """Return the middle of images, as they are judged.
-
-    :param images: `[…, C, S, S]`.
-    :returns: `[…, C, size, size]`.
-    """
-    begin = (images.size(-1) - size) // 2
-    return images[..., begin : begin + size, begin : begin + size]
-
-
 def augmentation(transforms: Sequence[Transform], size: int) -> Callable[[Tensor], Tensor]:
     """Return what a recipe's `training.augmentation` does to an image, uint8 `[C, S, S]`.
 

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import digest_of
-from data_prep.identity import check_recipe
 from data_prep.images.shards import ImagesManifest, read_images_manifest
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
+from pipeline.checkpoints.weights import average_weights, fitting_checkpoints
 from pipeline.classification_recipe import ClassificationRecipe
 
 if TYPE_CHECKING:
@@ -40,12 +39,7 @@ def checkpoints_of_run(recipe: ClassificationRecipe) -> list[Checkpoint]:
     :raises CheckpointError: there is none, or one belongs to other classes, model or data.
     :raises DataError: the data were not prepared as the recipe says.
     """
-    checkpoints = checkpoints_to_average(recipe)
-    check_recipe(recipe.data, recipe.run_dir)
-    identity = model_identity(recipe)
-    for checkpoint in checkpoints:
-        checkpoint.refuse_other(identity)
-    return checkpoints
+    return fitting_checkpoints(recipe, model_identity)
 
 
 def model_for(recipe: ClassificationRecipe, data: ImagesManifest) -> ImageClassifier:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,25 @@ from models.export_format import (
     read_classifier_settings,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MAX_PIXELS = 50_000_000  # few bytes can claim more than fits into memory
 
 Pixels = NDArray[np.uint8]
 """Images `[B, C, S, S]`."""
+
+Images = TypeVar("Images", Pixels, "Tensor")
+
+
+def centre_crop(images: Images, size: int) -> Images:
+    """Return the middle of images, as they are judged.
+
+    :param images: array or tensor `[…, C, S, S]`.
+    :returns: `[…, C, size, size]`, not copied.
+    """
+    begin = (images.shape[-1] - size) // 2
+    return images[..., begin : begin + size, begin : begin + size]
 
 
 class Classifier(ABC):
@@ -55,9 +71,7 @@ class Classifier(ABC):
 
         :param images: of at least the size that the model takes, which is cut out of their middle.
         """
-        size = self.settings.image_size
-        begin = (images.shape[-1] - size) // 2
-        middle = images[..., begin : begin + size, begin : begin + size]
+        middle = centre_crop(images, self.settings.image_size)
         logits = self.logits(np.ascontiguousarray(middle)).astype(np.float64)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares: NDArray[np.float32] = weights / weights.sum(axis=1, keepdims=True)

@@ -173,7 +173,8 @@ class ClassificationTask(Task["ImageBatch"]):
         return augmentation(self.recipe.training.augmentation, self.recipe.data.image_size)
 
     def loss(self, model: Model, batch: ImageBatch) -> Tensor:
-        from pipeline.classification.batches import augment, centre_crop
+        from pipeline.classification.batches import augment
+        from pipeline.classification.serving import centre_crop
 
         training, size = self.recipe.training, self.recipe.data.image_size
         # Torch's random numbers are those of the micro-batch's place in training: an image is
@@ -193,7 +194,8 @@ class ClassificationTask(Task["ImageBatch"]):
     ) -> dict[str, float]:
         import torch
 
-        from pipeline.classification.batches import centre_crop, collate
+        from pipeline.classification.batches import collate
+        from pipeline.classification.serving import centre_crop
         from pipeline.training.validation import shared_micro_batches
 
         reader, training = self.valid_images, self.recipe.training

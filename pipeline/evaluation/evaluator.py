@@ -20,7 +20,7 @@ from data_prep.text import normalise
 from data_prep.vocabulary import load_vocabularies
 from models.export_format import read_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
-from pipeline.evaluation.result import VALIDATION, Evaluation, slug_of
+from pipeline.evaluation.result import VALIDATION, Evaluation, share_progress, slug_of
 from pipeline.evaluation.test_sets import (
     TestSet,
     load_test_sets,
@@ -225,15 +225,7 @@ def _translate(translator: TextTranslator, sources: Sequence[str], what: str) ->
 
     :param what: the label of the progress bar.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     share = share_of(sources, rank(), world_size())
-    console = Console(stderr=True)
-    shown = console.is_terminal and rank() == 0
-    with Progress(console=console, transient=True, disable=not shown) as progress:
-        task = progress.add_task(what, total=share.stop - share.start)
-        lines = translator.translate(
-            sources[share], lambda count: progress.advance(task, count), first_line=share.start + 1
-        )
+    with share_progress(what, share.stop - share.start) as advance:
+        lines = translator.translate(sources[share], advance, first_line=share.start + 1)
     return gather_shares(lines)

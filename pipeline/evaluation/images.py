@@ -32,7 +32,9 @@ from pipeline.evaluation.result import (
     Evaluation,
     Result,
     Scores,
+    digest_of_weights,
     read_scores,
+    share_progress,
     slug_of,
 )
 from pipeline.pictures import draw_confusion, draw_images
@@ -52,8 +54,7 @@ COLUMNS = ("image", "class", "predicted", "probability of its class", "of the pr
 
 def weights_digest(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
     """Return a digest of the weights that evaluation takes from `checkpoints`."""
-    infos = (checkpoint.info.model_dump(mode="json") for checkpoint in checkpoints)
-    return digest_of([recipe.evaluation.use_ema, *infos])
+    return digest_of_weights(recipe, checkpoints)
 
 
 def scores_of(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -> Scores:
@@ -62,16 +63,16 @@ def scores_of(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -
     found = read_scores(folder, ImageResult.types)
     wanted = {
         "test_set": recipe.data.test.name,
-        "test_set_sha256": images_digest(recipe, "test"),
+        "test_set_sha256": images_digest(recipe, ImageReader(recipe.shards, "test"), "test"),
         "weights_sha256": weights_digest(recipe, checkpoints),
     }
     return found if wanted.items() <= found.items() else {}
 
 
-def images_digest(recipe: ClassificationRecipe, split: str) -> str:
+def images_digest(recipe: ClassificationRecipe, reader: ImageReader, split: str) -> str:
     """Return a digest of the images of valid or test, with their classes, however they are stored:
     models that see them at other scales or in other colours answer the same questions."""
-    reader, data = ImageReader(recipe.shards, split), recipe.data
+    data = recipe.data
     sets = {"test": [data.test], "valid": [data.valid] if data.valid else data.train}[split]
     held_out = split == "valid" and data.valid is None
     paths = [path for each in sets for path in each.paths]
@@ -283,7 +284,7 @@ class EvaluatedClassifier:
                     f"data.test.name {name}: the validation set is called so; rename it"
                 )
             folder, prefix = f"{slug_of(name)}{variant}", f"test{variant}"
-        sha256 = images_digest(recipe, split)
+        sha256 = images_digest(recipe, reader, split)
         depends_on = {
             "version": VERSION,
             "weights": weights_digest(recipe, self.checkpoints),
@@ -338,21 +339,16 @@ def _classify_and_score(
     model: EvaluatedClassifier, classifier: Classifier, result: ImageResult
 ) -> None:
     """Classify a test set on all ranks; score that and write `result` on rank 0."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     log.info("test set %s, %d images; %s", result.name, len(result.reader), model)
     started = time.monotonic()
     share = np.array_split(np.arange(len(result.reader)), world_size())[rank()]
-    console, found = Console(stderr=True), []
-    shown = console.is_terminal and rank() == 0
-    with Progress(console=console, transient=True, disable=not shown) as progress:
-        task = progress.add_task("classifying", total=len(share))
+    found = []
+    with share_progress("classifying", len(share)) as advance:
         size = model.recipe.evaluation.batch_size
         for begin in range(0, len(share), size):
             images, _ = result.reader.read(share[begin : begin + size])
             found.append(classifier.probabilities(images))
-            progress.advance(task, len(images))
+            advance(len(images))
     probabilities = np.concatenate(gather_shares(found))
     if not np.isfinite(probabilities).all():
         raise ModelError(f"{model}: the model gives no usable probabilities")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from data_prep.files import read_json
+from data_prep.files import digest_of, read_json
 from pipeline.checkpoints.folder import Checkpoint
+from pipeline.ranks import rank
+from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import Tracker
 
 VALIDATION = "validation"  # the folder of its scores, and the name of its metrics
@@ -39,6 +42,32 @@ def read_scores(folder: Path, types: Mapping[str, tuple[type, ...]]) -> Scores:
 def slug_of(name: str) -> str:
     """Return `name` with only such characters as MLflow and file systems take."""
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
+
+
+def digest_of_weights(recipe: Recipe, checkpoints: Sequence[Checkpoint], *more: Any) -> str:
+    """Return a digest of the weights that evaluation takes from `checkpoints`.
+
+    :param more: what else of the recipe says which.
+    """
+    infos = (checkpoint.info.model_dump(mode="json") for checkpoint in checkpoints)
+    return digest_of([recipe.evaluation.use_ema, *more, *infos])
+
+
+@contextmanager
+def share_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far rank 0 is with its share of a test set, if stderr is a terminal.
+
+    :param what: the label of the bar.
+    :returns: a function to call with the number of examples just done.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    shown = console.is_terminal and rank() == 0
+    with Progress(console=console, transient=True, disable=not shown) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 @dataclass

@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from data_prep.files import DataError, digest_of, write_atomically, write_json
+from data_prep.files import DataError, write_atomically, write_json
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.result import NUMBERS, Result, Scores, read_scores
+from pipeline.evaluation.result import NUMBERS, Result, Scores, digest_of_weights, read_scores
 from pipeline.evaluation.test_sets import TestSet, load_test_sets
 from pipeline.pictures import draw_bleu_by_length
 from pipeline.translation.scores import (
@@ -38,13 +38,7 @@ WARNINGS = {
 
 def weights_digest(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
     """Return a digest of the weights that evaluation takes from `checkpoints`."""
-    return digest_of(
-        [
-            recipe.evaluation.use_ema,
-            recipe.evaluated_model.decoder_levels,
-            *(c.info.model_dump(mode="json") for c in checkpoints),
-        ]
-    )
+    return digest_of_weights(recipe, checkpoints, recipe.evaluated_model.decoder_levels)
 
 
 def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]:

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from sentencepiece import SentencePieceProcessor
 
 from data_prep.files import digest_of
-from data_prep.identity import check_recipe
 from data_prep.shards import read_shards_manifest
 from data_prep.vocabulary import PAD_IDX, load_vocabularies, vocabulary_digest
 from models.config import ModelConfig
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.checkpoints.weights import average_weights, checkpoints_to_average
+from pipeline.checkpoints.weights import average_weights, fitting_checkpoints
 from pipeline.recipe import UsageError
 from pipeline.translation_recipe import TranslationRecipe
 
@@ -44,11 +43,8 @@ def checkpoints_of_run(recipe: TranslationRecipe) -> list[Checkpoint]:
     :raises CheckpointError: there is none, or one belongs to another vocabulary, model or data.
     :raises DataError: the data were not prepared as the recipe says.
     """
-    checkpoints = checkpoints_to_average(recipe)
-    check_recipe(recipe.data, recipe.run_dir)
-    identity = model_identity(recipe)
+    checkpoints = fitting_checkpoints(recipe, model_identity)
     for checkpoint in checkpoints:
-        checkpoint.refuse_other(identity)
         check_decoder_levels(recipe, trained_with=checkpoint.info.training)
     return checkpoints
 

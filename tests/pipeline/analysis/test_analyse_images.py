@@ -18,18 +18,12 @@ from models.image_classifier import ImageClassifier
 from pipeline.analysis.distance import patch_distances
 from pipeline.analysis.examples import Settings
 from pipeline.analysis.report import Report
-from pipeline.checkpoints.folder import (
-    CheckpointInfo,
-    Layout,
-    ValidationState,
-    finish_checkpoint,
-    tag_of,
-)
 from pipeline.classification.classifier import settings_of_run
 from pipeline.classification.run_model import model_for, model_identity
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import UsageError
 from tests.data_prep.images.small_sets import FOLDER_SETS, SIZE, write_folders
+from tests.pipeline.conftest import save_checkpoint
 
 ALL = Settings(examples=512, head=None, show=None)
 
@@ -47,7 +41,7 @@ def run_of(root: Path, run_dir: Path, **model: Any) -> ClassificationRecipe:
     )
     run_dir.mkdir()
     prepare_images(recipe.data, run_dir)
-    save_checkpoint(untrained(recipe), recipe)
+    save_checkpoint(untrained(recipe), recipe, model_identity(recipe))
     return recipe
 
 
@@ -59,25 +53,6 @@ def untrained(recipe: ClassificationRecipe) -> ImageClassifier:
             if "signal" in name:
                 parameter.normal_(std=0.3)
     return model
-
-
-def save_checkpoint(model: ImageClassifier, recipe: ClassificationRecipe) -> None:
-    """Save a model as the only checkpoint of a run, as ZeRO stage 0 writes it."""
-    folder = recipe.checkpoints / tag_of(1)
-    folder.mkdir(parents=True)
-    torch.save({"module": model.state_dict()}, folder / "mp_rank_00_model_states.pt")
-    layout = Layout(zero_stage=0, world_size=1, precision="fp32", offload=False)
-    info = CheckpointInfo(
-        step=1,
-        training=recipe.training.model_dump(mode="json"),
-        steps_per_epoch=1,
-        validation=ValidationState(criterion="valid_accuracy"),
-        tracker_run_id=None,
-        saved_at=0,
-        **layout.model_dump(),
-        **model_identity(recipe),
-    )
-    finish_checkpoint(recipe.checkpoints, info, keep=1)
 
 
 @pytest.fixture(scope="module")
