@@ -11,6 +11,8 @@
 #          evaluate       score the model on test sets; log and register it in MLflow; over ranks
 #                         where DEEPSPEED_ARGS is set
 #          translate      stdin (or --input FILE) → stdout; --model FOLDER of an export
+#          score          pairs (a tab between) → how likely the model finds the translations;
+#                         --rerank SOURCES picks from an n-best list
 #          classify       IMAGE… (JPEG, PNG) → their classes; --model FOLDER of an export
 #          export         the trained model as a folder of its own, as it is served best
 #                         [--quantization int8] for fast translation on CPUs
@@ -214,12 +216,12 @@ if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help)$) ]]; then
 fi
 set -- "${options[@]}" "$@"
 case $command in
-  all | setup | prepare | train | evaluate | translate | classify | export | analyse | dashboard | test) ;;
+  all | setup | prepare | train | evaluate | translate | score | classify | export | analyse | dashboard | test) ;;
   -h | --help | help)
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     exit 0
     ;;
-  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, evaluate, translate, classify, export, analyse, dashboard or test" ;;
+  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, evaluate, translate, score, classify, export, analyse, dashboard or test" ;;
 esac
 
 stopped='' group=''
@@ -244,9 +246,9 @@ case $command in
     supervise tests "$@" || exit 1  # pytest's 2 means an interruption
     ;;
   prepare | train | evaluate) "$command" "$@" ;;
-  translate)  # has our stdin, and signals
-    [[ ! -d /dev/stdin ]] || fail 2 "stdin is a folder, not text to translate"
-    exec python "$(program translate)" "$@"
+  translate | score)  # has our stdin, and signals
+    [[ ! -d /dev/stdin ]] || fail 2 "stdin is a folder, not text to $command"
+    exec python "$(program "$command")" "$@"
     ;;
   *) supervise python "$(program "$command")" "$@" ;;
 esac

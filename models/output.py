@@ -54,6 +54,24 @@ class OutputProjection(nn.Module):
             )
         return loss
 
+    @torch.inference_mode()
+    def log_probs(self, seqs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the log-probability of each target.
+
+        :param seqs: the decoder's output, `[B, T, d]`.
+        :param targets: token ids `[B, T]`.
+        :returns: at least float32, `[B, T]`.
+        """
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        rows = max(1, MAX_LOGITS // self.weight.size(0))
+        x, tokens = seqs.flatten(0, -2), targets.view(-1, 1)
+        found = []
+        for begin in range(0, len(x), rows):
+            part = slice(begin, begin + rows)
+            logits = F.linear(x[part], self.weight, self.bias).to(dtype)
+            found.append(logits.gather(1, tokens[part]) - logits.logsumexp(dim=1, keepdim=True))
+        return torch.cat(found).view(targets.shape)
+
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """This computes `F.cross_entropy(F.linear(x, weight, bias), …, reduction="sum")` by chunks.

@@ -112,6 +112,38 @@ class TranslationModel(Seq2SeqModel):
         :param decoder_levels: run only so many levels of a ring's decoder; None: all.
         :returns: logits `[B, T, V]`; with `targets`, the cross-entropy summed over target tokens.
         """
+        seqs = self._decode(
+            source_seqs, source_seqs_layout, target_seqs, target_seqs_layout, state_bag,
+            decoder_levels,
+        )  # fmt: skip
+        output: Tensor = self.final_proj(seqs, targets, label_smoothing)
+        return output
+
+    def log_probs(
+        self,
+        source_seqs: Tensor,
+        source_seqs_layout: BatchLayout,
+        target_seqs: Tensor,
+        target_seqs_layout: BatchLayout,
+        targets: Tensor,
+    ) -> Tensor:
+        """Compute the log-probability of each target token; parameters are those of `forward`.
+
+        :returns: `[B, T]`; where a target is padding it has no meaning.
+        """
+        seqs = self._decode(source_seqs, source_seqs_layout, target_seqs, target_seqs_layout)
+        return self.final_proj.log_probs(seqs, targets)
+
+    def _decode(
+        self,
+        source_seqs: Tensor,
+        source_seqs_layout: BatchLayout,
+        target_seqs: Tensor,
+        target_seqs_layout: BatchLayout,
+        state_bag: IncrementalStateBag | None = None,
+        decoder_levels: int | None = None,
+    ) -> Tensor:
+        """Return the decoder's output, `[B, T, d]`; parameters are those of `forward`."""
         state = state_bag.maybe_get_state(self, _EncoderOutput) if state_bag else None
         if state is None:
             seqs, layout = self.encoder_frontend(source_seqs, source_seqs_layout)
@@ -121,9 +153,10 @@ class TranslationModel(Seq2SeqModel):
 
         seqs, layout = self.decoder_frontend(target_seqs, target_seqs_layout, state_bag=state_bag)
         some = {} if decoder_levels is None else {"num_levels": decoder_levels}
-        seqs = self.decoder(seqs, layout, state.seqs, state.layout, state_bag=state_bag, **some)
-        output: Tensor = self.final_proj(seqs, targets, label_smoothing)
-        return output
+        decoded: Tensor = self.decoder(
+            seqs, layout, state.seqs, state.layout, state_bag=state_bag, **some
+        )
+        return decoded
 
     def logits(self, source_seqs: Tensor, target_seqs: Tensor) -> Tensor:
         """Compute logits from padded ids.

@@ -19,6 +19,7 @@ def test_help() -> None:
         "train",
         "evaluate",
         "translate",
+        "score",
         "classify",
         "export",
         "analyse",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from data_prep.batch_plan import Indices
 from data_prep.shards import ShardReader, TokenIds
 from data_prep.vocabulary import BOS_IDX, PAD_IDX
+
+Ids = TokenIds | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,20 @@ def collate(reader: ShardReader, pairs: Indices, device: torch.device) -> PairBa
     """
     token_ids = reader.read(pairs if len(pairs) else np.zeros(1, dtype=np.int32))
     sources, targets = ([pair[side] for pair in token_ids] for side in (0, 1))
+    batch = collate_ids(sources, targets, device)
+    if not len(pairs):
+        batch.targets.fill_(PAD_IDX)
+    return batch
+
+
+def collate_ids(sources: Sequence[Ids], targets: Sequence[Ids], device: torch.device) -> PairBatch:
+    """Pad pairs, and put them on `device`.
+
+    :param sources, targets: token ids with EOS.
+    """
     source, target = _pad(sources), _pad(targets)
     begin = np.full((len(target), 1), BOS_IDX, dtype=np.int64)
     shifted = np.concatenate([begin, target[:, :-1]], axis=1)
-    if not len(pairs):
-        target[:] = PAD_IDX
     source_seqs, target_seqs, predicted = (
         _to_device(device, ids) for ids in (source, shifted, target)
     )
@@ -75,7 +87,7 @@ def _to_device(device: torch.device, ids: NDArray[np.int64]) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def _pad(sequences: list[TokenIds]) -> NDArray[np.int64]:
+def _pad(sequences: Sequence[Ids]) -> NDArray[np.int64]:
     lengths = np.array([len(ids) for ids in sequences])
     padded = np.full((len(sequences), lengths.max()), PAD_IDX, dtype=np.int64)
     padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(sequences)

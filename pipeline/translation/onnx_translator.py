@@ -20,11 +20,18 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from data_prep.text import PAD_IDX
 from models.export_format import DECODER, ENCODER, ModelError
-from pipeline.translation.search import Decoding, Ints, NextTokens, search_batch
-from pipeline.translation.serving import Hypothesis, TextTranslator, open_export, thread_count
+from pipeline.translation.search import Decoding, Ints, NextTokens, force_batch, search_batch
+from pipeline.translation.serving import (
+    Hypothesis,
+    PairIds,
+    TextTranslator,
+    open_export,
+    thread_count,
+)
 from pipeline.translation.shortlist import read_shortlist
 
 HIDDEN = np.float32(-1e9)  # added to what a hypothesis may not attend to
+ALL_TOKENS = np.iinfo(np.int32).max  # wanted: as many as there are
 LARGE_SHARE = 0.45  # of the vocabulary; then the product with all of it, in int8, is as fast
 
 Bools = NDArray[np.bool_]
@@ -78,6 +85,14 @@ class OnnxTranslator(TextTranslator):
     ) -> Iterator[list[list[Hypothesis]]]:
         """Translate batches in parallel, and return them in order; see `TextTranslator`."""
         return self._workers.map(self._search, batches)
+
+    def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:
+        """Score batches in parallel, and return them in order; see `TextTranslator`."""
+        return self._workers.map(self._force, batches)
+
+    def _force(self, pairs: PairIds) -> list[list[float]]:
+        sources, targets = pairs
+        return force_batch(OnnxDecoding(self.encoder, self.decoder, sources), targets)
 
     def _search(self, sources: list[list[int]]) -> list[list[Hypothesis]]:
         decoding = OnnxDecoding(self.encoder, self.decoder, sources, self._allowed(sources))
@@ -140,8 +155,8 @@ class OnnxDecoding(Decoding):
                 self.past[cache.name] = np.empty(shape, np.float32)
         self.visible = np.empty((len(sources), 1, 0), np.bool_)  # [B, K, positions]
 
-    def next_tokens(self, last: Ints, count: int) -> NextTokens:
-        """Decode one position; see `Decoding`."""
+    def next_tokens(self, last: Ints, count: int, forced: Ints | None = None) -> NextTokens:
+        """Decode one position; see `Decoding`. A forced token is found among all."""
         batch, beam = last.shape
         itself = np.broadcast_to(np.eye(beam, dtype=np.bool_), (batch, beam, beam))
         self.visible = np.concatenate([self.visible, itself], axis=2)
@@ -152,7 +167,7 @@ class OnnxDecoding(Decoding):
                 "position": np.array(self.step),
                 "bias": np.where(self.visible, np.float32(0), HIDDEN)[:, None],
                 "lengths": self.lengths,
-                "count": np.array([count]),
+                "count": np.array([count if forced is None else ALL_TOKENS]),
                 **self.cross,
                 **self.past,
                 **self.restriction,
@@ -160,7 +175,10 @@ class OnnxDecoding(Decoding):
         )
         self.past = dict(zip(self.past, present, strict=True))
         self.step += 1
-        return NextTokens(tokens, log_probs, end[:, :, 0])
+        if forced is None:
+            return NextTokens(tokens, log_probs, end[:, :, 0])
+        of_forced = log_probs[tokens == forced[:, None, None]].reshape(batch, beam)
+        return NextTokens(tokens[:, :, :count], log_probs[:, :, :count], of_forced)
 
     def reorder(self, sentences: Ints, parents: Ints) -> None:
         """Keep some sentences; see `Decoding`."""

@@ -37,17 +37,18 @@ class NextTokens(NamedTuple):
 
     tokens: Ints  # [B, K, C]
     log_probs: Floats  # [B, K, C]
-    end: Floats  # log-probability of EOS, [B, K]
+    forced: Floats  # log-probability of the forced token, [B, K]
 
 
 class Decoding(Protocol):
     """A batch of B sentences is being decoded, with K hypotheses each."""
 
-    def next_tokens(self, last: Ints, count: int) -> NextTokens:
+    def next_tokens(self, last: Ints, count: int, forced: Ints | None = None) -> NextTokens:
         """Decode one position of every hypothesis.
 
         :param last: the newest token of each, `[B, K]`.
         :param count: of the tokens wanted, C; fewer if the vocabulary has fewer.
+        :param forced: one more token whose log-probability is wanted, `[B]`; None: EOS.
         """
 
     def reorder(self, sentences: Ints, parents: Ints) -> None:
@@ -106,6 +107,22 @@ def search_batch(
         )
         decoding.reorder(kept, parents)
     return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in finished]
+
+
+def force_batch(decoding: Decoding, targets: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Return the log-probabilities of the tokens of given translations.
+
+    :param decoding: of the batch, before its first step.
+    :param targets: a translation of each sentence, token ids with EOS.
+    """
+    longest = max(map(len, targets))
+    padded = np.array([[BOS_IDX, *ids, *[EOS_IDX] * (longest - len(ids))] for ids in targets])
+    steps = [
+        decoding.next_tokens(padded[:, step, None], 1, padded[:, step + 1]).forced[:, 0]
+        for step in range(longest)
+    ]
+    found = np.stack(steps, axis=1)
+    return [row[: len(ids)].tolist() for row, ids in zip(found, targets, strict=True)]
 
 
 def _best_candidates(

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from sentencepiece import SentencePieceProcessor
 
@@ -38,6 +38,12 @@ BREAKS = [
     re.compile(r"[,;:)–—]\s+|[、，；：]"),
     re.compile(r"\s+"),
 ]
+
+
+T = TypeVar("T")
+
+PairIds = tuple[list[list[int]], list[list[int]]]
+"""Token ids of sources, and of their targets, each with EOS."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +78,20 @@ def length_limit(source_length: int, search: SearchConfig, longest: int) -> int:
     return max(1, min(wanted, longest))
 
 
-def batches_by_length(lengths: Mapping[int, int], search: SearchConfig) -> Iterator[list[int]]:
+def batches_by_length(
+    lengths: Mapping[int, int], search: SearchConfig, beam_size: int | None = None
+) -> Iterator[list[int]]:
     """Group sentences of similar length, the longest first, as many as `batch_tokens` allows.
 
     :param lengths: source tokens of each sentence, by any key.
+    :param beam_size: hypotheses of a sentence; None: as many as `search` has.
     :returns: the keys of each batch.
     """
     batch: list[int] = []
+    beam_size = beam_size or search.beam_size
     for index in sorted(lengths, key=lambda index: -lengths[index]):
         longest = lengths[batch[0]] if batch else 0
-        if batch and (len(batch) + 1) * longest * search.beam_size > search.batch_tokens:
+        if batch and (len(batch) + 1) * longest * beam_size > search.batch_tokens:
             yield batch
             batch = []
         batch.append(index)
@@ -113,6 +123,9 @@ class TextTranslator(ABC):
     one_by_one = False
     """A shortlist makes it translate sentences one by one, which takes longer for many."""
 
+    max_target_tokens: int
+    """The most that the model can produce, EOS included; it can read as many."""
+
     def __init__(
         self,
         vocabularies: tuple[SentencePieceProcessor, SentencePieceProcessor],
@@ -137,6 +150,15 @@ class TextTranslator(ABC):
 
         :param batches: of sentences, each its token ids with EOS.
         :returns: for each batch at most `beam_size` hypotheses of each sentence, best first.
+        """
+
+    @abstractmethod
+    def score_batches(self, batches: Iterable[PairIds]) -> Iterator[Sequence[Sequence[float]]]:
+        """Compute how likely given translations are, one batch after the other.
+
+        :param batches: of sources and their targets, at most `max_target_tokens` each.
+        :returns: for each batch the log-probabilities of each target's tokens, among the whole
+            vocabulary.
         """
 
     def translate(
@@ -309,15 +331,20 @@ class CTranslate2Translator(TextTranslator):
         self, batches: Iterable[list[list[int]]]
     ) -> Iterator[list[list[Hypothesis]]]:
         """Translate batches in parallel, and return them in order; see `TextTranslator`."""
-        waiting: deque[tuple[list[list[int]], int, list[Any]]] = deque()
-        for sources in batches:
-            limit = max(map(self._length_limit, sources))
-            futures = self._submit(sources, limit, shortlisted=self.one_by_one)
-            waiting.append((sources, limit, futures))
-            if len(waiting) > 2 * self.workers:
-                yield self._collect(*waiting.popleft(), shortlisted=self.one_by_one)
-        while waiting:
-            yield self._collect(*waiting.popleft(), shortlisted=self.one_by_one)
+
+        def submitted() -> Iterator[tuple[list[list[int]], int, list[Any]]]:
+            for sources in batches:
+                limit = max(map(self._length_limit, sources))
+                yield sources, limit, self._submit(sources, limit, shortlisted=self.one_by_one)
+
+        for batch in ahead(submitted(), 2 * self.workers):
+            yield self._collect(*batch, shortlisted=self.one_by_one)
+
+    def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:
+        """Score batches in parallel, and return them in order; see `TextTranslator`."""
+        submitted = (self._submit_to_score(*pairs, asynchronous=True) for pairs in batches)
+        for futures in ahead(submitted, 2 * self.workers):
+            yield [future.result().log_probs for future in futures]
 
     def _length_limit(self, source: list[int]) -> int:
         return length_limit(len(source), self.search, self.max_target_tokens)
@@ -352,6 +379,18 @@ class CTranslate2Translator(TextTranslator):
             max_decoding_length=max(1, limit - 1),
         )
         return futures
+
+    def _submit_to_score(
+        self, sources: list[list[int]], targets: list[list[int]], *, asynchronous: bool = False
+    ) -> list[Any]:
+        """Hand translations, with EOS, to CTranslate2, and return its results or futures."""
+        scored: list[Any] = self.model.score_batch(
+            [self._source_tokens(source) for source in sources],
+            [self.target_vocabulary.id_to_piece(target[:-1]) for target in targets],
+            max_input_length=0,
+            asynchronous=asynchronous,
+        )
+        return scored
 
     def _collect(
         self,
@@ -403,15 +442,23 @@ class CTranslate2Translator(TextTranslator):
         cut = [h for h in hypotheses if h.tokens[-1] != eos]
         if not cut:
             return hypotheses
-        target = [[self.target_vocabulary.id_to_piece(token) for token in h.tokens] for h in cut]
-        scored = self.model.score_batch(
-            [self._source_tokens(source)] * len(cut), target, max_input_length=0
-        )
-        for h, result in zip(cut, scored, strict=True):
-            tokens = [*h.tokens, eos]
+        completed = [[*h.tokens, eos] for h in cut]
+        scored = self._submit_to_score([source] * len(cut), completed)
+        for h, tokens, result in zip(cut, completed, scored, strict=True):
             score = sum(result.log_probs) / len(tokens) ** self.search.length_penalty
             hypotheses[hypotheses.index(h)] = Hypothesis(tokens, score)
         return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
+
+
+def ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """Return the items in order, and ask for so many more before one is needed: they are being
+    worked on meanwhile."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def tokens_of(vocabulary: SentencePieceProcessor) -> list[str]:

@@ -18,6 +18,7 @@ from pipeline.recipe import UsageError
 from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
+    PairIds,
     TextTranslator,
 )
 from pipeline.translation_recipe import SearchConfig, TranslationRecipe
@@ -49,6 +50,7 @@ class Translator(TextTranslator):
         import torch
 
         self.model = model.eval()
+        self.max_target_tokens = model.max_target_seq_len
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device, getattr(torch, search.dtype))
         longest = min(max_source_tokens or model.max_source_seq_len, model.max_source_seq_len)
@@ -109,3 +111,10 @@ class Translator(TextTranslator):
 
         for sources in batches:
             yield beam_search(self.model, sources, self.search)
+
+    def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:
+        """Score one batch after the other; see `TextTranslator`."""
+        from pipeline.translation.beam_search import force
+
+        for pairs in batches:
+            yield force(self.model, pairs)

@@ -14,7 +14,8 @@ import sentencepiece
 from data_prep.text import normalise, normalise_lines
 from pipeline.publishing.servable import SERVED_TRANSLATION
 from pipeline.recipe import ROOT
-from pipeline.translation.serving import Hypothesis, TextTranslator
+from pipeline.translation.scoring import Pair, force
+from pipeline.translation.serving import Hypothesis, PairIds, TextTranslator
 from pipeline.translation_recipe import SearchConfig
 from tests.conftest import run_process
 
@@ -27,6 +28,10 @@ class Echo(TextTranslator):
     ) -> Iterator[list[list[Hypothesis]]]:
         for batch in batches:
             yield [[Hypothesis(ids, 0.0)] for ids in batch]
+
+    def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:
+        for _, targets in batches:
+            yield [[-float(token) for token in ids] for ids in targets]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,10 @@ def test_translation_sees_what_training_saw(echo: Echo, place: str, limit: int) 
         in_parts = ["".join(normalise(line).split()) for line in lines]
         assert ["".join(line.split()) for line in translations] == in_parts
     assert len(translations) == len(lines)
+    if limit == 40:
+        echo.max_target_tokens = limit
+        raw, clean = ([Pair("", text) for text in texts] for texts in (lines, translations))
+        assert force(echo, raw) == force(echo, clean)
 
 
 def test_served_code_is_all_that_serving_needs(tmp_path: Path) -> None:

@@ -1,0 +1,191 @@
+"""`./run.sh score`: read sentences with translations, and write how likely a model finds them, or
+with `--rerank` the best translation of each."""
+
+# Functions import what leads models themselves: --help and a wrong argument do not need it.
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from data_prep.corpora import read_lines
+from data_prep.files import DataError
+from pipeline.command_line import path_argument, run_command
+from pipeline.recipe import UsageError
+from pipeline.translation import lines
+from pipeline.translation.lines import Lines, Progress
+from pipeline.translation_recipe import TranslationRecipe
+
+if TYPE_CHECKING:
+    from pipeline.translation.scoring import Forced
+    from pipeline.translation.serving import TextTranslator
+
+log = logging.getLogger("score")
+
+
+class Row(NamedTuple):
+    """A row of an n-best list."""
+
+    line: int
+    """Its number, from 1."""
+
+    sentence: int
+    """The number of the source sentence, from 0."""
+
+    translation: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    lines.add_arguments(parser, "source sentences, each with a tab and its translation")
+    parser.add_argument(
+        "--tokens",
+        action="store_true",
+        help="also print the translation's tokens with EOS: a tab before each, and behind it a "
+        "space and its log-probability",
+    )
+    parser.add_argument(
+        "--rerank",
+        type=path_argument,
+        metavar="SOURCES",
+        help="print the best translation of each sentence in this file, of those that `translate "
+        "--n_best` has printed, which are the input",
+    )
+
+
+def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
+    """Score the input line by line, or choose from it."""
+    sources: Path | None = arguments.rerank
+    if sources and arguments.tokens:
+        raise UsageError("--rerank prints translations, for which there are no --tokens")
+    if sources and not sources.is_file():
+        raise UsageError(f"--rerank {sources}: there is no such file")
+    streams = lines.open_streams(arguments.input, "scores")
+    translator = lines.load_translator(recipe, arguments)
+    log.info("model ready: %s", translator.backend)
+    if sources:
+        choose = partial(rerank, translator, sources, streams.name)
+        lines.convert_lines(streams, choose, log, "reranking", "translations")
+    else:
+        rate = partial(score, translator, streams.name, arguments.tokens)
+        lines.convert_lines(streams, rate, log, "scoring", "pairs")
+
+
+def score(
+    translator: TextTranslator,
+    name: str,
+    tokens: bool,
+    batches: Iterator[Lines],
+    progress: Progress,
+) -> Iterator[list[str]]:
+    """Return the log-probability of each line's translation; an empty line stays empty.
+
+    :param name: of the input, for errors.
+    :param tokens: also return those of its tokens.
+    :raises DataError: a line is not a pair. What belongs to those before it has been returned.
+    """
+    from pipeline.translation.scoring import Pair, force
+
+    for first, texts in batches:
+        good = list(takewhile(lambda text: not text.strip() or text.count("\t") == 1, texts))
+        full = [i for i, text in enumerate(good) if text.strip()]
+        progress(len(good) - len(full))
+        pairs = [Pair(*good[i].split("\t")) for i in full]
+        rows = [""] * len(good)
+        found = force(translator, pairs, progress, [first + i for i in full])
+        for i, forced in zip(full, found, strict=True):
+            rows[i] = _row(forced, tokens)
+        yield rows
+        if len(good) < len(texts):
+            raise DataError(
+                f"{name}:{first + len(good)}: expected a sentence, one tab, and a translation"
+            )
+
+
+def _row(forced: Forced | None, tokens: bool) -> str:
+    if forced is None:
+        return "nan"
+    each = zip(forced.tokens, forced.log_probs, strict=True) if tokens else ()
+    return "\t".join([f"{forced.log_prob:.6f}", *(f"{token} {value:.6f}" for token, value in each)])
+
+
+def rerank(
+    translator: TextTranslator,
+    sources: Path,
+    name: str,
+    batches: Iterator[Lines],
+    progress: Progress,
+) -> Iterator[list[str]]:
+    """Return the translation of each sentence that the model gives the best score, as a search
+    does; of equal ones the first.
+
+    :param sources: the file of the sentences.
+    :param name: of the input, for errors.
+    :raises DataError: a line is not of an n-best list, or its sentence is not the next one.
+    """
+    sentences = enumerate(read_lines(sources))
+    last: list[Row] = []  # of a sentence that may have more
+    for first, texts in batches:
+        rows = last + [_parse(text, name, line) for line, text in enumerate(texts, start=first)]
+        *groups, last = (list(group) for _, group in groupby(rows, lambda row: row.sentence))
+        yield _best(translator, groups, sentences, name, progress)
+    yield _best(translator, [last] if last else [], sentences, name, progress)
+    for number, _ in sentences:
+        raise DataError(f"{sources}:{number + 1}: {name} has no translation of this sentence")
+
+
+def _parse(text: str, name: str, line: int) -> Row:
+    number, *rest = text.split("\t")
+    if not number.isdecimal() or len(rest) != 2:
+        raise DataError(
+            f"{name}:{line}: expected the number of a sentence, a score, and a translation, with "
+            "tabs between"
+        )
+    return Row(line, int(number), rest[1])
+
+
+def _best(
+    translator: TextTranslator,
+    groups: list[list[Row]],
+    sentences: Iterator[tuple[int, str]],
+    name: str,
+    progress: Progress,
+) -> list[str]:
+    """Return the best row's translation of each group.
+
+    :param groups: the rows of one sentence after the other.
+    :param sentences: those of the groups come next.
+    """
+    from pipeline.translation.scoring import Pair, force
+
+    rows = [row for group in groups for row in group]
+    pairs = []
+    for group in groups:
+        number, source = next(sentences, (None, ""))
+        if group[0].sentence != number:
+            expected = "there is none left" if number is None else f"{number} comes next"
+            raise DataError(
+                f"{name}:{group[0].line}: a translation of sentence {group[0].sentence}, but "
+                f"{expected}"
+            )
+        pairs += [Pair(source, row.translation) for row in group]
+    penalty = translator.search.length_penalty
+    scores = [
+        forced.score(penalty) if forced else -math.inf
+        for forced in force(translator, pairs, progress, [row.line for row in rows])
+    ]
+    of_row = dict(zip(rows, scores, strict=True))
+    return [max(group, key=of_row.__getitem__).translation for group in groups]
+
+
+if __name__ == "__main__":
+    run_command(
+        "score", "Score translations from stdin or a file.", main, add_arguments,
+        kind=TranslationRecipe, continues=False,
+    )  # fmt: skip
