@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.command_line import run_command
@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print N translations of each sentence: its number from 0, the score (log-probability "
         "by length), and the text, with tabs between; at most evaluation.beam_size. A line that is "
         "translated in parts has one",
+    )
+    parser.add_argument(
+        "--prefix",
+        action="store_true",
+        help="after a sentence there may be a tab and what its translation begins with",
     )
     parser.add_argument(
         "--scores", action="store_true", help="print a translation's score and a tab before it"
@@ -54,12 +59,15 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
             begin += f"{translation.score:.4f}\t"
         return begin + translation.text
 
-    def translate(
-        batches: Iterator[lines.Lines], progress: lines.Progress
-    ) -> Iterator[Iterable[str]]:
-        for first, sentences in batches:
-            found = enumerate(translator.n_best(sentences, progress, first), start=first - 1)
-            yield [row(number, one) for number, best in found for one in best[:wanted]]
+    def translate(batches: Iterator[lines.Lines], progress: lines.Progress) -> Iterator[list[str]]:
+        for first, texts in batches:
+            sentences, prefixes = texts, list[str]()
+            if arguments.prefix:
+                sides = [text.partition("\t") for text in texts]
+                sentences, prefixes = [side[0] for side in sides], [side[2] for side in sides]
+            found = translator.n_best(sentences, progress, first, prefixes)
+            numbered = enumerate(found, start=first - 1)
+            yield [row(number, one) for number, best in numbered for one in best[:wanted]]
 
     lines.convert_lines(streams, translate, log, "translating", "sentences")
 

@@ -72,7 +72,7 @@ TestSetEntry = Annotated[
 
 
 class SearchConfig(Section):
-    """How a model translates: beam search."""
+    """How a model translates: beam search, or sampling."""
 
     beam_size: PositiveInt = 4
     """Hypotheses kept at each step; 1 is greedy search."""
@@ -88,6 +88,17 @@ class SearchConfig(Section):
 
     max_length_offset: int = Limit(default=20, ge=0)
     """See max_length_ratio."""
+
+    sampling_topk: int | None = Limit(default=None, ge=0)
+    """Draw each token of a translation from so many of the likeliest ones, 0: from all, instead of
+    searching; beam_size is then how many translations of a sentence are drawn. null: search."""
+
+    sampling_temperature: float = Limit(default=1.0, gt=0)
+    """Log-probabilities are divided by it before a token is drawn: below 1 likely tokens become
+    more likely, above 1 less."""
+
+    sampling_seed: int = Limit(default=1, ge=0)
+    """Seed of what is drawn, with the number of the line, the translation of it, and the step."""
 
     batch_tokens: PositiveInt = 4096
     """Source tokens decoded together, padding included, times beam_size."""

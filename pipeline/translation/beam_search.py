@@ -1,4 +1,4 @@
-"""Beam search (`search.py`) and forced decoding with a PyTorch model.
+"""Beam search, sampling (`search.py`) and forced decoding with PyTorch models.
 
 Keys and values are not copied for each hypothesis (`models/ringformer/decoder_state.py`).
 """
@@ -7,75 +7,109 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from fairseq2.nn import BatchLayout, IncrementalStateBag
+from torch import Tensor
 
 from data_prep.vocabulary import EOS_IDX, PAD_IDX
 from models.seq2seq import TranslationModel
 from pipeline.translation.batches import collate_ids
-from pipeline.translation.search import Decoding, Ints, NextTokens, search_batch
+from pipeline.translation.search import Decoding, Ints, NextTokens, sample_batch, search_batch
 from pipeline.translation.serving import Hypothesis, PairIds
 from pipeline.translation_recipe import SearchConfig
 
 
 @torch.inference_mode()
 def beam_search(
-    model: TranslationModel, sources: Sequence[Sequence[int]], search: SearchConfig
+    models: TranslationModel | Sequence[TranslationModel],
+    sources: Sequence[Sequence[int]],
+    search: SearchConfig,
+    prefixes: Sequence[Sequence[int]] = (),
+    places: Sequence[tuple[int, ...]] = (),
 ) -> list[list[Hypothesis]]:
-    """Translate `sources` in one batch.
+    """Translate `sources` in one batch; or draw translations, if `search` says so.
 
+    :param models: one, or an ensemble: the mean of their log-probabilities counts.
     :param sources: token ids of each sentence, with EOS.
-    :returns: at most `beam_size` hypotheses for each sentence, best first.
-    :raises ModelError: the model's output is not a number.
+    :param prefixes, places: see `search_batch` and `sample_batch`.
+    :returns: at most `beam_size` hypotheses for each sentence, best first, or as they were drawn.
+    :raises ModelError: the models' output is not a number.
     """
-    decoding, lengths = TorchDecoding(model, sources), [len(ids) for ids in sources]
-    return search_batch(decoding, lengths, search, model.max_target_seq_len)
+    models = [models] if isinstance(models, TranslationModel) else models
+    decoding, lengths = TorchDecoding(models, sources), [len(ids) for ids in sources]
+    longest = decoding.max_seq_len
+    if search.sampling_topk is None:
+        return search_batch(decoding, lengths, search, longest, prefixes)
+    return sample_batch(decoding, lengths, search, longest, prefixes, places)
 
 
 @torch.inference_mode()
-def force(model: TranslationModel, pairs: PairIds) -> list[list[float]]:
-    """Return the log-probabilities of the tokens of given translations, computed at once."""
-    batch = collate_ids(*pairs, next(model.parameters()).device)
-    log_probs = model.log_probs(
-        batch.source_seqs,
-        batch.source_seqs_layout,
-        batch.target_seqs,
-        batch.target_seqs_layout,
-        batch.targets,
-    )
-    return [row[: len(ids)] for row, ids in zip(log_probs.tolist(), pairs[1], strict=True)]
+def force(models: Sequence[TranslationModel], pairs: PairIds) -> list[list[float]]:
+    """Return the log-probabilities of the tokens of given translations, computed at once.
+
+    :param models: one, or an ensemble.
+    """
+    batch = collate_ids(*pairs, next(models[0].parameters()).device)
+    of_models = [
+        model.log_probs(
+            batch.source_seqs,
+            batch.source_seqs_layout,
+            batch.target_seqs,
+            batch.target_seqs_layout,
+            batch.targets,
+        )
+        for model in models
+    ]
+    log_probs = _mean(of_models).tolist()
+    return [row[: len(ids)] for row, ids in zip(log_probs, pairs[1], strict=True)]
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).mean(0)
 
 
 class TorchDecoding(Decoding):
-    """A PyTorch model decodes a batch on its device; a step brings a few numbers to the host."""
+    """PyTorch models decode a batch on their device; a step brings a few numbers to the host."""
 
-    def __init__(self, model: TranslationModel, sources: Sequence[Sequence[int]]) -> None:
-        self.model, lengths = model, [len(ids) for ids in sources]
-        self.device = next(model.parameters()).device
+    def __init__(
+        self, models: Sequence[TranslationModel], sources: Sequence[Sequence[int]]
+    ) -> None:
+        self.models, lengths = models, [len(ids) for ids in sources]
+        self.max_seq_len = min(model.max_target_seq_len for model in models)
+        self.device = next(models[0].parameters()).device
         source = torch.full((len(sources), max(lengths)), PAD_IDX)
         for row, ids in enumerate(sources):
             source[row, : len(ids)] = torch.tensor(ids)
         self.source = source.to(self.device)
         self.layout = BatchLayout.of(self.source, lengths)
-        self.state = IncrementalStateBag(model.max_target_seq_len + 1)
+        self.state = IncrementalStateBag(self.max_seq_len + 1)  # each module has its own in it
         self.beam_size = 1
 
     def next_tokens(self, last: Ints, count: int, forced: Ints | None = None) -> NextTokens:
         """Decode one position; see `Decoding`."""
         new = torch.from_numpy(last).to(self.device).reshape(-1, 1)
         layout = BatchLayout.of(new)
-        logits = self.model(self.source, self.layout, new, layout, state_bag=self.state)
+        outputs = [
+            model(self.source, self.layout, new, layout, state_bag=self.state).float()
+            for model in self.models
+        ]
         self.state.increment_step_nr()
-        logits = logits.float().view(*last.shape, -1)
-        log_sum = logits.logsumexp(dim=2, keepdim=True)
-        best, tokens = logits.topk(min(count, logits.size(2)))
+        log_sum = _mean([logits.logsumexp(dim=2) for logits in outputs]).view(*last.shape, 1)
+        logits = _mean(outputs).view(*last.shape, -1)
+        size = logits.size(2)
+        if count < size:
+            best, found = logits.topk(count)
+            tokens = found.cpu().numpy()
+        else:
+            best, tokens = logits, np.broadcast_to(np.arange(size), logits.shape)
         if forced is None:
             of_forced = logits[:, :, EOS_IDX, None]
         else:
             rows = torch.arange(len(forced), device=self.device)
             of_forced = logits[rows, :, torch.from_numpy(forced).to(self.device), None]
         log_probs = (torch.cat([best, of_forced], dim=2) - log_sum).cpu().numpy()
-        return NextTokens(tokens.cpu().numpy(), log_probs[..., :-1], log_probs[..., -1])
+        return NextTokens(tokens, log_probs[..., :-1], log_probs[..., -1])
 
     def reorder(self, sentences: Ints, parents: Ints) -> None:
         """Keep some sentences; see `Decoding`."""

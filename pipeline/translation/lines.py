@@ -1,4 +1,4 @@
-"""What `translate` and `score` do alike: lines come in as they arrive, and a model's answers go out."""
+"""What `translate` and `score` do alike: lines come in as they arrive, and answers go out."""
 
 # Functions import the translator and rich themselves: --help and a wrong argument need neither.
 
@@ -68,7 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser, content: str) -> None:
     parser.add_argument(
         "--model",
         type=path_argument,
-        help="folder written by `export`, in any format; default: the run's checkpoints",
+        action="append",
+        default=[],
+        help="folder written by `export`, in any format; default: the run's checkpoints. Given "
+        "several times: an ensemble, of format safetensors",
     )
 
 
@@ -150,9 +153,9 @@ def batches_of_lines(descriptor: int, name: str) -> Iterator[list[str]]:
 
 
 def load_translator(recipe: TranslationRecipe, arguments: argparse.Namespace) -> TextTranslator:
-    """Load the export that `--model` names, or the model of the run's checkpoints.
+    """Load the exports that `--model` names, or the model of the run's checkpoints.
 
-    :raises ModelError: the folder is not an exported model.
+    :raises ModelError: a folder is not an exported model, or two do not go together.
     :raises CheckpointError: the run has no checkpoint that can be used.
     :raises UsageError: a key on the command line does not apply to an export.
     """
@@ -162,7 +165,9 @@ def load_translator(recipe: TranslationRecipe, arguments: argparse.Namespace) ->
         search = keys_on_command_line("evaluation", recipe.evaluation, arguments)
         if other := sorted(search.keys() - SearchConfig.model_fields.keys()):
             raise UsageError(f"evaluation.{other[0]} does not apply to an exported model")
-        return Translator.of_export(arguments.model, **search)
+        if len(arguments.model) > 1:
+            return Translator.of_exports(arguments.model, **search)
+        return Translator.of_export(arguments.model[0], **search)
     from pipeline.translation.run_model import checkpoints_of_run
 
     return Translator.of_run(recipe, checkpoints_of_run(recipe))

@@ -20,10 +20,19 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from data_prep.text import PAD_IDX
 from models.export_format import DECODER, ENCODER, ModelError
-from pipeline.translation.search import Decoding, Ints, NextTokens, force_batch, search_batch
+from pipeline.translation.search import (
+    ALL_TOKENS,
+    Decoding,
+    Ints,
+    NextTokens,
+    force_batch,
+    sample_batch,
+    search_batch,
+)
 from pipeline.translation.serving import (
     Hypothesis,
     PairIds,
+    Part,
     TextTranslator,
     open_export,
     thread_count,
@@ -31,7 +40,6 @@ from pipeline.translation.serving import (
 from pipeline.translation.shortlist import read_shortlist
 
 HIDDEN = np.float32(-1e9)  # added to what a hypothesis may not attend to
-ALL_TOKENS = np.iinfo(np.int32).max  # wanted: as many as there are
 LARGE_SHARE = 0.45  # of the vocabulary; then the product with all of it, in int8, is as fast
 
 Bools = NDArray[np.bool_]
@@ -80,9 +88,7 @@ class OnnxTranslator(TextTranslator):
         )
         self._workers = ThreadPoolExecutor(workers)
 
-    def search_batches(
-        self, batches: Iterable[list[list[int]]]
-    ) -> Iterator[list[list[Hypothesis]]]:
+    def search_batches(self, batches: Iterable[list[Part]]) -> Iterator[list[list[Hypothesis]]]:
         """Translate batches in parallel, and return them in order; see `TextTranslator`."""
         return self._workers.map(self._search, batches)
 
@@ -94,18 +100,23 @@ class OnnxTranslator(TextTranslator):
         sources, targets = pairs
         return force_batch(OnnxDecoding(self.encoder, self.decoder, sources), targets)
 
-    def _search(self, sources: list[list[int]]) -> list[list[Hypothesis]]:
-        decoding = OnnxDecoding(self.encoder, self.decoder, sources, self._allowed(sources))
-        lengths = [len(ids) for ids in sources]
-        return search_batch(decoding, lengths, self.search, self.max_target_tokens)
+    def _search(self, parts: list[Part]) -> list[list[Hypothesis]]:
+        sources, prefixes, places = ([part[i] for part in parts] for i in range(3))
+        decoding = OnnxDecoding(self.encoder, self.decoder, sources, self._allowed(parts))
+        lengths, longest = [len(ids) for ids in sources], self.max_target_tokens
+        if self.search.sampling_topk is None:
+            return search_batch(decoding, lengths, self.search, longest, prefixes)
+        return sample_batch(decoding, lengths, self.search, longest, prefixes, places)
 
-    def _allowed(self, sources: list[list[int]]) -> Bools | None:
-        """Return which target tokens the shortlist allows each sentence, `[B, vocabulary]`."""
+    def _allowed(self, parts: list[Part]) -> Bools | None:
+        """Return which target tokens the shortlist, or the prefix, allows each sentence,
+        `[B, vocabulary]`."""
         if self.shortlist is None:
             return None
-        allowed = np.zeros((len(sources), self.target_vocabulary.get_piece_size()), np.bool_)
-        for row, ids in zip(allowed, sources, strict=True):
-            row[self.shortlist.allowed(ids)] = True
+        allowed = np.zeros((len(parts), self.target_vocabulary.get_piece_size()), np.bool_)
+        for row, part in zip(allowed, parts, strict=True):
+            row[self.shortlist.allowed(part.source)] = True
+            row[list(part.prefix)] = True
         return allowed
 
 
@@ -175,9 +186,12 @@ class OnnxDecoding(Decoding):
         )
         self.past = dict(zip(self.past, present, strict=True))
         self.step += 1
-        if forced is None:
-            return NextTokens(tokens, log_probs, end[:, :, 0])
-        of_forced = log_probs[tokens == forced[:, None, None]].reshape(batch, beam)
+        of_forced = end[:, :, 0]
+        if forced is not None:
+            of_forced = log_probs[tokens == forced[:, None, None]].reshape(batch, beam)
+        if tokens.shape[2] < count:  # these are all
+            by_id = tokens.argsort(axis=2)
+            tokens, log_probs = (np.take_along_axis(x, by_id, 2) for x in (tokens, log_probs))
         return NextTokens(tokens[:, :, :count], log_probs[:, :, :count], of_forced)
 
     def reorder(self, sentences: Ints, parents: Ints) -> None:

@@ -1,4 +1,4 @@
-"""Beam search over a batch of sentences, whatever engine runs the model.
+"""Beam search over a batch of sentences, or sampling, whatever engine runs the model.
 
 Each step extends all hypotheses of all sentences at once. It takes the best 2 × beam_size
 candidates of a sentence. Those of the first beam_size that end in EOS are finished; the first
@@ -29,11 +29,13 @@ if TYPE_CHECKING:  # where this file is served there is no recipe
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+ALL_TOKENS = 1 << 30  # wanted: as many as there are
+MAX_DRAWN = 1 << 22  # candidates at once
 SHRINK_AT = 0.75  # finished sentences leave when at most this share of the batch is unfinished
 
 
 class NextTokens(NamedTuple):
-    """The likeliest tokens after each hypothesis, best first."""
+    """The likeliest tokens after each hypothesis, best first; or all, in the order of their ids."""
 
     tokens: Ints  # [B, K, C]
     log_probs: Floats  # [B, K, C]
@@ -68,45 +70,151 @@ class Candidates(NamedTuple):
 
 
 def search_batch(
-    decoding: Decoding, lengths: Sequence[int], search: SearchConfig, longest: int
+    decoding: Decoding,
+    lengths: Sequence[int],
+    search: SearchConfig,
+    longest: int,
+    prefixes: Sequence[Sequence[int]] = (),
 ) -> list[list[Hypothesis]]:
-    """Translate the sentences of a batch.
+    """Translate the sentences of a batch by beam search.
 
     :param decoding: of the batch, before its first step.
     :param lengths: of the sources, in tokens with EOS.
     :param longest: the most tokens that the model can produce.
+    :param prefixes: tokens that the translation of each sentence begins with; without any: freely.
     :returns: at most `beam_size` hypotheses for each sentence, best first.
     :raises ModelError: the model's output is not a number.
     """
     beam_size = search.beam_size
-    limits = [length_limit(length, search, longest) for length in lengths]
+    limits = _limits(lengths, search, longest, prefixes)
     finished: list[list[Hypothesis]] = [[] for _ in lengths]
 
     active = list(range(len(lengths)))  # the source of each row of `hypotheses`
     hypotheses: Ints = np.full((len(lengths), 1, 1), BOS_IDX)  # [B, K, step]
     scores: Floats = np.zeros((len(lengths), 1), np.float32)
     for step in range(1, max(limits) + 1):
-        at_limit = [row for row, index in enumerate(active) if step >= limits[index]]
-        candidates = _best_candidates(decoding, hypotheses, scores, at_limit, search)
+        forced = _forced(step, active, limits, prefixes)
+        candidates = _best_candidates(decoding, hypotheses, scores, forced, search)
         _collect_finished(finished, active, hypotheses, candidates, search)
 
-        unfinished = [
-            row
-            for row, index in enumerate(active)
-            if step < limits[index] and len(finished[index]) < beam_size
-        ]
-        if not unfinished:
-            break
-        rows = (
-            unfinished if len(unfinished) <= SHRINK_AT * len(active) else list(range(len(active)))
+        kept = _unfinished(
+            [step < limits[i] and len(finished[i]) < beam_size for i in active],
         )
-        active = [active[row] for row in rows]
-        kept = np.array(rows)
+        if not len(kept):
+            break
+        active = [active[row] for row in kept]
         hypotheses, scores, parents = _extend_unfinished(
             hypotheses[kept], Candidates(*(part[kept] for part in candidates)), beam_size
         )
         decoding.reorder(kept, parents)
     return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in finished]
+
+
+def sample_batch(
+    decoding: Decoding,
+    lengths: Sequence[int],
+    search: SearchConfig,
+    longest: int,
+    prefixes: Sequence[Sequence[int]] = (),
+    places: Sequence[tuple[int, ...]] = (),
+) -> list[list[Hypothesis]]:
+    """Draw `beam_size` translations of each sentence of a batch, each token by its probability.
+
+    The other parameters are those of `search_batch`. What is drawn depends on no other sentence.
+
+    :param places: what is drawn for a sentence is a function of the seed and this.
+    :returns: the hypotheses in the order in which they were drawn.
+    """
+    limits = _limits(lengths, search, longest, prefixes)
+    size = (len(lengths), search.beam_size)
+    numbers = np.zeros((*size, max(limits)))
+    for row, which in np.ndindex(size):
+        place = places[row] if places else (row,)
+        generator = np.random.default_rng([search.sampling_seed, *place, which])
+        numbers[row, which, : limits[row]] = generator.random(limits[row])
+
+    found: list[dict[int, Hypothesis]] = [{} for _ in lengths]
+    active = list(range(len(lengths)))
+    hypotheses: Ints = np.full((len(lengths), 1, 1), BOS_IDX)
+    scores: Floats = np.zeros(size, np.float32)
+    for step in range(1, max(limits) + 1):
+        forced = _forced(step, active, limits, prefixes)
+        wanted = search.sampling_topk or ALL_TOKENS
+        candidates = _next_tokens(decoding, hypotheses, forced, search, wanted)
+        tokens, log_probs = _draw(*candidates, search, numbers[active, :, step - 1])
+        parents = np.broadcast_to(np.arange(hypotheses.shape[1]), tokens.shape)
+        past = np.broadcast_to(hypotheses, (*tokens.shape, step))
+        hypotheses = np.concatenate([past, tokens[:, :, None]], axis=2)
+        scores = scores + log_probs
+        for row, which in zip(*(tokens == EOS_IDX).nonzero(), strict=True):
+            score = float(scores[row, which] / step**search.length_penalty)
+            ids = hypotheses[row, which, 1:].tolist()
+            found[active[row]].setdefault(int(which), Hypothesis(ids, score))
+
+        kept = _unfinished([len(found[i]) < search.beam_size for i in active])
+        if not len(kept):
+            break
+        active = [active[row] for row in kept]
+        hypotheses, scores = hypotheses[kept], scores[kept]
+        decoding.reorder(kept, parents[kept])
+    return [[one for _, one in sorted(own.items())] for own in found]
+
+
+def _draw(
+    tokens: Ints, log_probs: Floats, search: SearchConfig, numbers: NDArray[np.float64]
+) -> tuple[Ints, Floats]:
+    """Draw the next token of each hypothesis.
+
+    :param tokens, log_probs: candidates, `[B, K or 1, C]`.
+    :param numbers: uniformly distributed in [0, 1), `[B, K]`.
+    :returns: tokens and their log-probabilities, `[B, K]`.
+    """
+    take = np.take_along_axis
+    if search.sampling_topk:
+        best = (-log_probs).argsort(axis=2, kind="stable")[:, :, : search.sampling_topk]
+        # By id: the order of two likely ones may depend on what else is in the batch.
+        best = take(best, take(tokens, best, 2).argsort(axis=2), 2)
+        tokens, log_probs = take(tokens, best, 2), take(log_probs, best, 2)
+    drawn = np.empty(numbers.shape, np.int64)
+    some = max(1, MAX_DRAWN // (numbers.shape[1] * tokens.shape[2]))
+    for begin in range(0, len(tokens), some):
+        part = slice(begin, begin + some)
+        heights = log_probs[part].astype(np.float64) / search.sampling_temperature
+        sums = np.exp(heights - heights.max(axis=2, keepdims=True)).cumsum(axis=2)
+        drawn[part] = (sums <= numbers[part, :, None] * sums[:, :, -1:]).sum(axis=2)
+    places = np.minimum(drawn, tokens.shape[2] - 1)[:, :, None]
+    rows, slots = np.arange(len(tokens))[:, None, None], np.arange(numbers.shape[1])[:, None]
+    at = rows, np.minimum(slots, tokens.shape[1] - 1), places
+    return tokens[at][:, :, 0], log_probs[at][:, :, 0]
+
+
+def _limits(
+    lengths: Sequence[int], search: SearchConfig, longest: int, prefixes: Sequence[Sequence[int]]
+) -> list[int]:
+    """Return how many tokens the translation of each sentence may have; parameters are those of
+    `search_batch`."""
+    limits = [length_limit(length, search, longest) for length in lengths]
+    if prefixes:
+        limits = [max(n, len(own) + 1) for n, own in zip(limits, prefixes, strict=True)]
+    return limits
+
+
+def _forced(
+    step: int, active: list[int], limits: list[int], prefixes: Sequence[Sequence[int]]
+) -> Ints:
+    """Return the token that each sentence must have at a step, or -1 if it is free, `[B]`."""
+    forced = np.array([EOS_IDX if step >= limits[index] else -1 for index in active])
+    if step <= max(map(len, prefixes), default=0):
+        for row, index in enumerate(active):
+            if step <= len(prefixes[index]):
+                forced[row] = prefixes[index][step - 1]
+    return forced
+
+
+def _unfinished(unfinished: Sequence[bool]) -> Ints:
+    """Return the rows to go on with: the unfinished ones, or all if that is most of them."""
+    rows = np.flatnonzero(unfinished)
+    return rows if len(rows) <= SHRINK_AT * len(unfinished) else np.arange(len(unfinished))
 
 
 def force_batch(decoding: Decoding, targets: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -126,42 +234,54 @@ def force_batch(decoding: Decoding, targets: Sequence[Sequence[int]]) -> list[li
 
 
 def _best_candidates(
-    decoding: Decoding,
-    hypotheses: Ints,
-    scores: Floats,
-    at_limit: list[int],
-    search: SearchConfig,
+    decoding: Decoding, hypotheses: Ints, scores: Floats, forced: Ints, search: SearchConfig
 ) -> Candidates:
     """Return the best continuations of the hypotheses of each sentence.
 
     :param hypotheses: `[B, K, step]`.
     :param scores: of the hypotheses, `[B, K]`.
-    :param at_limit: rows of sentences that must end now.
+    :param forced: see `_forced`.
     :raises ModelError: a score is not a number.
     """
     wanted = 2 * search.beam_size
-    row, beam, token = _repetitions(hypotheses, search.no_repeat_ngram_size)
-    tokens, log_probs, end = decoding.next_tokens(
-        hypotheses[:, :, -1],
-        # Enough are left when the forbidden ones are not counted.
-        wanted + 2 + (len(row) and int(np.bincount(row * hypotheses.shape[1] + beam).max())),
-    )
-    log_probs = np.where((tokens == PAD_IDX) | (tokens == BOS_IDX), -np.inf, log_probs)
-    if len(row):
-        which, place = (tokens[row, beam] == token[:, None]).nonzero()
-        log_probs[row[which], beam[which], place] = -np.inf
-    if at_limit:
-        tokens[at_limit, :, 0], log_probs[at_limit] = EOS_IDX, -np.inf
-        log_probs[at_limit, :, 0] = end[at_limit]
+    tokens, log_probs = _next_tokens(decoding, hypotheses, forced, search, wanted)
     totals = (scores[:, :, None] + log_probs).reshape(len(scores), -1)
-    if np.isnan(totals).any():
-        raise ModelError(DIVERGED)
     index = (-totals).argsort(axis=1, kind="stable")[:, :wanted]
     return Candidates(
         np.take_along_axis(totals, index, 1),
         index // tokens.shape[2],
         np.take_along_axis(tokens.reshape(totals.shape), index, 1),
     )
+
+
+def _next_tokens(
+    decoding: Decoding, hypotheses: Ints, forced: Ints, search: SearchConfig, wanted: int
+) -> tuple[Ints, Floats]:
+    """Return the likeliest next tokens of each hypothesis.
+
+    :param wanted: how many at least; what may not follow has probability 0.
+    :returns: tokens, and their log-probabilities, `[B, K, C]`.
+    :raises ModelError: one is not a number.
+    """
+    row, beam, token = _repetitions(hypotheses, search.no_repeat_ngram_size)
+    given = np.flatnonzero(forced >= 0)
+    tokens, log_probs, of_forced = decoding.next_tokens(
+        hypotheses[:, :, -1],
+        # Enough are left when the forbidden ones are not counted.
+        wanted + 2 + (len(row) and int(np.bincount(row * hypotheses.shape[1] + beam).max())),
+        None if (forced[given] == EOS_IDX).all() else np.where(forced < 0, EOS_IDX, forced),
+    )
+    if np.isnan(log_probs).any():
+        raise ModelError(DIVERGED)
+    log_probs = np.where((tokens == PAD_IDX) | (tokens == BOS_IDX), -np.inf, log_probs)
+    if len(row):
+        which, place = (tokens[row, beam] == token[:, None]).nonzero()
+        log_probs[row[which], beam[which], place] = -np.inf
+    if len(given):
+        tokens = tokens.copy()  # it may be one row for all
+        tokens[given, :, 0], log_probs[given] = forced[given, None], -np.inf
+        log_probs[given, :, 0] = of_forced[given]
+    return tokens, log_probs
 
 
 def _repetitions(hypotheses: Ints, size: int) -> tuple[Ints, Ints, Ints]:

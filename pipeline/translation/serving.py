@@ -40,6 +40,13 @@ BREAKS = [
 ]
 
 
+NEWER = {  # search keys that older exports do not have
+    "shortlist": None,
+    "sampling_topk": None,
+    "sampling_temperature": 1.0,
+    "sampling_seed": 1,
+}
+
 T = TypeVar("T")
 
 PairIds = tuple[list[list[int]], list[list[int]]]
@@ -55,6 +62,19 @@ class Hypothesis:
 
     score: float
     """Log-probability ÷ (number of tokens, EOS included) to the power of the length penalty."""
+
+
+class Part(NamedTuple):
+    """A sentence to translate, or a part of one that is too long."""
+
+    source: list[int]
+    """Token ids with EOS."""
+
+    prefix: Sequence[int] = ()
+    """Token ids that the translation begins with."""
+
+    place: tuple[int, int] = (0, 0)
+    """The number of its line, and of the part in that: what is drawn depends on it."""
 
 
 class Translation(NamedTuple):
@@ -144,12 +164,12 @@ class TextTranslator(ABC):
 
     @abstractmethod
     def search_batches(
-        self, batches: Iterable[list[list[int]]]
+        self, batches: Iterable[list[Part]]
     ) -> Iterator[Sequence[Sequence[Hypothesis]]]:
         """Translate batches one after the other.
 
-        :param batches: of sentences, each its token ids with EOS.
-        :returns: for each batch at most `beam_size` hypotheses of each sentence, best first.
+        :returns: for each batch at most `beam_size` hypotheses of each sentence, best first; or
+            as they were drawn.
         """
 
     @abstractmethod
@@ -180,18 +200,25 @@ class TextTranslator(ABC):
         sentences: Sequence[str],
         progress: Callable[[int], None] = lambda count: None,
         first_line: int = 1,
+        prefixes: Sequence[str] = (),
     ) -> list[list[Translation]]:
-        """Return up to beam_size translations of each sentence, best first.
+        """Return up to beam_size translations of each sentence, best first, or as they were drawn.
 
-        A sentence that was translated in parts has one: the best translations of its parts, joined.
-        Parameters are those of `translate`.
+        A sentence that was translated in parts has one: the first translations of its parts,
+        joined. The other parameters are those of `translate`.
+
+        :param prefixes: what the translation of each sentence begins with; without any: freely.
         """
         parts, of_sentence = self._encode_parts(sentences, first_line)
+        for number, prefix in enumerate(prefixes):
+            if own := of_sentence[number]:
+                ids = self._encode_prefix(prefix, first_line + number)
+                parts[own[0]] = parts[own[0]]._replace(prefix=ids)
         found: list[Sequence[Hypothesis]] = [[] for _ in parts]
         owner = [index for index, own in enumerate(of_sentence) for _ in own]
         left = [len(own) for own in of_sentence]
         progress(left.count(0))
-        lengths = {index: len(ids) for index, ids in enumerate(parts)}
+        lengths = {index: len(part.source) for index, part in enumerate(parts)}
         order = list(batches_by_length(lengths, self.search))
         results = self.search_batches([parts[index] for index in batch] for batch in order)
         for batch, result in zip(order, results, strict=True):
@@ -203,18 +230,17 @@ class TextTranslator(ABC):
 
     def _encode_parts(
         self, sentences: Sequence[str], first_line: int
-    ) -> tuple[list[list[int]], list[range]]:
+    ) -> tuple[list[Part], list[range]]:
         """Encode sentences, normalised as training text was, and split those that are too long.
 
-        :returns: token ids with EOS of all parts; and for each sentence which of them are its own
-            (none if it is empty).
+        :returns: all parts; and for each sentence which of them are its own (none if it is empty).
         """
         encode, limit = self.source_vocabulary.encode, self.max_source_tokens
-        parts: list[list[int]] = []
+        parts: list[Part] = []
         of_sentence = []
         texts = list(map(normalise, sentences))
         for number, ids in enumerate(encode(texts, add_eos=True)):
-            begin = len(parts)
+            begin, line = len(parts), first_line + number
             if len(ids) <= limit:
                 own = [ids]
             else:
@@ -222,11 +248,21 @@ class TextTranslator(ABC):
                 own = encode(cut, add_eos=True)
                 log.warning(
                     "line %d: %d tokens, more than the %d that the model takes; "
-                    "translated in %d parts", first_line + number, len(ids), limit, len(own),
+                    "translated in %d parts", line, len(ids), limit, len(own),
                 )  # fmt: skip
-            parts += [ids for ids in own if len(ids) > 1]  # else only EOS
+            full = [ids for ids in own if len(ids) > 1]  # else only EOS
+            parts += [Part(ids, place=(line, which)) for which, ids in enumerate(full)]
             of_sentence.append(range(begin, len(parts)))
         return parts, of_sentence
+
+    def _encode_prefix(self, text: str, line: int) -> list[int]:
+        ids: list[int] = self.target_vocabulary.encode(normalise(text))
+        if len(ids) >= self.max_target_tokens:
+            raise ModelError(
+                f"line {line}: the prefix has {len(ids)} tokens, and the model can produce "
+                f"{self.max_target_tokens} in all"
+            )
+        return ids
 
     def _join_parts(self, parts: Sequence[Sequence[Hypothesis]]) -> list[Translation]:
         """Return the translations of a sentence.
@@ -261,7 +297,7 @@ def open_export(
         raise ModelError(f"{folder}: its format is {settings.format}, not {format}")
     if settings.shortlist and not (folder / SHORTLISTS[format]).is_file():
         raise ModelError(f"{folder}: not an exported model: {SHORTLISTS[format]} is missing")
-    evaluation = {"shortlist": None, **(settings.evaluation or {})}  # older ones do not say
+    evaluation = {**NEWER, **(settings.evaluation or {})}
     if unknown := search.keys() - evaluation.keys():
         raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
     names = VOCABULARIES[not (folder / VOCABULARIES[0][0]).exists()]
@@ -289,6 +325,8 @@ class CTranslate2Translator(TextTranslator):
     than beam_size hypotheses finish in the same step, the best of them are kept, not the first: the
     lower ranks of an n-best list may differ, the first rank does not.
 
+    What it draws depends on the seed, and on all that was drawn before.
+
     With a shortlist (`pipeline/translation/shortlist.py`) a sentence is translated by itself:
     CTranslate2 would allow to all sentences of a batch what one of them allows. Probabilities are
     those among the tokens allowed.
@@ -310,8 +348,13 @@ class CTranslate2Translator(TextTranslator):
             if self.one_by_one:  # which CTranslate2 has for a batch, and we for a sentence
                 one_by_one = SimpleNamespace(**{**vars(options), "batch_tokens": 1})
                 options = cast("SearchConfig", one_by_one)
-            workers = thread_count()
-            self.model = ctranslate2.Translator(str(folder), inter_threads=workers, intra_threads=1)
+            workers, threads = thread_count(), 1
+            if options.sampling_topk is not None:  # one worker draws the same numbers every time
+                workers, threads = 1, workers
+                ctranslate2.set_random_seed(options.sampling_seed % 2**32)
+            self.model = ctranslate2.Translator(
+                str(folder), inter_threads=workers, intra_threads=threads
+            )
             super().__init__(
                 vocabularies,
                 options,
@@ -327,15 +370,13 @@ class CTranslate2Translator(TextTranslator):
         self._tokens = tokens_of(self.source_vocabulary)
         self._ids = {token: i for i, token in enumerate(tokens_of(self.target_vocabulary))}
 
-    def search_batches(
-        self, batches: Iterable[list[list[int]]]
-    ) -> Iterator[list[list[Hypothesis]]]:
+    def search_batches(self, batches: Iterable[list[Part]]) -> Iterator[list[list[Hypothesis]]]:
         """Translate batches in parallel, and return them in order; see `TextTranslator`."""
 
-        def submitted() -> Iterator[tuple[list[list[int]], int, list[Any]]]:
-            for sources in batches:
-                limit = max(map(self._length_limit, sources))
-                yield sources, limit, self._submit(sources, limit, shortlisted=self.one_by_one)
+        def submitted() -> Iterator[tuple[list[Part], int, list[Any]]]:
+            for parts in batches:
+                limit = max(map(self._length_limit, parts))
+                yield parts, limit, self._submit(parts, limit, shortlisted=self.one_by_one)
 
         for batch in ahead(submitted(), 2 * self.workers):
             yield self._collect(*batch, shortlisted=self.one_by_one)
@@ -346,14 +387,15 @@ class CTranslate2Translator(TextTranslator):
         for futures in ahead(submitted, 2 * self.workers):
             yield [future.result().log_probs for future in futures]
 
-    def _length_limit(self, source: list[int]) -> int:
-        return length_limit(len(source), self.search, self.max_target_tokens)
+    def _length_limit(self, part: Part) -> int:
+        limit = length_limit(len(part.source), self.search, self.max_target_tokens)
+        return max(limit, len(part.prefix) + 1)
 
     def _source_tokens(self, source: list[int]) -> list[str]:
         return [self._tokens[token] for token in source[:-1]]  # CTranslate2 adds EOS
 
     def _submit(
-        self, sources: list[list[int]], limit: int, *, shortlisted: bool, suppress: bool = False
+        self, parts: list[Part], limit: int, *, shortlisted: bool, suppress: bool = False
     ) -> list[Any]:
         """Hand a batch to CTranslate2, and return its futures.
 
@@ -362,11 +404,15 @@ class CTranslate2Translator(TextTranslator):
         :param suppress: rule out PAD and BOS. CTranslate2 then computes other probabilities.
         """
         forbidden = [[self.target_vocabulary.id_to_piece(index)] for index in self._forbidden]
+        topk = self.search.sampling_topk
         futures: list[Any] = self.model.translate_batch(
-            [self._source_tokens(source) for source in sources],
+            [self._source_tokens(part.source) for part in parts],
+            [self.target_vocabulary.id_to_piece(list(part.prefix)) for part in parts],
             asynchronous=True,
-            beam_size=self.search.beam_size,
+            beam_size=self.search.beam_size if topk is None else 1,
             num_hypotheses=self.search.beam_size,
+            sampling_topk=1 if topk is None else topk,
+            sampling_temperature=self.search.sampling_temperature,
             # At 0 CTranslate2 stops by another rule.
             length_penalty=self.search.length_penalty or 1e-9,
             no_repeat_ngram_size=self.search.no_repeat_ngram_size,
@@ -394,7 +440,7 @@ class CTranslate2Translator(TextTranslator):
 
     def _collect(
         self,
-        sources: list[list[int]],
+        parts: list[Part],
         limit: int,
         futures: list[Any],
         *,
@@ -405,23 +451,23 @@ class CTranslate2Translator(TextTranslator):
 
         Three kinds of sentences are translated again, with all of the vocabulary. CTranslate2 has
         one length limit for the whole batch, so a translation may have gone beyond its own; one may
-        hold PAD or BOS (a trained model's do not); and where the limit cuts one, it is scored as a
-        whole, which CTranslate2 cannot do with a shortlist.
+        hold PAD or BOS (a trained model's do not); and where the limit cuts one, or there is a
+        prefix, it is scored as a whole, which CTranslate2 cannot do with a shortlist.
         """
         eos = self.target_vocabulary.eos_id()
         found = [self._hypotheses(future.result()) for future in futures]
         again = defaultdict(list)
         for row, hypotheses in enumerate(found):
-            own_limit = self._length_limit(sources[row])
+            own_limit = self._length_limit(parts[row])
             late = own_limit < limit and max(len(h.tokens) for h in hypotheses) >= own_limit
             wrong = any(not self._forbidden.isdisjoint(h.tokens) for h in hypotheses)
-            unscored = shortlisted and any(h.tokens[-1] != eos for h in hypotheses)
-            if late or wrong or unscored:
+            whole = parts[row].prefix or any(h.tokens[-1] != eos for h in hypotheses)
+            if late or wrong or (shortlisted and whole):
                 again[own_limit, suppress or wrong].append(row)
             else:
-                found[row] = self._complete_cut(sources[row], hypotheses)
+                found[row] = self._score_whole(parts[row], hypotheses)
         for (own_limit, suppressed), rows in again.items():
-            some = [sources[row] for row in rows]
+            some = [parts[row] for row in rows]
             futures = self._submit(some, own_limit, shortlisted=False, suppress=suppressed)
             better = self._collect(some, own_limit, futures, suppress=suppressed)
             for row, hypotheses in zip(rows, better, strict=True):
@@ -436,15 +482,16 @@ class CTranslate2Translator(TextTranslator):
             for tokens, score in zip(result.hypotheses, result.scores, strict=True)
         ]
 
-    def _complete_cut(self, source: list[int], hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-        """Add EOS to the hypotheses that the limit has cut, and score them as a whole."""
+    def _score_whole(self, part: Part, hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+        """Add EOS to the hypotheses that the limit has cut, and score them, or with a prefix all of
+        them, as a whole."""
         eos = self.target_vocabulary.eos_id()
-        cut = [h for h in hypotheses if h.tokens[-1] != eos]
-        if not cut:
+        some = [h for h in hypotheses if part.prefix or h.tokens[-1] != eos]
+        if not some:
             return hypotheses
-        completed = [[*h.tokens, eos] for h in cut]
-        scored = self._submit_to_score([source] * len(cut), completed)
-        for h, tokens, result in zip(cut, completed, scored, strict=True):
+        completed = [h.tokens if h.tokens[-1] == eos else [*h.tokens, eos] for h in some]
+        scored = self._submit_to_score([part.source] * len(some), completed)
+        for h, tokens, result in zip(some, completed, scored, strict=True):
             score = sum(result.log_probs) / len(tokens) ** self.search.length_penalty
             hypotheses[hypotheses.index(h)] = Hypothesis(tokens, score)
         return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)

@@ -19,6 +19,7 @@ from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
     PairIds,
+    Part,
     TextTranslator,
 )
 from pipeline.translation_recipe import SearchConfig, TranslationRecipe
@@ -41,20 +42,26 @@ class Translator(TextTranslator):
         vocabularies: Vocabularies,
         search: SearchConfig,
         max_source_tokens: int | None = None,
+        others: Sequence[TranslationModel] = (),
     ) -> None:
-        """Move `model` to the GPU if there is one, and make ready to translate.
+        """Move models to the GPU if there is one, and make ready to translate.
 
         :param max_source_tokens: longer lines are translated in parts; None: the most that the
-            model can take.
+            models can take.
+        :param others: models of the same vocabularies that make an ensemble with `model`.
         """
         import torch
 
-        self.model = model.eval()
-        self.max_target_tokens = model.max_target_seq_len
+        self.model, self.models = model, [model, *others]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        model.to(device, getattr(torch, search.dtype))
-        longest = min(max_source_tokens or model.max_source_seq_len, model.max_source_seq_len)
-        super().__init__(vocabularies, search, longest, f"PyTorch {search.dtype} on {device}")
+        for each in self.models:
+            each.eval().to(device, getattr(torch, search.dtype))
+        self.max_target_tokens = min(each.max_target_seq_len for each in self.models)
+        longest = min(max_source_tokens or self.max_target_tokens, self.max_target_tokens)
+        backend = f"PyTorch {search.dtype} on {device}"
+        if others:
+            backend += f", an ensemble of {len(self.models)}"
+        super().__init__(vocabularies, search, longest, backend)
 
     @classmethod
     def of_run(cls, recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> Translator:
@@ -89,32 +96,56 @@ class Translator(TextTranslator):
             from pipeline.translation.onnx_translator import OnnxTranslator
 
             return OnnxTranslator(folder, **search)
+        return cls.of_exports([folder], **search)
+
+    @classmethod
+    def of_exports(cls, folders: Sequence[Path], **search: object) -> Translator:
+        """Return a translator with the models in folders, an ensemble if they are several.
+
+        :param folders: in format safetensors, with the same vocabularies.
+        :param search: `evaluation` keys that differ from what the first model was exported with.
+        :raises ModelError: a folder is not an exported model, or does not fit the first one.
+        """
         from safetensors import SafetensorError
 
-        from data_prep.vocabulary import load_vocabularies
+        from data_prep.vocabulary import load_vocabularies, vocabulary_digest
         from pipeline.translation.run_model import model_for
 
-        try:
-            vocabularies = load_vocabularies(folder)
-            model = model_for(ModelConfig.model_validate(settings.model), vocabularies)
-            load_weights(model, folder)
-            evaluation = SearchConfig.model_validate({**(settings.evaluation or {}), **search})
-        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, DataError) as error:
-            raise ModelError(f"{folder}: not an exported model: {error}") from error
-        return cls(model, vocabularies, evaluation, settings.max_source_tokens)
+        models, longest = [], []
+        for folder in folders:
+            settings = read_settings(folder)
+            if settings.format != "safetensors":
+                raise ModelError(
+                    f"{folder}: its format is {settings.format}, and models of an ensemble must be "
+                    "exports in format safetensors"
+                )
+            try:
+                if vocabulary_digest(folder) != vocabulary_digest(folders[0]):
+                    raise ModelError(f"{folder} has another vocabulary than {folders[0]}")
+                vocabularies = load_vocabularies(folder)
+                model = model_for(ModelConfig.model_validate(settings.model), vocabularies)
+                load_weights(model, folder)
+                keys = {**(read_settings(folders[0]).evaluation or {}), **search}
+                evaluation = SearchConfig.model_validate(keys)
+            except (
+                OSError, KeyError, ValueError, RuntimeError, SafetensorError, DataError,
+            ) as error:  # fmt: skip
+                raise ModelError(f"{folder}: not an exported model: {error}") from error
+            models.append(model)
+            longest.append(settings.max_source_tokens or model.max_source_seq_len)
+        return cls(models[0], vocabularies, evaluation, min(longest), models[1:])
 
-    def search_batches(
-        self, batches: Iterable[list[list[int]]]
-    ) -> Iterator[list[list[Hypothesis]]]:
+    def search_batches(self, batches: Iterable[list[Part]]) -> Iterator[list[list[Hypothesis]]]:
         """Translate one batch after the other; see `TextTranslator`."""
         from pipeline.translation.beam_search import beam_search
 
-        for sources in batches:
-            yield beam_search(self.model, sources, self.search)
+        for parts in batches:
+            sources, prefixes, places = ([part[i] for part in parts] for i in range(3))
+            yield beam_search(self.models, sources, self.search, prefixes, places)
 
     def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:
         """Score one batch after the other; see `TextTranslator`."""
         from pipeline.translation.beam_search import force
 
         for pairs in batches:
-            yield force(self.model, pairs)
+            yield force(self.models, pairs)

@@ -19,6 +19,7 @@ from pipeline.translation.run_model import untrained_model
 from pipeline.translation.serving import (
     CTranslate2Translator,
     Hypothesis,
+    Part,
     TextTranslator,
     batches_by_length,
 )
@@ -37,7 +38,7 @@ def best(translator: TextTranslator, sources: Sequence[list[int]]) -> list[Hypot
     order = list(
         batches_by_length({i: len(ids) for i, ids in enumerate(sources)}, translator.search)
     )
-    found = translator.search_batches([sources[i] for i in batch] for batch in order)
+    found = translator.search_batches([Part(sources[i]) for i in batch] for batch in order)
     pairs = [
         (index, hypotheses[0])
         for batch, results in zip(order, found, strict=True)
@@ -88,7 +89,8 @@ def test_onnx_finds_every_hypothesis(
     theirs = Translator.of_export(exported(recipe, "onnx"))
     sources = encoded(ours, sentences)
     differ = 0
-    for expected, found in zip(*(t.search_batches([sources]) for t in (ours, theirs)), strict=True):
+    batch = [Part(ids) for ids in sources]
+    for expected, found in zip(*(t.search_batches([batch]) for t in (ours, theirs)), strict=True):
         for own, other in zip(expected, found, strict=True):
             assert [h.score for h in other] == pytest.approx([h.score for h in own], abs=1e-3)
             differ += [h.tokens for h in other] != [h.tokens for h in own]

@@ -20,6 +20,7 @@ from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
 from pipeline.publishing.shortlist import coverage, make_shortlist
 from pipeline.recipe import ROOT
+from pipeline.translation.serving import Part
 from pipeline.translation.shortlist import Shortlist
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
@@ -117,13 +118,13 @@ def test_translations_have_only_what_it_allows(
     vocabulary = translator.target_vocabulary
     within = 0
     for source in encoded(translator, lines):
-        ((hypotheses,),) = translator.search_batches([[source]])
+        ((hypotheses,),) = translator.search_batches([[Part(source)]])
         allowed = {*shortlist.allowed(source).tolist(), vocabulary.unk_id(), vocabulary.bos_id()}
         others = [h.tokens for h in hypotheses if not allowed.issuperset(h.tokens)]
         within += not others
         if others:  # one was cut at the limit, and so the sentence was translated without
             assert format == "ctranslate2"
-            ((expected,),) = free.search_batches([[source]])
+            ((expected,),) = free.search_batches([[Part(source)]])
             assert hypotheses == expected
     assert within > 0.9 * len(lines)
 

@@ -15,7 +15,7 @@ from data_prep.text import normalise, normalise_lines
 from pipeline.publishing.servable import SERVED_TRANSLATION
 from pipeline.recipe import ROOT
 from pipeline.translation.scoring import Pair, force
-from pipeline.translation.serving import Hypothesis, PairIds, TextTranslator
+from pipeline.translation.serving import Hypothesis, PairIds, Part, TextTranslator
 from pipeline.translation_recipe import SearchConfig
 from tests.conftest import run_process
 
@@ -23,11 +23,9 @@ from tests.conftest import run_process
 class Echo(TextTranslator):
     """Its translation of a sentence is the sentence."""
 
-    def search_batches(
-        self, batches: Iterable[list[list[int]]]
-    ) -> Iterator[list[list[Hypothesis]]]:
+    def search_batches(self, batches: Iterable[list[Part]]) -> Iterator[list[list[Hypothesis]]]:
         for batch in batches:
-            yield [[Hypothesis(ids, 0.0)] for ids in batch]
+            yield [[Hypothesis(part.source, 0.0)] for part in batch]
 
     def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:
         for _, targets in batches:

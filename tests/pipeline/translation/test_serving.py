@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceProcessor
 
 from models.export_format import Format, ModelError, Quantization
 from pipeline.recipe import UsageError
-from pipeline.translation.serving import split_to_fit
+from pipeline.translation.serving import Part, split_to_fit
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import run_process
@@ -44,7 +44,7 @@ def test_search_options_of_an_export(
 ) -> None:
     folder = exported(talkative_run, format)
     held = Translator.of_export(folder, no_repeat_ngram_size=1, beam_size=2)
-    for hypotheses in held.search_batches([[ids] for ids in encoded(held, sentences)]):
+    for hypotheses in held.search_batches([[Part(ids)] for ids in encoded(held, sentences)]):
         assert len(hypotheses[0]) == 2
         for hypothesis in hypotheses[0]:
             assert len(set(hypothesis.tokens)) == len(hypothesis.tokens)
