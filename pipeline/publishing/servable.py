@@ -26,6 +26,7 @@ SERVED_TRANSLATION = (
     "models/export_format.py",
     "pipeline/__init__.py",
     "pipeline/translation/__init__.py",
+    "pipeline/translation/ctranslate2_translator.py",
     "pipeline/translation/serving.py",
 )
 

@@ -16,7 +16,6 @@ from models.config import ModelConfig
 from models.export_format import ModelError, load_weights, read_settings
 from pipeline.recipe import UsageError
 from pipeline.translation.serving import (
-    CTranslate2Translator,
     Hypothesis,
     PairIds,
     Part,
@@ -92,6 +91,8 @@ class Translator(TextTranslator):
                     "computes in what `export --quantization` gave it"
                 )
             if settings.format == "ctranslate2":
+                from pipeline.translation.ctranslate2_translator import CTranslate2Translator
+
                 return CTranslate2Translator(folder, **search)
             from pipeline.translation.onnx_translator import OnnxTranslator
 

@@ -62,7 +62,9 @@ def valid_bleu(
     translator = _translator(task, trainer)
     share = share_of(sources, trainer.rank, trainer.world_size)
     try:
-        translations = translator.translate(sources[share], lambda count: interruption.here())
+        translations = translator.translate(
+            sources[share], lambda count: interruption.here(), first_line=share.start + 1
+        )
     except Stopped:
         translations = []
     interruption.agree()

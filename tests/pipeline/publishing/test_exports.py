@@ -15,9 +15,9 @@ from models.config import LevelSignals, ModelConfig
 from models.export_format import Format, Quantization
 from pipeline.publishing.exports import export, serving_format
 from pipeline.recipe import UsageError
+from pipeline.translation.ctranslate2_translator import CTranslate2Translator
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.serving import (
-    CTranslate2Translator,
     Hypothesis,
     Part,
     TextTranslator,

@@ -70,12 +70,14 @@ def test_served_code_is_all_that_serving_needs(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import pipeline.translation.serving;"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import pipeline.translation.ctranslate2_translator\n"
         "print(*sorted(m for m in sys.modules if m.split('.')[0] in"
         " ('data_prep', 'models', 'pipeline')))"
     )
     done = run_process([sys.executable, "-I", "-c", code])
     assert set(done.stdout.split()) == {
         "data_prep", "data_prep.text", "models", "models.export_format",
-        "pipeline", "pipeline.translation", "pipeline.translation.serving",
+        "pipeline", "pipeline.translation", "pipeline.translation.ctranslate2_translator",
+        "pipeline.translation.serving",
     }, done.stderr  # fmt: skip
