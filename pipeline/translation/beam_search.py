@@ -26,7 +26,7 @@ def beam_search(
     sources: Sequence[Sequence[int]],
     search: SearchConfig,
     prefixes: Sequence[Sequence[int]] = (),
-    places: Sequence[tuple[int, ...]] = (),
+    places: Sequence[Sequence[int]] = (),
 ) -> list[list[Hypothesis]]:
     """Translate `sources` in one batch; or draw translations, if `search` says so.
 

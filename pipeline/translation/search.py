@@ -97,15 +97,13 @@ def search_batch(
         candidates = _best_candidates(decoding, hypotheses, scores, forced, search)
         _collect_finished(finished, active, hypotheses, candidates, search)
 
-        kept = _unfinished(
-            [step < limits[i] and len(finished[i]) < beam_size for i in active],
-        )
+        kept = _unfinished([step < limits[i] and len(finished[i]) < beam_size for i in active])
         if not len(kept):
             break
         active = [active[row] for row in kept]
-        hypotheses, scores, parents = _extend_unfinished(
-            hypotheses[kept], Candidates(*(part[kept] for part in candidates)), beam_size
-        )
+        totals, parents, tokens = candidates
+        candidates = Candidates(totals[kept], parents[kept], tokens[kept])
+        hypotheses, scores, parents = _extend_unfinished(hypotheses[kept], candidates, beam_size)
         decoding.reorder(kept, parents)
     return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in finished]
 
@@ -116,7 +114,7 @@ def sample_batch(
     search: SearchConfig,
     longest: int,
     prefixes: Sequence[Sequence[int]] = (),
-    places: Sequence[tuple[int, ...]] = (),
+    places: Sequence[Sequence[int]] = (),
 ) -> list[list[Hypothesis]]:
     """Draw `beam_size` translations of each sentence of a batch, each token by its probability.
 

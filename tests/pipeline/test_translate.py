@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_process
+from tests.conftest import Command, run_process
 
 
 def test_translate_needs_neither_torch_nor_fairseq2(ctranslate2_folder: Path) -> None:
@@ -19,6 +19,22 @@ def test_translate_needs_neither_torch_nor_fairseq2(ctranslate2_folder: Path) ->
     )
     done = run_process([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
+
+
+def test_prefixes_and_scores(ctranslate2_folder: Path, command: Command) -> None:
+    """A line's translation begins with what stands behind the tab, drawn or not."""
+    arguments = ["--model", ctranslate2_folder, "--prefix", "--scores"]
+    arguments += ["--evaluation.sampling_topk", 3, "--evaluation.beam_size", 1]
+    done = command("pipeline.translate", *arguments, stdin="Ja.\tThe house\n\tThe\nNein.\n")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [len(row) for row in rows] == [2, 2, 2]
+    assert rows[0][1].startswith("The house")
+    assert float(rows[0][0]) < 0
+    assert rows[1] == ["0.0000", ""]  # an empty sentence has an empty translation
+    refused = command("pipeline.translate", *arguments, "--model", ctranslate2_folder, stdin="Ja.")
+    assert refused.returncode == 1
+    assert "its format is ctranslate2, and models of an ensemble must be" in refused.stderr
 
 
 @pytest.mark.slow

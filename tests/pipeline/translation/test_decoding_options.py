@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,7 +158,20 @@ def test_exports_take_the_same_options(
         assert [best[0].text for best in drawn] == expected
 
 
-def test_what_makes_no_ensemble(talkative_run: TranslationRecipe) -> None:
+def test_what_makes_an_ensemble(
+    talkative_run: TranslationRecipe, sentences: list[str], tmp_path: Path
+) -> None:
     folder = exported(talkative_run, "safetensors")
+    twice = Translator.of_exports([folder, folder])
+    assert "an ensemble of 2" in twice.backend
+    assert twice.translate(sentences) == Translator.of_export(folder).translate(sentences)
     with pytest.raises(ModelError, match="its format is onnx, and models of an ensemble"):
         Translator.of_exports([folder, exported(talkative_run, "onnx")])
+    foreign = tmp_path / "foreign"
+    shutil.copytree(folder, foreign)
+    with (foreign / "spm.model").open("ab") as file:
+        file.write(b"\n")
+    with pytest.raises(ModelError, match="foreign has another vocabulary than"):
+        Translator.of_exports([folder, foreign])
+    with pytest.raises(ModelError, match=r"line 3: the prefix has .* tokens, and the model can"):
+        twice.n_best(["Ja.", "", "Ja."], first_line=1, prefixes=["", "", "The house. " * 40])
