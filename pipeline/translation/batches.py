@@ -13,6 +13,7 @@ from torch import Tensor
 from data_prep.batch_plan import Indices
 from data_prep.shards import ShardReader, TokenIds
 from data_prep.vocabulary import BOS_IDX, PAD_IDX
+from models.padding import PaddedLayout, to_device
 
 
 @dataclass(frozen=True)
@@ -49,34 +50,27 @@ def collate(reader: ShardReader, pairs: Indices, device: torch.device) -> PairBa
     a pair whose targets are all padding, so that the rank still takes part in the step.
     """
     token_ids = reader.read(pairs if len(pairs) else np.zeros(1, dtype=np.int32))
-    sources, targets = ([pair[side] for pair in token_ids] for side in (0, 1))
-    source, target = _pad(sources), _pad(targets)
+    source, source_lengths = _pad([pair[0] for pair in token_ids])
+    target, target_lengths = _pad([pair[1] for pair in token_ids])
     begin = np.full((len(target), 1), BOS_IDX, dtype=np.int64)
     shifted = np.concatenate([begin, target[:, :-1]], axis=1)
     if not len(pairs):
         target[:] = PAD_IDX
     source_seqs, target_seqs, predicted = (
-        _to_device(device, ids) for ids in (source, shifted, target)
+        to_device(torch.from_numpy(ids), device) for ids in (source, shifted, target)
     )
     return PairBatch(
         source_seqs,
-        BatchLayout.of(source_seqs, [len(ids) for ids in sources]),
+        PaddedLayout(source_lengths, source.shape[1], device),
         target_seqs,
-        BatchLayout.of(target_seqs, [len(ids) for ids in targets]),
+        PaddedLayout(target_lengths, target.shape[1], device),
         predicted,
     )
 
 
-def _to_device(device: torch.device, ids: NDArray[np.int64]) -> Tensor:
-    tensor = torch.from_numpy(ids)
-    if device.type != "cuda":
-        return tensor.to(device)
-    # A copy from pinned memory does not wait for the kernels queued before it.
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _pad(sequences: list[TokenIds]) -> NDArray[np.int64]:
+def _pad(sequences: list[TokenIds]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ids as rows of one length, and how many of each row are no padding."""
     lengths = np.array([len(ids) for ids in sequences])
     padded = np.full((len(sequences), lengths.max()), PAD_IDX, dtype=np.int64)
     padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(sequences)
-    return padded
+    return padded, lengths
