@@ -1,4 +1,4 @@
-"""`./run.sh` from images to a registered classifier, as users call it."""
+"""From images to a registered classifier by the doors that `./run.sh` opens."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import load_recipe
 from tests.conftest import ROOT, Command, run_process
 from tests.pipeline.classification.conftest import CLASSES
+from tests.pipeline.ranks import finish, start
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +33,15 @@ def config(bars: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def done(config: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run all stages of `./run.sh`."""
-    return run_process([RUN, *config])
+def done(
+    config: list[str], command: Command, tmp_path_factory: pytest.TempPathFactory
+) -> subprocess.CompletedProcess[str]:
+    """Prepare, train and evaluate."""
+    prepared = command("pipeline.prepare", *config)
+    assert prepared.returncode == 0, prepared.stderr
+    log = tmp_path_factory.mktemp("done") / "log"
+    assert finish(start(config, log, ranks=1)) == [0], log.read_text()
+    return command("pipeline.evaluate", *config)
 
 
 @pytest.fixture(scope="module")
