@@ -58,4 +58,5 @@ def _run_module(
         os.dup2(os.open(f"{streams}/{name}", flags), number)
     sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing has closed it
     sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)  # runpy would warn of it
     runpy.run_module(module, run_name="__main__", alter_sys=True)
