@@ -193,12 +193,14 @@ with socket.socket() as probe:
 }
 
 tests() {
-  # A file's tests share what they have trained, so they stay in one process; two such processes
-  # that each take all cores would be slower than one.
+  # A file's tests share what they have trained, so they stay in one process. There is one more than
+  # cores, as tests wait a third of their time; two that each take all cores would be slower than one.
+  local cores
+  cores=$(env -u OMP_NUM_THREADS nproc)
   unset PYTHONSAFEPATH  # tests/ and benchmarks/ are not installed
   ruff check . && ruff format --check . && mypy && lint-imports --no-logo &&
     OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} python -m pytest \
-      --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+      --numprocesses $((cores + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
 }
 
 # The command may come behind options; each of them has a value, but for these.

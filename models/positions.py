@@ -1,4 +1,4 @@
-"""This module knows positions in a sequence: their sinusoids, and which are padding."""
+"""This module makes the sinusoids that tell positions in a sequence."""
 
 from __future__ import annotations
 
@@ -22,14 +22,6 @@ def sinusoids(length: int, dim: int) -> Tensor:
     frequency = torch.exp(torch.arange(0, dim, 2).float() * (-math.log(10000.0) / dim))
     angles = position * frequency
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
-
-
-def padding_mask(layout: BatchLayout) -> Tensor | None:
-    """Return which keys may be attended to.
-
-    :returns: True where one may be, `[B, 1, 1, S]`; None when nothing is padded.
-    """
-    return (layout.position_indices >= 0)[:, None, None] if layout.padded else None
 
 
 class InterleavedSinusoids(PositionEncoder):

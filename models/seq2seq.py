@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
 import torch
 from fairseq2.models.seq2seq import Seq2SeqModel
 from fairseq2.models.transformer import (
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from models.config import ActivationCheckpointing, ModelConfig
 from models.output import OutputProjection
+from models.padding import PaddedLayout
 from models.positions import InterleavedSinusoids
 from models.stack import checkpoint_activations, compile_layers
 
@@ -184,7 +186,8 @@ class TranslationModel(Seq2SeqModel):
 
         :param seqs: `[B, S]`.
         """
-        return BatchLayout.of(seqs, (seqs != self.pad_idx).sum(1).tolist())
+        lengths = (seqs != self.pad_idx).sum(1).cpu().numpy()
+        return PaddedLayout(lengths, seqs.size(1), seqs.device)
 
 
 class _EncoderOutput(IncrementalState):
@@ -197,14 +200,10 @@ class _EncoderOutput(IncrementalState):
         self.seqs, self.layout = seqs, layout
 
     def reorder(self, new_order: Tensor) -> None:
-        order, lengths = new_order.tolist(), self.layout.seq_lens
-        if len(order) != len(lengths) or any(
-            lengths[row] != n for row, n in zip(order, lengths, strict=True)
-        ):
-            shape = (len(order), self.seqs.size(1))
-            self.layout = BatchLayout(
-                shape, [lengths[row] for row in order], device=new_order.device
-            )
+        lengths = np.array(self.layout.seq_lens)
+        reordered = lengths[new_order.cpu().numpy()]
+        if not np.array_equal(reordered, lengths):
+            self.layout = PaddedLayout(reordered, self.layout.width, new_order.device)
 
     def size_bytes(self) -> int:
         return self.seqs.nbytes

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import LAYER_NORM_EPS, LayersConfig, ModelConfig
-from models.positions import padding_mask
+from models.padding import padding_mask
 
 
 class RightPaddedSDPA(SDPA):

@@ -5,16 +5,18 @@ Activation, norms, biases and dropout are the ring's, so that only the sharing d
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from fairseq2.models.transformer import (
     AttentionBiasCache,
     StandardTransformerEncoderLayer,
     TransformerNormOrder,
 )
-from fairseq2.nn import BatchLayout, Linear
+from fairseq2.nn import Linear
 from torch import Tensor, nn
 
 from models.config import VisionConfig
+from models.padding import PaddedLayout
 from models.ringformer.vision_weights import (
     INIT_FFN,
     INIT_FFN_BIAS,
@@ -39,7 +41,9 @@ class VisionTransformer(nn.Module):
         :param x: embedded class token and patches, `[B, S, d]`.
         :returns: the encoder output, before the final LayerNorm; same shape.
         """
-        layout, no_biases = BatchLayout.of(x), AttentionBiasCache()
+        batch, length, _ = x.shape
+        layout = PaddedLayout(np.full(batch, length), length, x.device)
+        no_biases = AttentionBiasCache()
         for layer in self.layers:
             x = layer(x, layout, no_biases)
         return x

@@ -14,7 +14,6 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data_prep.corpora import read_lines
 from data_prep.files import DataError
 from pipeline.command_line import path_argument, run_command
 from pipeline.recipe import UsageError
@@ -129,6 +128,8 @@ def rerank(
     :param name: of the input, for errors.
     :raises DataError: a line is not of an n-best list, or its sentence is not the next one.
     """
+    from data_prep.corpora import read_lines
+
     sentences = enumerate(read_lines(sources))
     last: list[Row] = []  # of a sentence that may have more
     for first, texts in batches:

@@ -18,6 +18,7 @@ from data_prep.prepare import prepare
 from pipeline.command_line import load_recipe
 from pipeline.dashboard import SERVER_SETTINGS
 from pipeline.translation_recipe import TranslationRecipe
+from tests.forked import run_module
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -25,6 +26,24 @@ SHARED = ROOT.parent / "shared"
 # Whoever starts pytest, programs are the environment's, as in `./run.sh`. Another ninja would build
 # DeepSpeed's operators anew, and the next process with this one once more.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+# In this order and before the others: one that began last would be waited for alone.
+LONG_FILES = (
+    "test_run.py",
+    "pipeline/training/test_faults.py",
+    "pipeline/training/test_options.py",
+    "pipeline/training/test_zero_matrix.py",
+    "pipeline/training/test_nodes.py",
+    "test_shell.py",
+    "pipeline/classification/test_run.py",
+    "test_run_on_real_data.py",
+    "models/test_models.py",
+    "test_benchmarks.py",
+    "data_prep/test_pieces.py",
+    "pipeline/publishing/test_shortlist.py",
+    "pipeline/checkpoints/test_relayout.py",
+    "pipeline/publishing/test_exports.py",
+)
 
 TINY_RECIPE = """
 run_dir: {run_dir}
@@ -58,6 +77,12 @@ evaluation: {{beam_size: 2, untrained_baseline: true}}
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests of long files first. `--dist loadfile` hands out files in this order."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real corpora and golden vectors beside the checkout."""
@@ -84,13 +109,21 @@ def prepared(tiny_recipe: Path) -> TranslationRecipe:
 
 
 @pytest.fixture(scope="session")
-def command() -> Command:
-    """Return what runs `python -m MODULE ARGUMENTS…` and collects what it says."""
+def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Return what runs `python -m MODULE ARGUMENTS…` and collects what it says.
+
+    The process has done its imports before: see `tests/forked.py`.
+    """
 
     def run(
         module: str, *arguments: object, stdin: str | bytes = ""
     ) -> subprocess.CompletedProcess[str]:
-        return run_process([sys.executable, "-m", module, *map(str, arguments)], stdin=stdin)
+        streams, texts = tmp_path_factory.mktemp("streams"), [str(each) for each in arguments]
+        (streams / "stdin").write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
+        code = run_module(module, texts, streams, seconds=300)
+        said, warned = ((streams / name).read_bytes().decode() for name in ("stdout", "stderr"))
+        assert code is not None
+        return subprocess.CompletedProcess([module, *texts], code, said, warned)
 
     return run
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ from pipeline.publishing.servable import servable_translation
 from pipeline.recipe import ROOT
 from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
 from pipeline.translation_recipe import TranslationRecipe
-from tests.conftest import free_port, mlflow_server, run_process, wait_for_answer
+from tests.conftest import Command, free_port, mlflow_server, run_process, wait_for_answer
 from tests.mlflow_ui import MlflowUi, needs_chromium
 
 pytestmark = pytest.mark.slow
@@ -185,7 +184,7 @@ def test_the_evaluated_model_is_registered_and_served_from_its_artifact_alone(
 
 
 def test_another_model_is_champion_only_if_it_is_better(
-    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path, command: Command
 ) -> None:
     first = load_recipe(recipe)
     client = MlflowClient(first.tracking_uri)
@@ -196,16 +195,14 @@ def test_another_model_is_champion_only_if_it_is_better(
         path.write_text(json.dumps({**json.loads(path.read_text()), "tracker_run_id": None}))
     # An earlier checkpoint, compared with the run that it was copied from.
     config = ["--run_dir", str(tmp_path / "again"), "--tracking.uri", first.tracking_uri]
-    evaluate = [RUN, "evaluate", "--config", str(recipe), *config]
-    done = run_process(
-        [*evaluate, "--evaluation.checkpoint", "40", "--baseline", str(run_id_of(first))]
-    )
+    evaluate = ["pipeline.evaluate", "--config", str(recipe), *config]
+    done = command(*evaluate, "--evaluation.checkpoint", 40, "--baseline", run_id_of(first))
     assert done.returncode == 0, done.stderr
     assert f"version {before.version} stays champion: " in done.stderr
     compared = rf"toy-test: [-+][\d.]+ BLEU, p = [\d.]+; .* against run {before.run_id}\)\n"
     assert re.search(compared, done.stdout)
     assert champion_of(client) == before
-    nobody = run_process([*evaluate, "--baseline", "0" * 32])
+    nobody = command(*evaluate, "--baseline", "0" * 32)
     assert (nobody.returncode, "Traceback" in nobody.stderr) == (1, False)
     assert f"--baseline {'0' * 32}: " in nobody.stderr
 
@@ -240,16 +237,14 @@ def test_another_model_is_champion_only_if_it_is_better(
 
 
 def test_an_export_is_evaluated(
-    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path, command: Command
 ) -> None:
     run_dir = load_recipe(recipe).run_dir
-    config, exported = ["--config", str(recipe)], tmp_path / "served"
-    done = run_process(
-        [RUN, "export", *config, "--format", "ctranslate2", "--output", str(exported)]
-    )
+    config, exported = ["--config", recipe], tmp_path / "served"
+    done = command("pipeline.export", *config, "--format", "ctranslate2", "--output", exported)
     assert done.returncode == 0, done.stderr
-    done = run_process(
-        [RUN, "evaluate", *config, "--model", str(exported), "--evaluation.checkpoint", "best"]
+    done = command(
+        "pipeline.evaluate", *config, "--model", exported, "--evaluation.checkpoint", "best"
     )
     assert done.returncode == 0, done.stderr
     assert "evaluation.checkpoint does not apply to an exported model: left out" in done.stderr
@@ -266,10 +261,10 @@ def test_an_export_is_evaluated(
 
 
 def test_records_that_could_not_be_sent_go_with_a_run_that_reuses_everything(
-    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path, command: Command
 ) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
-    away = run_process([RUN, "evaluate", "--config", str(recipe), "--tracking.uri", nobody])
+    away = command("pipeline.evaluate", "--config", recipe, "--tracking.uri", nobody)
     assert away.returncode == 0, away.stderr
     assert "could not be sent" in away.stderr
     assert "MLflow run not sent yet" in away.stdout
@@ -291,102 +286,56 @@ def test_records_that_could_not_be_sent_go_with_a_run_that_reuses_everything(
 
 
 def test_other_settings_after_training_are_pointed_out(
-    trained: subprocess.CompletedProcess[str], recipe: Path
+    trained: subprocess.CompletedProcess[str], recipe: Path, command: Command
 ) -> None:
-    done = run_process([RUN, "train", "--config", str(recipe), "--training.learning_rate", "1e-4"])
+    done = command(
+        "pipeline.train", "--steps_left", "--config", recipe, "--training.learning_rate", 1e-4
+    )
     assert done.returncode == 0, done.stderr
     assert "it was trained with other values of learning_rate" in done.stderr
-    done = run_process([RUN, "train", "--config", str(recipe), "--training.seed", "7"])
+    done = command("pipeline.train", "--steps_left", "--config", recipe, "--training.seed", 7)
     assert done.returncode == 1
     assert "belongs to another batch plan" in done.stderr
 
 
-def test_a_stopped_run_goes_on_where_it_was(
-    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
-) -> None:
-    """A training is stopped by one signal, goes on, and is stopped by the other."""
-    shutil.copytree(load_recipe(recipe).shards, tmp_path / "run" / "shards")
-    checkpoints = tmp_path / "run" / "checkpoints"
-    train = [RUN, "train", "--config", str(recipe), "--run_dir", str(tmp_path / "run")]
-    train += ["--training.max_steps", "100000", "--training.log_every", "1"]
-    first = stopped_at("step 20/", train, signal.SIGTERM)
-    (stopped,) = list_checkpoints(checkpoints)[-1:]
-    assert f"stopped by a signal at step {stopped.step}; run the same command again" in first
-    again = stopped_at(f"step {stopped.step + 2}/", train, signal.SIGINT)
-    assert f"resumed from {stopped.folder}" in again
-    assert list_checkpoints(checkpoints)[-1].step > stopped.step + 1
-
-
-def stopped_at(text: str, command: list[str], signum: signal.Signals) -> str:
-    """Send a signal to `./run.sh` alone, as a supervisor does, when it has said `text`.
-
-    :returns: all that it said.
-    """
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        # Tests started in the background have it ignored, and bash cannot trap it then.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert process.stderr is not None
-    output = ""
-    for line in process.stderr:
-        output += line
-        if text in line:
-            process.send_signal(signum)
-            break
-    output += process.stderr.read()
-    assert process.wait() == 75, output
-    assert "stopped by a signal at step" in output
-    assert "run the same command again to continue" in output
-    assert "Traceback" not in output
-    return output
-
-
 def test_export_leaves_a_folder_of_others_alone(
-    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path, command: Command
 ) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    done = run_process([RUN, "export", "--config", str(recipe), "--output", str(tmp_path)])
+    done = command("pipeline.export", "--config", recipe, "--output", tmp_path)
     assert done.returncode == 1
     assert "holds files that this command did not make" in done.stderr
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
 def test_translate_and_export(
-    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path, command: Command
 ) -> None:
-    run_dir = load_recipe(recipe).run_dir
+    run_dir, config = load_recipe(recipe).run_dir, ["--config", str(recipe)]
     text = "\n" + (run_dir / "clean" / "test.de").read_text()
-    config = ["--config", str(recipe)]
     direct = run_process([RUN, "translate", *config], stdin=text)
     assert direct.returncode == 0, direct.stderr
     hypotheses = run_dir / "evaluation" / "toy-test" / "hypotheses.txt"
     assert direct.stdout == "\n" + hypotheses.read_text()
     assert any(direct.stdout.split("\n"))
-    export = [RUN, "export", *config, "--output", str(tmp_path / "export")]
-    chosen = run_process(export)
+    exported = tmp_path / "export"
+    chosen = run_process([RUN, "export", *config, "--output", str(exported)])
     assert chosen.returncode == 0, chosen.stderr
     assert "in format ctranslate2, int8" in chosen.stderr
-    exported = run_process([*export, "--quantization", "float32"])
-    assert exported.returncode == 0, exported.stderr
+    whole = command("pipeline.export", *config, "--output", exported, "--quantization", "float32")
+    assert whole.returncode == 0, whole.stderr
     (tmp_path / "input.txt").write_text(text.rstrip("\n"))
-    again = run_process(
-        [RUN, "translate", "--input", str(tmp_path / "input.txt"), "--model",
-         str(tmp_path / "export")]
-    )  # fmt: skip
+    again = command("pipeline.translate", "--input", tmp_path / "input.txt", "--model", exported)
     assert again.stdout == direct.stdout
-    many = run_process([RUN, "translate", *config, "--n_best", "2"], stdin="Gut.\n\nJa.\n")
+    translate = ["pipeline.translate", *config]
+    many = command(*translate, "--n_best", 2, stdin="Gut.\n\nJa.\n")
     rows = [line.split("\t") for line in many.stdout.splitlines()]
     assert [row[0] for row in rows] == ["0", "0", "1", "2", "2"]
     assert float(rows[0][1]) >= float(rows[1][1])
-    more = run_process([RUN, "translate", *config, "--n_best", "9"], stdin="Gut.\n")
+    more = command(*translate, "--n_best", 9, stdin="Gut.\n")
     assert more.returncode == 2
     assert "--n_best 9 exceeds evaluation.beam_size (2)" in more.stderr
-    broken = run_process([RUN, "translate", *config], stdin=b"Gut.\nK\xe4se\n")
+    broken = command(*translate, stdin=b"Gut.\nK\xe4se\n")
     assert broken.returncode == 1
     assert "stdin:2: not valid UTF-8" in broken.stderr
 
@@ -494,24 +443,3 @@ def test_the_dashboard_shows_the_bleu_of_two_runs_side_by_side(
     ui.save("comparison")
     assert [float(value) for value in compared] == [scores["bleu"], RIVAL_BLEU]
     assert ui.errors() == []
-
-
-def test_real_data_on_two_ranks_with_zero_2(shared: Path, tmp_path: Path) -> None:
-    arguments = [
-        "--config", "recipes/multi30k_de_en.yaml", "--data.root", str(shared / "data"),
-        "--run_dir", str(tmp_path / "m30k"), "--deepspeed_config", "ds_configs/zero2.json",
-        "--training.max_steps", "2", "--model.model_dim", "32", "--model.ffn_inner_dim", "64",
-        "--model.num_heads", "2", "--model.num_levels", "2", "--evaluation.beam_size", "1",
-        "--evaluation.max_length_ratio", "0.3",
-    ]  # fmt: skip
-    done = run_process([RUN, *arguments], DEEPSPEED_ARGS="--num_accelerators 2")
-    assert done.returncode == 0, done.stderr
-    assert "2 rank(s) × 1 micro-batch(es) a step, ZeRO stage 2" in done.stderr
-    folder = tmp_path / "m30k" / "evaluation" / "test_2016_flickr"
-    scores = json.loads((folder / "scores.json").read_text())
-    assert (scores["sentences"], scores["ranks"]) == (1000, 2)
-    both = (folder / "hypotheses.txt").read_text()
-    shutil.rmtree(folder)
-    alone = run_process([RUN, "evaluate", *arguments])
-    assert alone.returncode == 0, alone.stderr
-    assert (folder / "hypotheses.txt").read_text() == both

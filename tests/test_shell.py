@@ -21,6 +21,7 @@ import pytest
 from data_prep.files import only_command_in
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
+from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.recipe import ROOT
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command, free_port, run_process
@@ -203,7 +204,7 @@ def test_a_dashboard_on_a_full_disk(tiny_recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_slow_training_says_how_fast_it_is(
+def test_a_slow_training_says_how_fast_it_is_and_saves_when_it_is_stopped(
     prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     """On its first lines, before the first report. MLflow has the report alone. And no module of
@@ -218,6 +219,9 @@ def test_a_slow_training_says_how_fast_it_is(
     code, said = stopped([RUN, *options[:2], "train", *options[2:]], first_sign, signal.SIGHUP,
                          tmp_path)  # fmt: skip
     assert code == 75, said
+    (saved,) = list_checkpoints(run_dir / "checkpoints")
+    assert f"stopped by a signal at step {saved.step}; run the same command again" in said
+    assert "Traceback" not in said
     assert said.count(" tokens/s | ") == 2
     assert said.startswith("train: preflight: ")
     journal = (run_dir / "tracking" / "journal.jsonl").read_text()

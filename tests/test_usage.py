@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from pipeline.recipe import ROOT
@@ -35,6 +37,17 @@ def test_help() -> None:
     shown = run_process([RUN, "--config", "recipes/quickstart.yaml", "translate", "--help"])
     assert shown.stdout.startswith("usage: translate [OPTION VALUE]... [--SECTION.KEY VALUE]...\n")
     assert shown.stdout.index("--input") < shown.stdout.index("--config") < 1000
+
+
+def test_no_door_imports_what_takes_seconds() -> None:
+    """A wrong argument, and that all is up to date, are told at once."""
+    doors = "train, evaluate, translate, classify, export, analyse, dashboard, prepare"
+    code = (
+        f"import sys; from pipeline import {doors}\n"
+        "print({'torch', 'fairseq2', 'deepspeed', 'mlflow', 'matplotlib'} & sys.modules.keys())"
+    )
+    done = run_process([sys.executable, "-c", code])
+    assert done.stdout == "set()\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.config import ModelConfig
-from models.positions import padding_mask
+from models.padding import padding_mask
 from models.ringformer.decoder_state import DecoderState
 from models.ringformer.ring import Ring
 from models.ringformer.weights import INIT_OUTPUT, INIT_QKV, CrossAttention

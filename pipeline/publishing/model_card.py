@@ -4,6 +4,8 @@ It is Markdown with the YAML header that model hubs read. It depends on the run 
 gives the same card.
 """
 
+# What needs torch is imported where the model is described: `evaluate` uses this file in any case.
+
 from __future__ import annotations
 
 import io
@@ -14,8 +16,6 @@ from ruamel.yaml import YAML
 
 from data_prep.stage import read_manifest
 from data_prep.vocabulary import load_vocabularies
-from models.factory import abstract_model
-from models.seq2seq import core_parameters
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.result import Scores
 from pipeline.evaluation.translations import scores_of
@@ -88,6 +88,9 @@ def yaml_header(head: dict[str, Any]) -> str:
 
 
 def _model_section(recipe: TranslationRecipe) -> str:
+    from models.factory import abstract_model
+    from models.seq2seq import core_parameters
+
     model = recipe.evaluated_model
     source, target = load_vocabularies(recipe.shards)
     sizes = (source.get_piece_size(), target.get_piece_size())

@@ -120,7 +120,7 @@ class Loop(Generic[Batch]):
         """
         trainer = self.trainer
         trainer.train_step(self.window)
-        stop = self.interruption.everywhere()
+        stop = self.interruption.lately()
         due = Due.after(trainer.step, trainer.last_step, self.config, stop)
         if not due.report:
             self._give_first_sign()

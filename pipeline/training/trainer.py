@@ -124,9 +124,10 @@ class Trainer(Generic[Batch]):
         """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = get_total_norm(p.grad for p in parameters if p.grad is not None)
-        optimizer._global_grad_norm = norm.item()  # type: ignore[attr-defined]
-        optimizer.overflow = not math.isfinite(norm)  # type: ignore[attr-defined]
-        if not math.isfinite(norm):
+        value = norm.item()  # the step's only wait for a GPU; DeepSpeed's own waits too
+        optimizer._global_grad_norm = value  # type: ignore[attr-defined]
+        optimizer.overflow = not math.isfinite(value)  # type: ignore[attr-defined]
+        if not math.isfinite(value):
             optimizer.zero_grad()
         elif self.config.clip_norm:
             clip_grads_with_norm_(parameters, self.config.clip_norm, norm)

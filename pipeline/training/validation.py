@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from data_prep.batch_plan import BatchPlan, Indices
 from pipeline.checkpoints.folder import ValidationState
 from pipeline.training.trainer import Trainer
+
+SECONDS_BETWEEN_QUESTIONS = 1.0  # whether a signal has come to another rank
 
 
 class Stopped(Exception):
@@ -25,17 +28,33 @@ class Interruption:
         :param signalled: tells whether a signal has come to this rank.
         """
         self._trainer, self._signalled = trainer, signalled
+        self._asked, self._steps, self._steps_until_asking = time.monotonic(), 0, 1
 
-    def everywhere(self) -> bool:
-        """Tell whether a signal has come to any rank. Every rank must call this equally often."""
-        return self._trainer.mean_over_ranks(float(self._signalled()))[0] > 0
+    def lately(self) -> bool:
+        """Tell whether a signal has come to any rank, as far as this one knows. Every rank must
+        call this after every step, and learns the same.
+
+        Asking the others makes the host wait for the GPU, so they are asked about once a second.
+        """
+        signalled, trainer = self._signalled(), self._trainer
+        if trainer.world_size == 1:
+            return signalled
+        self._steps += 1
+        if self._steps < self._steps_until_asking:
+            return False
+        seconds_per_step = (time.monotonic() - self._asked) / self._steps
+        anywhere, seconds_per_step = trainer.mean_over_ranks(float(signalled), seconds_per_step)
+        steps = int(SECONDS_BETWEEN_QUESTIONS / seconds_per_step)
+        self._steps_until_asking = min(max(steps, 1), trainer.config.log_every)
+        self._asked, self._steps = time.monotonic(), 0
+        return anywhere > 0
 
     def agree(self) -> None:
         """Go on if no rank has a signal. Every rank must call this equally often.
 
         :raises Stopped: on every rank, when a signal has come to one.
         """
-        if self.everywhere():
+        if self._trainer.mean_over_ranks(float(self._signalled()))[0] > 0:
             raise Stopped(f"stopped by a signal at step {self._trainer.step}")
 
     def here(self) -> None:

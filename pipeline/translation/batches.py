@@ -14,6 +14,7 @@ from torch import Tensor
 from data_prep.batch_plan import Indices
 from data_prep.shards import ShardReader, TokenIds
 from data_prep.vocabulary import BOS_IDX, PAD_IDX
+from models.padding import PaddedLayout, to_device
 
 Ids = TokenIds | Sequence[int]
 
@@ -64,31 +65,25 @@ def collate_ids(sources: Sequence[Ids], targets: Sequence[Ids], device: torch.de
 
     :param sources, targets: token ids with EOS.
     """
-    source, target = _pad(sources), _pad(targets)
+    source, source_lengths = _pad(sources)
+    target, target_lengths = _pad(targets)
     begin = np.full((len(target), 1), BOS_IDX, dtype=np.int64)
     shifted = np.concatenate([begin, target[:, :-1]], axis=1)
     source_seqs, target_seqs, predicted = (
-        _to_device(device, ids) for ids in (source, shifted, target)
+        to_device(torch.from_numpy(ids), device) for ids in (source, shifted, target)
     )
     return PairBatch(
         source_seqs,
-        BatchLayout.of(source_seqs, [len(ids) for ids in sources]),
+        PaddedLayout(source_lengths, source.shape[1], device),
         target_seqs,
-        BatchLayout.of(target_seqs, [len(ids) for ids in targets]),
+        PaddedLayout(target_lengths, target.shape[1], device),
         predicted,
     )
 
 
-def _to_device(device: torch.device, ids: NDArray[np.int64]) -> Tensor:
-    tensor = torch.from_numpy(ids)
-    if device.type != "cuda":
-        return tensor.to(device)
-    # A copy from pinned memory does not wait for the kernels queued before it.
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _pad(sequences: Sequence[Ids]) -> NDArray[np.int64]:
+def _pad(sequences: Sequence[Ids]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the ids as rows of one length, and how many of each row are no padding."""
     lengths = np.array([len(ids) for ids in sequences])
     padded = np.full((len(sequences), lengths.max()), PAD_IDX, dtype=np.int64)
     padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(sequences)
-    return padded
+    return padded, lengths

@@ -1,12 +1,8 @@
-"""Start ranks without a launcher, as processes of their own: of `train.py`, or of a script.
-
-They are forked from a server that has done the imports: a start takes one second, not ten.
-"""
+"""Start ranks without a launcher, as processes of their own: of `train.py`, or of a script."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
@@ -21,25 +17,10 @@ from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.checkpoints.weights import load_weights
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import free_port
+from tests.forked import SERVER
 
 Main = Callable[[list[str]], None]
 """What a rank does with its command line."""
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [
-        "pipeline.train",
-        "pipeline.training.run",
-        "pipeline.translation.validation",
-        "tests.pipeline.ranks",
-        # What these import when they are first used takes most of a short training's time.
-        "mlflow",
-        "mlflow.store.tracking.sqlalchemy_store",
-        "deepspeed.runtime.zero.muon.muon_optimizer",
-        "deepspeed.runtime.zero.stage3",
-        "torch.utils.hipify.hipify_python",
-    ]
-)
 
 
 def new_run(prepared: TranslationRecipe, name: str, *parts: str) -> Path:

@@ -15,7 +15,7 @@ from data_prep.files import DataError
 from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import failing_together, join_ranks, leave_ranks, rank, wait_for_rank_0
 from tests.conftest import free_port
-from tests.pipeline.ranks import SERVER
+from tests.forked import SERVER
 
 LIMIT = timedelta(seconds=2)
 

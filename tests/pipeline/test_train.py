@@ -24,12 +24,12 @@ runpy.run_module("pipeline.train", run_name="__main__", alter_sys=True)
 """
 
 
-def steps_left(recipe: Path, run_dir: Path) -> tuple[int, str]:
+def steps_left(recipe: Path, run_dir: Path, *keys: str) -> tuple[int, str]:
     """Ask whether there are steps left to train, where torch cannot be imported.
 
     :returns: the exit code, and what was said.
     """
-    options = ["--config", str(recipe), "--run_dir", str(run_dir), "--steps_left"]
+    options = ["--config", str(recipe), "--run_dir", str(run_dir), *keys, "--steps_left"]
     done = run_process([sys.executable, "-c", WITHOUT_TORCH, *options])
     return done.returncode, done.stderr
 
@@ -75,6 +75,7 @@ def test_sigterm_saves_and_says_how_to_go_on(
     assert process.returncode != 0, output  # the launcher has a code of its own for a signal
     (stopped,) = list_checkpoints(run_dir / "checkpoints")[-1:]
     assert f"stopped by a signal at step {stopped.step}; run the same command again" in output
+    assert steps_left(tiny_recipe, run_dir, *options[2:]) == (3, "")
     assert "Traceback" not in output
 
 

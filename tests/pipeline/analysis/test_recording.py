@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from models.config import ModelConfig
-from models.positions import padding_mask
+from models.padding import padding_mask
 from models.ringformer import RingDecoder, RingEncoder
 from models.seq2seq import TranslationModel
 from pipeline.analysis.recording import StackRecording, record

@@ -1,4 +1,4 @@
-"""`./run.sh` from images to a registered classifier, as users call it."""
+"""From images to a registered classifier by the doors that `./run.sh` opens."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from pipeline.classification.classifier import classifier_of_export
 from pipeline.classification.scores import scores
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import load_recipe
-from tests.conftest import ROOT, run_process
+from tests.conftest import ROOT, Command, run_process
 from tests.pipeline.classification.conftest import CLASSES
+from tests.pipeline.ranks import finish, start
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +33,15 @@ def config(bars: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def done(config: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run all stages of `./run.sh`."""
-    return run_process([RUN, *config])
+def done(
+    config: list[str], command: Command, tmp_path_factory: pytest.TempPathFactory
+) -> subprocess.CompletedProcess[str]:
+    """Prepare, train and evaluate."""
+    prepared = command("pipeline.prepare", *config)
+    assert prepared.returncode == 0, prepared.stderr
+    log = tmp_path_factory.mktemp("done") / "log"
+    assert finish(start(config, log, ranks=1)) == [0], log.read_text()
+    return command("pipeline.evaluate", *config)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +116,11 @@ def test_an_export_is_the_model(
     config: list[str],
     recipe: ClassificationRecipe,
     tmp_path: Path,
+    command: Command,
     format: str,
 ) -> None:
-    options = ["--format", format, "--output", str(tmp_path / "model")]
-    exported = run_process([RUN, "export", *config, *options])
+    options = ["--format", format, "--output", tmp_path / "model"]
+    exported = command("pipeline.export", *config, *options)
     assert exported.returncode == 0, exported.stderr
     reader = ImageReader(recipe.shards, "test")
     images, labels = reader.read(np.arange(len(reader)))
@@ -122,7 +130,7 @@ def test_an_export_is_the_model(
     assert again["accuracy"] == ours["accuracy"]
     assert again["loss"] == pytest.approx(ours["loss"], abs=2e-5)
     if format == "onnx":
-        evaluated = run_process([RUN, "evaluate", *config, "--model", str(tmp_path / "model")])
+        evaluated = command("pipeline.evaluate", *config, "--model", tmp_path / "model")
         assert evaluated.returncode == 0, evaluated.stderr
         assert f"accuracy {ours['accuracy']:.2f}%" in evaluated.stdout
     card = (tmp_path / "model" / "README.md").read_text()
@@ -152,17 +160,20 @@ def test_classify(
 
 
 def test_a_baseline(
-    done: subprocess.CompletedProcess[str], config: list[str], recipe: ClassificationRecipe
+    done: subprocess.CompletedProcess[str],
+    config: list[str],
+    recipe: ClassificationRecipe,
+    command: Command,
 ) -> None:
     run_id = json.loads((recipe.run_dir / "tracking" / "run.json").read_text())
     (state,) = run_id.values()
-    compared = run_process([RUN, "evaluate", *config, "--baseline", state["run_id"]])
+    compared = command("pipeline.evaluate", *config, "--baseline", state["run_id"])
     assert compared.returncode == 0, compared.stderr
     assert "bars-test: +0.00 points of accuracy, p = 1.000 (McNemar's test" in compared.stdout
 
 
 @pytest.mark.parametrize(
-    ("command", "options", "expected"),
+    ("door", "options", "expected"),
     [
         ("translate", [], "this command is not for the task classification"),
         ("export", ["--format", "ctranslate2"], "--format ctranslate2 is for translation"),
@@ -172,8 +183,10 @@ def test_a_baseline(
         ("train", ["--training.augmentation", "[{transform: spin}]"], "augmentation.0"),
     ],
 )
-def test_what_is_refused(bars: Path, command: str, options: list[str], expected: str) -> None:
-    refused = run_process([RUN, command, "--config", str(bars), *options])
+def test_what_is_refused(
+    bars: Path, command: Command, door: str, options: list[str], expected: str
+) -> None:
+    refused = command(f"pipeline.{door}", "--config", bars, *options)
     assert refused.returncode == 2
     assert expected in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from mlflow import MlflowClient
 from pipeline.command_line import load_recipe
 from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
 from pipeline.translation_recipe import TranslationRecipe
-from tests.conftest import mlflow_server
+from tests.conftest import free_port, mlflow_server
 
 pytestmark = pytest.mark.slow
 
@@ -23,8 +24,25 @@ def recipe_of(tiny_recipe: Path, folder: Path, port: int) -> TranslationRecipe:
     return load_recipe(tiny_recipe, [("run_dir", str(folder / "run")), ("tracking.uri", uri)])
 
 
+@pytest.fixture(scope="module")
+def port() -> int:
+    """Return the port of this file's server, before it is there."""
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def server(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run a tracking server from now on."""
+    with mlflow_server(tmp_path_factory.mktemp("server"), port):
+        yield
+
+
 def test_nothing_is_lost_while_the_server_is_away(
-    tiny_recipe: Path, tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture
+    tiny_recipe: Path,
+    tmp_path: Path,
+    port: int,
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
 ) -> None:
     recipe = recipe_of(tiny_recipe, tmp_path, port)
     data = {"totals": {"train": {"pairs": 3}}, "vocabulary": {"sizes": [300, 300]}}
@@ -40,41 +58,41 @@ def test_nothing_is_lost_while_the_server_is_away(
     assert tracker.run_id is None
     assert "sent by the next command" in caplog.text
 
-    with mlflow_server(tmp_path, port):
-        tracker = Tracker(recipe)  # the next command
-        tracker.log_metrics({"train_loss": 0.0}, 101)
-        tracker.log_table("translations.json", {"source": ["Hallo."], "translation": ["Hello."]})
-        tracker.close()
-        run_id = tracker.run_id
-        assert run_id is not None
-        client = MlflowClient(recipe.tracking_uri)
-        history = client.get_metric_history(run_id, "loss/train_loss")
-        assert [metric.step for metric in history] == list(range(1, 102))
-        assert history[49].value == 1 / 50
-        run = client.get_run(run_id)
-        assert run.info.status == "FINISHED"
-        assert run.data.params["data.totals.train.pairs"] == "3"
-        assert run.data.params["deepspeed.zero_optimization.stage"] == "1"
-        artifacts = [item.path for item in client.list_artifacts(run_id, "evaluation")]
-        assert artifacts == ["evaluation/hypotheses.txt"]
-        copy = client.download_artifacts(run_id, "evaluation/hypotheses.txt", str(tmp_path))
-        assert Path(copy).read_text() == "Hello.\n"
+    request.getfixturevalue("server")
+    tracker = Tracker(recipe)  # the next command
+    tracker.log_metrics({"train_loss": 0.0}, 101)
+    tracker.log_table("translations.json", {"source": ["Hallo."], "translation": ["Hello."]})
+    tracker.close()
+    run_id = tracker.run_id
+    assert run_id is not None
+    client = MlflowClient(recipe.tracking_uri)
+    history = client.get_metric_history(run_id, "loss/train_loss")
+    assert [metric.step for metric in history] == list(range(1, 102))
+    assert history[49].value == 1 / 50
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["data.totals.train.pairs"] == "3"
+    assert run.data.params["deepspeed.zero_optimization.stage"] == "1"
+    artifacts = [item.path for item in client.list_artifacts(run_id, "evaluation")]
+    assert artifacts == ["evaluation/hypotheses.txt"]
+    copy = client.download_artifacts(run_id, "evaluation/hypotheses.txt", str(tmp_path))
+    assert Path(copy).read_text() == "Hello.\n"
 
-        # Sent again (a process killed before it noted what it had sent): still once in MLflow.
-        # The kill has also cut the last record short.
-        with (tmp_path / "run" / "tracking" / "journal.jsonl").open("a") as journal:
-            journal.write('{"kind": "metrics", "time_ms": 17')
-        state = tmp_path / "run" / "tracking" / "run.json"
-        state.write_text(json.dumps({recipe.tracking_uri: {"run_id": run_id, "sent": 0}}))
-        tracker = Tracker(recipe)
-        tracker.log_metrics({"valid_loss": 2.0}, 101)
-        tracker.close()
-        assert tracker.run_id == run_id
-        assert len(client.get_metric_history(run_id, "loss/train_loss")) == 101
-        assert client.get_metric_history(run_id, "loss/valid_loss")[0].value == 2.0
-        assert "skipped a line that a crash has cut" in caplog.text
-        table = client.download_artifacts(run_id, "translations.json", str(tmp_path))
-        assert json.loads(Path(table).read_text())["data"] == [["Hallo.", "Hello."]]
+    # Sent again (a process killed before it noted what it had sent): still once in MLflow.
+    # The kill has also cut the last record short.
+    with (tmp_path / "run" / "tracking" / "journal.jsonl").open("a") as journal:
+        journal.write('{"kind": "metrics", "time_ms": 17')
+    state = tmp_path / "run" / "tracking" / "run.json"
+    state.write_text(json.dumps({recipe.tracking_uri: {"run_id": run_id, "sent": 0}}))
+    tracker = Tracker(recipe)
+    tracker.log_metrics({"valid_loss": 2.0}, 101)
+    tracker.close()
+    assert tracker.run_id == run_id
+    assert len(client.get_metric_history(run_id, "loss/train_loss")) == 101
+    assert client.get_metric_history(run_id, "loss/valid_loss")[0].value == 2.0
+    assert "skipped a line that a crash has cut" in caplog.text
+    table = client.download_artifacts(run_id, "translations.json", str(tmp_path))
+    assert json.loads(Path(table).read_text())["data"] == [["Hallo.", "Hello."]]
 
 
 def test_a_new_store_or_a_deleted_run_gets_everything(
@@ -108,20 +126,21 @@ def test_a_new_store_or_a_deleted_run_gets_everything(
 
 
 def test_a_refused_record_does_not_hold_up_the_others(
-    tiny_recipe: Path, tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture
+    tiny_recipe: Path,
+    tmp_path: Path,
+    port: int,
+    server: None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
     recipe = recipe_of(tiny_recipe, tmp_path, port)
-    with mlflow_server(tmp_path, port):
-        for size in (1, 2):  # MLflow's parameters cannot change
-            tracker = Tracker(recipe)
-            tracker.log_params(deepspeed={"train_batch_size": size, "fp16": size > 1})
-            tracker.log_metrics({"train_loss": 1.0}, size)
-            tracker.close()
-        assert (
-            "MLflow did not take params: it keeps those that a run began with, of " in caplog.text
-        )
-        assert tracker.run_id is not None
-        client = MlflowClient(recipe.tracking_uri)
-        history = client.get_metric_history(tracker.run_id, "loss/train_loss")
-        assert [metric.step for metric in history] == [1, 2]
+    for size in (1, 2):  # MLflow's parameters cannot change
+        tracker = Tracker(recipe)
+        tracker.log_params(deepspeed={"train_batch_size": size, "fp16": size > 1})
+        tracker.log_metrics({"train_loss": 1.0}, size)
+        tracker.close()
+    assert "MLflow did not take params: it keeps those that a run began with, of " in caplog.text
+    assert tracker.run_id is not None
+    client = MlflowClient(recipe.tracking_uri)
+    history = client.get_metric_history(tracker.run_id, "loss/train_loss")
+    assert [metric.step for metric in history] == [1, 2]

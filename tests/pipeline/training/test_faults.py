@@ -8,8 +8,11 @@ import random
 import shutil
 import signal
 import sqlite3
+import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +26,6 @@ from pipeline.recipe import ROOT
 from pipeline.tracking.mlflow_records import metric_key
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation_recipe import TranslationRecipe
-from tests.conftest import run_process
 from tests.pipeline.conftest import save_checkpoint
 from tests.pipeline.ranks import finish, new_run, options, start, weights
 
@@ -41,7 +43,7 @@ def arguments(recipe: Path, run_dir: Path, **training: object) -> list[str]:
     """Return the command line of a training that logs and saves often."""
     settings: dict[str, object] = {
         "max_steps": STEPS, "log_every": 1, "checkpoint_every": 2, "validate_every": 7,
-        "keep_checkpoints": 2, "collective_timeout": 60,
+        "keep_checkpoints": 5, "collective_timeout": 60,
     }  # fmt: skip
     return options(recipe, run_dir, **{**settings, **training})
 
@@ -71,29 +73,34 @@ def undisturbed(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
     return run_dir
 
 
-def test_killed_at_twenty_random_moments(
+def test_killed_at_eight_random_moments(
     prepared: TranslationRecipe, tiny_recipe: Path, undisturbed: Path
 ) -> None:
-    """One rank is killed or both; the result is the same bits, and MLflow has every step once."""
+    """Both ranks are killed, as a launcher does when one dies, or one: the other says so. The
+    result is the same bits, and MLflow has every step once."""
     run_dir = run_dir_of(prepared, "killed")
     draw, log, kills = random.Random(5), run_dir / "log", Counter[str]()
-    while sum(kills.values()) < 20:
+    while sum(kills.values()) < 8:
         log.write_text("")
         ranks = start(arguments(tiny_recipe, run_dir), log)
         # Half of them at any moment of the start, half while it steps and saves.
         if draw.random() < 0.5:
             time.sleep(draw.uniform(0, 3))
+            victims = ranks
         else:
             wait_for(log, "step ")
             time.sleep(draw.uniform(0, 0.5))
-        victims = draw.choice([ranks, ranks[:1], ranks[1:]])
-        alive = [rank for rank in victims if rank.is_alive()]
-        for rank in alive:
+            victims = draw.choice([ranks, ranks[:1], ranks[1:]])
+        for rank in victims:
             rank.kill()
         codes = finish(ranks)
         if 0 in codes:  # at its end
             break
-        kills["both" if len(victims) == 2 else "one"] += 1
+        if victims is not ranks:
+            assert sorted(codes, key=str) == [-signal.SIGKILL, 1], log.read_text()
+            assert "lost contact with another rank" in log.read_text()
+            assert "Traceback" not in log.read_text()
+        kills["both" if victims is ranks else "one"] += 1
     log.write_text("")
     assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
     expected = weights(undisturbed)
@@ -102,7 +109,7 @@ def test_killed_at_twenty_random_moments(
     for key in ("train_loss", "valid_loss", "grad_norm"):
         assert history(run_dir, key) == history(undisturbed, key)
     assert [step for step, _ in history(run_dir, "train_loss")] == list(range(1, STEPS + 1))
-    assert min(kills["one"], kills["both"]) >= 3, kills
+    assert min(kills["one"], kills["both"]) >= 2, kills
 
 
 def test_sigterm_saves_on_all_ranks_and_exits_75(
@@ -129,17 +136,20 @@ def test_sigterm_saves_on_all_ranks_and_exits_75(
         assert [step for step, _ in history(run_dir, key)] == list(range(1, 17))
 
 
-def test_a_truncated_checkpoint_is_set_aside(
+def test_damaged_checkpoints_are_set_aside(
     prepared: TranslationRecipe, tiny_recipe: Path, undisturbed: Path
 ) -> None:
-    """A file is cut, is zeros, has another byte, or is half a JSON: training goes back to the
-    checkpoint before."""
-    run_dir = undisturbed.parent.parent / "truncated" / "run"
+    """A file is cut, another one's is zeros, has another byte, or is half a JSON: training goes
+    back to the newest checkpoint before them."""
+    run_dir = undisturbed.parent.parent / "damaged" / "run"
     shutil.copytree(undisturbed.parent, run_dir.parent)
     log = run_dir / "log"
-    for damage in ("cut", "flipped", "zeros", "checkpoint.json"):
-        before, newest = list_checkpoints(run_dir / "checkpoints")[-2:]
-        states = newest.folder / "mp_rank_00_model_states.pt"
+    log.write_text("")
+    whole, *damaged = list_checkpoints(run_dir / "checkpoints")[-5:]
+    for checkpoint, damage in zip(
+        damaged, ("cut", "flipped", "zeros", "checkpoint.json"), strict=True
+    ):
+        states = checkpoint.folder / "mp_rank_00_model_states.pt"
         content = bytearray(states.read_bytes())
         if damage == "cut":
             states.write_bytes(content[:1000])
@@ -149,18 +159,19 @@ def test_a_truncated_checkpoint_is_set_aside(
         elif damage == "zeros":
             states.write_bytes(bytes(len(content)))
         else:
-            states = newest.folder / damage
-            states.write_text(states.read_text()[:100])
-        log.write_text("")
-        assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
-        said = log.read_text()
-        assert f"{newest.folder}: {states.name} " in said
-        assert "going back to the one before" in said
-        assert f"resumed from {before.folder}" in said
-        assert (run_dir / "checkpoints" / f"damaged-{newest.tag}").is_dir()
-        expected = weights(undisturbed)
-        for name, tensor in weights(run_dir).items():
-            assert torch.equal(tensor, expected[name]), name
+            info = checkpoint.folder / damage
+            info.write_text(info.read_text()[:100])
+    assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
+    said = log.read_text()
+    for checkpoint in damaged:
+        name = "checkpoint.json" if checkpoint is damaged[-1] else "mp_rank_00_model_states.pt"
+        assert f"{checkpoint.folder}: {name} " in said
+        assert (run_dir / "checkpoints" / f"damaged-{checkpoint.tag}").is_dir()
+    assert said.count("going back to the one before") == 4
+    assert f"resumed from {whole.folder}" in said
+    expected = weights(undisturbed)
+    for name, tensor in weights(run_dir).items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_a_hung_rank_is_not_waited_for_in_silence(
@@ -168,7 +179,7 @@ def test_a_hung_rank_is_not_waited_for_in_silence(
 ) -> None:
     run_dir = run_dir_of(prepared, "hung")
     log = run_dir / "log"
-    ranks = start(arguments(tiny_recipe, run_dir, max_steps=10**6, collective_timeout=20), log)
+    ranks = start(arguments(tiny_recipe, run_dir, max_steps=10**6, collective_timeout=8), log)
     wait_for(log, "step 3/")
     os.kill(ranks[1].pid or 0, signal.SIGSTOP)
     ranks[0].join(90)
@@ -176,15 +187,17 @@ def test_a_hung_rank_is_not_waited_for_in_silence(
     assert finish(ranks) == [1, -signal.SIGKILL]
     said = log.read_text()
     assert "train: error: rank 0 on" in said
-    assert "no progress for 20 s after step" in said
+    assert "no progress for 8 s after step" in said
     assert "Traceback" not in said
     assert "train_step" in (run_dir / "hangs" / "rank-0.txt").read_text()
 
 
-@pytest.mark.parametrize("policy", ["skip", "stop"])
-@pytest.mark.parametrize("stage", ["zero0", "zero1_bf16", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    ("stage", "policy"),
+    [*((stage, "skip") for stage in ("zero0", "zero1_bf16", "zero2", "zero3")), ("zero3", "stop")],
+)
 def test_gradients_that_are_not_finite(
-    prepared: TranslationRecipe, tiny_recipe: Path, poisoned: Path, policy: str, stage: str
+    prepared: TranslationRecipe, tiny_recipe: Path, poisoned: Path, stage: str, policy: str
 ) -> None:
     """The embedding of one token is infinite: sentences with it have no gradient."""
     run_dir = run_dir_of(prepared, f"nonfinite-{policy}-{stage}")
@@ -243,34 +256,50 @@ def rare_token(prepared: TranslationRecipe) -> int:
     return rare
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a disk of 16 MB, which a mount namespace has, and loses with its end."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    script = f"mount -t tmpfs -o size=16m none {folder} && echo mounted && exec sleep 600"
+    command = ["unshare", "--mount", "sh", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        if not holder.stdout.readline():
+            pytest.skip("needs the right to mount a file system")
+        try:
+            yield Path(f"/proc/{holder.pid}/root{folder}")  # as that process sees it
+        finally:
+            holder.kill()
+
+
 def test_a_full_disk_while_saving(
-    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
+    prepared: TranslationRecipe, tiny_recipe: Path, small_disk: Path, tmp_path: Path
 ) -> None:
-    """The run_dir is in a small file system, which a mount namespace makes and loses."""
-    small = tmp_path / "small"
-    small.mkdir()
-    shards = prepared.run_dir / "shards"
-    options = arguments(tiny_recipe, small / "run", max_steps="$STEPS", checkpoint_every=50)
-    train = f"deepspeed --num_accelerators 2 pipeline/train.py {' '.join(options)}"
-    script = f"""
-        mount -t tmpfs -o size=16m none {small} || exit 77
-        mkdir {small}/run && cp -a {shards} {small}/run
-        (until [ -e {small}/run/checkpoints/latest ]; do sleep 0.1; done
-         dd if=/dev/zero of={small}/filler bs=4k 2>/dev/null) &
-        STEPS=100000; {train}
-        echo "exit $?" >&2
-        cat {small}/run/checkpoints/latest >&2
-        rm {small}/filler
-        STEPS=$(($(sed s/step-0*// {small}/run/checkpoints/latest) + 5)); {train}
-    """
-    done = run_process(["unshare", "--mount", "sh", "-c", script])
-    if done.returncode == 77 or "unshare failed" in done.stderr:
-        pytest.skip("needs the right to mount a file system")
-    assert done.returncode == 0, done.stderr
-    assert "exit 1" in done.stderr
-    assert "cannot be written" in done.stderr
-    assert "The checkpoints before are whole" in done.stderr
-    assert "resumed from" in done.stderr.split("exit 1")[1]
+    run_dir, log = small_disk / "run", tmp_path / "log"
+    shutil.copytree(prepared.run_dir / "shards", run_dir / "shards")
+    settings = {"checkpoint_every": 50, "keep_checkpoints": 2}
+    ranks = start(arguments(tiny_recipe, run_dir, max_steps=10**5, **settings), log)
+    while not (run_dir / "checkpoints" / "latest").exists():
+        assert ranks[0].is_alive(), log.read_text()
+        time.sleep(0.02)
+    filler = small_disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    assert finish(ranks) == [1, 1], log.read_text()
+    said = log.read_text()
+    assert "cannot be written" in said
+    assert "The checkpoints before are whole" in said
+    assert "Traceback" not in said
+    filler.unlink()
+    (newest,) = list_checkpoints(run_dir / "checkpoints")[-1:]
+    log.write_text("")
+    settings["max_steps"] = newest.step + 5
+    assert finish(start(arguments(tiny_recipe, run_dir, **settings), log)) == [0, 0], (
+        log.read_text()
+    )
+    assert f"resumed from {newest.folder}" in log.read_text()
 
 
 def test_no_room_for_checkpoints_is_seen_before(

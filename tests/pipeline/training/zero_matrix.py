@@ -44,14 +44,21 @@ Case = tuple[str, str, bool]
 
 
 def cases(ranks: int) -> list[Case]:
-    """Return what is trained on so many ranks."""
+    """Return what is trained on so many ranks: everything on two, and what is another path through
+    DeepSpeed on one, where nothing is cut up, and on four."""
+    if ranks == 1:
+        return [
+            *product(FLOAT32, ["none", "every level"], [True]),
+            *product([*BFLOAT16, *FLOAT16], ["none"], [True]),
+        ]
     if ranks > 2:
         return [(stage, "none", True) for stage in FLOAT32]
-    few = ["none", "every level"]  # in 16 bits there is less to see
     return [
-        *product(FLOAT32, POLICIES, [True]),
+        *product(FLOAT32, ["none", "every level"], [True]),
+        # Which levels, and what is kept of them: more than torch's matter where weights are cut up.
+        *product(["zero1", "zero3", "zero3_offload"], list(POLICIES)[2:], [True]),
         *product(FLOAT32, ["none"], [False]),
-        *product([*BFLOAT16, *FLOAT16], few, [True]),
+        *product([*BFLOAT16, *FLOAT16], ["every level"], [True]),  # in 16 bits there is less to see
     ]
 
 

@@ -1,0 +1,65 @@
+"""This module knows which positions of a batch are padding; sequences are padded on the right."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from fairseq2.nn import BatchLayout
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class PaddedLayout(BatchLayout):  # type: ignore[misc]  # it is final
+    """This is fairseq2's layout of sequences, made on the host at once.
+
+    fairseq2's own constructor fills each row of the positions by itself: on a GPU that is a kernel
+    for each sentence.
+    """
+
+    def __init__(self, lengths: NDArray[np.int64], width: int, device: torch.device) -> None:
+        """Lay out sequences.
+
+        :param lengths: of the sequences, `[B]`.
+        :param width: positions of each, padding included.
+        :raises ValueError: a length is not from 1 to `width`.
+        """
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        if not 1 <= shortest <= longest <= width:
+            raise ValueError(f"Lengths must be from 1 to {width}, not {shortest} to {longest}.")
+        self._width, self._packed, self._padded = width, False, shortest < width
+        self._min_seq_len, self._max_seq_len = shortest, longest
+        self._seq_lens: list[int] = lengths.tolist()
+        self._seq_begin_indices = list(range(0, (len(lengths) + 1) * width, width))
+        if self._padded:
+            places = np.arange(width)
+            indices = torch.from_numpy(np.where(places < lengths[:, None], places, -1))
+            self._position_indices = to_device(indices, device)
+        else:
+            self._position_indices = torch.arange(width, device=device).expand(len(lengths), -1)
+
+    @property
+    def seq_lens_pt(self) -> Tensor:
+        """Return the lengths, int32 `[B]`. Nothing that we use of fairseq2 asks for them."""
+        return (self._position_indices >= 0).sum(1, dtype=torch.int32)
+
+    @property
+    def seq_begin_indices_pt(self) -> Tensor:
+        """Return where the sequences begin in the flattened batch, and its end: int32 `[B + 1]`."""
+        ends = range(0, (len(self._seq_lens) + 1) * self._width, self._width)
+        return torch.tensor(ends, dtype=torch.int32, device=self._position_indices.device)
+
+
+def padding_mask(layout: BatchLayout) -> Tensor | None:
+    """Return which keys may be attended to.
+
+    :returns: True where one may be, `[B, 1, 1, S]`; None when nothing is padded.
+    """
+    return (layout.position_indices >= 0)[:, None, None] if layout.padded else None
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the host to a device."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    # A copy from pinned memory does not wait for the kernels queued before it.
+    return tensor.pin_memory().to(device, non_blocking=True)
