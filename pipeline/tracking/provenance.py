@@ -1,6 +1,6 @@
 """Log where a run comes from: its recipe, data, code and machine."""
 
-# `_gpu_names` imports pynvml itself: many commands log nothing, and need not wait for it.
+# `gpu_names` imports pynvml itself: many commands log nothing, and need not wait for it.
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _git(*arguments: str) -> str | None:
 
 def _machine_tags() -> dict[str, str]:
     """Return tags with the name, cores and GPUs of this machine."""
-    gpus = _gpu_names()
+    gpus = gpu_names()
     return {
         "host": socket.gethostname(),
         "cpus": str(len(os.sched_getaffinity(0))),
@@ -172,7 +172,7 @@ def _machine_tags() -> dict[str, str]:
     }
 
 
-def _gpu_names() -> list[str]:
+def gpu_names() -> list[str]:
     """Return the names of this machine's NVIDIA GPUs."""
     import pynvml
 
