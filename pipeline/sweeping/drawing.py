@@ -69,7 +69,8 @@ def _draw_history(axes: Any, trials: Sequence[Drawn], criterion: Criterion) -> N
         line.append(best)
     if complete:
         axes.step(
-            [trial.number for trial in complete], line, where="post", color=ORANGE,
+            [trial.number for trial in (*complete, trials[-1])], [*line, best], where="post",
+            color=ORANGE,
             label="best so far",
         )  # fmt: skip
     for trial in trials:
@@ -93,7 +94,12 @@ def _draw_parameter(
         axes.set_xticks(range(len(names)), names, parse_math=False)
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif dimension.log:
+        margin = (dimension.high / dimension.low) ** 0.03
         axes.set_xscale("log")
+        axes.set_xlim(dimension.low / margin, dimension.high * margin)
+    else:
+        margin = 0.03 * (dimension.high - dimension.low)
+        axes.set_xlim(dimension.low - margin, dimension.high + margin)
     _scatter(axes, trials, places)
     axes.set_xlabel(key, parse_math=False)
 

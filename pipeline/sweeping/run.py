@@ -113,12 +113,8 @@ class Sweep:
         waiting = self.study.unfinished()
         while True:
             for slot in range(self._jobs):
-                if slot in self._running or self._stopping:
-                    continue
-                if waiting:
-                    self._begin(slot, waiting.pop(0))
-                elif len(self.study.trials) < self.config.trials:
-                    self._begin(slot, self.study.ask())
+                while slot not in self._running and (asked := self._next(waiting)):
+                    self._begin(slot, asked)
             if not self._running:
                 return
             time.sleep(TICK_SECONDS)
@@ -130,6 +126,14 @@ class Sweep:
                     self._finish(trial)
                     self._tell(tracker)
                     self._progress()
+
+    def _next(self, waiting: list[Asked]) -> Asked | None:
+        """Return a trial to begin, if there is one: first those that were interrupted."""
+        if self._stopping:
+            return None
+        if waiting:
+            return waiting.pop(0)
+        return self.study.ask() if len(self.study.trials) < self.config.trials else None
 
     def _begin(self, slot: int, asked: Asked) -> None:
         """Start or continue a training; one whose recipe is wrong fails at once."""

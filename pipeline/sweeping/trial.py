@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,9 +20,9 @@ from pipeline.tracking.tracker import history_of
 
 RECIPE, LOG = "recipe.yaml", "train.log"
 ERROR = re.compile(r"^(?:train|run\.sh)(?:: rank \d+)?: error: (.*)$", re.MULTILINE)
-PR_SET_PDEATHSIG = 1  # of prctl(2)
-
-_prctl = ctypes.CDLL(None).prctl
+# Reads until the sweep is gone, by SIGKILL too, and has the training save and end. (Linux's signal
+# at a parent's death comes once for each of its threads, and a second one kills.)
+WATCH = 'read -r nothing; kill -TERM "$0"'
 
 
 class TrainingTrial:
@@ -47,6 +45,7 @@ class TrainingTrial:
         self.recipe = draft.recipe(values)
         self._text, self._shared = draft.text(values), sweep.run_dir
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
     @property
@@ -81,12 +80,25 @@ class TrainingTrial:
                 stderr=output,
                 env={**os.environ, **environment},
                 start_new_session=True,  # Ctrl-C is for the sweep, which passes it on
-                preexec_fn=_end_with_parent,
             )
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", WATCH, str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def ended(self) -> bool:
         """Tell whether the training does not run."""
-        return self._process is None or self._process.poll() is not None
+        if self._process is None:
+            return True
+        if self._process.poll() is None:
+            return False
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.communicate()
+        return True
 
     def stop(self) -> None:
         """Ask the training to save and to end; the second time, have it killed."""
@@ -132,11 +144,6 @@ class TrainingTrial:
 def folder_of(sweep: Recipe, number: int) -> Path:
     """Return the run_dir of a trial."""
     return sweep.run_dir / "trials" / f"{number:03d}"
-
-
-def _end_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when the sweep is gone, by SIGKILL too."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _link(source: str, target: str) -> None:
