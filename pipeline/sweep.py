@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from types import FrameType
 
 from data_prep.files import only_command_in
 from pipeline.command_line import (
     Draft,
+    on_signals,
     overrides_on_command_line,
     path_argument,
     positive_argument,
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Run the trials that are left, and say which was the best."""
+    on_signals(_stop_early)
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     draft = Draft(arguments.config, overrides_on_command_line(type(recipe), arguments))
@@ -58,6 +61,11 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         f"best: trial {best.number}, {criterion.metric} {best.value:.4f} | {best.recipe} | "
         f"MLflow run {run_id_of(recipe) or 'not sent yet'}"
     )
+
+
+def _stop_early(signum: int, frame: FrameType | None) -> None:
+    """Stop before the first training: nothing has to be saved."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -24,12 +25,12 @@ from pipeline.sweeping.study import REASON, Asked, Study
 from pipeline.sweeping.trial import RECIPE, TrainingTrial, folder_of
 from pipeline.tasks import task_of
 from pipeline.tracking.provenance import gpu_names, log_data
-from pipeline.tracking.tracker import Tracker, open_tracker, send_left_over
+from pipeline.tracking.tracker import Tracker, open_tracker
 
 log = logging.getLogger("sweep")
 
 STUDY, PICTURE, BEST = "sweep.db", "sweep.png", "best.yaml"
-TICK_SECONDS = 0.5  # between looks at the trainings
+TICK_SECONDS = 1.0  # between looks at the trainings
 
 
 class SweepError(Exception):
@@ -95,17 +96,20 @@ class Sweep:
         finally:
             self._tell(tracker)
             tracker.close(status)
-        for trial in self.study.finished:  # what they could not send while the server was away
+        for trial in self.study.finished:  # what was not sent before a kill, or to no server
             path = folder_of(self.recipe, trial.number) / RECIPE
             if path.exists():
-                send_left_over(load_recipe(path, kind=Recipe))
+                self._tag(trial, load_recipe(path, kind=Recipe), None)
         return best
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
         """Have all trainings save and end; a second signal kills them."""
-        self._stopping = True
+        again, self._stopping = self._stopping, True
         for trial in self._running.values():
-            trial.stop()
+            if again:
+                trial.kill()
+            else:
+                trial.stop()
 
     # ── Trials ──────────────────────────────────────────────────────────────────────────────────
 
@@ -124,8 +128,9 @@ class Sweep:
                 if ended:
                     del self._running[slot]
                     self._finish(trial)
-                    self._tell(tracker)
-                    self._progress()
+                    if not self._stopping:
+                        self._tell(tracker)
+                        self._progress()
 
     def _next(self, waiting: list[Asked]) -> Asked | None:
         """Return a trial to begin, if there is one: first those that were interrupted."""
@@ -133,7 +138,8 @@ class Sweep:
             return None
         if waiting:
             return waiting.pop(0)
-        return self.study.ask() if len(self.study.trials) < self.config.trials else None
+        begun = [trial for trial in self.study.trials if trial.state != TrialState.WAITING]
+        return self.study.ask() if len(begun) < self.config.trials else None
 
     def _begin(self, slot: int, asked: Asked) -> None:
         """Start or continue a training; one whose recipe is wrong fails at once."""
@@ -143,20 +149,22 @@ class Sweep:
         except UsageError as error:
             log.warning("trial %d failed: %s (%s)", asked.number, error, text)
             self.study.fail(asked.number, str(error))
+            self._progress()
             return
         trial.folder.mkdir(parents=True, exist_ok=True)
-        while not trial.can_start() and not self._stopping:
-            time.sleep(TICK_SECONDS)
-        if self._stopping:
-            return
+        while not trial.can_start():
+            log.info("trial %d: its interrupted training still saves", asked.number)
+            time.sleep(5 * TICK_SECONDS)
+            if self._stopping:
+                return
+        self._running[slot] = trial
         reported = self.study.reported(asked.number)
         if self.study.prunes(asked.number):  # a kill came before its end was noted
             self._pruned_at[asked.number] = max(reported)
         else:
             log.info("trial %d %s: %s", asked.number, "goes on" if reported else "begins", text)
             trial.start(share_of_machine(slot, self._jobs))
-        self._running[slot] = trial
-        if self._stopping:  # a signal came in between
+        if self._stopping:  # a signal came before it could be stopped
             trial.stop()
 
     def _observe(self, trial: TrainingTrial) -> None:
@@ -182,29 +190,34 @@ class Sweep:
             self.study.prune(number)
             log.info("trial %d pruned at step %d: %s %.4f", number, pruned_at, metric,
                      values[pruned_at])  # fmt: skip
-        elif finished and values:
-            better = max if self.criterion.larger_is_better else min
-            self.study.complete(number, better(values.values()))
-            log.info("trial %d: %s %.4f", number, metric, better(values.values()))
+        elif finished and (finite := list(filter(math.isfinite, values.values()))):
+            best = max(finite) if self.criterion.larger_is_better else min(finite)
+            self.study.complete(number, best)
+            log.info("trial %d: %s %.4f", number, metric, best)
         elif not self._stopping:
             reason = trial.reason()
             log.warning("trial %d failed: %s", number, reason)
             self.study.fail(number, reason)
         else:
             return
-        self._tag(trial)
+        noted = self.study.trials[number]
+        failed = noted.state == TrialState.FAIL
+        self._tag(noted, trial.recipe, "FAILED" if failed else None)
 
     # ── What is told ────────────────────────────────────────────────────────────────────────────
 
-    def _tag(self, trial: TrainingTrial) -> None:
-        """Say in MLflow what became of a trial."""
-        noted = self.study.trials[trial.number]
-        tracker = open_tracker(trial.recipe)
-        tags = {"sweep.trial": str(trial.number), "sweep.state": noted.state.name.lower()}
-        if noted.state == TrialState.FAIL:
-            tags["sweep.reason"] = noted.user_attrs[REASON]
+    @staticmethod
+    def _tag(trial: FrozenTrial, recipe: Recipe, status: str | None) -> None:
+        """Say in MLflow what became of a trial.
+
+        :param status: of its run, where training has not said it.
+        """
+        tracker = open_tracker(recipe)
+        tags = {"sweep.trial": str(trial.number), "sweep.state": trial.state.name.lower()}
+        if trial.state == TrialState.FAIL:
+            tags["sweep.reason"] = trial.user_attrs[REASON]
         tracker.log_tags(tags)
-        tracker.close("FAILED" if noted.state == TrialState.FAIL else None)
+        tracker.close(status)
 
     def _tell(self, tracker: Tracker) -> None:
         """Write the picture and the best recipe as they are now, and tell MLflow."""
@@ -222,10 +235,9 @@ class Sweep:
         if (best := self.study.best) is not None:
             recipe = folder_of(self.recipe, best.number) / RECIPE
             write_atomically(run_dir / BEST, recipe.read_bytes())
-        if not self._running:
-            for name in (PICTURE, BEST):
-                if (run_dir / name).exists():
-                    tracker.log_artifact(run_dir / name)
+        for path in (run_dir / PICTURE, run_dir / BEST):
+            if path.exists():
+                tracker.log_artifact(path)
 
     def _drawn(self, trial: FrozenTrial) -> Drawn:
         value = None if trial.state == TrialState.FAIL else trial.value

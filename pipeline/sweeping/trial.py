@@ -7,11 +7,12 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from data_prep.files import DataError, only_command_in, write_atomically
 from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
-from pipeline.checkpoints.folder import Criterion, list_checkpoints
+from pipeline.checkpoints.folder import CheckpointError, Criterion, list_checkpoints
 from pipeline.checkpoints.resume import is_finished
 from pipeline.command_line import Draft
 from pipeline.recipe import ROOT, Recipe
@@ -46,6 +47,7 @@ class TrainingTrial:
         self._text, self._shared = draft.text(values), sweep.run_dir
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._asked_to_stop = False
         self._log_start = 0
 
     @property
@@ -101,9 +103,14 @@ class TrainingTrial:
         return True
 
     def stop(self) -> None:
-        """Ask the training to save and to end; the second time, have it killed."""
-        if not self.ended():
-            assert self._process is not None
+        """Ask the training once to save and to end."""
+        if self._process is not None and not self._asked_to_stop:
+            self._asked_to_stop = True
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """Have a training that was asked to stop killed: that is what a second signal does."""
+        if self._process is not None:
             self._process.terminate()
 
     def _link_data(self) -> None:
@@ -128,7 +135,11 @@ class TrainingTrial:
         :param criterion: the task's.
         """
         checkpoints = list_checkpoints(self.recipe.checkpoints)
-        return bool(checkpoints) and is_finished(self.recipe.training, criterion, checkpoints[-1])
+        with suppress(CheckpointError):  # it is damaged, and training has said so
+            return bool(checkpoints) and is_finished(
+                self.recipe.training, criterion, checkpoints[-1]
+            )
+        return False
 
     def reason(self) -> str:
         """Return why the training has failed."""
