@@ -159,8 +159,8 @@ class Sweep:
                 return
         self._running[slot] = trial
         reported = self.study.reported(asked.number)
-        if self.study.prunes(asked.number):  # a kill came before its end was noted
-            self._pruned_at[asked.number] = max(reported)
+        if (step := self.study.pruned_at(asked.number)) is not None:
+            self._pruned_at[asked.number] = step  # a kill came before its end was noted
         else:
             log.info("trial %d %s: %s", asked.number, "goes on" if reported else "begins", text)
             trial.start(share_of_machine(slot, self._jobs))
@@ -175,7 +175,7 @@ class Sweep:
             if step in reported or number in self._pruned_at:
                 continue
             self.study.report(number, step, value)
-            if self.study.prunes(number):
+            if self.study.pruned_at(number) is not None:
                 self._pruned_at[number] = step
                 trial.stop()
 

@@ -23,6 +23,7 @@ from optuna.distributions import (
 )
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from data_prep.files import DataError
@@ -32,7 +33,11 @@ from pipeline.recipe import Recipe
 from pipeline.sweeping.config import Choices, Range, SweepConfig, is_whole
 
 NAME = "sweep"
-BEGAN_WITH, REASON = "began_with", "reason"  # keys of what Optuna keeps for us
+BEGAN_WITH, REASON, PRUNED_AT = (
+    "began_with",
+    "reason",
+    "pruned_at",
+)  # keys of what Optuna keeps for us
 
 Parameters = Mapping[str, Any]
 
@@ -64,7 +69,9 @@ class Study:
         }
         url = f"sqlite:///{quote(str(path.absolute()))}"
         self._storage = optuna.storages.RDBStorage(url)
-        self._direction = "maximize" if criterion.larger_is_better else "minimize"
+        self._direction = (
+            StudyDirection.MAXIMIZE if criterion.larger_is_better else StudyDirection.MINIMIZE
+        )
         self._study = optuna.create_study(
             storage=self._storage,
             study_name=NAME,
@@ -136,9 +143,18 @@ class Study:
         """Note a validation of a trial that runs."""
         self._trial(number).report(value, step)
 
-    def prunes(self, number: int) -> bool:
-        """Tell whether a trial is to end by what was last reported of it."""
-        return bool(self.reported(number)) and self._trial(number).should_prune()
+    def pruned_at(self, number: int) -> int | None:
+        """Return the step at which what was reported of a trial has it end; None: it goes on.
+
+        The answer is kept: successive halving gives it once.
+        """
+        noted = self.trials[number]
+        if (step := noted.user_attrs.get(PRUNED_AT)) is None:
+            if not noted.intermediate_values or not self._trial(number).should_prune():
+                return None
+            step = max(noted.intermediate_values)
+            self._trial(number).set_user_attr(PRUNED_AT, step)
+        return int(step)
 
     def complete(self, number: int, value: float) -> None:
         """Note how good a trial was."""
@@ -200,11 +216,13 @@ def _take(trial: Trial, key: str, distribution: BaseDistribution) -> None:
     if isinstance(distribution, CategoricalDistribution):
         trial.suggest_categorical(key, distribution.choices)
     elif isinstance(distribution, IntDistribution):
-        low, high = distribution.low, distribution.high
-        trial.suggest_int(key, low, high, step=distribution.step, log=distribution.log)
+        trial.suggest_int(
+            key, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
     elif isinstance(distribution, FloatDistribution):
-        low, high = distribution.low, distribution.high
-        trial.suggest_float(key, low, high, step=distribution.step, log=distribution.log)
+        trial.suggest_float(
+            key, distribution.low, distribution.high, step=distribution.step, log=distribution.log
+        )
 
 
 def _label(choice: Any) -> str | bool | int | float | None:

@@ -164,14 +164,33 @@ def test_a_sweep_that_was_changed_is_refused_by_name(tmp_path: Path, tiny_recipe
     began_with = {"sweep": config.model_dump(mode="json"), "recipe": {"model": {"num_levels": 3}}}
     study.refuse_other(began_with)
     study.refuse_other({**began_with, "sweep": {**began_with["sweep"], "trials": 30}})
-    for section, changed, expected in [
+    changes: list[tuple[str, dict[str, Any], str]] = [
         ("sweep", {"trials": 29}, "sweep.trials 30, now it is 29"),
         ("sweep", {"trials": 30, "seed": 2}, "sweep.seed 1, now it is 2"),
         ("recipe", {"model": {"num_levels": 4}}, "recipe.model.num_levels 3, now it is 4"),
-    ]:
+    ]
+    for section, changed, expected in changes:
         content = {**began_with, "sweep": {**began_with["sweep"], "trials": 30}}
         with pytest.raises(DataError, match=expected):
             study.refuse_other({**content, section: {**content[section], **changed}})
+
+
+@pytest.mark.parametrize("pruner", ["median", "successive_halving", "none"])
+def test_a_trial_that_is_pruned_stays_so(tmp_path: Path, tiny_recipe: Path, pruner: str) -> None:
+    config = SweepConfig.model_validate(
+        {"pruner": pruner, "space": {"model.dropout": {"low": 0, "high": 0.5}}}
+    )
+    recipe, criterion = Draft(tiny_recipe).recipe(), Criterion("valid_loss", False)
+    study = Study(tmp_path / "sweep.db", config, criterion, recipe)
+    for number in range(7):
+        study.ask()
+        study.report(number, 3, 2.0 if number == 6 else 1.0)
+        if number < 6:
+            study.complete(number, 1.0)
+    expected = None if pruner == "none" else 3
+    assert study.pruned_at(6) == expected
+    reopened = Study(tmp_path / "sweep.db", config, criterion, recipe)
+    assert reopened.pruned_at(6) == expected
 
 
 def test_trainings_at_once_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
