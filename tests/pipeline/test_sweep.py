@@ -186,6 +186,7 @@ def test_a_trial_that_is_pruned_stays_so(tmp_path: Path, tiny_recipe: Path, prun
         study.ask()
         study.report(number, 3, 2.0 if number == 6 else 1.0)
         if number < 6:
+            assert study.pruned_at(number) is None
             study.complete(number, 1.0)
     expected = None if pruner == "none" else 3
     assert study.pruned_at(6) == expected
