@@ -85,6 +85,8 @@ def _draw_history(axes: Any, trials: Sequence[Drawn], criterion: Criterion) -> N
 def _draw_parameter(
     axes: Any, trials: Sequence[Drawn], key: str, dimension: Range | Choices
 ) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     places = [trial.parameters[key] for trial in trials]
     if isinstance(dimension, Choices):
         names = [choice if isinstance(choice, str) else json.dumps(choice)
@@ -96,6 +98,9 @@ def _draw_parameter(
     elif dimension.log:
         margin = (dimension.high / dimension.low) ** 0.03
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(dimension.low / margin, dimension.high * margin)
     else:
         margin = 0.03 * (dimension.high - dimension.low)
