@@ -58,6 +58,7 @@ def recipe_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
     :param prefix: of the keys of `section`, with a dot at its end.
     """
     for name, field in section.model_fields.items():
+        name = field.alias or name
         nested = [t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)]
         if nested and not is_sequence(field.annotation):
             yield from recipe_keys(nested[0], f"{prefix}{name}.")
@@ -72,9 +73,8 @@ def is_sequence(annotation: object) -> bool:
 
 def _is_text(annotation: object) -> bool:
     """Tell whether a field with this annotation can hold text or a path."""
-    return not is_sequence(annotation) and not {str, Path}.isdisjoint(
-        {annotation, *get_args(annotation)}
-    )
+    kinds = {annotation, *get_args(annotation)}
+    return not any(map(is_sequence, kinds)) and not {str, Path}.isdisjoint(kinds)
 
 
 def is_section(annotation: object) -> bool:

@@ -129,6 +129,8 @@ def _parameters(recipe: Recipe, *sections: str) -> dict[str, Any]:
         mode="json", include={*sections}, exclude=NAMED_KEYS, exclude_defaults=True
     )
     central = recipe.model_dump(mode="json", include=CENTRAL_KEYS)
+    if "from" in special.get("data", {}).get("vocabulary", {}):
+        del central["data"]["vocabulary"]  # how one would be trained
     return flatten({section: central[section] for section in sections}) | flatten(special)
 
 
