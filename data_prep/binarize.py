@@ -223,10 +223,9 @@ def _check_and_log(config: DataConfig, made: ShardsManifest) -> None:
     for corpus in made.corpora:
         for lang, unknown in corpus.unknown.items():
             if unknown.unknown_tokens or config.vocabulary.taken_from is not None:
-                log.log(
-                    logging.WARNING if unknown.share >= MANY_UNKNOWN else logging.INFO,
-                    "shards: of %s.%s the vocabulary does not know %s", corpus.corpus, lang, unknown,
-                )  # fmt: skip
+                level = logging.WARNING if unknown.share >= MANY_UNKNOWN else logging.INFO
+                said = "shards: %s.%s: the vocabulary lacks %s"
+                log.log(level, said, corpus.corpus, lang, unknown)
     if too_long:
         log.info("shards: dropped %d training pairs over the token limit", too_long)
 

@@ -61,7 +61,7 @@ def inspect(folder: Path, samples: int, seed: int) -> None:
             if lost.lines
         ),
         *(
-            f"{corpus.corpus}.{lang}: the vocabulary does not know {unknown}"
+            f"{corpus.corpus}.{lang}: the vocabulary lacks {unknown}"
             for corpus in data.corpora
             for lang, unknown in corpus.unknown.items()
             if unknown.unknown_tokens

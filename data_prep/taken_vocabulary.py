@@ -16,6 +16,7 @@ from data_prep.stage import SHARDS, VOCABULARY, log, run_stage
 from data_prep.vocabulary import (
     JOINT,
     SEPARATE,
+    UNK_IDX,
     PreparedVocabulary,
     load_vocabularies,
     load_vocabulary,
@@ -178,7 +179,11 @@ def _check_symbols(wanted: Sequence[str], vocabulary: SentencePieceProcessor, pa
 
     :raises DataError: it does not.
     """
-    lacks = [each for each in wanted if each not in vocabulary.encode(f"a{each}a", out_type=str)]
+    lacks = []
+    for symbol in wanted:
+        token = vocabulary.piece_to_id(symbol)
+        if token == UNK_IDX or token not in vocabulary.encode(f"a{symbol}a"):
+            lacks.append(symbol)
     if lacks:
         raise DataError(
             f"{path} has no {', '.join(lacks)} (data.vocabulary.user_defined_symbols); symbols "
