@@ -96,9 +96,12 @@ class Unknown(Record):
         """Return the shares and the characters, in words."""
         if not self.unknown_tokens:
             return "nothing"
-        characters = self.unknown_characters / self.characters
+        characters, tokens = (
+            f"{share:.2%}" if share >= 0.0001 else "under 0.01%"
+            for share in (self.unknown_characters / self.characters, self.share)
+        )
         return (
-            f"{characters:.2%} of the characters ({self.share:.2%} of the tokens are <unk>): "
+            f"{characters} of the characters ({tokens} of the tokens are <unk>): "
             f"{_in_words(self.unknown)}"
         )
 
