@@ -8,6 +8,7 @@
 #          setup          create .venv from requirements.lock
 #          prepare        fetch → clean → vocabulary → binarize; of images fetch → pack
 #          train          deepspeed pipeline/train.py; DEEPSPEED_ARGS go to the launcher
+#          sweep          many trainings with other values of some keys: --sweep FILE [--jobs N]
 #          evaluate       score the model on test sets; log and register it in MLflow; over ranks
 #                         where DEEPSPEED_ARGS is set
 #          translate      stdin (or --input FILE) → stdout; --model FOLDER of an export
@@ -218,12 +219,12 @@ if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help)$) ]]; then
 fi
 set -- "${options[@]}" "$@"
 case $command in
-  all | setup | prepare | train | evaluate | translate | score | classify | export | analyse | dashboard | test) ;;
+  all | setup | prepare | train | sweep | evaluate | translate | score | classify | export | analyse | dashboard | test) ;;
   -h | --help | help)
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     exit 0
     ;;
-  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, evaluate, translate, score, classify, export, analyse, dashboard or test" ;;
+  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, sweep, evaluate, translate, score, classify, export, analyse, dashboard or test" ;;
 esac
 
 stopped='' group=''
@@ -251,6 +252,9 @@ case $command in
   translate | score)  # has our stdin, and signals
     [[ ! -d /dev/stdin ]] || fail 2 "stdin is a folder, not text to $command"
     exec python "$(program "$command")" "$@"
+    ;;
+  sweep)  # its trainings are `run.sh train`, which end with it
+    exec python "$(program sweep)" "$@"
     ;;
   *) supervise python "$(program "$command")" "$@" ;;
 esac

@@ -6,8 +6,9 @@ shard is shuffled. A worker holds no more than a piece (times its weight) or a s
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial as bind
 from itertools import chain
@@ -37,25 +38,29 @@ from data_prep.stage import log, run_stage
 from data_prep.text import normalise
 from data_prep.vocabulary import (
     EOS_IDX,
+    UNK_IDX,
     Lost,
-    TrainedVocabulary,
+    PreparedVocabulary,
+    Unknown,
     VocabularyInfo,
     load_vocabularies,
     lost_by,
+    unknown_characters,
     vocabulary_files,
 )
 
 TokenIdsOf = Callable[[Sequence[Sequence[str]]], pa.RecordBatch]
 
 LINES_AT_ONCE = 10_000
+MANY_UNKNOWN = 0.001  # share of tokens from which they are worth a warning
 COUNTED = ("pairs", "source_tokens", "target_tokens")  # of pieces and shards
-VERSION = 6  # raise it when the same inputs would give other bytes
+VERSION = 7  # raise it when the same inputs would give other bytes
 
 
 def binarize(
     config: DataConfig,
     cleaned: Cleaned,
-    vocabulary: TrainedVocabulary,
+    vocabulary: PreparedVocabulary,
     text: Path,
     models: Path,
     folder: Path,
@@ -82,7 +87,7 @@ def binarize(
 
     def build(partial: Path) -> dict[str, Any]:
         token_ids = bind(_token_ids, models, vocabulary.sizes)
-        encoded, train = _write_train(config, cleaned, text, token_ids, executor, partial)
+        encoded, train = _write_train(config, cleaned, text, models, token_ids, executor, partial)
         held_out = [
             _write_held_out(config, text, split, token_ids, partial) for split in ("valid", "test")
         ]
@@ -110,6 +115,7 @@ def _write_train(
     config: DataConfig,
     cleaned: Cleaned,
     text: Path,
+    models: Path,
     token_ids: TokenIdsOf,
     executor: Executor,
     folder: Path,
@@ -121,7 +127,7 @@ def _write_train(
     weights = [config.train[piece.corpus].weight for piece in cleaned.pieces]
     wanted = sum(weight * kept for weight, kept in zip(weights, cleaned.kept, strict=True))
     number_of_shards = max(1, round(wanted / config.pairs_per_shard))
-    encode = bind(_encode, config, text / "train", token_ids, number_of_shards)
+    encode = bind(_encode, config, text / "train", models, token_ids, number_of_shards)
     pairs, gathered = folder / "scratch-token-ids", folder / "scratch-train"
     encoded = map_pieces(executor, encode, list(enumerate(weights)), pairs)
     gather = bind(_gather, config, pairs, len(encoded))
@@ -189,7 +195,13 @@ def _corpora(
             if piece.corpus == number
         ]
         sums = {key: sum(made[key] for made in own) for key in ("too_long", *COUNTED)}
-        corpora.append(CorpusInfo(**corpus.model_dump(), weight=trained.weight, **sums))
+        unknown = {
+            lang: Unknown.total([Unknown.model_validate(made["unknown"][side]) for made in own])
+            for side, lang in enumerate(config.languages)
+        }
+        corpora.append(
+            CorpusInfo(**corpus.model_dump(), weight=trained.weight, **sums, unknown=unknown)
+        )
     return tuple(corpora)
 
 
@@ -208,6 +220,12 @@ def _check_and_log(config: DataConfig, made: ShardsManifest) -> None:
     if any(corpus.weight != 1 for corpus in made.corpora):
         mix = (f"{c.pairs} of {c.corpus} (× {c.weight:g})" for c in made.corpora)
         log.info("shards: training pairs by weight: %s", ", ".join(mix))
+    for corpus in made.corpora:
+        for lang, unknown in corpus.unknown.items():
+            if unknown.unknown_tokens or config.vocabulary.taken_from is not None:
+                level = logging.WARNING if unknown.share >= MANY_UNKNOWN else logging.INFO
+                said = "shards: %s.%s: the vocabulary lacks %s"
+                log.log(level, said, corpus.corpus, lang, unknown)
     if too_long:
         log.info("shards: dropped %d training pairs over the token limit", too_long)
 
@@ -215,6 +233,7 @@ def _check_and_log(config: DataConfig, made: ShardsManifest) -> None:
 def _encode(
     config: DataConfig,
     text: Path,
+    models: Path,
     token_ids: TokenIdsOf,
     shards: int,
     numbered: tuple[int, float],
@@ -225,7 +244,8 @@ def _encode(
     `begins.npy` says where each shard's begin, and the end: int64 `[shards + 1]`.
 
     :param numbered: number of the piece, and how often each of its pairs is wanted.
-    :returns: pairs that are over the token limit, and counts of those that go to shards.
+    :returns: pairs that are over the token limit, counts of those that go to shards, and what is
+        unknown to the vocabulary on either side.
     """
     piece, weight = numbered
     lines = [read_text(text / f"{piece:05d}" / f"text.{lang}") for lang in config.languages]
@@ -236,7 +256,31 @@ def _encode(
     write_shard(folder / "pairs.arrow", kept.take(pa.array(np.argsort(shard, kind="stable"))))
     begins = np.searchsorted(np.sort(shard), np.arange(shards + 1))
     save_array(folder / "begins.npy", begins)
-    return {"too_long": len(pairs) - len(short), **_counts(kept)}
+    unknown = [each.model_dump() for each in _unknown(models, lines, pairs)]
+    return {"too_long": len(pairs) - len(short), **_counts(kept), "unknown": unknown}
+
+
+def _unknown(
+    models: Path, sides: Sequence[Sequence[str]], pairs: pa.RecordBatch
+) -> Iterator[Unknown]:
+    """Yield what of source and target lines is unknown to the vocabulary.
+
+    :param pairs: what `_token_ids` has made of them.
+    """
+    for vocabulary, lines, column in zip(
+        load_vocabularies(models), sides, pairs.columns, strict=True
+    ):
+        ids, begins = column.flatten().to_numpy(), column.offsets.to_numpy()
+        places = np.flatnonzero(ids == UNK_IDX)
+        rows = np.unique(np.searchsorted(begins, places, side="right") - 1)
+        characters = unknown_characters(vocabulary, [lines[row] for row in rows])
+        yield Unknown(
+            characters=sum(map(len, lines)),
+            unknown_characters=characters.total(),
+            tokens=len(ids),
+            unknown_tokens=len(places),
+            unknown=characters,
+        )
 
 
 def _drawn(pairs: int, weight: float, seed: Sequence[int]) -> NDArray[np.integer[Any]]:

@@ -110,8 +110,17 @@ class CleaningConfig(Section):
         return self
 
 
+OF_TAKEN_VOCABULARIES = {"joint", "user_defined_symbols"}  # keys that can be beside `from`
+
+
 class VocabularyConfig(Section):
     """SentencePiece."""
+
+    taken_from: Path | tuple[Path, Path] | None = Limit(default=None, alias="from")
+    """Take a vocabulary, and train none: that of an export or of a run, by its folder, or a
+    SentencePiece model, by its file; where joint is false, two files may be named, `[SOURCE,
+    TARGET]`. Beside it there are joint and user_defined_symbols only: what the vocabulary must be
+    and have."""
 
     type: Literal["bpe", "unigram"] = "bpe"
     """SentencePiece model type."""
@@ -139,6 +148,27 @@ class VocabularyConfig(Section):
 
     sample_lines: PositiveInt = 1_000_000
     """Train on at most that many lines, drawn with the recipe's seed; memory grows with them."""
+
+    @field_validator("taken_from", mode="before")
+    @classmethod
+    def _is_a_path_or_two(cls, value: object) -> object:
+        paths = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+        if value is not None and not all(isinstance(path, str | Path) for path in paths):
+            raise ValueError(f"expected a path, or a list of two, not {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _is_trained_or_taken(self) -> VocabularyConfig:
+        if self.taken_from is None:
+            return self
+        if beside := sorted(self.model_fields_set - {"taken_from", *OF_TAKEN_VOCABULARIES}):
+            raise ValueError(
+                f"{beside[0]} says how to train a vocabulary, and `from` takes one; remove one of "
+                "the two"
+            )
+        if isinstance(self.taken_from, tuple) and self.joint:
+            raise ValueError("`from` names a file for each side, and so joint must be false")
+        return self
 
 
 class Preparation(Section):

@@ -61,7 +61,7 @@ def check_recipe(config: Preparation, run_dir: Path) -> None:
         if (shards / "manifest.json").exists():
             raise DataError(f"{shards}: what these data were made from is not known; {REMEDY}")
         raise DataError(f"{shards}: no prepared data here; run `./run.sh prepare` first")
-    for key, then, now in _differences(made_from["data"], identity_of(config), "data"):
+    for key, then, now in differences(made_from["data"], identity_of(config), "data"):
         raise DataError(
             f"{shards} were prepared with {key} {then}, the recipe says {now}; {REMEDY}"
         )
@@ -99,14 +99,14 @@ def check_test_sets(test_sets: Sequence[HeldOut], run_dir: Path) -> None:
             )
 
 
-def _differences(then: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+def differences(then: Any, now: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield the dotted keys whose values differ, with both values."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in sorted(then.keys() | now.keys()):
-            yield from _differences(then.get(name), now.get(name), f"{key}.{name}")
+            yield from differences(then.get(name), now.get(name), f"{key}.{name}")
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         for number, (old, new) in enumerate(zip(then, now, strict=True)):
-            yield from _differences(old, new, f"{key}.{number}")
+            yield from differences(old, new, f"{key}.{number}")
     elif then != now:
         yield key, _in_words(then), _in_words(now)
 

@@ -60,6 +60,12 @@ def inspect(folder: Path, samples: int, seed: int) -> None:
             for side, lost in data.lost.items()
             if lost.lines
         ),
+        *(
+            f"{corpus.corpus}.{lang}: the vocabulary lacks {unknown}"
+            for corpus in data.corpora
+            for lang, unknown in corpus.unknown.items()
+            if unknown.unknown_tokens
+        ),
         f"padding: {plan.padding_share():.1%} of an epoch at {MICRO_BATCH_TOKENS:,} tokens a "
         "micro-batch",
         f"checksums: all {len(data.shards):,} shards ({megabytes:,.1f} MB) and the "

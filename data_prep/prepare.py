@@ -15,6 +15,7 @@ from data_prep.identity import begin_identity, write_identity
 from data_prep.pieces import open_executor
 from data_prep.shards import ShardsManifest
 from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
+from data_prep.taken_vocabulary import take_vocabulary
 from data_prep.vocabulary import train_vocabulary
 
 
@@ -32,7 +33,10 @@ def prepare(config: DataConfig, run_dir: Path, test_sets: Sequence[HeldOut] = ()
         begin_identity(config, folder)
         fetched = fetch(config, raw, executor)
         cleaned = clean(config, fetched, test_sets, raw, text, executor)
-        vocabulary = train_vocabulary(config, cleaned, text, models, executor)
+        if config.vocabulary.taken_from is None:
+            vocabulary = train_vocabulary(config, cleaned, text, models, executor)
+        else:
+            vocabulary = take_vocabulary(config, models)
         made = binarize(config, cleaned, vocabulary, text, models, shards, executor)
         write_identity(config, cleaned.files, cleaned.test_sets, folder)
         return made

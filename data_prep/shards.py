@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from data_prep.files import DataError, first_line, sha256_of
 from data_prep.stage import Record, read_manifest
-from data_prep.vocabulary import Lost, VocabularyInfo, vocabulary_digest, vocabulary_files
+from data_prep.vocabulary import Lost, Unknown, VocabularyInfo, vocabulary_digest, vocabulary_files
 
 RecordT = TypeVar("RecordT", bound=Record)
 TokenIds = NDArray[np.unsignedinteger[Any]]
@@ -103,6 +103,9 @@ class CorpusInfo(Record):
     pairs: int
     source_tokens: int
     target_tokens: int
+
+    unknown: Mapping[str, Unknown] = {}
+    """By language, what of the pairs after cleaning is unknown to the vocabulary."""
 
 
 class ShardsManifest(Record):

@@ -1,13 +1,16 @@
-"""SentencePiece vocabularies, trained on a sample of the cleaned training text only."""
+"""SentencePiece vocabularies, trained on a sample of the cleaned training text only.
+
+`taken_vocabulary.py` takes one from elsewhere instead.
+"""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial as bind
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,15 +56,66 @@ class Lost(Record):
 
     def __str__(self) -> str:
         """Return what is missing, in words."""
-        shown = [
-            f"{count} × U+{ord(each):04X} {each if each.isprintable() else ''}".rstrip()
-            for each, count in self.characters.items()
-        ]
-        more = ["…"] if shown[SHOWN:] else []
-        return ", ".join([*shown[:SHOWN], *more]) or "their characters change places"
+        return _in_words(self.characters) or "their characters change places"
 
 
-class TrainedVocabulary(VocabularyInfo):
+class Unknown(Record):
+    """The record says what of some text a vocabulary does not know."""
+
+    characters: int
+    """Of the text, spaces included."""
+
+    unknown_characters: int
+    tokens: int
+    """Of the text, EOS included."""
+
+    unknown_tokens: int
+    """Those that are `<unk>`; one may stand for several characters."""
+
+    unknown: dict[str, int]
+    """How often each unknown character occurs, the most frequent first."""
+
+    @staticmethod
+    def total(parts: Sequence[Unknown]) -> Unknown:
+        """Return what a vocabulary does not know of several texts together."""
+        unknown = sum((Counter(part.unknown) for part in parts), Counter[str]())
+        return Unknown(
+            characters=sum(part.characters for part in parts),
+            unknown_characters=sum(part.unknown_characters for part in parts),
+            tokens=sum(part.tokens for part in parts),
+            unknown_tokens=sum(part.unknown_tokens for part in parts),
+            unknown=dict(sorted(unknown.items(), key=lambda item: (-item[1], item[0]))),
+        )
+
+    @property
+    def share(self) -> float:
+        """Return the share of tokens that are `<unk>`."""
+        return self.unknown_tokens / max(self.tokens, 1)
+
+    def __str__(self) -> str:
+        """Return the shares and the characters, in words."""
+        if not self.unknown_tokens:
+            return "nothing"
+        characters, tokens = (
+            f"{share:.2%}" if share >= 0.0001 else "under 0.01%"
+            for share in (self.unknown_characters / self.characters, self.share)
+        )
+        return (
+            f"{characters} of the characters ({tokens} of the tokens are <unk>): "
+            f"{_in_words(self.unknown)}"
+        )
+
+
+def _in_words(characters: Mapping[str, int]) -> str:
+    """Return the first of these characters, and how many there are of each."""
+    shown = [
+        f"{count} × U+{ord(each):04X} {each if each.isprintable() else ''}".rstrip()
+        for each, count in islice(characters.items(), SHOWN)
+    ]
+    return ", ".join([*shown, *(["…"] if len(characters) > SHOWN else [])])
+
+
+class PreparedVocabulary(VocabularyInfo):
     """The record holds what the binarize stage needs to know of the vocabulary stage."""
 
     versions: dict[str, str]
@@ -79,7 +133,10 @@ def load_vocabulary(path: Path) -> SentencePieceProcessor:
         raise DataError(f"{path}: cannot read the vocabulary: {first_line(error)}") from error
     ids = (model.pad_id(), model.unk_id(), model.bos_id(), model.eos_id())
     if ids != (PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX):
-        raise DataError(f"{path}: pad, unk, bos and eos have ids {ids}; they must be 0, 1, 2 and 3")
+        raise DataError(
+            f"{path}: pad, unk, bos and eos have ids {ids} (-1: there is none); they must be 0, 1, "
+            "2 and 3"
+        )
     return model
 
 
@@ -118,9 +175,20 @@ def lost_by(vocabulary: SentencePieceProcessor, lines: Sequence[str]) -> Lost:
     return Lost(lines=lost, characters=dict(characters.most_common()))
 
 
+def unknown_characters(vocabulary: SentencePieceProcessor, lines: Sequence[str]) -> Counter[str]:
+    """Count what a vocabulary makes `<unk>` of."""
+    unknown = Counter[str]()
+    for line in lines:  # a piece that is unknown is there as what it stands for
+        for token, piece in zip(
+            vocabulary.encode(line), vocabulary.encode(line, out_type=str), strict=True
+        ):
+            unknown.update(piece if token == UNK_IDX else "")
+    return unknown
+
+
 def train_vocabulary(
     config: DataConfig, cleaned: Cleaned, text: Path, folder: Path, executor: Executor
-) -> TrainedVocabulary:
+) -> PreparedVocabulary:
     """Train the vocabulary on a sample of the cleaned training text.
 
     :param text: folder of the cleaning stage.
@@ -129,7 +197,7 @@ def train_vocabulary(
     settings = config.vocabulary
     inputs = {
         "cleaned": cleaned.digest,
-        "vocabulary": settings.model_dump(),
+        "vocabulary": settings.model_dump(exclude={"taken_from"}),
         "seed": config.seed,
         "version": VERSION,
     }
@@ -154,7 +222,7 @@ def train_vocabulary(
             "versions": {"sentencepiece": sentencepiece.__version__},
         }
 
-    return TrainedVocabulary.model_validate(run_stage(folder, inputs, build))
+    return PreparedVocabulary.model_validate(run_stage(folder, inputs, build))
 
 
 class _Draw(NamedTuple):

@@ -22,6 +22,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.config import VocabularyConfig
+from data_prep.files import DataError
+from data_prep.taken_vocabulary import vocabulary_sizes
 from models import image_classifier, seq2seq
 from models.config import ModelConfig, VisionConfig
 from models.export_format import CLASSIFICATION, TRANSLATION
@@ -176,7 +178,7 @@ def count_recipe(recipe: Recipe, lengths: Lengths, classes: int | None) -> list[
     """
     transformer = {"architecture": "transformer", "level_signals": "all"}
     if isinstance(recipe, TranslationRecipe):
-        sizes = (recipe.data.vocabulary.size, recipe.data.vocabulary.size)
+        sizes = vocabulary_sizes(recipe.data.vocabulary)
         configs = (recipe.model, recipe.model.model_copy(update=transformer))
         return [count_translation(config, sizes, lengths) for config in configs]
     data = recipe.data
@@ -224,7 +226,7 @@ def main() -> None:
     try:
         recipe = read_recipe(arguments.config)
         ours, transformer = count_recipe(recipe, lengths, arguments.classes)
-    except OSError as error:
+    except (OSError, DataError) as error:
         sys.exit(f"error: {error}")
     except ValueError as error:
         sys.exit(f"error: {arguments.config}: {error}")

@@ -8,7 +8,7 @@ import logging
 from data_prep.files import only_command_in
 from pipeline.analysis.examples import Settings
 from pipeline.analysis.report import Report
-from pipeline.command_line import path_argument, run_command
+from pipeline.command_line import path_argument, positive_argument, run_command
 from pipeline.recipe import Recipe
 from pipeline.tracking.tracker import open_tracker
 
@@ -26,33 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--examples",
-        type=_positive,
+        type=positive_argument,
         default=EXAMPLES,
         metavar="N",
         help=f"examples of the validation set that are looked at, at most [default {EXAMPLES}]",
     )
     parser.add_argument(
         "--head",
-        type=_positive,
+        type=positive_argument,
         metavar="H",
         help="draw the attention of this head, from 1; default: the mean over heads",
     )
     parser.add_argument(
         "--show",
-        type=_positive,
+        type=positive_argument,
         metavar="N",
         help="draw the attention in this example of the validation set; default: a short one",
     )
-
-
-def _positive(text: str) -> int:
-    """Return the number in an argument.
-
-    :raises argparse.ArgumentTypeError: it is not 1 or more.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
-    return int(text)
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:

@@ -7,14 +7,16 @@ Every command is called as `COMMAND --config RECIPE [--SECTION.KEY VALUE]...`, a
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
+import io
 import json
 import os
 import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, overload
@@ -41,6 +43,7 @@ TASKS: dict[str, type[Recipe]] = {
 """What a recipe's `task` can be; the first is the default."""
 
 R = TypeVar("R", bound=Recipe)
+S = TypeVar("S", bound=BaseModel)
 
 Location = Sequence[str | int]  # a key of a recipe, as pydantic names it
 
@@ -55,6 +58,7 @@ def recipe_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
     :param prefix: of the keys of `section`, with a dot at its end.
     """
     for name, field in section.model_fields.items():
+        name = field.alias or name
         nested = [t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)]
         if nested and not is_sequence(field.annotation):
             yield from recipe_keys(nested[0], f"{prefix}{name}.")
@@ -69,9 +73,8 @@ def is_sequence(annotation: object) -> bool:
 
 def _is_text(annotation: object) -> bool:
     """Tell whether a field with this annotation can hold text or a path."""
-    return not is_sequence(annotation) and not {str, Path}.isdisjoint(
-        {annotation, *get_args(annotation)}
-    )
+    kinds = {annotation, *get_args(annotation)}
+    return not any(map(is_sequence, kinds)) and not {str, Path}.isdisjoint(kinds)
 
 
 def is_section(annotation: object) -> bool:
@@ -95,41 +98,96 @@ def load_recipe(
     :param kind: the task's, or `Recipe` for that of any task.
     :raises UsageError: its one line names file, line, key, what was expected, and the nearest key.
     """
-    content = _read_yaml(path)
-    recipe = _recipe_of(content, path)
-    if not issubclass(recipe, kind):
-        raise UsageError(f"{path}: this command is not for the task {_task_of(content)}")
-    fields = dict(recipe_keys(recipe))
-    for key, text in overrides:
-        if key not in fields:
-            raise UsageError(f"unknown argument `--{key}`{_nearest_key_hint(key, recipe, '--')}")
-        *parents, last = key.split(".")
-        section = content
-        for parent in parents:
-            if not isinstance(section.get(parent), dict):
-                section[parent] = {}
-            section = section[parent]
-        is_text = _is_text(fields[key].annotation) and text != "null"
-        section[last] = text if is_text else _parse_value(key, text)
-    overridden = {key for key, _ in overrides}
-    for location in _empty_texts(content):
-        where = _where(location, path, content, overridden)
-        raise UsageError(f"{where}: `{'.'.join(map(str, location))}`: must not be empty")
+    return Draft(path, overrides, kind=kind).recipe()
+
+
+class Draft:
+    """A recipe as its file and the command line have it; keys can be given other values."""
+
+    def __init__(
+        self, path: Path, overrides: Sequence[tuple[str, str]] = (), *, kind: type[Recipe] = Recipe
+    ) -> None:
+        """Read the file, and apply overrides; parameters and errors as of `load_recipe`."""
+        self._path, self._content = path, _read_yaml(path)
+        self.kind = _recipe_of(self._content, path)
+        self._overridden = {key for key, _ in overrides}
+        if not issubclass(self.kind, kind):
+            raise UsageError(f"{path}: this command is not for the task {_task_of(self._content)}")
+        fields = dict(recipe_keys(self.kind))
+        for key, text in overrides:
+            if key not in fields:
+                hint = nearest_key_hint(key, self.kind, "--")
+                raise UsageError(f"unknown argument `--{key}`{hint}")
+            is_text = _is_text(fields[key].annotation) and text != "null"
+            _set_key(self._content, key, text if is_text else _parse_value(key, text))
+
+    def recipe(self, values: Mapping[str, Any] | None = None) -> Recipe:
+        """Return the recipe.
+
+        :param values: of some dotted keys, instead of those in the file.
+        :raises UsageError: as `load_recipe`.
+        """
+        content = self._with(values)
+        for location in _empty_texts(content):
+            where = _where(location, self._path, content, self._overridden)
+            raise UsageError(f"{where}: `{'.'.join(map(str, location))}`: must not be empty")
+        try:
+            return self.kind.model_validate(content)
+        except ValidationError as error:
+            raise UsageError(
+                _describe_error(error, self.kind, self._path, content, self._overridden)
+            ) from error
+
+    def text(self, values: Mapping[str, Any] | None = None) -> str:
+        """Return the recipe as YAML, with the comments of the file; `values` as in `recipe`."""
+        yaml, text = YAML(), io.StringIO()
+        yaml.width, yaml.preserve_quotes = 10_000, True
+        yaml.indent(mapping=2, sequence=4, offset=2)
+        yaml.dump(self._with(values), text)
+        return text.getvalue()
+
+    def _with(self, values: Mapping[str, Any] | None) -> Any:
+        content = copy.deepcopy(self._content)
+        for key, value in (values or {}).items():
+            _set_key(content, key, value)
+        return content
+
+
+def _set_key(content: Any, key: str, value: Any) -> None:
+    """Set a dotted key of a recipe's content; sections that it lacks are made."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(content.get(parent), dict):
+            content[parent] = {}
+        content = content[parent]
+    content[last] = value
+
+
+def load_section(path: Path, kind: type[S], what: str) -> tuple[S, Callable[[Location], str]]:
+    """Read a YAML file that is no recipe, but a section as recipes have them.
+
+    :param what: the file is called in messages.
+    :returns: the section, and what tells the file and line of a key in it.
+    :raises UsageError: as `load_recipe`.
+    """
+    content = _read_yaml(path, what)
     try:
-        return recipe.model_validate(content)
+        section = kind.model_validate(content)
     except ValidationError as error:
-        raise UsageError(_describe_error(error, recipe, path, content, overridden)) from error
+        raise UsageError(_describe_error(error, kind, path, content, set())) from error
+    return section, lambda location: _where(location, path, content, set())
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_yaml(path: Path, what: str = "recipe") -> Any:
     """Return the mapping in a recipe's file, with ruamel.yaml's line numbers.
 
+    :param what: the file is called in messages.
     :raises UsageError: there is none.
     """
     try:
         content = YAML().load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot read the recipe: {error}") from error
+        raise UsageError(f"{path}: cannot read the {what}: {error}") from error
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         problem = " ".join(str(error.problem).split())
@@ -137,7 +195,8 @@ def _read_yaml(path: Path) -> Any:
     except YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: a recipe is a YAML mapping with a key `run_dir`")
+        first = "run_dir" if what == "recipe" else "space"
+        raise UsageError(f"{path}: a {what} is a YAML mapping with a key `{first}`")
     return content
 
 
@@ -205,7 +264,7 @@ def _parse_value(key: str, text: str) -> Any:
 
 
 def _describe_error(
-    error: ValidationError, recipe: type[Recipe], path: Path, content: Any, overridden: set[str]
+    error: ValidationError, kind: type[BaseModel], path: Path, content: Any, overridden: set[str]
 ) -> str:
     """Return one line about the first of the errors; parameters as of `_where`."""
     # A default that is another key's value cannot be told where that one is wrong.
@@ -217,7 +276,9 @@ def _describe_error(
     more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
     if first["type"] == "extra_forbidden":
         in_a_list = any(isinstance(part, int) for part in location)
-        hint = f"; docs/{recipe.page} has its keys" if in_a_list else _nearest_key_hint(key, recipe)
+        hint = nearest_key_hint(key, kind)
+        if in_a_list and issubclass(kind, Recipe):
+            hint = f"; docs/{kind.page} has its keys"
         return f"{where}: unknown key `{key}`{hint}{more}"
     if first["type"] == "missing":
         return f"{where}: key `{key}` is required{more}"
@@ -226,7 +287,7 @@ def _describe_error(
     return f"{where}: `{key or 'recipe'}`: {message[:1].lower() + message[1:]}{given}{more}"
 
 
-def _nearest_key_hint(key: str, recipe: type[Recipe], prefix: str = "") -> str:
+def nearest_key_hint(key: str, recipe: type[BaseModel], prefix: str = "") -> str:
     """Return the question whether the nearest key was meant; nothing if none is near."""
     keys = {name: name for name, _ in recipe_keys(recipe)}
     keys |= {name.rsplit(".", 1)[-1]: name for name in keys}
@@ -251,6 +312,20 @@ def keys_on_command_line(
     return {name: getattr(values, name) for prefix, _, name in given if prefix == section}
 
 
+def overrides_on_command_line(
+    recipe: type[Recipe], arguments: argparse.Namespace
+) -> list[tuple[str, str]]:
+    """Return the dotted keys that are on the command line, each with the text given for it.
+
+    :param recipe: has the keys.
+    """
+    values = vars(arguments)
+    overrides = [(key, values[key]) for key, _ in recipe_keys(recipe) if key in values]
+    if arguments.deepspeed_config:
+        overrides.append(("training.deepspeed_config", arguments.deepspeed_config))
+    return overrides
+
+
 def path_argument(text: str) -> Path:
     """Return the path that an argument names, for `add_argument(type=…)`.
 
@@ -259,6 +334,16 @@ def path_argument(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
     return Path(text)
+
+
+def positive_argument(text: str) -> int:
+    """Return the number in an argument, for `add_argument(type=…)`.
+
+    :raises argparse.ArgumentTypeError: it is not 1 or more.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+    return int(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -372,15 +457,12 @@ def run_command(
         if unknown:
             wanted = unknown[0].split("=")[0]
             hint = (
-                _nearest_key_hint(wanted.lstrip("-"), recipe, "--")
+                nearest_key_hint(wanted.lstrip("-"), recipe, "--")
                 if wanted.startswith("--")
                 else ""
             )
             raise UsageError(f"unknown argument `{unknown[0]}`{hint} (see --help)")
-        values = vars(arguments)
-        overrides = [(key, values[key]) for key, _ in recipe_keys(recipe) if key in values]
-        if arguments.deepspeed_config:
-            overrides.append(("training.deepspeed_config", arguments.deepspeed_config))
+        overrides = overrides_on_command_line(recipe, arguments)
         command(load_recipe(arguments.config, overrides, kind=kind), arguments)
     except UsageError as error:
         _exit_with_error(program, str(error), debug, exit_code=2)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.batch_plan import passes
+from data_prep.taken_vocabulary import vocabulary_sizes
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model, parameter_count
 from models.seq2seq import TranslationModel
@@ -66,7 +67,7 @@ def kept_activations(model: TranslationModel, sentences: int, vocab_size: int) -
 
 def activations_per_token(recipe: TranslationRecipe, dtype: torch.dtype) -> float:
     """Return the bytes kept for each token position of the longer side, both stacks together."""
-    size = min(recipe.data.vocabulary.size, 1000)  # logits are never kept
+    size = min(*vocabulary_sizes(recipe.data.vocabulary), 1000)  # logits are never kept
     model = create_model(recipe.model, (size, size), PAD_IDX).to(dtype).train()
     policy = activation_checkpointing(recipe.training, recipe.model)
     model.checkpoint_activations(policy)
@@ -157,11 +158,11 @@ def print_estimate(recipe: TranslationRecipe, nodes: int, gpus_per_node: int) ->
     idle = max(0, gpus - micro_batches)
     per_token = activations_per_token(recipe, torch.bfloat16 if half else torch.float32)
     activations = per_token * micro_tokens
-    vocab_size = recipe.data.vocabulary.size
-    parameters = parameter_count(recipe.model, (vocab_size, vocab_size))
+    vocab_sizes = vocabulary_sizes(recipe.data.vocabulary)
+    parameters = parameter_count(recipe.model, vocab_sizes)
     transformer_parameters = parameter_count(
         recipe.model.model_copy(update={"architecture": "transformer", "level_signals": "all"}),
-        (vocab_size, vocab_size),
+        vocab_sizes,
     )
     console = Console()
     console.print(

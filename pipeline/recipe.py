@@ -163,6 +163,10 @@ class TrackingConfig(Section):
     experiment: str = "ringformer"
     """MLflow experiment."""
 
+    parent: Path | None = None
+    """The run_dir of the run that this one is shown below in MLflow, as trials are below their
+    sweep."""
+
     registered_model: str | None = None
     """Name in MLflow's model registry; null: EXPERIMENT-TEST_SET, of translation
     EXPERIMENT-SOURCE_LANG-TARGET_LANG-TEST_SET, because champions are only compared on the same

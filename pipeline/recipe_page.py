@@ -47,7 +47,7 @@ def _section_lines(model: type[BaseModel], prefix: str, shown: dict[Any, str]) -
     inner = []
     rows = []
     for name, field in model.model_fields.items():
-        key = f"{prefix}{name}"
+        key = f"{prefix}{field.alias or name}"
         sections = list(dict.fromkeys(_sections_in(field.annotation)))
         if sections:
             inner.append((f"{key}[]" if is_sequence(field.annotation) else key, field, sections))

@@ -16,11 +16,10 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, NoReturn
 
-from data_prep.identity import check_test_sets
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.resume import checkpoint_to_resume, finished_note, is_finished
 from pipeline.command_line import AGAIN, STOPPED, on_signals, run_command
-from pipeline.evaluation.test_sets import held_out_of
+from pipeline.evaluation.test_sets import check_training_text
 from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import (
     failing_together,
@@ -39,7 +38,6 @@ from pipeline.training.deepspeed_config import (
     refuse_precision_that_the_machine_lacks,
 )
 from pipeline.training.task import Task
-from pipeline.translation_recipe import TranslationRecipe
 
 log = logging.getLogger("train")
 
@@ -101,17 +99,8 @@ def _check(task: Task[Any], held: ExitStack) -> Checkpoint | None:
 
     recipe, newest = task.recipe, check_run(task, held)
     if newest is None or not is_finished(recipe.training, task.criterion, newest):
-        _check_test_sets(recipe)
+        check_training_text(recipe)
     return newest
-
-
-def _check_test_sets(recipe: Recipe) -> None:
-    """Check that the training text was compared with all test sets.
-
-    :raises DataError: sentences of one may be in the training text.
-    """
-    if isinstance(recipe, TranslationRecipe):
-        check_test_sets(held_out_of(recipe), recipe.run_dir)
 
 
 def tell_steps_left(task: Task[Any]) -> NoReturn:
@@ -124,7 +113,7 @@ def tell_steps_left(task: Task[Any]) -> NoReturn:
     task.check_recipe()
     newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
     if newest is None or not is_finished(recipe.training, task.criterion, newest):
-        _check_test_sets(recipe)
+        check_training_text(recipe)
         sys.exit(STEPS_LEFT)
     print(f"train: {finished_note(recipe, newest)}", file=sys.stderr)
     send_left_over(recipe)

@@ -187,7 +187,8 @@ class TranslationRecipe(Recipe):
                 "training.random_depth is for model.architecture ringformer only, not "
                 f"{self.model.architecture}"
             )
-        if 2 * self.evaluation.beam_size > self.data.vocabulary.size:
+        trained = self.data.vocabulary.taken_from is None
+        if trained and 2 * self.evaluation.beam_size > self.data.vocabulary.size:
             raise ValueError(
                 f"evaluation.beam_size ({self.evaluation.beam_size}) exceeds half of "
                 f"data.vocabulary.size ({self.data.vocabulary.size})"

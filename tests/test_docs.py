@@ -14,8 +14,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import recipe_page
-from pipeline.command_line import DEFAULT_RECIPE, TASKS, load_recipe, recipe_keys
+from pipeline.command_line import DEFAULT_RECIPE, TASKS, Draft, load_recipe, recipe_keys
 from pipeline.recipe import Recipe
+from pipeline.sweeping.config import read_sweep
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -90,9 +91,13 @@ def test_recipes_load(page: Path, tmp_path: Path) -> None:
     quickstart = yaml.load(DEFAULT_RECIPE)
     for number, block in enumerate(recipes_in(page)):
         recipe = yaml.load(block)
+        path = tmp_path / f"{number}.yaml"
+        if "space" in recipe:  # a sweep's file
+            path.write_text(block, encoding="utf-8")
+            read_sweep(path, Draft(DEFAULT_RECIPE))
+            continue
         if "run_dir" not in recipe:  # a part of one
             recipe = completed(quickstart, recipe)
-        path = tmp_path / f"{number}.yaml"
         yaml.dump(recipe, path)
         load_recipe(path, kind=Recipe)
 

@@ -19,6 +19,7 @@ def test_help() -> None:
         "all",
         "prepare",
         "train",
+        "sweep",
         "evaluate",
         "translate",
         "score",

@@ -14,8 +14,10 @@ from unittest.mock import patch
 from data_prep.corpora import read_lines
 from data_prep.files import DataError, digest_of
 from data_prep.held_out import HeldOut, in_training_text
+from data_prep.identity import check_test_sets
 from data_prep.text import normalise
 from pipeline.evaluation.result import VALIDATION, slug_of
+from pipeline.recipe import Recipe
 from pipeline.translation_recipe import TestSetFiles, TranslationRecipe
 
 
@@ -178,6 +180,15 @@ def held_out_of(recipe: TranslationRecipe) -> list[HeldOut]:
         else HeldOut(wanted, tuple(_find_in_cache(wanted, recipe.data.languages)))
         for wanted in recipe.evaluation.test_sets
     ]
+
+
+def check_training_text(recipe: Recipe) -> None:
+    """Check that the training text was compared with all test sets.
+
+    :raises DataError: sentences of one may be in the training text.
+    """
+    if isinstance(recipe, TranslationRecipe):
+        check_test_sets(held_out_of(recipe), recipe.run_dir)
 
 
 def overlap_of(recipe: TranslationRecipe, test_set: TestSet) -> Overlap | None:

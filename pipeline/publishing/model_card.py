@@ -95,6 +95,8 @@ def _model_section(recipe: TranslationRecipe) -> str:
     source, target = load_vocabularies(recipe.shards)
     sizes = (source.get_piece_size(), target.get_piece_size())
     shapes = abstract_model(model, sizes)
+    settings = recipe.data.vocabulary
+    kind = settings.type if settings.taken_from is None else "of another model"
     vocabulary_sizes = [f"{size:,}" for size in (sizes if source is not target else sizes[:1])]
     rows = {
         "architecture": model.architecture,
@@ -104,8 +106,7 @@ def _model_section(recipe: TranslationRecipe) -> str:
         "levels in encoder and decoder": f"{model.encoder_levels} and {model.decoder_levels}",
         "parameters": f"{sum(p.numel() for p in shapes.parameters()):,}",
         "of them without embeddings and output projection": f"{core_parameters(shapes):,}",
-        "vocabulary": f"SentencePiece {recipe.data.vocabulary.type}, "
-        f"{' + '.join(vocabulary_sizes)} tokens",
+        "vocabulary": f"SentencePiece {kind}, {' + '.join(vocabulary_sizes)} tokens",
         "longest input": f"{recipe.data.max_tokens_per_side} tokens; longer ones are split",
     }
     text = ""

@@ -1,6 +1,6 @@
 """Log where a run comes from: its recipe, data, code and machine."""
 
-# `_gpu_names` imports pynvml itself: many commands log nothing, and need not wait for it.
+# `gpu_names` imports pynvml itself: many commands log nothing, and need not wait for it.
 
 from __future__ import annotations
 
@@ -129,6 +129,8 @@ def _parameters(recipe: Recipe, *sections: str) -> dict[str, Any]:
         mode="json", include={*sections}, exclude=NAMED_KEYS, exclude_defaults=True
     )
     central = recipe.model_dump(mode="json", include=CENTRAL_KEYS)
+    if "from" in special.get("data", {}).get("vocabulary", {}):
+        del central["data"]["vocabulary"]  # how one would be trained
     return flatten({section: central[section] for section in sections}) | flatten(special)
 
 
@@ -164,7 +166,7 @@ def _git(*arguments: str) -> str | None:
 
 def _machine_tags() -> dict[str, str]:
     """Return tags with the name, cores and GPUs of this machine."""
-    gpus = _gpu_names()
+    gpus = gpu_names()
     return {
         "host": socket.gethostname(),
         "cpus": str(len(os.sched_getaffinity(0))),
@@ -172,7 +174,7 @@ def _machine_tags() -> dict[str, str]:
     }
 
 
-def _gpu_names() -> list[str]:
+def gpu_names() -> list[str]:
     """Return the names of this machine's NVIDIA GPUs."""
     import pynvml
 

@@ -274,9 +274,25 @@ class Tracker:
             if not self._run_exists:
                 log.warning("MLflow run %s was deleted; sending all to a new one", self.run_id)
         if not self._run_exists:
-            self._state |= {"run_id": self._create_mlflow_run(client), "sent": 0}
+            run_id = self._create_mlflow_run(client)
+            self._state |= {"run_id": run_id, "sent": 0, "parent": None}
             self._save_state()
             self._run_exists = True
+        self._nest(client)
+
+    def _nest(self, client: MlflowClient) -> None:
+        """Tell MLflow once below which run this one is, if that has a run there already."""
+        recipe = self._recipe
+        if recipe.tracking.parent is None:
+            return
+        tracking = recipe.tracking.model_copy(update={"uri": recipe.tracking_uri})
+        parent = run_id_of(
+            recipe.model_copy(update={"run_dir": recipe.tracking.parent, "tracking": tracking})
+        )
+        if parent is not None and parent != self._state.get("parent"):
+            client.set_tag(self._state["run_id"], "mlflow.parentRunId", parent)
+            self._state["parent"] = parent
+            self._save_state()
 
     def _create_mlflow_run(self, client: MlflowClient) -> str:
         """Create a run, and its experiment if there is none; return the run's id."""
@@ -303,6 +319,12 @@ def open_tracker(recipe: Recipe) -> Tracker:
         with suppress(CheckpointError):  # a command that reads the checkpoint will say so
             run_id = checkpoints[-1].info.tracker_run_id
     return Tracker(recipe, run_id)
+
+
+def history_of(recipe: Recipe) -> History:
+    """Return the metrics that commands on this run_dir have logged so far."""
+    journal, _ = _journal_and_state_file(recipe)
+    return _read_journal(journal)[0]
 
 
 def send_left_over(recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from data_prep.files import DataError
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.stage import read_manifest
+from data_prep.taken_vocabulary import check_taken_vocabulary
 from data_prep.vocabulary import PAD_IDX, vocabulary_digest, vocabulary_files
 from pipeline.checkpoints.folder import CheckpointError, Criterion
 from pipeline.tracking.provenance import DataFacts
@@ -93,6 +94,7 @@ class TranslationTask(Task["PairBatch"]):
     def check_recipe(self) -> None:
         check_decoder_levels(self.recipe, self.recipe.training.model_dump())
         check_corpora(self.recipe.data, self.recipe.run_dir)
+        check_taken_vocabulary(self.recipe.data, self.recipe.shards)
 
     def check_data(self) -> str:
         recipe = self.recipe
@@ -180,8 +182,8 @@ class TranslationTask(Task["PairBatch"]):
             settings = read_settings(folder)
             if vocabulary_digest(folder) != vocabulary_digest(shards):
                 raise ModelError(
-                    f"{folder} has another vocabulary than {shards}; prepare the data with its "
-                    "SentencePiece model"
+                    f"{folder} has another vocabulary than {shards}; prepare them with its own: "
+                    f"data.vocabulary.from: {folder}"
                 )
         except (ModelError, OSError) as error:
             raise CheckpointError(f"training.init_from: {error}") from error

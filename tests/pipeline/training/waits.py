@@ -33,7 +33,7 @@ class Reads(TorchDispatchMode):
     """Counts reads by the line of Python that reads."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: Counter[str] = Counter()
 
     def __torch_dispatch__(

@@ -1,0 +1,165 @@
+"""A trial: a training by `./run.sh train` in a folder of its own, with the sweep's shards."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from data_prep.files import DataError, only_command_in, write_atomically
+from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
+from pipeline.checkpoints.folder import CheckpointError, Criterion, list_checkpoints
+from pipeline.checkpoints.resume import is_finished
+from pipeline.command_line import Draft
+from pipeline.recipe import ROOT, Recipe
+from pipeline.sweeping.study import Asked
+from pipeline.tracking.tracker import history_of
+
+RECIPE, LOG = "recipe.yaml", "train.log"
+ERROR = re.compile(r"^(?:train|run\.sh)(?:: rank \d+)?: error: (.*)$", re.MULTILINE)
+# Reads until the sweep is gone, by SIGKILL too, and has the training save and end. (Linux's signal
+# at a parent's death comes once for each of its threads, and a second one kills.)
+WATCH = 'read -r nothing; kill -TERM "$0"'
+
+
+class TrainingTrial:
+    """A trial of a sweep, and its training while it runs."""
+
+    def __init__(self, asked: Asked, sweep: Recipe, draft: Draft) -> None:
+        """Make the trial's recipe.
+
+        :param sweep: the sweep's recipe.
+        :param draft: the same, as it was read.
+        :raises UsageError: values that fit one by one do not fit together.
+        """
+        self.asked, self.folder = asked, folder_of(sweep, asked.number)
+        values = {
+            **asked.parameters,
+            "run_dir": str(self.folder),
+            "tracking.uri": sweep.tracking_uri,
+            "tracking.parent": str(sweep.run_dir),
+        }
+        self.recipe = draft.recipe(values)
+        self._text, self._shared = draft.text(values), sweep.run_dir
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
+        self._asked_to_stop = False
+        self._log_start = 0
+
+    @property
+    def number(self) -> int:
+        return self.asked.number
+
+    # ── The process ─────────────────────────────────────────────────────────────────────────────
+
+    def can_start(self) -> bool:
+        """Tell whether nobody is at work in the trial's folder: the training of a sweep that was
+        killed may still be saving."""
+        try:
+            with only_command_in(self.folder):
+                return True
+        except DataError:
+            return False
+
+    def start(self, environment: Mapping[str, str]) -> None:
+        """Train, or go on from the newest checkpoint.
+
+        :param environment: variables for it, besides our own.
+        """
+        self._link_data()
+        recipe, log = self.folder / RECIPE, self.folder / LOG
+        write_atomically(recipe, self._text)
+        with log.open("ab") as output:
+            self._log_start = output.tell()
+            self._process = subprocess.Popen(
+                [str(ROOT / "run.sh"), "train", "--config", str(recipe)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **environment},
+                start_new_session=True,  # Ctrl-C is for the sweep, which passes it on
+            )
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", WATCH, str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def ended(self) -> bool:
+        """Tell whether the training does not run."""
+        if self._process is None:
+            return True
+        if self._process.poll() is None:
+            return False
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.communicate()
+        return True
+
+    def stop(self) -> None:
+        """Ask the training once to save and to end."""
+        if self._process is not None and not self._asked_to_stop:
+            self._asked_to_stop = True
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """Have a training that was asked to stop killed: that is what a second signal does."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def _link_data(self) -> None:
+        """Give the trial the sweep's prepared data, as other names of the same files."""
+        for stage in (FETCH, CLEAN, VOCABULARY, SHARDS):
+            source, target = self._shared / stage, self.folder / stage
+            if source.is_dir() and not target.exists():
+                partial = self.folder / f".{stage}.partial"
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.copytree(source, partial, copy_function=_link)
+                partial.rename(target)
+
+    # ── What became of it ───────────────────────────────────────────────────────────────────────
+
+    def validations(self, metric: str) -> dict[int, float]:
+        """Return what validations have reported so far: step → value."""
+        return history_of(self.recipe).get(metric, {})
+
+    def is_finished(self, criterion: Criterion) -> bool:
+        """Tell whether training has come to its end.
+
+        :param criterion: the task's.
+        """
+        checkpoints = list_checkpoints(self.recipe.checkpoints)
+        with suppress(CheckpointError):  # it is damaged, and training has said so
+            return bool(checkpoints) and is_finished(
+                self.recipe.training, criterion, checkpoints[-1]
+            )
+        return False
+
+    def reason(self) -> str:
+        """Return why the training has failed."""
+        with (self.folder / LOG).open("rb") as log:
+            log.seek(self._log_start)
+            said = log.read().decode(errors="replace")
+        if found := ERROR.search(said):
+            return found[1]
+        assert self._process is not None
+        return f"training ended with {self._process.returncode}; see {self.folder / LOG}"
+
+
+def folder_of(sweep: Recipe, number: int) -> Path:
+    """Return the run_dir of a trial."""
+    return sweep.run_dir / "trials" / f"{number:03d}"
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file another name, or copy it where the file system knows no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
