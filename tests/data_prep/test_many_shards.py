@@ -44,7 +44,7 @@ def test_a_piece_takes_no_more_room_for_many_shards(
     for number in (1, 4000):
         folder = tmp_path / str(number)
         folder.mkdir()
-        _encode(config, text, lambda lines: pairs, number, (0, 1.0), folder)
+        _encode(config, text, shards, lambda lines: pairs, number, (0, 1.0), folder)
         sizes.append(sum(file.stat().st_size for file in folder.iterdir()))
     assert sizes[1] - sizes[0] <= 4000 * 8
 

@@ -6,6 +6,7 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -30,10 +31,10 @@ __all__ = ["corpus"]  # the fixture
 APART = {"data.vocabulary.joint": "false", "model.tied_embeddings": "false"}
 
 
-def trained(symbols: tuple[str, ...] = (), **settings: object) -> bytes:
+def trained(symbols: tuple[str, ...] = (), **settings: Any) -> bytes:
     """Return a SentencePiece model of our tokens, unless `settings` say otherwise."""
     model = io.BytesIO()
-    ours = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3, "vocab_size": 60}
+    ours: dict[str, Any] = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3, "vocab_size": 60}
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(side for pair in GOOD for side in pair), model_writer=model,
         model_type="bpe", minloglevel=2, user_defined_symbols=list(symbols), **{**ours, **settings},
