@@ -27,6 +27,7 @@ from models.export_format import (
 )
 from models.factory import create_model
 from models.seq2seq import TranslationModel
+from pipeline.translation.serving import NEWER
 from pipeline.translation_recipe import SearchConfig
 from tests.conftest import run_process
 
@@ -40,8 +41,9 @@ def model(seed: int) -> TranslationModel:
 
 
 def test_the_search_keys_that_serving_needs_are_those_of_a_recipe() -> None:
-    """Engines decide on the precision themselves; older exports do not know shortlists."""
-    assert SEARCH_TYPES.keys() == SEARCH.keys() - {"dtype", "shortlist"}
+    """Engines decide on the precision themselves; what is newer, older exports do not have."""
+    assert SEARCH_TYPES.keys() | NEWER.keys() == SEARCH.keys() - {"dtype"}
+    assert SearchConfig(**NEWER) == SearchConfig()
 
 
 def test_weights_come_back(tmp_path: Path) -> None:
