@@ -203,7 +203,7 @@ class _EncoderOutput(IncrementalState):
         lengths = np.array(self.layout.seq_lens)
         reordered = lengths[new_order.cpu().numpy()]
         if not np.array_equal(reordered, lengths):
-            self.layout = PaddedLayout(reordered, self.layout.width, new_order.device)
+            self.layout = PaddedLayout(reordered, self.layout.width, self.seqs.device)
 
     def size_bytes(self) -> int:
         return self.seqs.nbytes

@@ -77,7 +77,7 @@ class DecoderState(IncrementalState):
         return x, mask[:, None]
 
     def reorder(self, new_order: Tensor) -> None:
-        """Put the batch in a new order.
+        """Put the batch in a new order, which may be on the host.
 
         The hypotheses of a sentence may change places and multiply; sentences may leave.
 
@@ -89,7 +89,7 @@ class DecoderState(IncrementalState):
         kept = [sentence for sentence, _ in runs]
         if len(set(kept)) < len(kept) or len({length for _, length in runs}) > 1:
             kept = list(sentences)
-        device = new_order.device
+        device = self.visible.device
         index = torch.tensor(kept, device=device)
         places = torch.tensor(slots, device=device).view(len(kept), -1)
         self.visible = self.visible[index[:, None], places]

@@ -65,8 +65,8 @@ def collate_ids(sources: Sequence[Ids], targets: Sequence[Ids], device: torch.de
 
     :param sources, targets: token ids with EOS.
     """
-    source, source_lengths = _pad(sources)
-    target, target_lengths = _pad(targets)
+    source, source_lengths = pad(sources)
+    target, target_lengths = pad(targets)
     begin = np.full((len(target), 1), BOS_IDX, dtype=np.int64)
     shifted = np.concatenate([begin, target[:, :-1]], axis=1)
     source_seqs, target_seqs, predicted = (
@@ -81,7 +81,7 @@ def collate_ids(sources: Sequence[Ids], targets: Sequence[Ids], device: torch.de
     )
 
 
-def _pad(sequences: Sequence[Ids]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pad(sequences: Sequence[Ids]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the ids as rows of one length, and how many of each row are no padding."""
     lengths = np.array([len(ids) for ids in sequences])
     padded = np.full((len(sequences), lengths.max()), PAD_IDX, dtype=np.int64)

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from fairseq2.nn import BatchLayout, IncrementalStateBag
+from fairseq2.nn import IncrementalStateBag
 from torch import Tensor
 
-from data_prep.vocabulary import EOS_IDX, PAD_IDX
+from data_prep.vocabulary import EOS_IDX
+from models.padding import PaddedLayout, to_device
 from models.seq2seq import TranslationModel
-from pipeline.translation.batches import collate_ids
+from models.stack import Stack
+from pipeline.translation.batches import collate_ids, pad
 from pipeline.translation.search import Decoding, Ints, NextTokens, sample_batch, search_batch
 from pipeline.translation.serving import Hypothesis, PairIds
 from pipeline.translation_recipe import SearchConfig
@@ -75,21 +77,19 @@ class TorchDecoding(Decoding):
     def __init__(
         self, models: Sequence[TranslationModel], sources: Sequence[Sequence[int]]
     ) -> None:
-        self.models, lengths = models, [len(ids) for ids in sources]
+        self.models = models
         self.max_seq_len = min(model.max_target_seq_len for model in models)
         self.device = next(models[0].parameters()).device
-        source = torch.full((len(sources), max(lengths)), PAD_IDX)
-        for row, ids in enumerate(sources):
-            source[row, : len(ids)] = torch.tensor(ids)
-        self.source = source.to(self.device)
-        self.layout = BatchLayout.of(self.source, lengths)
+        source, lengths = pad(sources)
+        self.source = to_device(torch.from_numpy(source), self.device)
+        self.layout = PaddedLayout(lengths, source.shape[1], self.device)
         self.state = IncrementalStateBag(self.max_seq_len + 1)  # each module has its own in it
         self.beam_size = 1
 
     def next_tokens(self, last: Ints, count: int, forced: Ints | None = None) -> NextTokens:
         """Decode one position; see `Decoding`."""
         new = torch.from_numpy(last).to(self.device).reshape(-1, 1)
-        layout = BatchLayout.of(new)
+        layout = PaddedLayout(np.ones(last.size, np.int64), 1, self.device)
         outputs = [
             model(self.source, self.layout, new, layout, state_bag=self.state).float()
             for model in self.models
@@ -115,4 +115,8 @@ class TorchDecoding(Decoding):
         """Keep some sentences; see `Decoding`."""
         rows = sentences[:, None] * self.beam_size + parents
         self.beam_size = parents.shape[1]
-        self.state.reorder(torch.from_numpy(rows.flatten()).to(self.device))
+        order = torch.from_numpy(rows.flatten())
+        # A ring's state looks at the order on the host; fairseq2's layers index by it.
+        if not all(isinstance(model.decoder, Stack) for model in self.models):
+            order = to_device(order, self.device)
+        self.state.reorder(order)
