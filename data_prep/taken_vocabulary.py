@@ -28,6 +28,10 @@ KEY = "data.vocabulary.from"
 EXPORT = "export.json"  # with `task`, `source_lang`, `target_lang`: models/export_format.py
 
 
+class AbsentVocabulary(DataError):
+    """There is no vocabulary where the recipe takes one."""
+
+
 class _Found(NamedTuple):
     """The record says which vocabulary a recipe takes."""
 
@@ -89,9 +93,12 @@ def check_taken_vocabulary(config: DataConfig, shards: Path) -> None:
     :raises DataError: it has changed.
     """
     settings = config.vocabulary
-    if settings.taken_from is None or not all(path.exists() for path in _paths(settings)):
+    if settings.taken_from is None:
         return
-    digests = [sha256_of(path) for path in _find(settings).files]
+    try:
+        digests = [sha256_of(path) for path in _find(settings).files]
+    except AbsentVocabulary:
+        return
     now = digests[0] if len(digests) == 1 else digest_of(digests)
     if now != vocabulary_digest(shards):
         raise DataError(
@@ -113,12 +120,13 @@ def _name(settings: VocabularyConfig) -> str:
 def _find(settings: VocabularyConfig) -> _Found:
     """Find the files that the recipe names, or those of the export or run that it names.
 
-    :raises DataError: there are none.
+    :raises AbsentVocabulary: there are none.
+    :raises DataError: there cannot be any.
     """
     paths = _paths(settings)
     for path in paths:
         if not path.exists():
-            raise DataError(
+            raise AbsentVocabulary(
                 f"{KEY}: {path}: no such file or folder; name an export, a run_dir, or a "
                 "SentencePiece model"
             )
@@ -136,7 +144,7 @@ def _find(settings: VocabularyConfig) -> _Found:
             shards = read_json(place / "manifest.json")
             known = shards.get("languages", [export.get(f"{s}_lang") for s in ("source", "target")])
             return _Found(files, tuple(known) if all(known) else None)
-    raise DataError(
+    raise AbsentVocabulary(
         f"{KEY}: {folder}: no vocabulary there: neither an export nor a run of translation (it "
         f"would have a {JOINT[0]}, or {' and '.join(SEPARATE)})"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.images.read import Refused
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.command_line import path_argument, run_command
+from pipeline.command_line import Once, path_argument, run_command
 from pipeline.recipe import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=path_argument,
+        action=Once,
         help="folder written by `export`; default: the run's checkpoints",
     )
     parser.add_argument(

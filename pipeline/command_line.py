@@ -336,6 +336,21 @@ def path_argument(text: str) -> Path:
     return Path(text)
 
 
+class Once(argparse.Action):
+    """An option that can be given once: the last of several would win in silence."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice, and there can be one")
+        setattr(namespace, self.dest, values)
+
+
 def positive_argument(text: str) -> int:
     """Return the number in an argument, for `add_argument(type=…)`.
 

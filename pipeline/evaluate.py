@@ -17,6 +17,7 @@ from data_prep.files import only_command_in
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import (
     DEFAULT_RECIPE,
+    Once,
     keys_on_command_line,
     load_recipe,
     path_argument,
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=path_argument,
+        action=Once,
         help="folder written by `export`; default: the run's checkpoints",
     )
     parser.add_argument(

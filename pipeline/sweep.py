@@ -53,13 +53,16 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     deepspeed_config(recipe.training, accumulation_steps=1)
     task_of(recipe).check_recipe()
     check_training_text(recipe)
-    with only_command_in(recipe.run_dir):
-        from pipeline.sweeping.run import Sweep
+    from pipeline.sweeping.run import Sweep
+    from pipeline.sweeping.trial import home_of
 
+    home = home_of(recipe)
+    with only_command_in(recipe.run_dir), only_command_in(home):
         best = Sweep(draft, config, criterion, arguments.jobs).run()
+    run_id = run_id_of(recipe.model_copy(update={"run_dir": home}))
     print(
         f"best: trial {best.number}, {criterion.metric} {best.value:.4f} | {best.recipe} | "
-        f"MLflow run {run_id_of(recipe) or 'not sent yet'}"
+        f"MLflow run {run_id or 'not sent yet'}"
     )
 
 

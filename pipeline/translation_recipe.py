@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, PositiveInt, Tag, model_validator
 from pydantic import Field as Limit
+from typing_extensions import Self
 
 from data_prep.config import DataConfig
 from data_prep.section import Section
@@ -111,6 +112,14 @@ class SearchConfig(Section):
     of an export that holds such a shortlist, which `export` makes for 16,000 target tokens or more.
     null: in format onnx. true: in format ctranslate2 too, which then translates sentences one by
     one, soon for a single one, slowly for many."""
+
+    @model_validator(mode="after")
+    def _samples_if_it_says_how(self) -> Self:
+        if self.sampling_topk is None and (self.sampling_temperature, self.sampling_seed) != (1, 1):
+            raise ValueError(
+                "sampling_temperature and sampling_seed are for sampling: set sampling_topk, too"
+            )
+        return self
 
 
 class TranslationEvaluation(EvaluationConfig, SearchConfig):

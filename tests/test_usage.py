@@ -57,6 +57,7 @@ def test_no_door_imports_what_takes_seconds() -> None:
         (["fly"], 2, "unknown command `fly`"),
         (["prepare", "--data.rot", "x"], 2, "did you mean `--data.root`?"),
         (["evaluate", "--run_dir", "/tmp/nothing-here"], 1, "run `./run.sh train`"),
+        (["evaluate", "--model", "a", "--model", "b"], 2, "--model is given twice"),
         (["translate", "--model", "/tmp/nothing-here"], 1, "not an exported model"),
         (["train", "--run_dir", "/tmp/nothing-here"], 1, "run `./run.sh prepare` first"),
     ],

@@ -69,7 +69,11 @@ class Choices(Section):
 
     @model_validator(mode="after")
     def _are_different(self) -> Choices:
-        if len({json.dumps(choice) for choice in self.choices}) < len(self.choices):
+        try:
+            different = {json.dumps(choice) for choice in self.choices}
+        except TypeError as error:
+            raise ValueError("choices: expected numbers, text, lists or mappings") from error
+        if len(different) < len(self.choices):
             raise ValueError("choices: each value can be named once")
         return self
 

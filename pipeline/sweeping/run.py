@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -22,7 +23,7 @@ from pipeline.recipe import Recipe, UsageError
 from pipeline.sweeping.config import SweepConfig
 from pipeline.sweeping.drawing import Drawn, draw_sweep
 from pipeline.sweeping.study import REASON, Asked, Study
-from pipeline.sweeping.trial import RECIPE, TrainingTrial, folder_of
+from pipeline.sweeping.trial import RECIPE, TrainingTrial, folder_of, home_of
 from pipeline.tasks import task_of
 from pipeline.tracking.provenance import gpu_names, log_data
 from pipeline.tracking.tracker import Tracker, open_tracker
@@ -49,7 +50,7 @@ class Sweep:
     """Runs the trials of a sweep, some of them at once."""
 
     def __init__(self, draft: Draft, config: SweepConfig, criterion: Criterion, jobs: int) -> None:
-        """Open the study of the recipe's run_dir.
+        """Open the study that belongs to the recipe's run_dir.
 
         :param draft: the recipe.
         :param criterion: what trials are judged by.
@@ -57,8 +58,10 @@ class Sweep:
         :raises DataError: it began with another recipe, other data, or another file.
         """
         self.recipe, self._draft = draft.recipe(), draft
+        # The run_dir itself has a training of its own, perhaps, and that an MLflow run.
+        self._home = self.recipe.model_copy(update={"run_dir": home_of(self.recipe)})
         self.config, self.criterion, self._jobs = config, criterion, jobs
-        self.study = Study(self.recipe.run_dir / STUDY, config, criterion, self.recipe)
+        self.study = Study(self._home.run_dir / STUDY, config, criterion, self.recipe)
         recipe = self.recipe.model_dump(mode="json", include={"model", "training", "evaluation"})
         self.study.refuse_other(
             {
@@ -80,7 +83,7 @@ class Sweep:
         :raises SweepError: no trial came to its end.
         """
         on_signals(self._stop)
-        tracker = open_tracker(self.recipe)
+        tracker = open_tracker(self._home)
         log_data(tracker, self.recipe, task_of(self.recipe).data_facts())
         settings = self.config.model_dump(mode="json", exclude_none=True)
         tracker.log_params(sweep={**settings, "metric": self.criterion.metric})
@@ -97,7 +100,7 @@ class Sweep:
             self._tell(tracker)
             tracker.close(status)
         for trial in self.study.finished:  # what was not sent before a kill, or to no server
-            path = folder_of(self.recipe, trial.number) / RECIPE
+            path = folder_of(self._home, trial.number) / RECIPE
             if path.exists():
                 self._tag(trial, load_recipe(path, kind=Recipe), None)
         return best
@@ -145,7 +148,7 @@ class Sweep:
         """Start or continue a training; one whose recipe is wrong fails at once."""
         text = in_words(asked.parameters)
         try:
-            trial = TrainingTrial(asked, self.recipe, self._draft)
+            trial = TrainingTrial(asked, self._home, self._draft, self.recipe.run_dir)
         except UsageError as error:
             log.warning("trial %d failed: %s (%s)", asked.number, error, text)
             self.study.fail(asked.number, str(error))
@@ -194,12 +197,14 @@ class Sweep:
             best = max(finite) if self.criterion.larger_is_better else min(finite)
             self.study.complete(number, best)
             log.info("trial %d: %s %.4f", number, metric, best)
-        elif not self._stopping:
+        elif trial.interrupted or self._stopping:
+            if not self._stopping:  # somebody has stopped the training and not the sweep
+                self._stop(signal.SIGTERM, None)
+            return
+        else:
             reason = trial.reason()
             log.warning("trial %d failed: %s", number, reason)
             self.study.fail(number, reason)
-        else:
-            return
         noted = self.study.trials[number]
         failed = noted.state == TrialState.FAIL
         self._tag(noted, trial.recipe, "FAILED" if failed else None)
@@ -226,16 +231,16 @@ class Sweep:
             if trial.state == TrialState.COMPLETE:
                 value = {f"sweep/{metric}": float(trial.value or 0.0)}
                 tracker.log_metrics(value, trial.number, once=list(value))
-        run_dir = self.recipe.run_dir
+        folder = self._home.run_dir
         if finished:
             draw_sweep(
                 [self._drawn(t) for t in finished], self.config.space, self.criterion,
-                run_dir / PICTURE,
+                folder / PICTURE,
             )  # fmt: skip
         if (best := self.study.best) is not None:
-            recipe = folder_of(self.recipe, best.number) / RECIPE
-            write_atomically(run_dir / BEST, recipe.read_bytes())
-        for path in (run_dir / PICTURE, run_dir / BEST):
+            recipe = folder_of(self._home, best.number) / RECIPE
+            write_atomically(folder / BEST, recipe.read_bytes())
+        for path in (folder / PICTURE, folder / BEST):
             if path.exists():
                 tracker.log_artifact(path)
 
@@ -265,7 +270,7 @@ class Sweep:
             raise SweepError(
                 f"none of {len(self.study.trials)} trials came to its end; the last one: {reason}"
             )
-        return Best(best.number, float(best.value or 0.0), self.recipe.run_dir / BEST)
+        return Best(best.number, float(best.value or 0.0), self._home.run_dir / BEST)
 
 
 def in_words(parameters: Mapping[str, Any]) -> str:

@@ -25,8 +25,9 @@ from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvin
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from data_prep.files import DataError
+from data_prep.files import DataError, first_line
 from data_prep.identity import differences
 from pipeline.checkpoints.folder import Criterion
 from pipeline.recipe import Recipe
@@ -59,6 +60,7 @@ class Study:
         """Open the study; a file that is not there is made.
 
         :param recipe: whose keys are searched.
+        :raises DataError: the file is damaged.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", module="optuna")
@@ -68,7 +70,13 @@ class Study:
             for key, dimension in config.space.items()
         }
         url = f"sqlite:///{quote(str(path.absolute()))}"
-        self._storage = optuna.storages.RDBStorage(url)
+        try:
+            self._storage = optuna.storages.RDBStorage(url)
+        except SQLAlchemyError as error:
+            raise DataError(
+                f"{path}: cannot be read as a sweep's study ({first_line(error)}); move it away to "
+                "begin anew"
+            ) from error
         self._direction = (
             StudyDirection.MAXIMIZE if criterion.larger_is_better else StudyDirection.MINIMIZE
         )

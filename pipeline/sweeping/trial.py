@@ -14,7 +14,7 @@ from data_prep.files import DataError, only_command_in, write_atomically
 from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
 from pipeline.checkpoints.folder import CheckpointError, Criterion, list_checkpoints
 from pipeline.checkpoints.resume import is_finished
-from pipeline.command_line import Draft
+from pipeline.command_line import STOPPED, Draft
 from pipeline.recipe import ROOT, Recipe
 from pipeline.sweeping.study import Asked
 from pipeline.tracking.tracker import history_of
@@ -29,11 +29,12 @@ WATCH = 'read -r nothing; kill -TERM "$0"'
 class TrainingTrial:
     """A trial of a sweep, and its training while it runs."""
 
-    def __init__(self, asked: Asked, sweep: Recipe, draft: Draft) -> None:
+    def __init__(self, asked: Asked, sweep: Recipe, draft: Draft, data: Path) -> None:
         """Make the trial's recipe.
 
-        :param sweep: the sweep's recipe.
-        :param draft: the same, as it was read.
+        :param sweep: the sweep's recipe, with the sweep's own folder as its run_dir.
+        :param draft: the recipe, as it was read.
+        :param data: the run_dir that has the data.
         :raises UsageError: values that fit one by one do not fit together.
         """
         self.asked, self.folder = asked, folder_of(sweep, asked.number)
@@ -44,7 +45,7 @@ class TrainingTrial:
             "tracking.parent": str(sweep.run_dir),
         }
         self.recipe = draft.recipe(values)
-        self._text, self._shared = draft.text(values), sweep.run_dir
+        self._text, self._shared = draft.text(values), data
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
         self._asked_to_stop = False
@@ -102,6 +103,11 @@ class TrainingTrial:
             self._watcher.communicate()
         return True
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the training was stopped by a signal, and saved."""
+        return self._process is not None and self._process.returncode == STOPPED
+
     def stop(self) -> None:
         """Ask the training once to save and to end."""
         if self._process is not None and not self._asked_to_stop:
@@ -152,8 +158,16 @@ class TrainingTrial:
         return f"training ended with {self._process.returncode}; see {self.folder / LOG}"
 
 
+def home_of(recipe: Recipe) -> Path:
+    """Return the folder of what a sweep makes: beside the run_dir of its recipe."""
+    return recipe.run_dir.with_name(f"{recipe.run_dir.name}-sweep")
+
+
 def folder_of(sweep: Recipe, number: int) -> Path:
-    """Return the run_dir of a trial."""
+    """Return the run_dir of a trial.
+
+    :param sweep: as of `TrainingTrial`.
+    """
     return sweep.run_dir / "trials" / f"{number:03d}"
 
 

@@ -60,6 +60,8 @@ def test_overrides(tiny_recipe: Path) -> None:
         ("max_seq_len: 96", "max_seq_len: 16", r"`recipe`: data.max_tokens_per_side \(64\)"),
         ("{size: 300}", "{size: 300, joint: false}",
          r"`recipe`: model.tied_embeddings must be false: data.vocabulary.joint"),
+        ("beam_size: 2", "beam_size: 2, sampling_seed: 7",
+         r":\d+: `evaluation`: .*set sampling_topk"),
         ("run_dir:", "rundir:", r"unknown key `rundir`; did you mean `run_dir`|`run_dir` is req"),
         ("source: toy/train.de,", "", r":\d+: key `data.train.0.source` is required"),
         ("data:", "data: [", r":\d+: not valid YAML"),

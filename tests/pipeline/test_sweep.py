@@ -66,6 +66,8 @@ space:
         ("model.num_levels: {low: 1, high: 2.5}", "low, high and step must be whole numbers"),
         ("model.num_levels: {low: 1, high: 4, step: 2}", "high must be low and a multiple of step"),
         ("model.architecture: {low: 1, high: 4}", "is no number; give it choices"),
+        ("model.dropout: {choices: [2024-01-01]}", ":2: `space.model.dropout`: choices: expected "
+         "numbers, text, lists or mappings"),
         ("model.dropout: {choices: [0.1]}\ntrials: 0", ":3: `trials`: input should be greater"),
         ("model.dropout: {choices: [0.1]}\nmetric: bleu", ":3: `metric`: expected valid_loss, not"),
         ("model.dropout: {choices: [0.1]}\npruner: x", ":3: `pruner`: input should be 'median', "),
@@ -238,7 +240,8 @@ def test_a_sweep_is_killed_and_goes_on(
     config.write_text(f"# Mine.\n{text}".replace("max_steps: 6", "max_steps: 60  # few"))
     sweep.write_text(f"trials: 3\nseed: 3\npruner: successive_halving{SPACE}")
     sweeping = [RUN, "sweep", "--config", str(config), "--sweep", str(sweep)]
-    trials = run_dir / "trials"
+    made = run_dir.with_name("swept-sweep")
+    trials = made / "trials"
     first = trials / "000"
 
     # Stopped before the first step, and killed after a validation.
@@ -270,14 +273,15 @@ def test_a_sweep_is_killed_and_goes_on(
     assert re.search(r"trial 2 pruned at step 20: valid_loss \d", done.stderr)
     assert "3 of 3 trials done, 1 pruned, 1 failed | best so far" in done.stderr
     best = min(tracked(first, "valid_loss").values())
-    assert f"best: trial 0, valid_loss {best:.4f} | {run_dir / 'best.yaml'} | MLflow" in done.stdout
+    assert f"best: trial 0, valid_loss {best:.4f} | {made / 'best.yaml'} | MLflow" in done.stdout
 
-    check_best_recipe(run_dir, config)
-    check_mlflow(load_recipe(config))
+    check_best_recipe(made, config)
+    check_mlflow(load_recipe(config, [("run_dir", str(made))]))
+    assert not (run_dir / "tracking").exists()  # a training there has its own run
     again = subprocess.run(sweeping, capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout) == (0, done.stdout), again.stderr
     assert "begins" not in again.stderr
-    best_command = command("pipeline.train", "--config", run_dir / "best.yaml", "--steps_left")
+    best_command = command("pipeline.train", "--config", made / "best.yaml", "--steps_left")
     assert best_command.returncode == 0, best_command.stderr  # it is trained
 
 
