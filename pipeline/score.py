@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipeline.translation.lines import Lines, Progress
 from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
-    from pipeline.translation.scoring import Forced
+    from pipeline.translation.scoring import Forced, Pair
     from pipeline.translation.serving import TextTranslator
 
 log = logging.getLogger("score")
@@ -63,16 +63,22 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     sources: Path | None = arguments.rerank
     if sources and arguments.tokens:
         raise UsageError("--rerank prints translations, for which there are no --tokens")
+    if sources and arguments.alignment:
+        raise UsageError("--rerank prints translations, for which there is no --alignment")
     if sources and not sources.is_file():
         raise UsageError(f"--rerank {sources}: there is no such file")
     streams = lines.open_streams(arguments.input, "scores")
     translator = lines.load_translator(recipe, arguments)
+    if arguments.alignment:
+        from pipeline.translation.alignment import check_engine
+
+        check_engine(translator)
     log.info("model ready: %s", translator.backend)
     if sources:
         choose = partial(rerank, translator, sources, streams.name)
         lines.convert_lines(streams, choose, log, "reranking", "translations")
     else:
-        rate = partial(score, translator, streams.name, arguments.tokens)
+        rate = partial(score, translator, streams.name, arguments.tokens, arguments.alignment)
         lines.convert_lines(streams, rate, log, "scoring", "pairs")
 
 
@@ -80,6 +86,7 @@ def score(
     translator: TextTranslator,
     name: str,
     tokens: bool,
+    alignment: bool,
     batches: Iterator[Lines],
     progress: Progress,
 ) -> Iterator[list[str]]:
@@ -87,6 +94,7 @@ def score(
 
     :param name: of the input, for errors.
     :param tokens: also return those of its tokens.
+    :param alignment: also return which words it comes from.
     :raises DataError: a line is not a pair. What belongs to those before it has been returned.
     """
     from pipeline.translation.scoring import Pair, force
@@ -98,8 +106,9 @@ def score(
         pairs = [Pair(*good[i].split("\t")) for i in full]
         rows = [""] * len(good)
         found = force(translator, pairs, progress, [first + i for i in full])
-        for i, forced in zip(full, found, strict=True):
-            rows[i] = _row(forced, tokens)
+        links = _alignments(translator, pairs, found) if alignment else [None] * len(pairs)
+        for i, forced, of_pair in zip(full, found, links, strict=True):
+            rows[i] = _row(forced, of_pair, tokens)
         yield rows
         if len(good) < len(texts):
             raise DataError(
@@ -107,11 +116,25 @@ def score(
             )
 
 
-def _row(forced: Forced | None, tokens: bool) -> str:
-    if forced is None:
-        return "nan"
-    each = zip(forced.tokens, forced.log_probs, strict=True) if tokens else ()
-    return "\t".join([f"{forced.log_prob:.6f}", *(f"{token} {value:.6f}" for token, value in each)])
+def _alignments(
+    translator: TextTranslator, pairs: Sequence[Pair], found: Sequence[Forced | None]
+) -> list[str]:
+    """Return each pair's alignment as text; of one that the model cannot take none."""
+    from pipeline.translation.alignment import align_pairs, check_engine, pharaoh
+
+    taken = [pair for pair, forced in zip(pairs, found, strict=True) if forced]
+    links = iter(align_pairs(check_engine(translator), taken))
+    return [pharaoh(next(links)) if forced else "" for forced in found]
+
+
+def _row(forced: Forced | None, alignment: str | None, tokens: bool) -> str:
+    fields = [f"{forced.log_prob:.6f}" if forced else "nan"]
+    if alignment is not None:
+        fields.append(alignment)
+    if forced and tokens:
+        each = zip(forced.tokens, forced.log_probs, strict=True)
+        fields += [f"{token} {value:.6f}" for token, value in each]
+    return "\t".join(fields)
 
 
 def rerank(

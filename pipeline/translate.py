@@ -46,6 +46,10 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     if arguments.n_best is not None and arguments.n_best < 1:
         raise UsageError("--n_best must be at least 1")
     translator = lines.load_translator(recipe, arguments)
+    if arguments.alignment:
+        from pipeline.translation.alignment import align_translations, check_engine, pharaoh
+
+        aligned = check_engine(translator)
     beam_size = translator.search.beam_size
     if wanted > beam_size:
         raise UsageError(f"--n_best {wanted} exceeds evaluation.beam_size ({beam_size})")
@@ -66,8 +70,13 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
                 sides = [text.partition("\t") for text in texts]
                 sentences, prefixes = [side[0] for side in sides], [side[2] for side in sides]
             found = translator.n_best(sentences, progress, first, prefixes)
-            numbered = enumerate(found, start=first - 1)
-            yield [row(number, one) for number, best in numbered for one in best[:wanted]]
+            found = [best[:wanted] for best in found]
+            rows = [row(i, one) for i, best in enumerate(found, start=first - 1) for one in best]
+            if arguments.alignment:
+                links = align_translations(aligned, sentences, found)
+                each = (pharaoh(of_one) for of_line in links for of_one in of_line)
+                rows = [f"{begin}\t{links}" for begin, links in zip(rows, each, strict=True)]
+            yield rows
 
     lines.convert_lines(streams, translate, log, "translating", "sentences")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.images.shards import ImageReader
+from models.recording import record
 from pipeline.analysis.distance import patch_distances
 from pipeline.analysis.drawings import LookedAt, draw_class_attention
 from pipeline.analysis.examples import (
@@ -24,7 +25,6 @@ from pipeline.analysis.examples import (
     choose,
 )
 from pipeline.analysis.measures import rounded
-from pipeline.analysis.recording import record
 from pipeline.classification.serving import centre_crop
 from pipeline.recipe import UsageError
 

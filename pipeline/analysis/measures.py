@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.recording import StackRecording, record
 from pipeline.analysis.cka import MinibatchCKA
 from pipeline.analysis.distance import (
     MeanAttentionDistance,
@@ -19,7 +20,6 @@ from pipeline.analysis.distance import (
 )
 from pipeline.analysis.drawings import draw_cka, draw_cosines, draw_distances, draw_signals
 from pipeline.analysis.examples import AnalysedModel, Analysis, Batch, Examples
-from pipeline.analysis.recording import StackRecording, record
 from pipeline.analysis.signals import Ring, SignalSizes
 from pipeline.analysis.similarity import StateCosines
 

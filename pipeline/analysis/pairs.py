@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import BOS_IDX, PAD_IDX, load_vocabularies
+from models.recording import record
 from pipeline.analysis.distance import token_distances
 from pipeline.analysis.drawings import draw_attention
 from pipeline.analysis.examples import (
@@ -24,7 +25,6 @@ from pipeline.analysis.examples import (
     choose,
 )
 from pipeline.analysis.measures import rounded
-from pipeline.analysis.recording import record
 from pipeline.recipe import UsageError
 from pipeline.translation.batches import PairBatch, collate
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.recording import StackRecording
 from models.ringformer import RingDecoder, RingEncoder, VisionRing, level_signal
 from models.ringformer.level_signal import Signal
 from models.ringformer.vision_weights import Level as VisionLevel
 from models.ringformer.weights import Level
-from pipeline.analysis.recording import StackRecording
 
 PROJECTIONS = ("q", "k", "v", "ffn")
 

@@ -6,6 +6,7 @@ Keys and values are not copied for each hypothesis (`models/ringformer/decoder_s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,10 +15,18 @@ from torch import Tensor
 
 from data_prep.vocabulary import EOS_IDX
 from models.padding import PaddedLayout, to_device
+from models.recording import record
 from models.seq2seq import TranslationModel
 from models.stack import Stack
 from pipeline.translation.batches import collate_ids, pad
-from pipeline.translation.search import Decoding, Ints, NextTokens, sample_batch, search_batch
+from pipeline.translation.search import (
+    Decoding,
+    Floats,
+    Ints,
+    NextTokens,
+    sample_batch,
+    search_batch,
+)
 from pipeline.translation.serving import Hypothesis, PairIds
 from pipeline.translation_recipe import SearchConfig
 
@@ -65,6 +74,33 @@ def force(models: Sequence[TranslationModel], pairs: PairIds) -> list[list[float
     ]
     log_probs = _mean(of_models).tolist()
     return [row[: len(ids)] for row, ids in zip(log_probs, pairs[1], strict=True)]
+
+
+@torch.inference_mode()
+def cross_attention(models: Sequence[TranslationModel], pairs: PairIds) -> Floats:
+    """Return where models look in the sources when they predict each token of given translations.
+
+    It is that of the decoder's level N // 2 + 1, which knows most of words (docs/serving.md), the
+    mean over its heads, and over the models of an ensemble.
+
+    :returns: `[B, T, S]`; a row that is no padding sums to 1.
+    """
+    batch = collate_ids(*pairs, next(models[0].parameters()).device)
+    of_models = []
+    for model in models:
+        decode = partial(
+            model.log_probs,
+            batch.source_seqs,
+            batch.source_seqs_layout,
+            batch.target_seqs,
+            batch.target_seqs_layout,
+            batch.targets,
+        )
+        of_levels = record({"decoder": model.decoder}, decode)["decoder"].cross_attention
+        assert of_levels is not None  # of an encoder
+        of_models.append(of_levels[len(of_levels) // 2].float().mean(1))
+    found: Floats = _mean(of_models).cpu().numpy()
+    return found
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

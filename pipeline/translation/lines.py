@@ -73,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser, content: str) -> None:
         help="folder written by `export`, in any format; default: the run's checkpoints. Given "
         "several times: an ensemble, of format safetensors",
     )
+    parser.add_argument(
+        "--alignment",
+        action="store_true",
+        help="also print which word of the sentence each word of the translation comes from, as "
+        "`i-j`: a tab, and word i of the sentence with word j of the translation, from 0. It "
+        "needs PyTorch: the run's checkpoints, or an export in format safetensors",
+    )
 
 
 def open_streams(path: Path | None, content: str) -> Streams:

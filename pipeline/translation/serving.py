@@ -71,6 +71,9 @@ class Part(NamedTuple):
     place: tuple[int, int] = (0, 0)
     """The number of its line, and of the part in that: what is drawn depends on it."""
 
+    text: str = ""
+    """What was encoded, normalised."""
+
 
 class Translation(NamedTuple):
     """A translation of a sentence, as text."""
@@ -79,6 +82,9 @@ class Translation(NamedTuple):
     """See `Hypothesis`."""
 
     text: str
+
+    found: Sequence[tuple[Part, Hypothesis]] = ()
+    """The parts of the sentence, and of each what was found for it."""
 
 
 def length_limit(source_length: int, search: SearchConfig, longest: int) -> int:
@@ -221,7 +227,9 @@ class TextTranslator(ABC):
                 found[index] = hypotheses
                 left[owner[index]] -= 1
             progress(sum(left[index] == 0 for index in {owner[index] for index in batch}))
-        return [self._join_parts([found[index] for index in own]) for own in of_sentence]
+        return [
+            self._join_parts([(parts[index], found[index]) for index in own]) for own in of_sentence
+        ]
 
     def _encode_parts(
         self, sentences: Sequence[str], first_line: int
@@ -236,17 +244,17 @@ class TextTranslator(ABC):
         texts = list(map(normalise, sentences))
         for number, ids in enumerate(encode(texts, add_eos=True)):
             begin, line = len(parts), first_line + number
-            if len(ids) <= limit:
-                own = [ids]
-            else:
+            cut, own = [texts[number]], [ids]
+            if len(ids) > limit:
                 cut = split_to_fit(texts[number], lambda text: len(encode(text)) < limit)
                 own = encode(cut, add_eos=True)
                 log.warning(
                     "line %d: %d tokens, more than the %d that the model takes; "
                     "translated in %d parts", line, len(ids), limit, len(own),
                 )  # fmt: skip
-            full = [ids for ids in own if len(ids) > 1]  # else only EOS
-            parts += [Part(ids, place=(line, which)) for which, ids in enumerate(full)]
+            both = zip(own, cut, strict=True)
+            full = [Part(ids, text=text) for ids, text in both if len(ids) > 1]  # else only EOS
+            parts += [part._replace(place=(line, which)) for which, part in enumerate(full)]
             of_sentence.append(range(begin, len(parts)))
         return parts, of_sentence
 
@@ -259,19 +267,21 @@ class TextTranslator(ABC):
             )
         return ids
 
-    def _join_parts(self, parts: Sequence[Sequence[Hypothesis]]) -> list[Translation]:
+    def _join_parts(self, parts: Sequence[tuple[Part, Sequence[Hypothesis]]]) -> list[Translation]:
         """Return the translations of a sentence.
 
-        :param parts: the hypotheses of each of its parts.
+        :param parts: its parts, and the hypotheses of each.
         """
         if len(parts) == 1:
-            return [Translation(h.score, self._decode(h)) for h in parts[0]]
-        best = [hypotheses[0] for hypotheses in parts]
+            ((part, hypotheses),) = parts
+            return [Translation(h.score, self._decode(h), [(part, h)]) for h in hypotheses]
+        found = [(part, hypotheses[0]) for part, hypotheses in parts]
+        best = [hypothesis for _, hypothesis in found]
         penalty = self.search.length_penalty
         total = sum(h.score * len(h.tokens) ** penalty for h in best)
         length = max(1, sum(len(h.tokens) for h in best))
         text = " ".join(filter(None, map(self._decode, best)))
-        return [Translation(total / length**penalty, text)]
+        return [Translation(total / length**penalty, text, found)]
 
     def _decode(self, hypothesis: Hypothesis) -> str:
         # Byte fallback can produce a line break, and one line in must be one line out.

@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from models.config import ModelConfig
 from models.padding import padding_mask
+from models.recording import StackRecording, record
 from models.ringformer import RingDecoder, RingEncoder
 from models.seq2seq import TranslationModel
-from pipeline.analysis.recording import StackRecording, record
 from pipeline.analysis.signals import SignalSizes
 from tests.models.test_models import ARCHITECTURES, PAD, sequences, tiny
 

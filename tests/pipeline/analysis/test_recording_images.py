@@ -15,9 +15,9 @@ from torch import Tensor
 from models.config import Architecture, VisionConfig
 from models.factory import create_classifier
 from models.image_classifier import ImageClassifier, ImageShape
+from models.recording import StackRecording, record
 from models.ringformer import VisionRing
 from models.ringformer.vision_reference import classifier_from_reference
-from pipeline.analysis.recording import StackRecording, record
 from pipeline.analysis.signals import Share, SignalSizes
 from tests.pipeline.analysis.test_recording import KernelCalls
 
