@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("score")
 
+LONGEST_NUMBER = 18  # digits of the number of a sentence
+
 
 class Row(NamedTuple):
     """A row of an n-best list."""
@@ -65,7 +67,7 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
         raise UsageError("--rerank prints translations, for which there are no --tokens")
     if sources and arguments.alignment:
         raise UsageError("--rerank prints translations, for which there is no --alignment")
-    if sources and not sources.is_file():
+    if sources and (sources.is_dir() or not sources.exists()):
         raise UsageError(f"--rerank {sources}: there is no such file")
     streams = lines.open_streams(arguments.input, "scores")
     translator = lines.load_translator(recipe, arguments)
@@ -156,22 +158,32 @@ def rerank(
     sentences = enumerate(read_lines(sources))
     last: list[Row] = []  # of a sentence that may have more
     for first, texts in batches:
-        rows = last + [_parse(text, name, line) for line, text in enumerate(texts, start=first)]
-        *groups, last = (list(group) for _, group in groupby(rows, lambda row: row.sentence))
+        parsed = [_parse(text, line) for line, text in enumerate(texts, start=first)]
+        good = [row for row in takewhile(lambda row: row is not None, parsed) if row]
+        *groups, last = _by_sentence([*last, *good])
         yield _best(translator, groups, sentences, name, progress)
+        if len(good) < len(parsed):
+            raise DataError(
+                f"{name}:{first + len(good)}: expected the number of a sentence, a score, and a "
+                "translation, with tabs between"
+            )
     yield _best(translator, [last] if last else [], sentences, name, progress)
     for number, _ in sentences:
         raise DataError(f"{sources}:{number + 1}: {name} has no translation of this sentence")
 
 
-def _parse(text: str, name: str, line: int) -> Row:
+def _parse(text: str, line: int) -> Row | None:
+    """Return the row that a line is; None: it is none."""
     number, *rest = text.split("\t")
-    if not number.isdecimal() or len(rest) != 2:
-        raise DataError(
-            f"{name}:{line}: expected the number of a sentence, a score, and a translation, with "
-            "tabs between"
-        )
+    if not number.isdecimal() or len(number) > LONGEST_NUMBER or len(rest) != 2:
+        return None
     return Row(line, int(number), rest[1])
+
+
+def _by_sentence(rows: list[Row]) -> list[list[Row]]:
+    """Return the rows of each sentence; at least one list, which may be empty."""
+    groups = [list(group) for _, group in groupby(rows, lambda row: row.sentence)]
+    return groups or [[]]
 
 
 def _best(
@@ -198,7 +210,8 @@ def _best(
                 f"{name}:{group[0].line}: a translation of sentence {group[0].sentence}, but "
                 f"{expected}"
             )
-        pairs += [Pair(source, row.translation) for row in group]
+        sentence = source.partition("\t")[0]  # behind it is what `translate --prefix` has read
+        pairs += [Pair(sentence, row.translation) for row in group]
     penalty = translator.search.length_penalty
     scores = [
         forced.score(penalty) if forced else -math.inf

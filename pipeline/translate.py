@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import run_command
+from data_prep.files import DataError
+from pipeline.command_line import positive_argument, run_command
 from pipeline.recipe import UsageError
 from pipeline.translation import lines
 from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
-    from pipeline.translation.serving import Translation
+    from pipeline.translation.serving import TextTranslator, Translation
 
 log = logging.getLogger("translate")
 
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lines.add_arguments(parser, "source sentences")
     parser.add_argument(
         "--n_best",
-        type=int,
+        type=positive_argument,
         metavar="N",
         help="print N translations of each sentence: its number from 0, the score (log-probability "
         "by length), and the text, with tabs between; at most evaluation.beam_size. A line that is "
@@ -43,8 +45,6 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     """Translate the input line by line."""
     streams = lines.open_streams(arguments.input, "translations")
     wanted = arguments.n_best or 1
-    if arguments.n_best is not None and arguments.n_best < 1:
-        raise UsageError("--n_best must be at least 1")
     translator = lines.load_translator(recipe, arguments)
     if arguments.alignment:
         from pipeline.translation.alignment import align_translations, check_engine, pharaoh
@@ -65,9 +65,12 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
 
     def translate(batches: Iterator[lines.Lines], progress: lines.Progress) -> Iterator[list[str]]:
         for first, texts in batches:
-            sentences, prefixes = texts, list[str]()
+            sentences, prefixes, fault = texts, list[str](), None
             if arguments.prefix:
-                sides = [text.partition("\t") for text in texts]
+                faults = (prefix_fault(translator, text) for text in texts)
+                good = len(list(takewhile(lambda fault: fault is None, faults)))
+                fault = prefix_fault(translator, texts[good]) if good < len(texts) else None
+                sides = [text.partition("\t") for text in texts[:good]]
                 sentences, prefixes = [side[0] for side in sides], [side[2] for side in sides]
             found = translator.n_best(sentences, progress, first, prefixes)
             found = [best[:wanted] for best in found]
@@ -77,8 +80,18 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
                 each = (pharaoh(of_one) for of_line in links for of_one in of_line)
                 rows = [f"{begin}\t{links}" for begin, links in zip(rows, each, strict=True)]
             yield rows
+            if fault:
+                raise DataError(f"{streams.name}:{first + len(sentences)}: {fault}")
 
     lines.convert_lines(streams, translate, log, "translating", "sentences")
+
+
+def prefix_fault(translator: TextTranslator, text: str) -> str | None:
+    """Return what is wrong with a line that may have a tab and a prefix; None: nothing."""
+    _, *prefix = text.split("\t")
+    if len(prefix) > 1:
+        return "expected a sentence, and behind one tab what its translation begins with"
+    return translator.prefix_fault(prefix[0]) if prefix else None
 
 
 if __name__ == "__main__":

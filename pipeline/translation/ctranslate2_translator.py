@@ -121,6 +121,8 @@ class CTranslate2Translator(TextTranslator):
         """
         forbidden = [[self.target_vocabulary.id_to_piece(index)] for index in self._forbidden]
         topk = self.search.sampling_topk
+        if topk is not None and topk >= self.target_vocabulary.get_piece_size():
+            topk = 0  # from all
         futures: list[Any] = self.model.translate_batch(
             [self._source_tokens(part.source) for part in parts],
             [self.target_vocabulary.id_to_piece(list(part.prefix)) for part in parts],

@@ -101,11 +101,12 @@ class OnnxTranslator(TextTranslator):
         return force_batch(OnnxDecoding(self.encoder, self.decoder, sources), targets)
 
     def _search(self, parts: list[Part]) -> list[list[Hypothesis]]:
-        sources, prefixes, places = ([part[i] for part in parts] for i in range(3))
+        sources, prefixes = [part.source for part in parts], [part.prefix for part in parts]
         decoding = OnnxDecoding(self.encoder, self.decoder, sources, self._allowed(parts))
         lengths, longest = [len(ids) for ids in sources], self.max_target_tokens
         if self.search.sampling_topk is None:
             return search_batch(decoding, lengths, self.search, longest, prefixes)
+        places = [part.place for part in parts]
         return sample_batch(decoding, lengths, self.search, longest, prefixes, places)
 
     def _allowed(self, parts: list[Part]) -> Bools | None:

@@ -213,8 +213,9 @@ class TextTranslator(ABC):
         parts, of_sentence = self._encode_parts(sentences, first_line)
         for number, prefix in enumerate(prefixes):
             if own := of_sentence[number]:
-                ids = self._encode_prefix(prefix, first_line + number)
-                parts[own[0]] = parts[own[0]]._replace(prefix=ids)
+                if fault := self.prefix_fault(prefix):
+                    raise ModelError(f"line {first_line + number}: {fault}")
+                parts[own[0]] = parts[own[0]]._replace(prefix=self._prefix_ids(prefix))
         found: list[Sequence[Hypothesis]] = [[] for _ in parts]
         owner = [index for index, own in enumerate(of_sentence) for _ in own]
         left = [len(own) for own in of_sentence]
@@ -258,13 +259,15 @@ class TextTranslator(ABC):
             of_sentence.append(range(begin, len(parts)))
         return parts, of_sentence
 
-    def _encode_prefix(self, text: str, line: int) -> list[int]:
-        ids: list[int] = self.target_vocabulary.encode(normalise(text))
-        if len(ids) >= self.max_target_tokens:
-            raise ModelError(
-                f"line {line}: the prefix has {len(ids)} tokens, and the model can produce "
-                f"{self.max_target_tokens} in all"
-            )
+    def prefix_fault(self, prefix: str) -> str | None:
+        """Return why a translation cannot begin so; None: it can."""
+        tokens, limit = len(self._prefix_ids(prefix)), self.max_target_tokens
+        if tokens < limit:
+            return None
+        return f"the prefix has {tokens} tokens, and the model can produce {limit} in all"
+
+    def _prefix_ids(self, prefix: str) -> list[int]:
+        ids: list[int] = self.target_vocabulary.encode(normalise(prefix))
         return ids
 
     def _join_parts(self, parts: Sequence[tuple[Part, Sequence[Hypothesis]]]) -> list[Translation]:

@@ -112,7 +112,7 @@ class Translator(TextTranslator):
         from data_prep.vocabulary import load_vocabularies, vocabulary_digest
         from pipeline.translation.run_model import model_for
 
-        models, longest = [], []
+        models, longest, first = [], [], read_settings(folders[0])
         for folder in folders:
             settings = read_settings(folder)
             if settings.format != "safetensors":
@@ -120,13 +120,17 @@ class Translator(TextTranslator):
                     f"{folder}: its format is {settings.format}, and models of an ensemble must be "
                     "exports in format safetensors"
                 )
+            ways = [(each.source_lang, each.target_lang) for each in (settings, first)]
+            if ways[0] != ways[1]:
+                own, others = (" to ".join(map(str, way)) for way in ways)
+                raise ModelError(f"{folder} goes from {own}, and {folders[0]} from {others}")
             try:
                 if vocabulary_digest(folder) != vocabulary_digest(folders[0]):
                     raise ModelError(f"{folder} has another vocabulary than {folders[0]}")
                 vocabularies = load_vocabularies(folder)
                 model = model_for(ModelConfig.model_validate(settings.model), vocabularies)
                 load_weights(model, folder)
-                keys = {**(read_settings(folders[0]).evaluation or {}), **search}
+                keys = {**(first.evaluation or {}), **search}
                 evaluation = SearchConfig.model_validate(keys)
             except (
                 OSError, KeyError, ValueError, RuntimeError, SafetensorError, DataError,
@@ -141,7 +145,8 @@ class Translator(TextTranslator):
         from pipeline.translation.beam_search import beam_search
 
         for parts in batches:
-            sources, prefixes, places = ([part[i] for part in parts] for i in range(3))
+            sources, prefixes = [part.source for part in parts], [part.prefix for part in parts]
+            places = [part.place for part in parts]
             yield beam_search(self.models, sources, self.search, prefixes, places)
 
     def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:

@@ -46,7 +46,8 @@ def test_what_translate_prints_is_reranked(
     ctranslate2_folder: Path, command: Command, sentences: list[str], tmp_path: Path
 ) -> None:
     """By log-probability a token, the worst coming first."""
-    (tmp_path / "input").write_text("\n".join(sentences))
+    # Behind a tab is what a translation was made to begin with: it is no part of the sentence.
+    (tmp_path / "input").write_text("\n".join(f"{sentence}\tThe" for sentence in sentences))
     translator = Translator.of_export(ctranslate2_folder)
     best = translator.n_best(sentences)
     rows = [f"{i}\t{one.score:.4f}\t{one.text}" for i, all in enumerate(best) for one in all[::-1]]
@@ -55,6 +56,10 @@ def test_what_translate_prints_is_reranked(
     assert done.returncode == 0, done.stderr
     chosen = done.stdout.splitlines()
     assert len(chosen) == len(sentences)
+    rows[len(rows) // 2] = f"{'1' * 5000}\t-1\tYes."
+    broken = command("pipeline.score", *arguments, stdin="\n".join(rows))
+    assert f"stdin:{len(rows) // 2 + 1}: expected the number of a sentence" in broken.stderr
+    assert broken.stdout.splitlines() == chosen[: broken.stdout.count("\n")] != []
     # The vocabulary may cut a text in other tokens than the search has found it in.
     pairs = [
         Pair(source, one.text) for source, all in zip(sentences, best, strict=True) for one in all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -173,5 +174,12 @@ def test_what_makes_an_ensemble(
         file.write(b"\n")
     with pytest.raises(ModelError, match="foreign has another vocabulary than"):
         Translator.of_exports([folder, foreign])
+    back = tmp_path / "back"
+    shutil.copytree(folder, back)
+    settings = json.loads((back / "export.json").read_text())
+    settings |= {"source_lang": "en", "target_lang": "de"}
+    (back / "export.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match=r"back goes from en to de, and .* from de to en"):
+        Translator.of_exports([folder, back])
     with pytest.raises(ModelError, match=r"line 3: the prefix has .* tokens, and the model can"):
         twice.n_best(["Ja.", "", "Ja."], first_line=1, prefixes=["", "", "The house. " * 40])
