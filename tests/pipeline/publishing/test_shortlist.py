@@ -156,7 +156,7 @@ def test_a_translation_does_not_depend_on_its_neighbours(
         scores = [each.score for each in alone]
         assert [each.score for each in found] == pytest.approx(scores, abs=1e-4)
     assert len(together) == len(lines)
-    assert [text for _, text in together[0]] == [""]
+    assert [each.text for each in together[0]] == [""]
 
 
 def test_it_can_be_left_out(
