@@ -80,7 +80,7 @@ def force(models: Sequence[TranslationModel], pairs: PairIds) -> list[list[float
 def cross_attention(models: Sequence[TranslationModel], pairs: PairIds) -> Floats:
     """Return where models look in the sources when they predict each token of given translations.
 
-    It is that of the decoder's level N // 2 + 1, which knows most of words (docs/serving.md), the
+    It is that of the decoder's level N // 2 + 1, which found most of the words that we know, the
     mean over its heads, and over the models of an ensemble.
 
     :returns: `[B, T, S]`; a row that is no padding sums to 1.
