@@ -45,8 +45,8 @@ class PaddedLayout(BatchLayout):  # type: ignore[misc]  # it is final
     @property
     def seq_begin_indices_pt(self) -> Tensor:
         """Return where the sequences begin in the flattened batch, and its end: int32 `[B + 1]`."""
-        ends = range(0, (len(self._seq_lens) + 1) * self._width, self._width)
-        return torch.tensor(ends, dtype=torch.int32, device=self._position_indices.device)
+        device = self._position_indices.device
+        return torch.tensor(self._seq_begin_indices, dtype=torch.int32, device=device)
 
 
 def padding_mask(layout: BatchLayout) -> Tensor | None:

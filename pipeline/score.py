@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import groupby, takewhile
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -101,21 +101,22 @@ def score(
     """
     from pipeline.translation.scoring import Pair, force
 
-    for first, texts in batches:
-        good = list(takewhile(lambda text: not text.strip() or text.count("\t") == 1, texts))
-        full = [i for i, text in enumerate(good) if text.strip()]
-        progress(len(good) - len(full))
-        pairs = [Pair(*good[i].split("\t")) for i in full]
-        rows = [""] * len(good)
+    for first, texts in lines.up_to_fault(batches, name, pair_fault):
+        full = [i for i, text in enumerate(texts) if text.strip()]
+        progress(len(texts) - len(full))
+        pairs = [Pair(*texts[i].split("\t")) for i in full]
+        rows = [""] * len(texts)
         found = force(translator, pairs, progress, [first + i for i in full])
         links = _alignments(translator, pairs, found) if alignment else [None] * len(pairs)
         for i, forced, of_pair in zip(full, found, links, strict=True):
             rows[i] = _row(forced, of_pair, tokens)
         yield rows
-        if len(good) < len(texts):
-            raise DataError(
-                f"{name}:{first + len(good)}: expected a sentence, one tab, and a translation"
-            )
+
+
+def pair_fault(text: str) -> str | None:
+    """Return what is wrong with a line, if it is no pair; an empty one may stand between pairs."""
+    good = not text.strip() or text.count("\t") == 1
+    return None if good else "expected a sentence, one tab, and a translation"
 
 
 def _alignments(
@@ -157,27 +158,26 @@ def rerank(
 
     sentences = enumerate(read_lines(sources))
     last: list[Row] = []  # of a sentence that may have more
-    for first, texts in batches:
-        parsed = [_parse(text, line) for line, text in enumerate(texts, start=first)]
-        good = [row for row in takewhile(lambda row: row is not None, parsed) if row]
-        *groups, last = _by_sentence([*last, *good])
+    for first, texts in lines.up_to_fault(batches, name, row_fault):
+        rows = [_parse(text, line) for line, text in enumerate(texts, start=first)]
+        *groups, last = _by_sentence([*last, *rows])
         yield _best(translator, groups, sentences, name, progress)
-        if len(good) < len(parsed):
-            raise DataError(
-                f"{name}:{first + len(good)}: expected the number of a sentence, a score, and a "
-                "translation, with tabs between"
-            )
     yield _best(translator, [last] if last else [], sentences, name, progress)
     for number, _ in sentences:
         raise DataError(f"{sources}:{number + 1}: {name} has no translation of this sentence")
 
 
-def _parse(text: str, line: int) -> Row | None:
-    """Return the row that a line is; None: it is none."""
+def row_fault(text: str) -> str | None:
+    """Return what is wrong with a line, if it is no row of an n-best list."""
     number, *rest = text.split("\t")
-    if not number.isdecimal() or len(number) > LONGEST_NUMBER or len(rest) != 2:
+    if number.isdecimal() and len(number) <= LONGEST_NUMBER and len(rest) == 2:
         return None
-    return Row(line, int(number), rest[1])
+    return "expected the number of a sentence, a score, and a translation, with tabs between"
+
+
+def _parse(text: str, line: int) -> Row:
+    number, _, translation = text.split("\t")
+    return Row(line, int(number), translation)
 
 
 def _by_sentence(rows: list[Row]) -> list[list[Row]]:

@@ -57,12 +57,11 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from pipeline.sweeping.trial import home_of
 
     home = home_of(recipe)
-    with only_command_in(recipe.run_dir), only_command_in(home):
+    with only_command_in(recipe.run_dir), only_command_in(home.run_dir):
         best = Sweep(draft, config, criterion, arguments.jobs).run()
-    run_id = run_id_of(recipe.model_copy(update={"run_dir": home}))
     print(
         f"best: trial {best.number}, {criterion.metric} {best.value:.4f} | {best.recipe} | "
-        f"MLflow run {run_id or 'not sent yet'}"
+        f"MLflow run {run_id_of(home) or 'not sent yet'}"
     )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Iterator
-from itertools import takewhile
+from functools import partial
 from typing import TYPE_CHECKING
 
-from data_prep.files import DataError
 from pipeline.command_line import positive_argument, run_command
 from pipeline.recipe import UsageError
 from pipeline.translation import lines
@@ -64,13 +63,13 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
         return begin + translation.text
 
     def translate(batches: Iterator[lines.Lines], progress: lines.Progress) -> Iterator[list[str]]:
+        if arguments.prefix:
+            fault = partial(prefix_fault, translator)
+            batches = lines.up_to_fault(batches, streams.name, fault)
         for first, texts in batches:
-            sentences, prefixes, fault = texts, list[str](), None
+            sentences, prefixes = texts, list[str]()
             if arguments.prefix:
-                faults = (prefix_fault(translator, text) for text in texts)
-                good = len(list(takewhile(lambda fault: fault is None, faults)))
-                fault = prefix_fault(translator, texts[good]) if good < len(texts) else None
-                sides = [text.partition("\t") for text in texts[:good]]
+                sides = [text.partition("\t") for text in texts]
                 sentences, prefixes = [side[0] for side in sides], [side[2] for side in sides]
             found = translator.n_best(sentences, progress, first, prefixes)
             found = [best[:wanted] for best in found]
@@ -80,8 +79,6 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
                 each = (pharaoh(of_one) for of_line in links for of_one in of_line)
                 rows = [f"{begin}\t{links}" for begin, links in zip(rows, each, strict=True)]
             yield rows
-            if fault:
-                raise DataError(f"{streams.name}:{first + len(sentences)}: {fault}")
 
     lines.convert_lines(streams, translate, log, "translating", "sentences")
 

@@ -58,8 +58,7 @@ class Sweep:
         :raises DataError: it began with another recipe, other data, or another file.
         """
         self.recipe, self._draft = draft.recipe(), draft
-        # The run_dir itself has a training of its own, perhaps, and that an MLflow run.
-        self._home = self.recipe.model_copy(update={"run_dir": home_of(self.recipe)})
+        self._home = home_of(self.recipe)
         self.config, self.criterion, self._jobs = config, criterion, jobs
         self.study = Study(self._home.run_dir / STUDY, config, criterion, self.recipe)
         recipe = self.recipe.model_dump(mode="json", include={"model", "training", "evaluation"})

@@ -32,7 +32,7 @@ class TrainingTrial:
     def __init__(self, asked: Asked, sweep: Recipe, draft: Draft, data: Path) -> None:
         """Make the trial's recipe.
 
-        :param sweep: the sweep's recipe, with the sweep's own folder as its run_dir.
+        :param sweep: as of `home_of`.
         :param draft: the recipe, as it was read.
         :param data: the run_dir that has the data.
         :raises UsageError: values that fit one by one do not fit together.
@@ -158,15 +158,17 @@ class TrainingTrial:
         return f"training ended with {self._process.returncode}; see {self.folder / LOG}"
 
 
-def home_of(recipe: Recipe) -> Path:
-    """Return the folder of what a sweep makes: beside the run_dir of its recipe."""
-    return recipe.run_dir.with_name(f"{recipe.run_dir.name}-sweep")
+def home_of(recipe: Recipe) -> Recipe:
+    """Return a sweep's recipe with the sweep's own folder as its run_dir: what it makes is there,
+    beside the run_dir, which may have a training and an MLflow run of its own."""
+    folder = recipe.run_dir.with_name(f"{recipe.run_dir.name}-sweep")
+    return recipe.model_copy(update={"run_dir": folder})
 
 
 def folder_of(sweep: Recipe, number: int) -> Path:
     """Return the run_dir of a trial.
 
-    :param sweep: as of `TrainingTrial`.
+    :param sweep: as of `home_of`.
     """
     return sweep.run_dir / "trials" / f"{number:03d}"
 

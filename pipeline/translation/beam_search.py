@@ -18,14 +18,13 @@ from models.padding import PaddedLayout, to_device
 from models.recording import record
 from models.seq2seq import TranslationModel
 from models.stack import Stack
-from pipeline.translation.batches import collate_ids, pad
+from pipeline.translation.batches import PairBatch, collate_ids, pad
 from pipeline.translation.search import (
     Decoding,
     Floats,
     Ints,
     NextTokens,
-    sample_batch,
-    search_batch,
+    decode_batch,
 )
 from pipeline.translation.serving import Hypothesis, PairIds
 from pipeline.translation_recipe import SearchConfig
@@ -49,10 +48,7 @@ def beam_search(
     """
     models = [models] if isinstance(models, TranslationModel) else models
     decoding, lengths = TorchDecoding(models, sources), [len(ids) for ids in sources]
-    longest = decoding.max_seq_len
-    if search.sampling_topk is None:
-        return search_batch(decoding, lengths, search, longest, prefixes)
-    return sample_batch(decoding, lengths, search, longest, prefixes, places)
+    return decode_batch(decoding, lengths, search, decoding.max_seq_len, prefixes, places)
 
 
 @torch.inference_mode()
@@ -62,17 +58,7 @@ def force(models: Sequence[TranslationModel], pairs: PairIds) -> list[list[float
     :param models: one, or an ensemble.
     """
     batch = collate_ids(*pairs, next(models[0].parameters()).device)
-    of_models = [
-        model.log_probs(
-            batch.source_seqs,
-            batch.source_seqs_layout,
-            batch.target_seqs,
-            batch.target_seqs_layout,
-            batch.targets,
-        )
-        for model in models
-    ]
-    log_probs = _mean(of_models).tolist()
+    log_probs = _mean([_log_probs(model, batch) for model in models]).tolist()
     return [row[: len(ids)] for row, ids in zip(log_probs, pairs[1], strict=True)]
 
 
@@ -88,19 +74,22 @@ def cross_attention(models: Sequence[TranslationModel], pairs: PairIds) -> Float
     batch = collate_ids(*pairs, next(models[0].parameters()).device)
     of_models = []
     for model in models:
-        decode = partial(
-            model.log_probs,
-            batch.source_seqs,
-            batch.source_seqs_layout,
-            batch.target_seqs,
-            batch.target_seqs_layout,
-            batch.targets,
-        )
+        decode = partial(_log_probs, model, batch)
         of_levels = record({"decoder": model.decoder}, decode)["decoder"].cross_attention
         assert of_levels is not None  # of an encoder
         of_models.append(of_levels[len(of_levels) // 2].float().mean(1))
     found: Floats = _mean(of_models).cpu().numpy()
     return found
+
+
+def _log_probs(model: TranslationModel, batch: PairBatch) -> Tensor:
+    return model.log_probs(
+        batch.source_seqs,
+        batch.source_seqs_layout,
+        batch.target_seqs,
+        batch.target_seqs_layout,
+        batch.targets,
+    )
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -159,6 +159,23 @@ def batches_of_lines(descriptor: int, name: str) -> Iterator[list[str]]:
             return
 
 
+def up_to_fault(
+    batches: Iterator[Lines], name: str, fault: Callable[[str], str | None]
+) -> Iterator[Lines]:
+    """Return the lines before the first that is wrong.
+
+    :param name: of the input, for errors.
+    :param fault: tells what is wrong with a line; None: nothing.
+    :raises DataError: a line is wrong, and what. The lines before it have been returned.
+    """
+    for first, texts in batches:
+        for good, found in enumerate(map(fault, texts)):
+            if found is not None:
+                yield Lines(first, texts[:good])
+                raise DataError(f"{name}:{first + good}: {found}")
+        yield Lines(first, texts)
+
+
 def load_translator(recipe: TranslationRecipe, arguments: argparse.Namespace) -> TextTranslator:
     """Load the exports that `--model` names, or the model of the run's checkpoints.
 

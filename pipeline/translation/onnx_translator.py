@@ -25,9 +25,8 @@ from pipeline.translation.search import (
     Decoding,
     Ints,
     NextTokens,
+    decode_batch,
     force_batch,
-    sample_batch,
-    search_batch,
 )
 from pipeline.translation.serving import (
     Hypothesis,
@@ -103,11 +102,9 @@ class OnnxTranslator(TextTranslator):
     def _search(self, parts: list[Part]) -> list[list[Hypothesis]]:
         sources, prefixes = [part.source for part in parts], [part.prefix for part in parts]
         decoding = OnnxDecoding(self.encoder, self.decoder, sources, self._allowed(parts))
-        lengths, longest = [len(ids) for ids in sources], self.max_target_tokens
-        if self.search.sampling_topk is None:
-            return search_batch(decoding, lengths, self.search, longest, prefixes)
-        places = [part.place for part in parts]
-        return sample_batch(decoding, lengths, self.search, longest, prefixes, places)
+        lengths, places = [len(ids) for ids in sources], [part.place for part in parts]
+        longest = self.max_target_tokens
+        return decode_batch(decoding, lengths, self.search, longest, prefixes, places)
 
     def _allowed(self, parts: list[Part]) -> Bools | None:
         """Return which target tokens the shortlist, or the prefix, allows each sentence,

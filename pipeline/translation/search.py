@@ -69,6 +69,21 @@ class Candidates(NamedTuple):
     tokens: Ints  # the token that is added
 
 
+def decode_batch(
+    decoding: Decoding,
+    lengths: Sequence[int],
+    search: SearchConfig,
+    longest: int,
+    prefixes: Sequence[Sequence[int]] = (),
+    places: Sequence[Sequence[int]] = (),
+) -> list[list[Hypothesis]]:
+    """Translate the sentences of a batch as `search` says: by beam search, or drawing tokens; the
+    parameters are those of `search_batch` and `sample_batch`."""
+    if search.sampling_topk is None:
+        return search_batch(decoding, lengths, search, longest, prefixes)
+    return sample_batch(decoding, lengths, search, longest, prefixes, places)
+
+
 def search_batch(
     decoding: Decoding,
     lengths: Sequence[int],
