@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import positive_argument, run_command
+from pipeline.command_line import Once, path_argument, positive_argument, run_command
 from pipeline.recipe import UsageError
 from pipeline.translation import lines
 from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
+    from pipeline.translation.glossary import Glossary
     from pipeline.translation.serving import TextTranslator, Translation
 
 log = logging.getLogger("translate")
@@ -36,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="after a sentence there may be a tab and what its translation begins with",
     )
     parser.add_argument(
+        "--constraints",
+        type=path_argument,
+        action=Once,
+        metavar="GLOSSARY",
+        help="file of terms, each with a tab and what must stand for it in the translation of a "
+        "sentence that has the term. It needs PyTorch or ONNX Runtime",
+    )
+    parser.add_argument(
         "--scores", action="store_true", help="print a translation's score and a tab before it"
     )
 
@@ -44,7 +53,7 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     """Translate the input line by line."""
     streams = lines.open_streams(arguments.input, "translations")
     wanted = arguments.n_best or 1
-    translator = lines.load_translator(recipe, arguments)
+    translator, glossary = load(recipe, arguments)
     if arguments.alignment:
         from pipeline.translation.alignment import align_translations, check_engine, pharaoh
 
@@ -63,15 +72,15 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
         return begin + translation.text
 
     def translate(batches: Iterator[lines.Lines], progress: lines.Progress) -> Iterator[list[str]]:
-        if arguments.prefix:
-            fault = partial(prefix_fault, translator)
+        if arguments.prefix or glossary:
+            fault = partial(line_fault, translator, glossary, arguments.prefix)
             batches = lines.up_to_fault(batches, streams.name, fault)
         for first, texts in batches:
             sentences, prefixes = texts, list[str]()
             if arguments.prefix:
                 sides = [text.partition("\t") for text in texts]
                 sentences, prefixes = [side[0] for side in sides], [side[2] for side in sides]
-            found = translator.n_best(sentences, progress, first, prefixes)
+            found = translator.n_best(sentences, progress, first, prefixes, glossary)
             found = [best[:wanted] for best in found]
             rows = [row(i, one) for i, best in enumerate(found, start=first - 1) for one in best]
             if arguments.alignment:
@@ -83,12 +92,30 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     lines.convert_lines(streams, translate, log, "translating", "sentences")
 
 
-def prefix_fault(translator: TextTranslator, text: str) -> str | None:
-    """Return what is wrong with a line that may have a tab and a prefix; None: nothing."""
-    _, *prefix = text.split("\t")
-    if len(prefix) > 1:
+def load(
+    recipe: TranslationRecipe, arguments: argparse.Namespace
+) -> tuple[TextTranslator, Glossary | None]:
+    """Load the model, and the glossary if there is one."""
+    path = arguments.constraints
+    if path is None:
+        return lines.load_translator(recipe, arguments), None
+    from pipeline.translation.glossary import Glossary, read_entries
+
+    entries = read_entries(path)  # which takes less time than loading the model
+    translator = lines.load_translator(recipe, arguments)
+    glossary = Glossary(path, entries, translator)
+    log.info("%s: %d terms", path, len(entries))
+    return translator, glossary
+
+
+def line_fault(
+    translator: TextTranslator, glossary: Glossary | None, may_have_prefix: bool, text: str
+) -> str | None:
+    """Return what is wrong with a line, which may have a tab and a prefix; None: nothing."""
+    sentence, _, prefix = text.partition("\t") if may_have_prefix else (text, "", "")
+    if "\t" in prefix:
         return "expected a sentence, and behind one tab what its translation begins with"
-    return translator.prefix_fault(prefix[0]) if prefix else None
+    return translator.fault(sentence, prefix, glossary)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,9 @@ from models.recording import record
 from models.seq2seq import TranslationModel
 from models.stack import Stack
 from pipeline.translation.batches import PairBatch, collate_ids, pad
-from pipeline.translation.search import (
-    Decoding,
-    Floats,
-    Ints,
-    NextTokens,
-    decode_batch,
-)
+from pipeline.translation.constrained_search import Terms
+from pipeline.translation.decode import decode_batch
+from pipeline.translation.search import Decoding, Floats, Ints, NextTokens
 from pipeline.translation.serving import Hypothesis, PairIds
 from pipeline.translation_recipe import SearchConfig
 
@@ -37,18 +33,19 @@ def beam_search(
     search: SearchConfig,
     prefixes: Sequence[Sequence[int]] = (),
     places: Sequence[Sequence[int]] = (),
+    terms: Sequence[Terms | None] = (),
 ) -> list[list[Hypothesis]]:
     """Translate `sources` in one batch; or draw translations, if `search` says so.
 
     :param models: one, or an ensemble: the mean of their log-probabilities counts.
     :param sources: token ids of each sentence, with EOS.
-    :param prefixes, places: see `search_batch` and `sample_batch`.
+    :param prefixes, places, terms: see `decode_batch`.
     :returns: at most `beam_size` hypotheses for each sentence, best first, or as they were drawn.
     :raises ModelError: the models' output is not a number.
     """
     models = [models] if isinstance(models, TranslationModel) else models
     decoding, lengths = TorchDecoding(models, sources), [len(ids) for ids in sources]
-    return decode_batch(decoding, lengths, search, decoding.max_seq_len, prefixes, places)
+    return decode_batch(decoding, lengths, search, decoding.max_seq_len, prefixes, places, terms)
 
 
 @torch.inference_mode()
@@ -111,7 +108,7 @@ class TorchDecoding(Decoding):
         self.state = IncrementalStateBag(self.max_seq_len + 1)  # each module has its own in it
         self.beam_size = 1
 
-    def next_tokens(self, last: Ints, count: int, forced: Ints | None = None) -> NextTokens:
+    def next_tokens(self, last: Ints, count: int, named: Ints | None = None) -> NextTokens:
         """Decode one position; see `Decoding`."""
         new = torch.from_numpy(last).to(self.device).reshape(-1, 1)
         layout = PaddedLayout(np.ones(last.size, np.int64), 1, self.device)
@@ -128,13 +125,13 @@ class TorchDecoding(Decoding):
             tokens = found.cpu().numpy()
         else:
             best, tokens = logits, np.broadcast_to(np.arange(size), logits.shape)
-        if forced is None:
-            of_forced = logits[:, :, EOS_IDX, None]
+        if named is None:
+            of_named = logits[:, :, EOS_IDX, None]
         else:
-            rows = torch.arange(len(forced), device=self.device)
-            of_forced = logits[rows, :, torch.from_numpy(forced).to(self.device), None]
-        log_probs = (torch.cat([best, of_forced], dim=2) - log_sum).cpu().numpy()
-        return NextTokens(tokens, log_probs[..., :-1], log_probs[..., -1])
+            places = torch.from_numpy(named).to(self.device)[:, None]
+            of_named = logits.gather(2, places.expand(-1, last.shape[1], -1))
+        log_probs = (torch.cat([best, of_named], dim=2) - log_sum).cpu().numpy()
+        return NextTokens(tokens, *np.split(log_probs, [tokens.shape[2]], axis=2))
 
     def reorder(self, sentences: Ints, parents: Ints) -> None:
         """Keep some sentences; see `Decoding`."""

@@ -50,6 +50,8 @@ class CTranslate2Translator(TextTranslator):
     those among the tokens allowed.
     """
 
+    takes_terms = False
+
     def __init__(self, folder: Path, **search: object) -> None:
         """Load the model.
 

@@ -20,14 +20,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from data_prep.text import PAD_IDX
 from models.export_format import DECODER, ENCODER, ModelError
-from pipeline.translation.search import (
-    ALL_TOKENS,
-    Decoding,
-    Ints,
-    NextTokens,
-    decode_batch,
-    force_batch,
-)
+from pipeline.translation.decode import decode_batch
+from pipeline.translation.search import ALL_TOKENS, Decoding, Ints, NextTokens, force_batch
 from pipeline.translation.serving import (
     Hypothesis,
     PairIds,
@@ -103,11 +97,11 @@ class OnnxTranslator(TextTranslator):
         sources, prefixes = [part.source for part in parts], [part.prefix for part in parts]
         decoding = OnnxDecoding(self.encoder, self.decoder, sources, self._allowed(parts))
         lengths, places = [len(ids) for ids in sources], [part.place for part in parts]
-        longest = self.max_target_tokens
-        return decode_batch(decoding, lengths, self.search, longest, prefixes, places)
+        longest, terms = self.max_target_tokens, [part.terms for part in parts]
+        return decode_batch(decoding, lengths, self.search, longest, prefixes, places, terms)
 
     def _allowed(self, parts: list[Part]) -> Bools | None:
-        """Return which target tokens the shortlist, or the prefix, allows each sentence,
+        """Return which target tokens the shortlist, the prefix, or a term allows each sentence,
         `[B, vocabulary]`."""
         if self.shortlist is None:
             return None
@@ -115,6 +109,7 @@ class OnnxTranslator(TextTranslator):
         for row, part in zip(allowed, parts, strict=True):
             row[self.shortlist.allowed(part.source)] = True
             row[list(part.prefix)] = True
+            row[list(part.terms.ids) if part.terms else []] = True
         return allowed
 
 
@@ -164,8 +159,8 @@ class OnnxDecoding(Decoding):
                 self.past[cache.name] = np.empty(shape, np.float32)
         self.visible = np.empty((len(sources), 1, 0), np.bool_)  # [B, K, positions]
 
-    def next_tokens(self, last: Ints, count: int, forced: Ints | None = None) -> NextTokens:
-        """Decode one position; see `Decoding`. A forced token is found among all."""
+    def next_tokens(self, last: Ints, count: int, named: Ints | None = None) -> NextTokens:
+        """Decode one position; see `Decoding`. Tokens that are named are found among all."""
         batch, beam = last.shape
         itself = np.broadcast_to(np.eye(beam, dtype=np.bool_), (batch, beam, beam))
         self.visible = np.concatenate([self.visible, itself], axis=2)
@@ -176,7 +171,7 @@ class OnnxDecoding(Decoding):
                 "position": np.array(self.step),
                 "bias": np.where(self.visible, np.float32(0), HIDDEN)[:, None],
                 "lengths": self.lengths,
-                "count": np.array([count if forced is None else ALL_TOKENS]),
+                "count": np.array([count if named is None else ALL_TOKENS]),
                 **self.cross,
                 **self.past,
                 **self.restriction,
@@ -184,13 +179,13 @@ class OnnxDecoding(Decoding):
         )
         self.past = dict(zip(self.past, present, strict=True))
         self.step += 1
-        of_forced = end[:, :, 0]
-        if forced is not None:
-            of_forced = log_probs[tokens == forced[:, None, None]].reshape(batch, beam)
+        if named is not None:
+            each = (log_probs[tokens == name[:, None, None]] for name in named.T)
+            end = np.stack([values.reshape(batch, beam) for values in each], axis=2)
         if tokens.shape[2] < count:  # these are all
             by_id = tokens.argsort(axis=2)
             tokens, log_probs = (np.take_along_axis(x, by_id, 2) for x in (tokens, log_probs))
-        return NextTokens(tokens[:, :, :count], log_probs[:, :, :count], of_forced)
+        return NextTokens(tokens[:, :, :count], log_probs[:, :, :count], end)
 
     def reorder(self, sentences: Ints, parents: Ints) -> None:
         """Keep some sentences; see `Decoding`."""

@@ -39,18 +39,18 @@ class NextTokens(NamedTuple):
 
     tokens: Ints  # [B, K, C]
     log_probs: Floats  # [B, K, C]
-    forced: Floats  # log-probability of the forced token, [B, K]
+    named: Floats  # log-probabilities of the tokens that were named, [B, K, F]
 
 
 class Decoding(Protocol):
     """A batch of B sentences is being decoded, with K hypotheses each."""
 
-    def next_tokens(self, last: Ints, count: int, forced: Ints | None = None) -> NextTokens:
+    def next_tokens(self, last: Ints, count: int, named: Ints | None = None) -> NextTokens:
         """Decode one position of every hypothesis.
 
         :param last: the newest token of each, `[B, K]`.
         :param count: of the tokens wanted, C; fewer if the vocabulary has fewer.
-        :param forced: one more token whose log-probability is wanted, `[B]`; None: EOS.
+        :param named: more tokens whose log-probabilities are wanted, `[B, F]`; None: EOS.
         """
 
     def reorder(self, sentences: Ints, parents: Ints) -> None:
@@ -67,21 +67,6 @@ class Candidates(NamedTuple):
     scores: Floats  # summed log-probabilities
     parents: Ints  # which of the sentence's hypotheses each one extends
     tokens: Ints  # the token that is added
-
-
-def decode_batch(
-    decoding: Decoding,
-    lengths: Sequence[int],
-    search: SearchConfig,
-    longest: int,
-    prefixes: Sequence[Sequence[int]] = (),
-    places: Sequence[Sequence[int]] = (),
-) -> list[list[Hypothesis]]:
-    """Translate the sentences of a batch as `search` says: by beam search, or drawing tokens; the
-    parameters are those of `search_batch` and `sample_batch`."""
-    if search.sampling_topk is None:
-        return search_batch(decoding, lengths, search, longest, prefixes)
-    return sample_batch(decoding, lengths, search, longest, prefixes, places)
 
 
 def search_batch(
@@ -101,24 +86,24 @@ def search_batch(
     :raises ModelError: the model's output is not a number.
     """
     beam_size = search.beam_size
-    limits = _limits(lengths, search, longest, prefixes)
+    limits = length_limits(lengths, search, longest, list(map(len, prefixes)))
     finished: list[list[Hypothesis]] = [[] for _ in lengths]
 
     active = list(range(len(lengths)))  # the source of each row of `hypotheses`
     hypotheses: Ints = np.full((len(lengths), 1, 1), BOS_IDX)  # [B, K, step]
     scores: Floats = np.zeros((len(lengths), 1), np.float32)
     for step in range(1, max(limits) + 1):
-        forced = _forced(step, active, limits, prefixes)
+        forced = forced_tokens(step, active, limits, prefixes)
         candidates = _best_candidates(decoding, hypotheses, scores, forced, search)
         _collect_finished(finished, active, hypotheses, candidates, search)
 
-        kept = _unfinished([step < limits[i] and len(finished[i]) < beam_size for i in active])
+        kept = rows_to_keep([step < limits[i] and len(finished[i]) < beam_size for i in active])
         if not len(kept):
             break
         active = [active[row] for row in kept]
         totals, parents, tokens = candidates
         candidates = Candidates(totals[kept], parents[kept], tokens[kept])
-        hypotheses, scores, parents = _extend_unfinished(hypotheses[kept], candidates, beam_size)
+        hypotheses, scores, parents = extend_unfinished(hypotheses[kept], candidates, beam_size)
         decoding.reorder(kept, parents)
     return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in finished]
 
@@ -138,7 +123,7 @@ def sample_batch(
     :param places: what is drawn for a sentence is a function of the seed and this.
     :returns: the hypotheses in the order in which they were drawn.
     """
-    limits = _limits(lengths, search, longest, prefixes)
+    limits = length_limits(lengths, search, longest, list(map(len, prefixes)))
     size = (len(lengths), search.beam_size)
     numbers = np.zeros((*size, max(limits)))
     for row, which in np.ndindex(size):
@@ -151,7 +136,7 @@ def sample_batch(
     hypotheses: Ints = np.full((len(lengths), 1, 1), BOS_IDX)
     scores: Floats = np.zeros(size, np.float32)
     for step in range(1, max(limits) + 1):
-        forced = _forced(step, active, limits, prefixes)
+        forced = forced_tokens(step, active, limits, prefixes)
         wanted = search.sampling_topk or ALL_TOKENS
         candidates = _next_tokens(decoding, hypotheses, forced, search, wanted)
         tokens, log_probs = _draw(*candidates, search, numbers[active, :, step - 1])
@@ -164,7 +149,7 @@ def sample_batch(
             ids = hypotheses[row, which, 1:].tolist()
             found[active[row]].setdefault(int(which), Hypothesis(ids, score))
 
-        kept = _unfinished([len(found[i]) < search.beam_size for i in active])
+        kept = rows_to_keep([len(found[i]) < search.beam_size for i in active])
         if not len(kept):
             break
         active = [active[row] for row in kept]
@@ -201,18 +186,21 @@ def _draw(
     return tokens[at][:, :, 0], log_probs[at][:, :, 0]
 
 
-def _limits(
-    lengths: Sequence[int], search: SearchConfig, longest: int, prefixes: Sequence[Sequence[int]]
+def length_limits(
+    lengths: Sequence[int], search: SearchConfig, longest: int, needed: Sequence[int]
 ) -> list[int]:
     """Return how many tokens the translation of each sentence may have; parameters are those of
-    `search_batch`."""
+    `search_batch`.
+
+    :param needed: tokens that it must have at least, besides EOS; without any: none.
+    """
     limits = [length_limit(length, search, longest) for length in lengths]
-    if prefixes:
-        limits = [max(n, len(own) + 1) for n, own in zip(limits, prefixes, strict=True)]
+    if needed:
+        limits = [max(n, least + 1) for n, least in zip(limits, needed, strict=True)]
     return limits
 
 
-def _forced(
+def forced_tokens(
     step: int, active: list[int], limits: list[int], prefixes: Sequence[Sequence[int]]
 ) -> Ints:
     """Return the token that each sentence must have at a step, or -1 if it is free, `[B]`."""
@@ -224,7 +212,7 @@ def _forced(
     return forced
 
 
-def _unfinished(unfinished: Sequence[bool]) -> Ints:
+def rows_to_keep(unfinished: Sequence[bool]) -> Ints:
     """Return the rows to go on with: the unfinished ones, or all if that is most of them."""
     rows = np.flatnonzero(unfinished)
     return rows if len(rows) <= SHRINK_AT * len(unfinished) else np.arange(len(unfinished))
@@ -239,7 +227,7 @@ def force_batch(decoding: Decoding, targets: Sequence[Sequence[int]]) -> list[li
     longest = max(map(len, targets))
     padded = np.array([[BOS_IDX, *ids, *[EOS_IDX] * (longest - len(ids))] for ids in targets])
     steps = [
-        decoding.next_tokens(padded[:, step, None], 1, padded[:, step + 1]).forced[:, 0]
+        decoding.next_tokens(padded[:, step, None], 1, padded[:, step + 1, None]).named[:, 0, 0]
         for step in range(longest)
     ]
     found = np.stack(steps, axis=1)
@@ -253,7 +241,7 @@ def _best_candidates(
 
     :param hypotheses: `[B, K, step]`.
     :param scores: of the hypotheses, `[B, K]`.
-    :param forced: see `_forced`.
+    :param forced: see `forced_tokens`.
     :raises ModelError: a score is not a number.
     """
     wanted = 2 * search.beam_size
@@ -276,13 +264,35 @@ def _next_tokens(
     :returns: tokens, and their log-probabilities, `[B, K, C]`.
     :raises ModelError: one is not a number.
     """
-    row, beam, token = _repetitions(hypotheses, search.no_repeat_ngram_size)
     given = np.flatnonzero(forced >= 0)
-    tokens, log_probs, of_forced = decoding.next_tokens(
+    ends = bool((forced[given] == EOS_IDX).all())
+    named = None if ends else np.where(forced < 0, EOS_IDX, forced)[:, None]
+    tokens, log_probs, of_forced = likely_tokens(decoding, hypotheses, search, wanted, named)
+    if len(given):
+        tokens = tokens.copy()  # it may be one row for all
+        tokens[given, :, 0], log_probs[given] = forced[given, None], -np.inf
+        log_probs[given, :, 0] = of_forced[given, :, 0]
+    return tokens, log_probs
+
+
+def likely_tokens(
+    decoding: Decoding,
+    hypotheses: Ints,
+    search: SearchConfig,
+    wanted: int,
+    named: Ints | None = None,
+) -> NextTokens:
+    """Return what may follow each hypothesis: `wanted` tokens at least, and those that are named,
+    which may follow always.
+
+    The parameters are those of `_next_tokens` and `Decoding.next_tokens`.
+    """
+    row, beam, token = repetitions(hypotheses, search.no_repeat_ngram_size)
+    tokens, log_probs, of_named = decoding.next_tokens(
         hypotheses[:, :, -1],
         # Enough are left when the forbidden ones are not counted.
         wanted + 2 + (len(row) and int(np.bincount(row * hypotheses.shape[1] + beam).max())),
-        None if (forced[given] == EOS_IDX).all() else np.where(forced < 0, EOS_IDX, forced),
+        named,
     )
     if np.isnan(log_probs).any():
         raise ModelError(DIVERGED)
@@ -290,14 +300,10 @@ def _next_tokens(
     if len(row):
         which, place = (tokens[row, beam] == token[:, None]).nonzero()
         log_probs[row[which], beam[which], place] = -np.inf
-    if len(given):
-        tokens = tokens.copy()  # it may be one row for all
-        tokens[given, :, 0], log_probs[given] = forced[given, None], -np.inf
-        log_probs[given, :, 0] = of_forced[given]
-    return tokens, log_probs
+    return NextTokens(tokens, log_probs, of_named)
 
 
-def _repetitions(hypotheses: Ints, size: int) -> tuple[Ints, Ints, Ints]:
+def repetitions(hypotheses: Ints, size: int) -> tuple[Ints, Ints, Ints]:
     """Find the tokens that would repeat an n-gram of that size (BOS is not part of any).
 
     :param size: 0 finds none.
@@ -332,7 +338,7 @@ def _collect_finished(
             finished[active[index]].append(Hypothesis([*ids, EOS_IDX], score))
 
 
-def _extend_unfinished(
+def extend_unfinished(
     hypotheses: Ints, candidates: Candidates, beam_size: int
 ) -> tuple[Ints, Floats, Ints]:
     """Extend the hypotheses by the best candidates that do not end.

@@ -23,6 +23,8 @@ from data_prep.text import normalise
 from models.export_format import SHORTLISTS, ExportSettings, Format, ModelError, read_settings
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
+    from pipeline.translation.constrained_search import Terms
+    from pipeline.translation.glossary import Glossary
     from pipeline.translation_recipe import SearchConfig
 
 log = logging.getLogger("translate")
@@ -73,6 +75,9 @@ class Part(NamedTuple):
 
     text: str = ""
     """What was encoded, normalised."""
+
+    terms: Terms | None = None
+    """What the translation must have."""
 
 
 class Translation(NamedTuple):
@@ -144,6 +149,9 @@ class TextTranslator(ABC):
     one_by_one = False
     """A shortlist makes it translate sentences one by one, which takes longer for many."""
 
+    takes_terms = True
+    """It can search for translations with given terms."""
+
     max_target_tokens: int
     """The most that the model can produce, EOS included; it can read as many."""
 
@@ -202,6 +210,7 @@ class TextTranslator(ABC):
         progress: Callable[[int], None] = lambda count: None,
         first_line: int = 1,
         prefixes: Sequence[str] = (),
+        glossary: Glossary | None = None,
     ) -> list[list[Translation]]:
         """Return up to beam_size translations of each sentence, best first, or as they were drawn.
 
@@ -209,19 +218,24 @@ class TextTranslator(ABC):
         joined. The other parameters are those of `translate`.
 
         :param prefixes: what the translation of each sentence begins with; without any: freely.
+        :param glossary: says which terms the translation of each sentence has.
         """
         parts, of_sentence = self._encode_parts(sentences, first_line)
-        for number, prefix in enumerate(prefixes):
-            if own := of_sentence[number]:
-                if fault := self.prefix_fault(prefix):
-                    raise ModelError(f"line {first_line + number}: {fault}")
-                parts[own[0]] = parts[own[0]]._replace(prefix=self._prefix_ids(prefix))
+        for number, own in enumerate(of_sentence if prefixes or glossary else ()):
+            prefix, place = prefixes[number] if prefixes else "", slice(own.start, own.stop)
+            parts[place] = self._bound(parts[place], sentences[number], prefix, glossary)
+            if fault := self._fault_of(parts[place]):
+                raise ModelError(f"line {first_line + number}: {fault}")
         found: list[Sequence[Hypothesis]] = [[] for _ in parts]
         owner = [index for index, own in enumerate(of_sentence) for _ in own]
         left = [len(own) for own in of_sentence]
         progress(left.count(0))
-        lengths = {index: len(part.source) for index, part in enumerate(parts)}
-        order = list(batches_by_length(lengths, self.search))
+        order: list[list[int]] = []
+        for bound in (False, True):  # the search without terms is faster
+            lengths = {
+                i: len(p.source) for i, p in enumerate(parts) if (p.terms is not None) == bound
+            }
+            order += batches_by_length(lengths, self.search)
         results = self.search_batches([parts[index] for index in batch] for batch in order)
         for batch, result in zip(order, results, strict=True):
             for index, hypotheses in zip(batch, result, strict=True):
@@ -239,36 +253,67 @@ class TextTranslator(ABC):
 
         :returns: all parts; and for each sentence which of them are its own (none if it is empty).
         """
-        encode, limit = self.source_vocabulary.encode, self.max_source_tokens
         parts: list[Part] = []
         of_sentence = []
         texts = list(map(normalise, sentences))
-        for number, ids in enumerate(encode(texts, add_eos=True)):
-            begin, line = len(parts), first_line + number
-            cut, own = [texts[number]], [ids]
-            if len(ids) > limit:
-                cut = split_to_fit(texts[number], lambda text: len(encode(text)) < limit)
-                own = encode(cut, add_eos=True)
+        encoded = self.source_vocabulary.encode(texts, add_eos=True)
+        for line, (text, ids) in enumerate(zip(texts, encoded, strict=True), start=first_line):
+            begin, cut = len(parts), self._cut(text, ids)
+            if len(ids) > self.max_source_tokens:
                 log.warning(
                     "line %d: %d tokens, more than the %d that the model takes; "
-                    "translated in %d parts", line, len(ids), limit, len(own),
+                    "translated in %d parts", line, len(ids), self.max_source_tokens, len(cut),
                 )  # fmt: skip
-            both = zip(own, cut, strict=True)
-            full = [Part(ids, text=text) for ids, text in both if len(ids) > 1]  # else only EOS
+            full = [part for part in cut if len(part.source) > 1]  # else only EOS
             parts += [part._replace(place=(line, which)) for which, part in enumerate(full)]
             of_sentence.append(range(begin, len(parts)))
         return parts, of_sentence
 
-    def prefix_fault(self, prefix: str) -> str | None:
-        """Return why a translation cannot begin so; None: it can."""
-        tokens, limit = len(self._prefix_ids(prefix)), self.max_target_tokens
-        if tokens < limit:
-            return None
-        return f"the prefix has {tokens} tokens, and the model can produce {limit} in all"
+    def _cut(self, text: str, ids: list[int]) -> list[Part]:
+        """Return a sentence in one part, or in as many as the model can take.
 
-    def _prefix_ids(self, prefix: str) -> list[int]:
-        ids: list[int] = self.target_vocabulary.encode(normalise(prefix))
-        return ids
+        :param ids: of the sentence, with EOS.
+        """
+        encode, limit = self.source_vocabulary.encode, self.max_source_tokens
+        if len(ids) <= limit:
+            return [Part(ids, text=text)]
+        cut = split_to_fit(text, lambda text: len(encode(text)) < limit)
+        both = zip(encode(cut, add_eos=True), cut, strict=True)
+        return [Part(ids, text=text) for ids, text in both]
+
+    def fault(
+        self, sentence: str, prefix: str = "", glossary: Glossary | None = None
+    ) -> str | None:
+        """Return why a sentence cannot have a translation with this prefix and its terms; None: it
+        can."""
+        text = normalise(sentence)
+        parts = self._cut(text, self.source_vocabulary.encode(text, add_eos=True))
+        return self._fault_of(self._bound(parts, text, prefix, glossary))
+
+    def _bound(
+        self, parts: list[Part], sentence: str, prefix: str, glossary: Glossary | None
+    ) -> list[Part]:
+        """Return the parts of a sentence with what their translations must have."""
+        if parts and prefix:
+            ids = self.target_vocabulary.encode(normalise(prefix))
+            parts = [parts[0]._replace(prefix=ids), *parts[1:]]
+        if glossary:
+            terms = glossary.of_parts(normalise(sentence), [part.text for part in parts])
+            parts = [part._replace(terms=own) for part, own in zip(parts, terms, strict=True)]
+        return parts
+
+    def _fault_of(self, parts: Sequence[Part]) -> str | None:
+        for part in parts:
+            tokens = len(part.prefix) + (part.terms.count if part.terms else 0)
+            if tokens >= self.max_target_tokens:
+                what = " and ".join(
+                    ["the prefix"] * bool(part.prefix) + ["the terms"] * bool(part.terms)
+                )
+                return (
+                    f"{what} {'have' if part.terms else 'has'} {tokens} tokens, and the model can "
+                    f"produce {self.max_target_tokens} in all"
+                )
+        return None
 
     def _join_parts(self, parts: Sequence[tuple[Part, Sequence[Hypothesis]]]) -> list[Translation]:
         """Return the translations of a sentence.

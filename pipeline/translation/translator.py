@@ -146,8 +146,8 @@ class Translator(TextTranslator):
 
         for parts in batches:
             sources, prefixes = [part.source for part in parts], [part.prefix for part in parts]
-            places = [part.place for part in parts]
-            yield beam_search(self.models, sources, self.search, prefixes, places)
+            places, terms = [part.place for part in parts], [part.terms for part in parts]
+            yield beam_search(self.models, sources, self.search, prefixes, places, terms)
 
     def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:
         """Score one batch after the other; see `TextTranslator`."""

@@ -50,7 +50,7 @@ def log_probs_of(folder: Path, targets: Sequence[Sequence[int]]) -> list[np.ndar
         step = decoding.next_tokens(np.array(tokens)[:, None], VOCAB)
         ordered = np.empty_like(step.log_probs)
         np.put_along_axis(ordered, step.tokens, step.log_probs, 2)
-        assert np.array_equal(ordered[:, :, 3], step.forced)
+        assert np.array_equal(ordered[:, :, 3:4], step.named)
         found.append(ordered[:, 0])
     return found
 
