@@ -19,7 +19,7 @@ from sentencepiece import SentencePieceProcessor
 
 from data_prep.corpora import read_lines
 from data_prep.files import DataError
-from data_prep.text import EOS_IDX, normalise
+from data_prep.text import EOS_IDX, UNK_IDX, normalise
 from pipeline.recipe import UsageError
 from pipeline.translation.constrained_search import Terms, Tokens
 from pipeline.translation.serving import TextTranslator
@@ -146,7 +146,10 @@ def _fault(entry: Entry, translator: TextTranslator) -> str | None:
     if not translator.source_vocabulary.encode(entry.source):
         return f'the source vocabulary makes no token of "{entry.source}"'
     vocabulary, limit = translator.target_vocabulary, translator.max_target_tokens
-    ids = vocabulary.encode(entry.target)
+    ids, pieces = (vocabulary.encode(entry.target, out_type=kind) for kind in (int, str))
+    for token, piece in zip(ids, pieces, strict=True):
+        if token == UNK_IDX:  # as a piece it is what it stands for
+            return f'the target vocabulary does not know "{piece}" of "{entry.target}"'
     spelled = vocabulary.decode(ids)
     if spelled != entry.target:
         return f'the target vocabulary makes "{spelled}" of "{entry.target}"'
