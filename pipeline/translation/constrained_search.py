@@ -5,8 +5,7 @@ banks by the number of tokens of terms that they still lack, and banks take turn
 best hypotheses to the next step: dynamic beam allocation (Post & Vilar 2018, arXiv 1804.06609). So
 those that are further with their terms do not have to compete with likelier ones that have not
 begun. Unlike there, the beam is wider by one for each token of a term, so that no bank is left out,
-whatever beam_size is; and the search goes on until no hypothesis has a better score than the
-finished ones, since the first to finish often are those that began with their terms.
+whatever beam_size is.
 
 A hypothesis ends when it has all of its terms, and never gets so long that they would not fit. So
 every translation has every term, however unlikely the model finds that. This file needs numpy, not
@@ -28,6 +27,7 @@ from pipeline.translation.search import (
     Decoding,
     Floats,
     Ints,
+    collect_finished,
     extend_unfinished,
     forced_tokens,
     length_limits,
@@ -147,31 +147,31 @@ def constrained_batch(
         own = [terms[index] for index in active]
         forced = forced_tokens(step, active, limits, prefixes)
         room = np.array([limits[index] - step for index in active])
-        widths, size = _widths(own, search), search.no_repeat_ngram_size
+        size, widths = search.no_repeat_ngram_size, _widths(own, search)[:, None]
         named, left = _left_after(hypotheses, states, own, forced, room, size)
         moves = _moves(decoding, hypotheses, named, left, own, search)
-        candidates = _allocate(scores, moves, widths)
-        _collect_finished(finished, active, widths, hypotheses, candidates, search)
+        candidates = _allocate(scores, moves, widths.max())
+        collect_finished(finished, active, hypotheses, candidates, search, widths)
 
-        candidates.scores[candidates.tokens == EOS_IDX] = -np.inf
-        hypotheses, scores, parents = extend_unfinished(hypotheses, candidates, widths.max())
-        scores[np.arange(scores.shape[1]) >= widths[:, None]] = -np.inf
-        for row, best in enumerate(scores.max(axis=1) / step**search.length_penalty):
-            if _is_beaten(best, finished[active[row]], search.beam_size):
-                scores[row] = -np.inf
-        kept = rows_to_keep((scores.max(axis=1) > -np.inf).tolist())
+        kept = rows_to_keep(
+            [step < limits[i] and len(finished[i]) < search.beam_size for i in active]
+        )
         if not len(kept):
             break
-        decoding.reorder(kept, parents[kept])
+        candidates.scores[candidates.tokens == EOS_IDX] = -np.inf
+        hypotheses, scores, parents = extend_unfinished(hypotheses, candidates, widths.max())
+        scores[np.arange(scores.shape[1]) >= widths] = -np.inf
+        hypotheses, scores, parents = hypotheses[kept], scores[kept], parents[kept]
         states = [
             [
-                own[i].after(states[i][k], int(ids[-1]))
-                for k, ids in zip(parents[i], rows, strict=True)
+                own[i].after(states[i][k], token)
+                for k, token in zip(parents[row], hypotheses[row, :, -1].tolist(), strict=True)
             ]
-            for i, rows in zip(kept, hypotheses[kept], strict=True)
+            for row, i in enumerate(kept)
         ]
-        active, hypotheses, scores = [active[i] for i in kept], hypotheses[kept], scores[kept]
-    return finished
+        active = [active[row] for row in kept]
+        decoding.reorder(kept, parents)
+    return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in finished]
 
 
 def _left_after(
@@ -243,12 +243,12 @@ def _widths(terms: Sequence[Terms], search: SearchConfig) -> Ints:
     return np.array([search.beam_size + own.count for own in terms])
 
 
-def _allocate(scores: Floats, moves: Moves, widths: Ints) -> Candidates:
+def _allocate(scores: Floats, moves: Moves, width: int) -> Candidates:
     """Return the continuations of each sentence in the order in which they are taken: the best one
     of each bank, then the second of each, and so on.
 
     :param scores: of the hypotheses, `[B, K]`.
-    :param widths: how many hypotheses each sentence has, `[B]`. More than that are returned.
+    :param width: how many are wanted that do not end.
     """
     take = np.take_along_axis
     totals = (scores[:, :, None] + moves.log_probs).reshape(len(scores), -1)
@@ -259,34 +259,9 @@ def _allocate(scores: Floats, moves: Moves, widths: Ints) -> Candidates:
     ranks = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
     ordered = take(totals, by_bank, 1)
     order = np.lexsort((-ordered, ranks, ordered == -np.inf))
-    index = take(by_bank, order, 1)[:, : widths.max() + scores.shape[1]]
+    index = take(by_bank, order, 1)[:, : width + scores.shape[1]]
     return Candidates(
         take(totals, index, 1),
         index // moves.tokens.shape[2],
         take(moves.tokens.reshape(totals.shape), index, 1),
     )
-
-
-def _collect_finished(
-    finished: list[list[Hypothesis]],
-    active: Sequence[int],
-    widths: Ints,
-    hypotheses: Ints,
-    candidates: Candidates,
-    search: SearchConfig,
-) -> None:
-    """Keep the best of the candidates that end, and of those that have ended before."""
-    length = hypotheses.shape[2]
-    taken = np.arange(candidates.tokens.shape[1]) < widths[:, None]
-    ends = taken & (candidates.tokens == EOS_IDX) & (candidates.scores != -np.inf)
-    for row, place in zip(*ends.nonzero(), strict=True):
-        ids = hypotheses[row, candidates.parents[row, place], 1:].tolist()
-        score = float(candidates.scores[row, place] / length**search.length_penalty)
-        found = [*finished[active[row]], Hypothesis([*ids, EOS_IDX], score)]
-        found.sort(key=lambda hypothesis: -hypothesis.score)
-        finished[active[row]] = found[: search.beam_size]
-
-
-def _is_beaten(score: float, finished: Sequence[Hypothesis], beam_size: int) -> bool:
-    """Tell whether beam_size hypotheses have finished with a score that is as good."""
-    return len(finished) == beam_size and score <= finished[-1].score

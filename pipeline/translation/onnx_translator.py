@@ -1,7 +1,7 @@
 """Translate text with an export for ONNX Runtime (`models/onnx_graph.py`).
 
-This file needs `onnxruntime`, `numpy` and `sentencepiece`, and of our other modules
-`pipeline/translation/search.py`, `pipeline/translation/shortlist.py` and what `serving.py` needs:
+This file needs `onnxruntime`, `numpy` and `sentencepiece`, and of our other modules `decode.py`,
+`search.py`, `constrained_search.py` and `shortlist.py` beside it, and what `serving.py` needs:
 
     OnnxTranslator(Path("my-model")).translate(["Guten Morgen."])
 """

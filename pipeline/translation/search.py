@@ -95,7 +95,7 @@ def search_batch(
     for step in range(1, max(limits) + 1):
         forced = forced_tokens(step, active, limits, prefixes)
         candidates = _best_candidates(decoding, hypotheses, scores, forced, search)
-        _collect_finished(finished, active, hypotheses, candidates, search)
+        collect_finished(finished, active, hypotheses, candidates, search)
 
         kept = rows_to_keep([step < limits[i] and len(finished[i]) < beam_size for i in active])
         if not len(kept):
@@ -318,17 +318,22 @@ def repetitions(hypotheses: Ints, size: int) -> tuple[Ints, Ints, Ints]:
     return row, beam, ngrams[row, beam, which, -1]
 
 
-def _collect_finished(
+def collect_finished(
     finished: list[list[Hypothesis]],
     active: list[int],
     hypotheses: Ints,
     candidates: Candidates,
     search: SearchConfig,
+    widths: Ints | int | None = None,
 ) -> None:
-    """Append the candidates that end in EOS to the finished hypotheses of their sentences."""
+    """Append the candidates that end in EOS to the finished hypotheses of their sentences.
+
+    :param widths: so many of the first candidates count, `[B, 1]`; None: as many as `beam_size`.
+    """
     beam_size, length = search.beam_size, hypotheses.shape[2]
     ends = (candidates.tokens == EOS_IDX) & (candidates.scores != -np.inf)
-    row, place = ends[:, :beam_size].nonzero()
+    ends &= np.arange(ends.shape[1]) < (beam_size if widths is None else widths)
+    row, place = ends.nonzero()
     if not len(row):
         return
     scores = (candidates.scores[row, place] / length**search.length_penalty).tolist()
