@@ -13,6 +13,7 @@ import pytest
 from data_prep.files import DataError
 from data_prep.text import EOS_IDX
 from models.export_format import Format, ModelError
+from pipeline.publishing.exports import export
 from pipeline.recipe import UsageError
 from pipeline.translation.beam_search import beam_search, force
 from pipeline.translation.constrained_search import Terms, Tokens
@@ -135,11 +136,22 @@ def test_where_terms_are_found(talkative_run: TranslationRecipe, tmp_path: Path)
     assert found("") == []
 
 
-@pytest.mark.parametrize("format", ["safetensors", "onnx"])
+@pytest.mark.parametrize(
+    ("format", "shortlist"), [("safetensors", None), ("onnx", None), ("onnx", True)]
+)
 def test_translations_have_the_terms_of_their_sentences(
-    format: Format, talkative_run: TranslationRecipe, sentences: list[str], tmp_path: Path
+    format: Format,
+    shortlist: bool | None,
+    talkative_run: TranslationRecipe,
+    sentences: list[str],
+    tmp_path: Path,
 ) -> None:
-    translator = Translator.of_export(exported(talkative_run, format))
+    """Also where a shortlist does not allow them."""
+    evaluation = talkative_run.evaluation.model_copy(update={"shortlist": shortlist})
+    recipe = talkative_run.model_copy(update={"evaluation": evaluation})
+    export(recipe, tmp_path / "model", format)
+    translator = Translator.of_export(tmp_path / "model")
+    assert ("shortlist" in translator.backend) == bool(shortlist)
     glossary = glossary_of(GLOSSARY, tmp_path, translator)
     lines = [
         *sentences,
@@ -226,7 +238,7 @@ def test_the_door_takes_a_glossary(
     ],
 )
 def test_a_glossary_that_is_wrong(
-    content: bytes, said: str, ctranslate2_folder: Path, talkative_run: TranslationRecipe,
+    content: bytes, said: str, talkative_run: TranslationRecipe,
     tmp_path: Path,
 ) -> None:  # fmt: skip
     translator = Translator.of_export(exported(talkative_run, "onnx"))
