@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.images.read import Refused
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.command_line import Once, path_argument, run_command
+from pipeline.command_line import Once, path_argument, positive_argument, run_command
 from pipeline.recipe import UsageError
 
 if TYPE_CHECKING:
@@ -29,15 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder written by `export`; default: the run's checkpoints",
     )
     parser.add_argument(
-        "--top", type=int, default=3, help="classes to name for each image [default 3]"
+        "--top",
+        type=positive_argument,
+        default=3,
+        help="classes to name for each image [default 3]",
     )
 
 
 def main(recipe: ClassificationRecipe, arguments: argparse.Namespace) -> None:
     """Print a line for each image: its path, then classes and their probabilities."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    if arguments.top < 1:
-        raise UsageError("--top must be at least 1")
     if sys.stdout is None:
         raise UsageError("stdout is closed; classes are written there")
     classifier = load_classifier(recipe, arguments.model)

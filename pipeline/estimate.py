@@ -19,9 +19,8 @@ from data_prep.taken_vocabulary import vocabulary_sizes
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model, parameter_count
 from models.seq2seq import TranslationModel
-from pipeline.command_line import run_command
+from pipeline.command_line import positive_argument, run_command
 from pipeline.preflight import GIB
-from pipeline.recipe import UsageError
 from pipeline.training.deepspeed_config import (
     activation_checkpointing,
     deepspeed_config,
@@ -196,15 +195,13 @@ def print_estimate(recipe: TranslationRecipe, nodes: int, gpus_per_node: int) ->
 
 def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     """Print the estimate for the GPUs that the command line names."""
-    if min(arguments.nodes, arguments.gpus) < 1:
-        raise UsageError("--nodes and --gpus must be at least 1")
     print_estimate(recipe, arguments.nodes, arguments.gpus)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
-    parser.add_argument("--nodes", type=int, default=1, help="machines [1]")
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs of each [1]")
+    parser.add_argument("--nodes", type=positive_argument, default=1, help="machines [1]")
+    parser.add_argument("--gpus", type=positive_argument, default=1, help="GPUs of each [1]")
 
 
 if __name__ == "__main__":
