@@ -102,6 +102,8 @@ def join_ranks(timeout: timedelta) -> None:
     :raises RanksError: they cannot be reached.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    # Batches are of many shapes: without it, a GPU's memory falls to pieces.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     import torch
     from deepspeed.accelerator import get_accelerator
 

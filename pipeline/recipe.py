@@ -94,8 +94,9 @@ class TrainingConfig(Section):
 
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
 
-    deepspeed_config: Path = ROOT / "ds_configs" / "zero1.json"
-    """DeepSpeed's own JSON: ZeRO stage, precision, offload. `--deepspeed_config` sets it too."""
+    deepspeed_config: Path | None = None
+    """DeepSpeed's own JSON: ZeRO stage, precision, offload. `--deepspeed_config` sets it too. null:
+    `ds_configs/zero2_bf16.json` on GPUs that have bf16, `ds_configs/zero1.json` elsewhere."""
 
     log_every: PositiveInt = 50
     """Steps between progress lines and logged metrics."""

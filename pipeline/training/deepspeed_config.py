@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from models.config import ActivationCheckpointing, LayersConfig
-from pipeline.recipe import TrainingConfig, UsageError
+from pipeline.recipe import ROOT, TrainingConfig, UsageError
+
+ON_CPU, ON_GPU = (ROOT / "ds_configs" / f"{name}.json" for name in ("zero1", "zero2_bf16"))
+"""What is taken where no JSON is named."""
 
 KNOWN_KEYS = Path(__file__).with_name("deepspeed_keys.json")  # from DeepSpeed's config models
 
@@ -114,15 +117,28 @@ OWNED = {
 }
 
 
+def json_of(training: TrainingConfig) -> Path:
+    """Return `training.deepspeed_config`, or else what suits the device: on GPUs that compute in
+    bf16 ZeRO stage 2, which sums gradients in float32; stage 1 in float32 on others and on CPUs."""
+    if training.deepspeed_config is not None:
+        return training.deepspeed_config
+    if _may_have_gpu():
+        import torch  # takes seconds
+
+        if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+            return ON_GPU
+    return ON_CPU
+
+
 def deepspeed_config(training: TrainingConfig, accumulation_steps: int) -> dict[str, Any]:
-    """Return the JSON of `training.deepspeed_config` with the recipe's values filled in.
+    """Return the JSON of `training` with the recipe's values filled in.
 
     :raises UsageError: unreadable JSON, a value that the recipe owns, or a combination that cannot
         work.
     """
-    path = training.deepspeed_config
+    path = json_of(training)
     config = _read(path)
-    _refuse_what_cannot_work(training, config)
+    _refuse_what_cannot_work(path, training, config)
     if precision(config) == "bf16":  # where its 8 bits of mantissa would lose small gradients
         config.setdefault("communication_data_type", "fp32")
         if zero_stage(config) > 1:
@@ -151,7 +167,7 @@ def activation_checkpointing(
 
     :raises UsageError: they disagree, or the JSON asks for what cannot be.
     """
-    path, ours = training.deepspeed_config, training.activation_checkpointing
+    path, ours = json_of(training), training.activation_checkpointing
     num_levels = model.deepest
     block = _read(path).get("activation_checkpointing", {})
     if not isinstance(block, dict):
@@ -236,8 +252,9 @@ def precision(config: dict[str, Any]) -> str:
     )
 
 
-def _refuse_what_cannot_work(training: TrainingConfig, config: dict[str, Any]) -> None:
-    path = training.deepspeed_config
+def _refuse_what_cannot_work(
+    path: Path, training: TrainingConfig, config: dict[str, Any]
+) -> None:
     stage = zero_stage(config)
     accumulates_in = config.get("data_types", {}).get("grad_accum_dtype")
     reason = None
@@ -279,13 +296,20 @@ def refuse_precision_that_the_machine_lacks(training: TrainingConfig) -> None:
 
     :raises UsageError: it cannot.
     """
-    path = training.deepspeed_config
+    path = json_of(training)
     if precision(_read(path)) != "fp16" or os.environ.get("DS_ACCELERATOR", "cpu") != "cpu":
         return
     import torch  # takes seconds; DeepSpeed, which asks the same, many
 
     if not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
         raise UsageError(f"{path}: `fp16` cannot be computed by this machine's CPU; use `bf16`")
+
+
+def _may_have_gpu() -> bool:
+    """Tell whether DeepSpeed may take a GPU: what DS_ACCELERATOR names, or else what it finds."""
+    drivers = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+    found = "cuda" if any(driver.exists() for driver in drivers) else "cpu"
+    return os.environ.get("DS_ACCELERATOR", found) == "cuda"
 
 
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────

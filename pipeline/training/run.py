@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import ExitStack, nullcontext
 
+import torch
 from rich.console import Console
 
 from data_prep.files import only_command_in
@@ -18,6 +19,7 @@ from pipeline.recipe import Recipe
 from pipeline.tracking.provenance import TrainingFacts, log_data, log_training
 from pipeline.tracking.system_metrics import SystemMetrics
 from pipeline.tracking.tracker import Tracker, open_tracker
+from pipeline.training.deepspeed_config import precision
 from pipeline.training.loop import Loop
 from pipeline.training.rehearsal import rehearse
 from pipeline.training.task import Batch, Task
@@ -59,6 +61,7 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
     :param console: the terminal to show a bar on.
     :raises Stopped: by a signal, after saving.
     """
+    torch.backends.cuda.matmul.allow_tf32 = True  # what stays float32 on a GPU takes its fast units
     with without_greetings():
         fits = rehearse(task)
         trainer = Trainer(task)
@@ -91,11 +94,12 @@ def _introduce(trainer: Trainer[Batch], newest: Checkpoint | None) -> None:
     if newest is None and recipe.training.init_from:
         log.info("initial weights: %s", recipe.training.init_from)
     log.info(
-        "%s, %s core parameters; %s; %d rank(s) × %d micro-batch(es) a step, ZeRO stage %d; "
+        "%s, %s core parameters; %s, %s; %d rank(s) × %d micro-batch(es) a step, ZeRO stage %d; "
         "padding %.1f%%",
         recipe.model.architecture,
         f"{task.core_parameters(trainer.model):,}",
         trainer.device,
+        precision(trainer.deepspeed_config),
         trainer.world_size,
         trainer.accumulation_steps,
         trainer.engine.zero_optimization_stage(),

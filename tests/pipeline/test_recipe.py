@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.command_line import load_recipe, recipe_keys
 from pipeline.recipe import ROOT, Recipe, UsageError
+from pipeline.training.deepspeed_config import json_of
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 
@@ -18,7 +19,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 def test_shipped_recipes_are_valid(path: Path) -> None:
     recipe = load_recipe(path, kind=Recipe)
     assert recipe.run_dir == Path("runs") / path.stem
-    assert recipe.training.deepspeed_config.is_file()
+    assert json_of(recipe.training).is_file()
 
 
 def test_every_key_is_documented() -> None:

@@ -9,7 +9,13 @@ import pytest
 
 from models.config import ActivationCheckpointing, ModelConfig
 from pipeline.recipe import ROOT, UsageError
-from pipeline.training.deepspeed_config import activation_checkpointing, deepspeed_config
+from pipeline.training.deepspeed_config import (
+    activation_checkpointing,
+    deepspeed_config,
+    json_of,
+    precision,
+    zero_stage,
+)
 from pipeline.translation_recipe import TranslationTraining
 
 
@@ -37,6 +43,28 @@ def test_deepspeed_json_is_checked(tmp_path: Path, content: str, expected: str) 
     with pytest.raises(UsageError, match=expected) as caught:
         deepspeed_config(TranslationTraining(deepspeed_config=path), accumulation_steps=1)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "has_gpu", "has_bf16", "expected"),
+    [
+        ("cuda", True, True, ("bf16", 2)),
+        ("cuda", True, False, ("fp32", 1)),  # before Ampere
+        ("cuda", False, False, ("fp32", 1)),  # a driver, and no GPU for this process
+        ("cpu", True, True, ("fp32", 1)),
+    ],
+)
+def test_without_a_json_the_device_decides(
+    monkeypatch: pytest.MonkeyPatch,
+    accelerator: str, has_gpu: bool, has_bf16: bool, expected: tuple[str, int],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("DS_ACCELERATOR", accelerator)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
+    config = deepspeed_config(TranslationTraining(), accumulation_steps=1)
+    assert (precision(config), zero_stage(config)) == expected
+    named = TranslationTraining(deepspeed_config=ROOT / "ds_configs" / "zero3.json")
+    assert json_of(named).name == "zero3.json"
 
 
 KEEP_ATTENTION = ActivationCheckpointing(levels=1, keep_attention=True)
