@@ -252,9 +252,7 @@ def precision(config: dict[str, Any]) -> str:
     )
 
 
-def _refuse_what_cannot_work(
-    path: Path, training: TrainingConfig, config: dict[str, Any]
-) -> None:
+def _refuse_what_cannot_work(path: Path, training: TrainingConfig, config: dict[str, Any]) -> None:
     stage = zero_stage(config)
     accumulates_in = config.get("data_types", {}).get("grad_accum_dtype")
     reason = None
