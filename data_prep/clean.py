@@ -7,21 +7,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import cache
 from functools import partial as bind
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep.clean_report import EXAMPLES, LENGTH_EDGES, RATIO_EDGES, draw, report_of, summary
-from data_prep.config import Corpus, DataConfig
-from data_prep.corpora import Fetched, Piece, hash_text, read_pairs, read_piece, read_text
+from data_prep.clean_report import (
+    EXAMPLES,
+    LENGTH_EDGES,
+    RATIO_EDGES,
+    SCORE,
+    draw,
+    filter_names,
+    report_of,
+    summary,
+)
+from data_prep.config import Corpus, DataConfig, TrainingCorpus
+from data_prep.corpora import Fetched, Piece, hash_text, read_pairs, read_text
 from data_prep.files import DataError, digest_of, save_array, write_json
 from data_prep.filters import Language, OverAllCorpora, TestOverlap
 from data_prep.held_out import Digests, HeldOut, settled
 from data_prep.pieces import Result, map_pieces
 from data_prep.repeats import find_repeats, rounds_of, write_keys
 from data_prep.stage import DIGEST, Record, is_up_to_date, log, read_manifest, run_stage
-from data_prep.text import normalise, normalise_lines
+from data_prep.synthesize import scores_of
+from data_prep.text import normalise
 
 VERSION = 4  # raise it when the same settings would clean differently
 EXAMPLE_CHARS = 300
@@ -93,6 +104,8 @@ def clean(
         "test_sets": settled(at_hand, before),
         "version": VERSION,
     }
+    if special := _special(config, fetched):
+        inputs["special"] = special
     if not is_up_to_date(folder, inputs):
         inputs["test_sets"] = at_hand
     build = bind(_build, config, fetched, test_sets, source, executor)
@@ -107,6 +120,19 @@ def clean(
         compared,
         digest_of(manifest),
     )
+
+
+def _special(config: DataConfig, fetched: Fetched) -> dict[str, Any]:
+    """Return what is done to some training corpora and not to others, by their names."""
+    keys: Any = {"tag": True, "translate_with": {"filters", "min_score"}}
+    return {
+        corpus.name: {
+            **corpus.model_dump(mode="json", include=keys),
+            "text": fetched.synthetic.get(corpus.name),
+        }
+        for corpus in config.train
+        if corpus.tag or corpus.translate_with
+    }
 
 
 def _build(
@@ -186,7 +212,8 @@ def _clean_pieces(
     rounds = list(rounds_of(config.cleaning.filters))
     fates = find_repeats(executor, rounds, passed, counts, folder / "scratch-repeats")
     keep = bind(_keep, config, passed, fates, [each.filter for each in rounds])
-    return filtered, map_pieces(executor, keep, range(len(pieces)), folder / "train")
+    tags = [config.train[piece.corpus].tag for piece in pieces]
+    return filtered, map_pieces(executor, keep, list(enumerate(tags)), folder / "train")
 
 
 # ── Filters that look at one pair ───────────────────────────────────────────────────────────────
@@ -212,16 +239,22 @@ def _filter(
     folder: Path,
 ) -> dict[str, Any]:
     """Write the normalised text of a piece that passes and keys to find repeats by; count it."""
-    sides = [
-        normalise_lines(read_piece(side.place(config, source), side.begin, side.end, piece.line))[
-            : piece.pairs
-        ]
-        for side in (piece.source, piece.target)
-    ]
-    filters = _filters(config, held_out)
+    corpus = config.train[piece.corpus]
+    pairs = list(
+        zip(
+            piece.lines(piece.source, config, source),
+            piece.lines(piece.target, config, source),
+            strict=True,
+        )
+    )
+    filters = _filters(config, corpus, held_out)
     dropped: dict[str, list[Pair]] = {name: [] for name in filters}
+    if corpus.translate_with and (least := corpus.translate_with.min_score) is not None:
+        high = scores_of(corpus, piece, config, source) >= least
+        dropped = {SCORE: list(compress(pairs, ~high)), **dropped}
+        pairs = list(compress(pairs, high))
     kept: list[Pair] = []
-    for pair in zip(*sides, strict=True):
+    for pair in pairs:
         for name, drops in filters.items():
             if drops(*pair):
                 dropped[name].append(pair)
@@ -240,11 +273,11 @@ def _hashes(held_out: Path) -> tuple[frozenset[int], frozenset[int]]:
     return frozenset(sources), frozenset(targets)
 
 
-def _filters(config: DataConfig, held_out: Path) -> dict[str, Drops]:
-    """Return the filters that look at one pair, by name, in order."""
+def _filters(config: DataConfig, corpus: TrainingCorpus, held_out: Path) -> dict[str, Drops]:
+    """Return the filters of a corpus that look at one pair, by name, in order."""
     sources, targets = _hashes(held_out)
     filters: dict[str, Drops] = {}
-    for each in config.cleaning.filters:
+    for each in config.filters_of(corpus):
         if isinstance(each, TestOverlap):
             filters[each.filter] = lambda s, t: hash_text(s) in sources or hash_text(t) in targets
         elif isinstance(each, Language):
@@ -273,17 +306,20 @@ def _keep(
     passed: Path,
     fates: Path,
     reasons: Sequence[str],
-    piece: int,
+    piece_and_tag: tuple[int, str | None],
     folder: Path,
 ) -> dict[str, Any]:
-    """Write the text of a piece that is no repeat, and return counts and histograms of it."""
+    """Write the text of a piece that is no repeat, its sources behind their tag, and return counts
+    and histograms of it."""
+    piece, tag = piece_and_tag
     sides = [read_text(passed / f"{piece:05d}" / f"text.{lang}") for lang in config.languages]
     dropped: dict[str, list[Pair]] = {name: [] for name in reasons}
     kept: list[Pair] = []
     fate = np.load(fates / f"{piece:05d}.npy").tolist()
     for pair, number in zip(zip(*sides, strict=True), fate, strict=True):
         (dropped[reasons[number - 1]] if number else kept).append(pair)
-    sha256 = _write_pairs(folder, "text", config, kept)
+    tagged = [(f"{tag} {source}", target) for source, target in kept] if tag else kept
+    sha256 = _write_pairs(folder, "text", config, tagged)
     lengths = np.array([[len(s), len(t)] for s, t in kept], np.int64).reshape(-1, 2)
     histograms = {
         key: np.histogram(values.clip(max=edges[-1]), edges)[0].tolist()

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_prep.config import DataConfig
+from data_prep.config import DataConfig, TrainingCorpus
 from data_prep.pieces import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SCORE = "score"  # what translate_with.min_score drops for
 EXAMPLES = 5  # pairs shown of what a filter dropped from a corpus
 LENGTH_EDGES = np.arange(0, 501, 10)  # characters; the last bin also holds what is longer
 RATIO_EDGES = np.arange(0, 4.05, 0.1)  # target characters over source characters, likewise
@@ -33,7 +34,7 @@ def report_of(
         pieces = [(f, k) for f, k in zip(filtered, kept, strict=True) if f["corpus"] == index]
         left = read = sum(piece["read"] for piece, _ in pieces)
         filters = []
-        for name in (each.filter for each in config.cleaning.filters):
+        for name in filter_names(config, corpus):
             tallies = [result for piece in pieces for result in piece if name in result["dropped"]]
             dropped = sum(tally["dropped"][name] for tally in tallies)
             examples = [pair for tally in tallies for pair in tally["examples"][name]][:EXAMPLES]
@@ -56,6 +57,12 @@ def report_of(
         counts = {"corpus": corpus.name, "read": read, "kept": left, "dropped": dropped}
         corpora.append({**counts, "filters": filters, **histograms})
     return {"kept": sum(corpus["kept"] for corpus in corpora), "corpora": corpora}
+
+
+def filter_names(config: DataConfig, corpus: TrainingCorpus) -> list[str]:
+    """Return what the counts of a corpus are of, in the order in which pairs are dropped."""
+    first = [SCORE] if corpus.translate_with and corpus.translate_with.min_score is not None else []
+    return [*first, *(each.filter for each in config.filters_of(corpus))]
 
 
 def summary(corpus: Mapping[str, Any]) -> str:
@@ -85,8 +92,9 @@ def picture(report: Mapping[str, Any]) -> Figure:
     shares = figure.add_subplot(grid[0, :])
     rows, left = range(len(corpora)), np.zeros(len(corpora))
     reads = np.array([max(corpus["read"], 1) for corpus in corpora])
-    for number, name in enumerate(corpora[0]["dropped"]):
-        width = 100 * np.array([corpus["dropped"][name] for corpus in corpora]) / reads
+    filters = dict.fromkeys(name for corpus in corpora for name in corpus["dropped"])
+    for number, name in enumerate(filters):
+        width = 100 * np.array([corpus["dropped"].get(name, 0) for corpus in corpora]) / reads
         if width.any():
             shares.barh(rows, width, left=left, color=f"C{number}", label=name)
             left += width

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import Field as Limit
 from pydantic import PositiveInt, field_validator, model_validator
 
-from data_prep.filters import DEFAULT_FILTERS, Filter, OverAllCorpora
+from data_prep.filters import (
+    DEFAULT_FILTERS,
+    SYNTHETIC_FILTERS,
+    Filter,
+    OverAllCorpora,
+    TestOverlap,
+)
 from data_prep.section import Section
 
 
@@ -24,13 +31,134 @@ class Corpus(Section):
     target: str
     """Target side, likewise."""
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Return its files, by side."""
+        return {"source": self.source, "target": self.target}
 
-class TrainingCorpus(Corpus):
-    """A pair of line-aligned files to train on."""
+
+class TranslateWith(Section):
+    """The model that makes a side of a corpus, and how it translates: where a key is null, as it was
+    exported."""
+
+    model: Path | tuple[Path, ...]
+    """Folder written by `./run.sh export`, in any format; several of format safetensors are an
+    ensemble. Without `target` it goes from source to target language, without `source` from target
+    to source language."""
+
+    beam_size: PositiveInt | None = None
+    """As evaluation.beam_size; null where tokens are drawn for a corpus of one side: 1."""
+
+    length_penalty: float | None = None
+    """As evaluation.length_penalty."""
+
+    no_repeat_ngram_size: int | None = Limit(default=None, ge=0)
+    """As evaluation.no_repeat_ngram_size."""
+
+    sampling_topk: int | None = Limit(default=None, ge=0)
+    """As evaluation.sampling_topk: draw tokens from so many, 0: from all."""
+
+    sampling_temperature: float | None = Limit(default=None, gt=0)
+    """As evaluation.sampling_temperature."""
+
+    sampling_seed: int | None = Limit(default=None, ge=0)
+    """As evaluation.sampling_seed."""
+
+    batch_tokens: PositiveInt | None = None
+    """As evaluation.batch_tokens."""
+
+    lines_per_piece: PositiveInt = 4000
+    """Lines that a worker translates at once: what a killed command can lose of its work. In the
+    place of data.pairs_per_piece."""
+
+    min_score: float | None = None
+    """Drop translations with a lower score (log-probability ÷ length to the power of the length
+    penalty); a good one's is about -0.5."""
+
+    filters: tuple[Filter, ...] = SYNTHETIC_FILTERS
+    """Filters on this corpus, as data.cleaning.filters; applied first, and in the place of those of
+    the same name there."""
+
+    @field_validator("model")
+    @classmethod
+    def _names_a_model(cls, model: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+        if model == ():
+            raise ValueError("expected the folder of an export, or several")
+        return model
+
+    @field_validator("filters")
+    @classmethod
+    def _looks_at_one_pair(cls, filters: tuple[Filter, ...]) -> tuple[Filter, ...]:
+        for each in filters:
+            if isinstance(each, (*OverAllCorpora, TestOverlap)):
+                raise ValueError(
+                    f"{each.filter} looks at all corpora: data.cleaning.filters has it"
+                )
+        return filters
+
+    @model_validator(mode="after")
+    def _samples_if_it_says_how(self) -> TranslateWith:
+        drawn = (self.sampling_temperature, self.sampling_seed)
+        if self.sampling_topk is None and drawn != (None, None):
+            raise ValueError(
+                "sampling_temperature and sampling_seed are for sampling: set sampling_topk, too"
+            )
+        return self
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        return self.model if isinstance(self.model, tuple) else (self.model,)
+
+
+class TrainingCorpus(Section):
+    """A pair of line-aligned files to train on, or one file and a model that translates it."""
+
+    name: str
+    """What reports call it."""
+
+    source: str | None = None
+    """Source side, below `data.root`: plain text, `.gz` or `.sgm`, one sentence a line. Required,
+    unless translate_with makes it."""
+
+    target: str | None = None
+    """Target side, likewise. With both sides and translate_with, the target becomes the
+    translation that is nearest to it, of those that the model finds."""
 
     weight: float = Limit(default=1, gt=0)
     """How often an epoch has each of its pairs: 3 is three times, 0.5 a half of them, drawn at
     random in data preparation."""
+
+    tag: str | None = None
+    """Put before each of its sources once they are cleaned, such as `<BT>`: one of
+    data.vocabulary.user_defined_symbols."""
+
+    translate_with: TranslateWith | None = None
+    """A model makes the side that has no file, or the target of a pair."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Return its files, by side."""
+        files = {"source": self.source, "target": self.target}
+        return {side: path for side, path in files.items() if path is not None}
+
+    @property
+    def made_side(self) -> str:
+        """Return which side `translate_with` makes."""
+        return "source" if self.source is None else "target"
+
+    @model_validator(mode="after")
+    def _has_its_sides(self) -> TrainingCorpus:
+        missing = {"source", "target"} - self.files.keys()
+        if self.translate_with is None and missing:
+            raise ValueError(f"{min(missing)} is required, or translate_with, which makes it")
+        if len(missing) == 2:
+            raise ValueError("source or target is required: what the model translates")
+        if self.translate_with and not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(
+                f"name {self.name!r} must be fit for the folder of the translations: letters, digits, "
+                "`_`, `.`, `-`"
+            )
+        return self
 
 
 class Download(Section):
@@ -245,11 +373,17 @@ class DataConfig(Preparation):
     @property
     def inputs(self) -> tuple[str, ...]:
         corpora = (*self.train, self.valid, self.test)
-        return tuple(sorted({path for each in corpora for path in (each.source, each.target)}))
+        return tuple(sorted({path for each in corpora for path in each.files.values()}))
 
     @property
     def languages(self) -> tuple[str, str]:
         return self.source_lang, self.target_lang
+
+    def filters_of(self, corpus: TrainingCorpus) -> tuple[Filter, ...]:
+        """Return the filters of a training corpus, in the order in which they are applied."""
+        own = corpus.translate_with.filters if corpus.translate_with else ()
+        names = {each.filter for each in own}
+        return (*own, *(each for each in self.cleaning.filters if each.filter not in names))
 
     @model_validator(mode="after")
     def _names_differ(self) -> DataConfig:
@@ -257,4 +391,11 @@ class DataConfig(Preparation):
             raise ValueError("train: every corpus needs a name of its own")
         if self.source_lang == self.target_lang:
             raise ValueError("source_lang and target_lang must differ")
+        symbols = self.vocabulary.user_defined_symbols
+        for corpus in self.train:
+            if corpus.tag is not None and corpus.tag not in symbols:
+                raise ValueError(
+                    f"train: {corpus.name}: tag {corpus.tag} must be one of "
+                    "vocabulary.user_defined_symbols"
+                )
         return self

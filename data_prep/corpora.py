@@ -6,6 +6,7 @@ import functools
 import gzip
 import hashlib
 import html
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from data_prep import toy_corpus
-from data_prep.config import DataConfig, ToyCorpusConfig
+from data_prep.config import DataConfig, ToyCorpusConfig, TrainingCorpus
 from data_prep.downloads import download
 from data_prep.files import DataError, first_line, sha256_of, write_json
 from data_prep.fingerprints import fingerprints
 from data_prep.pieces import map_pieces
 from data_prep.stage import FINGERPRINTS, Record, run_stage
+from data_prep.text import normalise_lines
 
 VERSION = 1  # raise it when the same files would be cut differently
 
@@ -30,10 +33,10 @@ class Slice(Record):
     """A slice of a corpus file, wherever corpora lie."""
 
     path: str
-    """Below the folder of the fetch stage if that made the file, else below `data.root`."""
+    """From the folder of the fetch stage if a stage made the file, else below `data.root`."""
 
     made: bool
-    """Whether the fetch stage made the file: generated it, or unpacked it to plain text."""
+    """Whether a stage made the file: generated it, unpacked it to plain text, or translated."""
 
     begin: int
     """Its first byte."""
@@ -46,7 +49,9 @@ class Slice(Record):
 
         :param folder: of the fetch stage.
         """
-        return (folder if self.made else config.root.absolute()) / self.path
+        if self.made:  # `..` is of the name: the folder may be a link
+            return Path(os.path.normpath(folder / self.path))
+        return config.root.absolute() / self.path
 
 
 class Piece(Record):
@@ -61,6 +66,16 @@ class Piece(Record):
     pairs: int
     source: Slice
     target: Slice
+    """Of a corpus with one file, both are slices of that until the other side is made."""
+
+    def lines(self, side: Slice, config: DataConfig, folder: Path) -> list[str]:
+        """Return the lines of a side, normalised.
+
+        :param folder: of the fetch stage.
+        :raises DataError: invalid UTF-8.
+        """
+        text = read_piece(side.place(config, folder), side.begin, side.end, self.line)
+        return normalise_lines(text)[: self.pairs]
 
 
 class FetchedFile(Record):
@@ -80,6 +95,9 @@ class Fetched(Record):
 
     pieces: tuple[Piece, ...]
     """Of all training corpora, in order."""
+
+    synthetic: dict[str, str] = Field(default_factory=dict)
+    """A digest of what a model has made of each corpus that says `translate_with`, by its name."""
 
     def place(self, config: DataConfig, folder: Path, path: str) -> Path:
         """Return where a file that the recipe names is.
@@ -105,7 +123,7 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
     generated = [path for path in config.inputs if path not in found]
     toy = config.toy_corpus if generated else None
     inputs = {
-        "train": [[corpus.source, corpus.target] for corpus in config.train],
+        "train": [_how_to_cut(corpus) for corpus in config.train],
         "local": {path: file.sha256 for path, file in found.items()},
         "pairs_per_piece": config.pairs_per_piece,
         "version": VERSION,
@@ -123,12 +141,8 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
                 raise DataError(f"{path}: the toy corpus has no such file")
             files[path] = FetchedFile(sha256=sha256_of(partial / path), made=True)
         fetched = Fetched(files=files, pieces=())
-        corpora = [
-            [fetched.place(config, partial, path) for path in (corpus.source, corpus.target)]
-            for corpus in config.train
-        ]
-        cut = functools.partial(_cut, every=config.pairs_per_piece)
-        cuts = map_pieces(executor, cut, corpora, partial / "text")
+        cut = functools.partial(_cut, config, fetched, partial)
+        cuts = map_pieces(executor, cut, range(len(config.train)), partial / "text")
         pieces = tuple(_pieces(config, files, cuts))
         return fetched.model_copy(update={"pieces": pieces}).model_dump()
 
@@ -137,17 +151,39 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
     return fetched
 
 
-def _cut(corpus: Sequence[Path], folder: Path, every: int) -> dict[str, Any]:
-    """Find where every `every`-th line of a corpus begins; copy what is not plain text."""
-    sides: dict[str, Any] = {}
-    for side, path in zip(("source", "target"), corpus, strict=True):
+def _how_to_cut(corpus: TrainingCorpus) -> Any:
+    """Return what the cuts of a corpus depend on, besides `data.pairs_per_piece`."""
+    if corpus.translate_with is None:
+        return list(corpus.files.values())
+    return {**corpus.files, "every": corpus.translate_with.lines_per_piece}
+
+
+def _every(config: DataConfig, corpus: TrainingCorpus) -> int:
+    """Return the lines of a piece."""
+    synthetic = corpus.translate_with
+    return synthetic.lines_per_piece if synthetic else config.pairs_per_piece
+
+
+def _cut(
+    config: DataConfig, fetched: Fetched, source: Path, corpus: int, folder: Path
+) -> dict[str, Any]:
+    """Find where the pieces of a corpus begin; copy what is not plain text.
+
+    :param source: folder of the fetch stage.
+    """
+    every, sides = _every(config, config.train[corpus]), dict[str, Any]()
+    paths = {
+        side: fetched.place(config, source, path)
+        for side, path in config.train[corpus].files.items()
+    }
+    for side, path in paths.items():
         plain = path
         if {".gz", ".sgm"} & set(path.suffixes):
             plain = folder / f"{side}.txt"
             with plain.open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(f"{line}\n" for line in read_lines(path))
         sides[side] = {"copied": plain != path, **_line_starts(plain, every)}
-    _check_lengths(corpus, [side["lines"] for side in sides.values()])
+    _check_lengths([*paths.values()], [side["lines"] for side in sides.values()])
     return sides
 
 
@@ -169,12 +205,11 @@ def _pieces(
     config: DataConfig, files: Mapping[str, FetchedFile], cuts: Sequence[Mapping[str, Any]]
 ) -> Iterator[Piece]:
     """Yield the pieces of all training corpora, from where `_cut` found that lines begin."""
-    every = config.pairs_per_piece
     for index, (corpus, cut) in enumerate(zip(config.train, cuts, strict=True)):
-        lines = cut["source"]["lines"]
+        every, lines = _every(config, corpus), next(iter(cut.values()))["lines"]
         for number, begin in enumerate(range(0, lines, every)):
             slices = {}
-            for side, path in (("source", corpus.source), ("target", corpus.target)):
+            for side, path in corpus.files.items():
                 copied = cut[side]["copied"]
                 first, end = cut[side]["starts"][number : number + 2]
                 slices[side] = Slice(
@@ -183,14 +218,20 @@ def _pieces(
                     begin=first,
                     end=end,
                 )
-            pairs = min(every, lines - begin)
-            yield Piece(corpus=index, line=begin + 1, pairs=pairs, **slices)
+            pairs, there = min(every, lines - begin), next(iter(slices.values()))
+            yield Piece(
+                corpus=index,
+                line=begin + 1,
+                pairs=pairs,
+                source=slices.get("source", there),
+                target=slices.get("target", there),
+            )
 
 
 def _write_toy_corpus(config: DataConfig, sizes: ToyCorpusConfig, folder: Path) -> None:
     (folder / "toy").mkdir(exist_ok=True)
-    if config.languages != ("de", "en"):
-        raise DataError("The embedded toy corpus is German–English; use it as de → en")
+    if {*config.languages} != {"de", "en"}:
+        raise DataError("The embedded toy corpus is German–English; use it as de → en, or en → de")
     splits = toy_corpus.generate(sizes.model_dump(), config.seed)
     for split, pairs in splits.items():
         for language, lines in zip(("de", "en"), zip(*pairs, strict=True), strict=True):
@@ -242,11 +283,11 @@ def read_pairs(source: Path, target: Path) -> list[tuple[str, str]]:
 
 
 def _check_lengths(sides: Sequence[Path], lines: Sequence[int]) -> None:
-    """Compare the numbers of lines of source and target.
+    """Compare the numbers of lines of source and target, or of one of them alone.
 
     :raises DataError: one side has fewer lines.
     """
-    if lines[0] != lines[1]:
+    if lines[0] != lines[-1]:
         shorter, longer = sides if lines[0] < lines[1] else reversed(sides)
         raise DataError(
             f"{shorter} ends after {min(lines)} lines but {longer} goes on: source and target "

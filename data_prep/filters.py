@@ -19,6 +19,7 @@ from data_prep.files import DataError
 from data_prep.section import Section
 
 SHORT_SIDE = 20  # characters; below it a length ratio says little
+LONGEST_REPEATED = 100  # characters
 
 Share = Annotated[float, Limit(ge=0, le=1)]
 
@@ -112,6 +113,22 @@ class RepeatedCharacters(Section):
 
     def drops(self, source: str, target: str) -> bool:
         pattern = _runs_over(self.max_run)
+        return bool(pattern.search(source) or pattern.search(target))
+
+
+class Repetition(Section):
+    """Drop a pair with a side that says the same over and over, as a model does that loops."""
+
+    filter: Literal["repetition"] = "repetition"
+
+    min_chars: PositiveInt = 4
+    """Fewest characters of what is repeated; the most are 100."""
+
+    max: PositiveInt = 2
+    """Most times that it stands in a row, spaces between not counted."""
+
+    def drops(self, source: str, target: str) -> bool:
+        pattern = _repeated_over(self.min_chars, self.max)
         return bool(pattern.search(source) or pattern.search(target))
 
 
@@ -214,6 +231,7 @@ Filter = Annotated[
     | Letters
     | Digits
     | RepeatedCharacters
+    | Repetition
     | Script
     | Language
     | TestOverlap
@@ -231,6 +249,13 @@ DEFAULT_FILTERS: tuple[Filter, ...] = (
     Duplicates(),
 )
 
+SYNTHETIC_FILTERS: tuple[Filter, ...] = (
+    EmptySide(),
+    IdenticalSides(),
+    LengthRatio(),
+    Repetition(),
+)
+
 _NOT_LETTERS = regex.compile(r"[^\p{L}\p{M}]+")
 _NOT_LETTERS_IN_ASCII = bytes(code for code in range(128) if not chr(code).isalpha())
 
@@ -245,6 +270,12 @@ def _count_letters(text: str) -> int:
 @cache
 def _runs_over(length: int) -> re.Pattern[str]:
     return re.compile(r"(\S)" + r"\1" * length)
+
+
+@cache
+def _repeated_over(min_chars: int, times: int) -> re.Pattern[str]:
+    longest = max(min_chars, LONGEST_REPEATED)
+    return re.compile(rf"(\S.{{{min_chars - 1},{longest - 1}}}?)(?: ?\1){{{times}}}")
 
 
 @cache

@@ -104,12 +104,14 @@ def map_pieces(
     work: Callable[[PieceT, Path], Mapping[str, Any]],
     pieces: Sequence[PieceT],
     folder: Path,
+    lines: Callable[[PieceT], int] | None = None,
 ) -> list[Result]:
     """Call `work(piece, its folder)` for every piece that has no folder in `folder` yet.
 
     :param work: a module-level function (it is pickled), which writes files into the folder it is
         given and returns JSON values.
     :param folder: receives a folder `NNNNN` for each piece; an absolute path that all workers see.
+    :param lines: how many a piece has, where their rate is worth telling.
     :returns: what `work` returned for each piece, in the order of `pieces`.
     :raises DataError: a worker died, or `work` raised it; finished pieces stay.
     """
@@ -129,11 +131,12 @@ def map_pieces(
     if len(todo) == 1:  # not worth a worker
         _make_folder(work, pieces[todo[0]], places[todo[0]])
     else:
-        futures: list[Future[None]] = []
+        futures: dict[Future[None], int] = {}  # and their sizes
         try:
             for index in todo:
-                futures.append(executor.submit(_make_folder, work, pieces[index], places[index]))
-            for future in _show_progress(label, as_completed(futures), len(futures)):
+                future = executor.submit(_make_folder, work, pieces[index], places[index])
+                futures[future] = lines(pieces[index]) if lines else 1
+            for future in _show_progress(label, futures, "lines" if lines else "pieces"):
                 future.result()
         except Exception as error:
             # Dask may not be installed, so its error is known by name only.
@@ -177,20 +180,30 @@ def _make_folder(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _show_progress(label: str, done: Iterator[Future[None]], total: int) -> Iterator[Future[None]]:
-    """Pass on what is done; show a bar meanwhile, or write a line now and then to the log."""
+def _show_progress(
+    label: str, futures: Mapping[Future[None], int], unit: str
+) -> Iterator[Future[None]]:
+    """Yield what is done; show a bar meanwhile, or write a line now and then to the log.
+
+    :param futures: with their sizes.
+    :param unit: of the sizes; the rate is told of lines only.
+    """
     console = Console(stderr=True)
     columns = (TextColumn(f"{label}:"), *Progress.get_default_columns()[1:3])
     started = said = time.monotonic()
+    total, count, rate = sum(futures.values()), 0, ""
     with Progress(
-        *columns, MofNCompleteColumn(), TimeRemainingColumn(), console=console,
-        disable=not console.is_terminal, transient=True,
+        *columns, MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal, transient=True,
     ) as progress:  # fmt: skip
-        task = progress.add_task(label, total=total)
-        for count, item in enumerate(done, start=1):
+        task = progress.add_task(label, total=total, rate="")
+        for item in as_completed(futures):
             yield item
-            progress.advance(task)
-            now = time.monotonic()
+            count, now = count + futures[item], time.monotonic()
+            rate = f" ({count / (now - started):.1f} a second)" if unit == "lines" else ""
+            progress.update(task, completed=count, rate=rate)
             if not console.is_terminal and now - said > SECONDS_BETWEEN_LINES:
                 said, left = now, (now - started) / count * (total - count)
-                log.info("%s: %d of %d pieces, %.0f s left", label, count, total, left)
+                log.info("%s: %d of %d %s%s, %.0f s left", label, count, total, unit, rate, left)
+    if rate:
+        log.info("%s: %d lines in %.1f s%s", label, count, time.monotonic() - started, rate)

@@ -1,4 +1,4 @@
-"""The stages in their order: fetch → clean → vocabulary → binarize."""
+"""The stages in their order: fetch → synthesize → clean → vocabulary → binarize."""
 
 from __future__ import annotations
 
@@ -15,14 +15,21 @@ from data_prep.identity import begin_identity, write_identity
 from data_prep.pieces import open_executor
 from data_prep.shards import ShardsManifest
 from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
+from data_prep.synthesize import OpenTeacher, synthesize
 from data_prep.taken_vocabulary import take_vocabulary
 from data_prep.vocabulary import train_vocabulary
 
 
-def prepare(config: DataConfig, run_dir: Path, test_sets: Sequence[HeldOut] = ()) -> ShardsManifest:
-    """Bring `RUN_DIR/{fetch,clean,vocabulary,shards}` up to date.
+def prepare(
+    config: DataConfig,
+    run_dir: Path,
+    test_sets: Sequence[HeldOut] = (),
+    open_teacher: OpenTeacher | None = None,
+) -> ShardsManifest:
+    """Bring `RUN_DIR/{fetch,synthetic,clean,vocabulary,shards}` up to date.
 
     :param test_sets: those besides `data.test`, which must not be in the training text either.
+    :param open_teacher: opens the models that corpora name with `translate_with`.
     :returns: what is in the shards.
     :raises DataError: something is wrong with the corpora, the disk or the workers; what is
         finished stays, and the next call goes on from there.
@@ -31,7 +38,11 @@ def prepare(config: DataConfig, run_dir: Path, test_sets: Sequence[HeldOut] = ()
     raw, text, models, shards = (folder / name for name in (FETCH, CLEAN, VOCABULARY, SHARDS))
     with only_command_in(folder), open_executor(config) as executor:
         begin_identity(config, folder)
+        synthetic = [corpus for corpus in config.train if corpus.translate_with is not None]
+        assert open_teacher or not synthetic
+        teachers = {each.name: open_teacher(each, config.languages) for each in synthetic}
         fetched = fetch(config, raw, executor)
+        fetched = synthesize(config, fetched, teachers, folder)
         cleaned = clean(config, fetched, test_sets, raw, text, executor)
         if config.vocabulary.taken_from is None:
             vocabulary = train_vocabulary(config, cleaned, text, models, executor)

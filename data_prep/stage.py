@@ -26,6 +26,7 @@ log = logging.getLogger("prepare")
 
 # The folders of a run that the stages make.
 FETCH = "fetch"
+SYNTHETIC = "synthetic"  # a folder for each corpus
 CLEAN = "clean"
 VOCABULARY = "vocabulary"
 SHARDS = "shards"
@@ -124,6 +125,13 @@ def _finish(partial: Path, made: Mapping[str, Any]) -> None:
     write_json(partial / "manifest.json", {**content, DIGEST: digest})
 
 
+def begun(folder: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Return where an interrupted call of `run_stage` was building `folder`, and from which inputs;
+    from none if there was no such call."""
+    partial = _partial(folder.resolve())
+    return partial, read_json(partial / ".inputs.json")
+
+
 def is_up_to_date(folder: Path, inputs: Mapping[str, Any]) -> bool:
     """Tell whether `run_stage` would have nothing to do."""
     previous = read_manifest(folder)
@@ -138,21 +146,21 @@ def _working_folder(folder: Path, inputs: Any) -> tuple[Path, bool]:
 
     :raises DataError: another program's files are there.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    begun = partial / ".inputs.json"
+    partial = _partial(folder)
+    note = partial / ".inputs.json"
     finished = read_manifest(partial)
-    if os.path.lexists(partial) and not begun.is_file() and finished is None:
+    if os.path.lexists(partial) and not note.is_file() and finished is None:
         _refuse_other_files(partial)
-    found = read_json(begun) if begun.is_file() else (finished or {}).get("inputs")
+    found = read_json(note) if note.is_file() else (finished or {}).get("inputs")
     if found != inputs:
         partial.mkdir(parents=True, exist_ok=True)
-        write_json(begun, None)  # ours still, whenever a crash comes, but of no inputs
+        write_json(note, None)  # ours still, whenever a crash comes, but of no inputs
         for path in partial.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            elif path != begun:
+            elif path != note:
                 path.unlink()
-        write_json(begun, inputs)
+        write_json(note, inputs)
     return partial, found == inputs
 
 
@@ -259,6 +267,11 @@ def _delete_result(folder: Path, manifest: Manifest) -> None:
             path.rmdir()
     with suppress(OSError):
         folder.rmdir()
+
+
+def _partial(folder: Path) -> Path:
+    """Return where a result is built."""
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def _replaced(folder: Path) -> Path:

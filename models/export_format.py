@@ -36,6 +36,7 @@ SETTINGS = "export.json"
 WEIGHTS = "model.safetensors"
 ENCODER, DECODER, ONNX_WEIGHTS = "encoder.onnx", "decoder.onnx", "weights.bin"
 CLASSIFIER = "model.onnx"
+ABOUT = {"README.md", "manifest.json"}  # files that only tell of the model
 
 Format = Literal["safetensors", "ctranslate2", "onnx"]
 ClassifierFormat = Literal["safetensors", "onnx"]
@@ -203,6 +204,17 @@ def _refuse(folder: Path, wrong: Sequence[str]) -> None:
             f"{folder}: not an exported model: {SETTINGS}: {wrong[0]} is missing or of the wrong "
             "type"
         )
+
+
+def digest_of_export(folder: Path) -> str:
+    """Return a digest of all files of an exported model that decide on what it answers.
+
+    :raises OSError: one cannot be read.
+    """
+    from data_prep.files import digest_of, sha256_of
+
+    files = (path for path in sorted(folder.glob("[!.]*")) if path.is_file())
+    return digest_of({path.name: sha256_of(path) for path in files if path.name not in ABOUT})
 
 
 def write_settings(folder: Path, settings: ExportSettings | ClassifierSettings) -> None:

@@ -15,6 +15,7 @@ from pipeline.recipe import Recipe
 from pipeline.tasks import task_of
 from pipeline.tracking.provenance import log_data
 from pipeline.tracking.tracker import open_tracker
+from pipeline.translation.teacher import open_teacher
 from pipeline.translation_recipe import TranslationRecipe
 
 
@@ -44,7 +45,8 @@ def _prepare(recipe: Recipe) -> str:
         images = prepare_images(recipe.data, recipe.run_dir)
         return f"{images.totals['train'].images} training images of {len(images.classes)} classes"
     assert isinstance(recipe, TranslationRecipe)
-    totals = prepare(recipe.data, recipe.run_dir, held_out_of(recipe)).totals["train"]
+    made = prepare(recipe.data, recipe.run_dir, held_out_of(recipe), open_teacher)
+    totals = made.totals["train"]
     return f"{totals.pairs} training pairs, {totals.target_tokens} target tokens"
 
 

@@ -1,0 +1,122 @@
+"""Exported models as teachers of synthetic corpora (`data_prep/synthesize.py`)."""
+
+# Functions import translators, and torch, themselves: most data are prepared without.
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import ValidationError
+
+from data_prep.config import TrainingCorpus, TranslateWith
+from data_prep.files import DataError, digest_of
+from models.export_format import ModelError, digest_of_export, read_settings
+from pipeline.translation_recipe import SearchConfig
+
+if TYPE_CHECKING:
+    from pipeline.translation.serving import TextTranslator, Translation
+
+
+class ExportedTeacher(NamedTuple):
+    """A teacher that is an export, or an ensemble of some; see `data_prep.synthesize.Teacher`."""
+
+    folders: tuple[Path, ...]
+    digest: str
+    search: Mapping[str, Any]
+
+    keys: tuple[tuple[str, Any], ...]
+    """Those of `search` that differ from what was exported."""
+
+    draws_in_order: bool
+    """What it draws depends on all that was drawn before: CTranslate2."""
+
+    workers: int | None
+
+    def n_best(self, sentences: Sequence[str], first_line: int) -> list[list[Translation]]:
+        """Translate sentences; what comes out depends on them and their place alone."""
+        keys = dict(self.keys)
+        if self.draws_in_order:  # so for each piece it is loaded anew, with a seed of its own
+            seed = digest_of([self.search["sampling_seed"], first_line])
+            keys["sampling_seed"] = int(seed[:8], 16)
+        translator = _load(self.folders, self.digest, tuple(sorted(keys.items())))
+        return translator.n_best(sentences, first_line=first_line)
+
+
+def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> ExportedTeacher:
+    """Return the teacher that a corpus names with `translate_with`.
+
+    :param languages: source and target language of the recipe.
+    :raises DataError: it is no exported model, or one for other languages.
+    """
+    settings = corpus.translate_with
+    assert settings is not None
+    way = languages if corpus.made_side == "target" else languages[::-1]
+    folders, where = settings.models, f"data.train: {corpus.name}: translate_with"
+    keys = _search_keys(settings)
+    if "sampling_topk" in keys and len(corpus.files) == 1:
+        keys.setdefault("beam_size", 1)  # one is drawn
+    try:
+        exports = [read_settings(folder) for folder in folders]
+        digest = digest_of([digest_of_export(folder) for folder in folders])
+        search = SearchConfig.model_validate({**(exports[0].evaluation or {}), **keys})
+    except (ModelError, OSError, ValidationError) as error:
+        raise DataError(f"{where}: {error}") from error
+    for folder, export in zip(folders, exports, strict=True):
+        its = (export.source_lang, export.target_lang)
+        if None not in its and its != way:
+            hint = "; it makes the other side" if its == way[::-1] else ""
+            raise DataError(
+                f"{where}: {folder} goes from {its[0]} to {its[1]}, and the {corpus.made_side} of "
+                f"{corpus.name} needs a model from {way[0]} to {way[1]}{hint}"
+            )
+    format = exports[0].format
+    return ExportedTeacher(
+        folders,
+        digest,
+        search.model_dump(mode="json"),
+        tuple(sorted(keys.items())),
+        draws_in_order=format == "ctranslate2" and search.sampling_topk is not None,
+        workers=1 if format == "safetensors" and _has_gpu() else None,
+    )
+
+
+def _search_keys(settings: TranslateWith) -> dict[str, Any]:
+    """Return the keys that say how to translate, as far as they are given."""
+    return settings.model_dump(include=set(SearchConfig.model_fields), exclude_none=True)
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@functools.lru_cache(maxsize=1)
+def _load(
+    folders: tuple[Path, ...], digest: str, keys: tuple[tuple[str, Any], ...]
+) -> TextTranslator:
+    """Load a model to translate in one thread: with more, sums could differ in their last digits.
+
+    :raises ModelError: it cannot be loaded, or has changed since the command began.
+    """
+    from pipeline.translation.translator import Translator
+
+    logging.getLogger("translate").setLevel(logging.ERROR)  # not of each line that is too long
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if len(folders) > 1:
+        translator: TextTranslator = Translator.of_exports(folders, **dict(keys))
+    else:
+        translator = Translator.of_export(folders[0], **dict(keys))
+    if isinstance(translator, Translator):
+        import torch
+
+        torch.set_num_threads(1)
+    if digest_of([digest_of_export(folder) for folder in folders]) != digest:
+        names = ", ".join(map(str, folders))
+        raise ModelError(f"{names} has changed since this command began; run it again")
+    return translator
