@@ -19,7 +19,6 @@ from data_prep.clean_report import (
     RATIO_EDGES,
     SCORE,
     draw,
-    filter_names,
     report_of,
     summary,
 )
