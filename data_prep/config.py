@@ -38,8 +38,8 @@ class Corpus(Section):
 
 
 class TranslateWith(Section):
-    """The model that makes a side of a corpus, and how it translates: where a key is null, as it was
-    exported."""
+    """The model that makes a side of a corpus, and how it translates: where a key is null, as the
+    model was exported."""
 
     model: Path | tuple[Path, ...]
     """Folder written by `./run.sh export`, in any format; several of format safetensors are an
@@ -155,8 +155,7 @@ class TrainingCorpus(Section):
             raise ValueError("source or target is required: what the model translates")
         if self.translate_with and not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(
-                f"name {self.name!r} must be fit for the folder of the translations: letters, digits, "
-                "`_`, `.`, `-`"
+                f"name {self.name!r} must be fit for a folder: letters, digits, `_`, `.`, `-`"
             )
         return self
 
@@ -372,7 +371,7 @@ class DataConfig(Preparation):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        corpora = (*self.train, self.valid, self.test)
+        corpora: tuple[Corpus | TrainingCorpus, ...] = (*self.train, self.valid, self.test)
         return tuple(sorted({path for each in corpora for path in each.files.values()}))
 
     @property

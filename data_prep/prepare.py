@@ -38,9 +38,11 @@ def prepare(
     raw, text, models, shards = (folder / name for name in (FETCH, CLEAN, VOCABULARY, SHARDS))
     with only_command_in(folder), open_executor(config) as executor:
         begin_identity(config, folder)
-        synthetic = [corpus for corpus in config.train if corpus.translate_with is not None]
-        assert open_teacher or not synthetic
-        teachers = {each.name: open_teacher(each, config.languages) for each in synthetic}
+        teachers = {}
+        for corpus in config.train:
+            if corpus.translate_with is not None:
+                assert open_teacher is not None
+                teachers[corpus.name] = open_teacher(corpus, config.languages)
         fetched = fetch(config, raw, executor)
         fetched = synthesize(config, fetched, teachers, folder)
         cleaned = clean(config, fetched, test_sets, raw, text, executor)
