@@ -44,7 +44,7 @@ def prepare(
                 assert open_teacher is not None
                 teachers[corpus.name] = open_teacher(corpus, config.languages)
         fetched = fetch(config, raw, executor)
-        fetched = synthesize(config, fetched, teachers, folder)
+        fetched = synthesize(config, fetched, teachers, folder, executor)
         cleaned = clean(config, fetched, test_sets, raw, text, executor)
         if config.vocabulary.taken_from is None:
             vocabulary = train_vocabulary(config, cleaned, text, models, executor)

@@ -7,7 +7,9 @@ by which engine, is the caller's: this file knows it as a `Teacher`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from functools import partial as bind
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from data_prep.config import DataConfig, TrainingCorpus
 from data_prep.corpora import Fetched, Piece, Slice
-from data_prep.files import DataError, digest_of, save_array
+from data_prep.files import DataError, save_array, sha256_of
 from data_prep.pieces import map_pieces, open_executor
 from data_prep.stage import DIGEST, FETCH, SYNTHETIC, Manifest, begun, run_stage
 
@@ -63,7 +65,11 @@ it by a DataError."""
 
 
 def synthesize(
-    config: DataConfig, fetched: Fetched, teachers: Mapping[str, Teacher], run_dir: Path
+    config: DataConfig,
+    fetched: Fetched,
+    teachers: Mapping[str, Teacher],
+    run_dir: Path,
+    executor: Executor,
 ) -> Fetched:
     """Bring `RUN_DIR/synthetic/NAME` up to date for each corpus that a teacher makes a side of.
 
@@ -78,7 +84,7 @@ def synthesize(
         own = [place for place, piece in enumerate(pieces) if piece.corpus == index]
         todo = [pieces[place] for place in own]
         folder = run_dir / SYNTHETIC / corpus.name
-        made = _translate(config, corpus, fetched, teachers[corpus.name], todo, folder)
+        made = _translate(config, corpus, fetched, teachers[corpus.name], todo, folder, executor)
         digests[corpus.name] = made[DIGEST]
         for number, place in enumerate(own):
             name = f"{TRANSLATIONS}/{number:05d}/{TEXT}"
@@ -108,6 +114,7 @@ def _translate(
     teacher: Teacher,
     pieces: Sequence[Piece],
     folder: Path,
+    executor: Executor,
 ) -> Manifest:
     """Translate a corpus, unless that is done.
 
@@ -124,16 +131,24 @@ def _translate(
     _refuse_another_model(corpus, folder, teacher)
 
     def build(partial: Path) -> dict[str, Any]:
-        assert corpus.translate_with is not None
-        workers = config.workers or teacher.workers
-        # Workers of their own: those of the other stages need no models in memory.
-        with open_executor(config.model_copy(update={"workers": workers})) as executor:
-            work = bind(_translate_piece, config, corpus, teacher, folder.parents[1] / FETCH)
-            place = partial / TRANSLATIONS
-            made = map_pieces(executor, work, pieces, place, lines=lambda piece: piece.pairs)
+        work = bind(_translate_piece, config, corpus, teacher, folder.parents[1] / FETCH)
+        place = partial / TRANSLATIONS
+        with _workers_of(teacher, config, executor) as workers:
+            made = map_pieces(workers, work, pieces, place, lines=lambda piece: piece.pairs)
         return {"pieces": made}
 
     return run_stage(folder, inputs, build, stage=SYNTHETIC)
+
+
+@contextmanager
+def _workers_of(teacher: Teacher, config: DataConfig, executor: Executor) -> Iterator[Executor]:
+    """Return those of `executor`, unless a teacher wants fewer and the recipe does not say how
+    many."""
+    if config.workers or teacher.workers is None:
+        yield executor
+    else:
+        with open_executor(config.model_copy(update={"workers": teacher.workers})) as own:
+            yield own
 
 
 def _refuse_another_model(corpus: TrainingCorpus, folder: Path, teacher: Teacher) -> None:
@@ -180,7 +195,7 @@ def _translate_piece(
     return {
         "first_line": piece.line,
         "lines": len(chosen),
-        "sha256": digest_of(text),
+        "sha256": sha256_of(folder / TEXT),
         "model": teacher.digest,
         "search": dict(teacher.search),
     }

@@ -1,25 +1,23 @@
 """Exported models as teachers of synthetic corpora (`data_prep/synthesize.py`)."""
 
-# Functions import translators, and torch, themselves: most data are prepared without.
+# Functions import torch, and what needs it, themselves: most data are prepared without.
 
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from pydantic import ValidationError
 
 from data_prep.config import TrainingCorpus, TranslateWith
 from data_prep.files import DataError, digest_of
 from models.export_format import ModelError, digest_of_export, read_settings
+from pipeline.translation.serving import TextTranslator, Translation, log
 from pipeline.translation_recipe import SearchConfig
-
-if TYPE_CHECKING:
-    from pipeline.translation.serving import TextTranslator, Translation
 
 
 class ExportedTeacher(NamedTuple):
@@ -44,7 +42,8 @@ class ExportedTeacher(NamedTuple):
             seed = digest_of([self.search["sampling_seed"], first_line])
             keys["sampling_seed"] = int(seed[:8], 16)
         translator = _load(self.folders, self.digest, tuple(sorted(keys.items())))
-        return translator.n_best(sentences, first_line=first_line)
+        with patch.object(log, "disabled", True):  # it warns of each line that is too long
+            return translator.n_best(sentences, first_line=first_line)
 
 
 def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> ExportedTeacher:
@@ -56,7 +55,8 @@ def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> Exported
     settings = corpus.translate_with
     assert settings is not None
     way = languages if corpus.made_side == "target" else languages[::-1]
-    folders, where = settings.models, f"data.train: {corpus.name}: translate_with"
+    folders = tuple(folder.absolute() for folder in settings.models)
+    where = f"data.train: {corpus.name}: translate_with"
     keys = _search_keys(settings)
     if "sampling_topk" in keys and len(corpus.files) == 1:
         keys.setdefault("beam_size", 1)  # one is drawn
@@ -106,12 +106,12 @@ def _load(
     """
     from pipeline.translation.translator import Translator
 
-    logging.getLogger("translate").setLevel(logging.ERROR)  # not of each line that is too long
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if len(folders) > 1:
-        translator: TextTranslator = Translator.of_exports(folders, **dict(keys))
-    else:
-        translator = Translator.of_export(folders[0], **dict(keys))
+    translator: TextTranslator
+    with patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        if len(folders) > 1:
+            translator = Translator.of_exports(folders, **dict(keys))
+        else:
+            translator = Translator.of_export(folders[0], **dict(keys))
     if isinstance(translator, Translator):
         import torch
 

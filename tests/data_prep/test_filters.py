@@ -45,6 +45,11 @@ KEPT_AND_DROPPED: list[tuple[dict[str, Any], list[tuple[str, str]], list[tuple[s
         [("Nein!!!!", "No"), ("Ja", "aaaa")],
     ),
     (
+        {"filter": "repetition", "min_chars": 4, "max": 2},
+        [("und dann und dann kam er", "ha ha"), ("", "no no")],
+        [("und dann und dann und dann", "and"), ("er", "he said he said he said so")],
+    ),
+    (
         {"filter": "script", "source": "Latin", "target": "Cyrillic", "min_share": 0.9},
         [
             ("Größe 17 µm", "размер 17"),

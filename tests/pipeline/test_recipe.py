@@ -64,7 +64,7 @@ def test_overrides(tiny_recipe: Path) -> None:
         ("beam_size: 2", "beam_size: 2, sampling_seed: 7",
          r":\d+: `evaluation`: .*set sampling_topk"),
         ("run_dir:", "rundir:", r"unknown key `rundir`; did you mean `run_dir`|`run_dir` is req"),
-        ("source: toy/train.de,", "", r":\d+: key `data.train.0.source` is required"),
+        ("source: toy/train.de,", "", r":\d+: `data.train.0`: source is required"),
         ("data:", "data: [", r":\d+: not valid YAML"),
         ("data:", "data:\ndata:", r":\d+: not valid YAML: .*duplicate key"),
     ],
