@@ -72,8 +72,8 @@ class TranslateWith(Section):
     place of data.pairs_per_piece."""
 
     min_score: float | None = None
-    """Drop translations with a lower score (log-probability ÷ length to the power of the length
-    penalty); a good one's is about -0.5."""
+    """Drop translations with a lower score: log-probability ÷ length to the power of the length
+    penalty."""
 
     filters: tuple[Filter, ...] = SYNTHETIC_FILTERS
     """Filters on this corpus, as data.cleaning.filters; applied first, and in the place of those of
@@ -222,9 +222,9 @@ class CleaningConfig(Section):
 
     filters: tuple[Filter, ...] = DEFAULT_FILTERS
     """Filters in the order in which they are applied, each `{filter: NAME, SETTING: VALUE}`:
-    empty_side, length, length_ratio, identical_sides, letters, digits, repeated_characters, script,
-    language, test_overlap, duplicates, repeated_side (data_prep/filters.py has their settings).
-    duplicates and repeated_side look at all corpora together and come last."""
+    empty_side, length, length_ratio, identical_sides, letters, digits, repeated_characters,
+    repetition, script, language, test_overlap, duplicates, repeated_side (data_prep/filters.py has
+    their settings). duplicates and repeated_side look at all corpora together and come last."""
 
     @model_validator(mode="after")
     def _in_an_order_that_works(self) -> CleaningConfig:

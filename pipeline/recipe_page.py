@@ -58,7 +58,11 @@ def _section_lines(model: type[BaseModel], prefix: str, shown: dict[Any, str]) -
     for key, field, sections in inner:
         yield f"{'#' * (2 + key.count('.'))} {key}\n"
         if len(sections) > 1:
-            yield from _variants_table(sections)
+            if tuple(sections) in shown:
+                yield f"As {shown[tuple(sections)]}.\n"
+            else:
+                shown[tuple(sections)] = f"`{key}`"
+                yield from _variants_table(sections)
             continue
         about = None if is_sequence(field.annotation) else field.description
         yield f"{_one_line(about or sections[0].__doc__)}\n"
