@@ -23,6 +23,7 @@ from data_prep.files import DataError
 from data_prep.filters import Repetition
 from data_prep.prepare import prepare
 from models.export_format import ModelError
+from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.command_line import load_recipe
 from pipeline.recipe import UsageError
 from pipeline.translation.teacher import open_teacher
@@ -31,6 +32,7 @@ from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import ROOT, run_process
 from tests.data_prep.test_pieces import command, files_of
 from tests.pipeline.conftest import exported
+from tests.pipeline.ranks import train
 
 LINES = 90  # of the corpora
 TOY = {"source": "one.de", "target": "one.en"}
@@ -252,6 +254,31 @@ def test_a_full_disk(folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert "kd: continued" in done.stderr
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_student_of_the_recipe(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe takes the quickstart's export, from where it is run."""
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    shutil.copytree(folder / "there", tmp_path / "runs" / "quickstart" / "export")
+    monkeypatch.chdir(tmp_path)
+    keys = {
+        "run_dir": str(tmp_path / "run"),
+        "data.root": str(tmp_path / "data"),
+        "data.vocabulary.size": "150",
+        **{f"data.toy_corpus.{split}": "100" for split in ("train", "valid", "test")},
+    }
+    path = ROOT / "recipes" / "quickstart_distilled.yaml"
+    recipe = load_recipe(path, [*keys.items()])
+    assert isinstance(recipe, TranslationRecipe)
+    prepare(recipe.data, recipe.run_dir, open_teacher=open_teacher)
+    flags = [f"--{key}={value}" for key, value in keys.items() if key != "run_dir"]
+    steps = {"max_steps": 2, "warmup_steps": 1, "validate_every": 2, "checkpoint_every": 2}
+    codes, said = train(path, recipe.run_dir, *flags, **steps)
+    assert codes == [0], said
+    assert list_checkpoints(recipe.checkpoints)
 
 
 def test_models_that_cannot_teach(folder: Path, tmp_path: Path) -> None:
