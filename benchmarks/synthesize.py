@@ -32,6 +32,7 @@ from models.export_format import read_settings
 from pipeline.translation.teacher import open_teacher
 
 CORES = len(os.sched_getaffinity(0))
+ALONE = "CTranslate2 by itself"
 
 
 def write_corpus(folder: Path, text: Path, lines: int) -> None:
@@ -104,11 +105,11 @@ def main() -> None:
             )
             systems: dict[str, Callable[[], object]] = {
                 "synthesize": run_stage,
-                "CTranslate2 by itself": alone,
+                ALONE: alone,
             }
             seconds = measure(systems, arguments.rounds, torch.device("cpu"))
         lines = sum(1 for _ in read_lines(text))
-    theirs = seconds["CTranslate2 by itself"][1:]
+    theirs = seconds[ALONE][1:]
     rows = [
         (name, spread([lines / each for each in times[1:]], 0), ratios(theirs, times[1:]))
         for name, times in seconds.items()

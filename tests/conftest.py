@@ -44,6 +44,7 @@ LONG_FILES = (
     "pipeline/publishing/test_shortlist.py",
     "pipeline/checkpoints/test_relayout.py",
     "pipeline/publishing/test_exports.py",
+    "pipeline/translation/test_teacher.py",
 )
 
 TINY_RECIPE = """

@@ -13,9 +13,9 @@ from unittest.mock import patch
 
 from pydantic import ValidationError
 
-from data_prep.config import TrainingCorpus, TranslateWith
+from data_prep.config import TrainingCorpus
 from data_prep.files import DataError, digest_of
-from models.export_format import ModelError, digest_of_export, read_settings
+from models.export_format import SETTINGS, ModelError, digest_of_export, read_settings
 from pipeline.translation.serving import TextTranslator, Translation, log
 from pipeline.translation_recipe import SearchConfig
 
@@ -57,14 +57,23 @@ def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> Exported
     way = languages if corpus.made_side == "target" else languages[::-1]
     folders = tuple(folder.absolute() for folder in settings.models)
     where = f"data.train: {corpus.name}: translate_with"
-    keys = _search_keys(settings)
+    keys = settings.model_dump(include={*SearchConfig.model_fields}, exclude_none=True)
     if "sampling_topk" in keys and len(corpus.files) == 1:
         keys.setdefault("beam_size", 1)  # one is drawn
     try:
         exports = [read_settings(folder) for folder in folders]
         digest = digest_of([digest_of_export(folder) for folder in folders])
+        format = exports[0].format
+        if format == "ctranslate2":
+            keys["shortlist"] = False  # with one it would translate sentences one by one
         search = SearchConfig.model_validate({**(exports[0].evaluation or {}), **keys})
-    except (ModelError, OSError, ValidationError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(
+            f"{where}: {folders[0]}: not an exported model: {SETTINGS}: "
+            f"evaluation.{first['loc'][0]}: {first['msg']}"
+        ) from error
+    except (ModelError, OSError) as error:
         raise DataError(f"{where}: {error}") from error
     for folder, export in zip(folders, exports, strict=True):
         its = (export.source_lang, export.target_lang)
@@ -74,7 +83,6 @@ def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> Exported
                 f"{where}: {folder} goes from {its[0]} to {its[1]}, and the {corpus.made_side} of "
                 f"{corpus.name} needs a model from {way[0]} to {way[1]}{hint}"
             )
-    format = exports[0].format
     return ExportedTeacher(
         folders,
         digest,
@@ -83,11 +91,6 @@ def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> Exported
         draws_in_order=format == "ctranslate2" and search.sampling_topk is not None,
         workers=1 if format == "safetensors" and _has_gpu() else None,
     )
-
-
-def _search_keys(settings: TranslateWith) -> dict[str, Any]:
-    """Return the keys that say how to translate, as far as they are given."""
-    return settings.model_dump(include=set(SearchConfig.model_fields), exclude_none=True)
 
 
 def _has_gpu() -> bool:

@@ -297,7 +297,10 @@ def test_models_that_cannot_teach(folder: Path, tmp_path: Path) -> None:
             folder / "back",
             "goes from en to de, and the target of reversed .* it makes the other side$",
         ),
-        "keys": (copy_of(there, tmp_path / "keys", evaluation={"beam": 1}), "not an exported"),
+        "keys": (
+            copy_of(there, tmp_path / "keys", format="safetensors", evaluation={"beam": 1}),
+            "keys: not an exported model: export.json: evaluation.beam: Extra inputs are not",
+        ),
         "damaged": (damaged, f"{damaged}: not an exported model"),
     }
     for name, (model, expected) in cases.items():
