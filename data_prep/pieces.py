@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from data_prep.config import Preparation
 from data_prep.files import DataError, first_line, fsync, write_json
@@ -193,17 +193,19 @@ def _show_progress(
     started = said = time.monotonic()
     total, count, rate = sum(futures.values()), 0, ""
     with Progress(
-        *columns, MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
+        *columns, MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
         console=console, disable=not console.is_terminal, transient=True,
     ) as progress:  # fmt: skip
-        task = progress.add_task(label, total=total, rate="")
+        task = progress.add_task(label, total=total, text=unit)
         for item in as_completed(futures):
             yield item
             count, now = count + futures[item], time.monotonic()
             rate = f" ({count / (now - started):.1f} a second)" if unit == "lines" else ""
-            progress.update(task, completed=count, rate=rate)
+            left = (now - started) / count * (total - count)
+            text = f"{unit}{rate}, {left:.0f} s left"
+            progress.update(task, completed=count, text=text)
             if not console.is_terminal and now - said > SECONDS_BETWEEN_LINES:
-                said, left = now, (now - started) / count * (total - count)
-                log.info("%s: %d of %d %s%s, %.0f s left", label, count, total, unit, rate, left)
+                said = now
+                log.info("%s: %d of %d %s", label, count, total, text)
     if rate:
         log.info("%s: %d lines in %.1f s%s", label, count, time.monotonic() - started, rate)
