@@ -15,10 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from benchmarks.real_batches import loss_of
 from benchmarks.rounds import measure, print_table, ratios, three_digits
 from benchmarks.runs import Run, draw, mean, train_all
-from benchmarks.train_step import steps_of
+from benchmarks.train_step import loss_of, steps_of
 from data_prep.batch_plan import BatchPlan
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX

@@ -22,7 +22,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import ctranslate2
-import numpy as np
 import torch
 from fairseq2.data.tokenizers import VocabularyInfo
 from fairseq2.generation.beam_search import BeamSearchSeq2SeqGenerator
@@ -31,6 +30,7 @@ from sentencepiece import SentencePieceProcessor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList, MarianConfig, MarianMTModel
 
+from benchmarks.our_search import VOCAB, model_of, random_sentences, run_our_search
 from benchmarks.rounds import (
     add_device_options,
     create_parser,
@@ -41,33 +41,16 @@ from benchmarks.rounds import (
 )
 from data_prep.corpora import read_lines
 from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
-from models.config import Architecture, ModelConfig
 from models.ctranslate2_spec import ctranslate2_spec
 from models.export_format import SHORTLISTS
-from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.translation.beam_search import beam_search
 from pipeline.translation.serving import batches_by_length
 from pipeline.translation_recipe import TranslationEvaluation
 
 Run = Callable[[], None]
 
-VOCAB = 32000
 OURS = "RingFormer, our search"
 NAIVE, NAIVE_SENTENCES = "RingFormer, no cache (8 sentences)", 8
-
-
-def model_of(architecture: Architecture, dim: int) -> TranslationModel:
-    """Return a model of base depth with random weights, which never ends a translation itself."""
-    config = ModelConfig(
-        architecture=architecture, model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim,
-        tied_embeddings=False,
-    )  # fmt: skip
-    model = create_model(config, (VOCAB, VOCAB), PAD_IDX).eval()
-    assert model.final_proj.bias is not None
-    with torch.no_grad():
-        model.final_proj.bias[EOS_IDX] = -1e4
-    return model
 
 
 def marian(dim: int) -> Any:
@@ -113,16 +96,6 @@ def run_hugging_face(peer: Any, sentences: list[list[int]], beam_size: int, size
             max_new_tokens=int(lengths.max()),
             logits_processor=LogitsProcessorList([EndAtSourceLength(lengths, beam_size)]),
         )
-
-
-def run_our_search(
-    model: TranslationModel, sentences: list[list[int]], search: TranslationEvaluation
-) -> None:
-    """Run our beam search, and check that it ends where it must."""
-    lengths = {index: len(ids) for index, ids in enumerate(sentences)}
-    for batch in batches_by_length(lengths, search):
-        found = beam_search(model, [sentences[index] for index in batch], search)
-        assert all(len(best[0].tokens) == lengths[i] for i, best in zip(batch, found, strict=True))
 
 
 def run_fairseq2(
@@ -209,15 +182,6 @@ def padded(sentences: list[list[int]], device: torch.device) -> torch.Tensor:
     """Return token ids as a tensor `[B, S]`, padded on the right."""
     tensors = [torch.tensor(ids) for ids in sentences]
     return pad_sequence(tensors, batch_first=True, padding_value=PAD_IDX).to(device)
-
-
-def random_sentences(count: int) -> list[list[int]]:
-    """Return random token ids; lengths are log-normal, as in newswire."""
-    generator = np.random.default_rng(0)
-    lengths = np.exp(generator.normal(3.1, 0.5, count)).clip(5, 80).astype(int)
-    if count == 1:
-        lengths[0] = 25
-    return [generator.integers(4, VOCAB, length).tolist() for length in lengths]
 
 
 def sentences_of_file(text: Path, vocabulary: Path, count: int) -> list[list[int]]:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from benchmarks.published_math import PublishedModel
 from benchmarks.rounds import add_device_options, create_parser, dtype_of, measure, print_report
-from benchmarks.train_step import Loss, steps_of
+from benchmarks.train_step import loss_of, steps_of
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.shards import ShardReader
 from data_prep.vocabulary import PAD_IDX
@@ -28,22 +27,6 @@ from models.seq2seq import TranslationModel
 from pipeline.translation.batches import PairBatch, collate
 
 PADDED_LENGTH = 50
-
-
-def loss_of(batch: PairBatch) -> Loss:
-    """Return the mean loss of a batch as a function of the model."""
-
-    def loss(model: TranslationModel) -> Tensor:
-        total: Tensor = model(
-            batch.source_seqs,
-            batch.source_seqs_layout,
-            batch.target_seqs,
-            batch.target_seqs_layout,
-            batch.targets,
-        )
-        return total / int((batch.targets != PAD_IDX).sum())
-
-    return loss
 
 
 def padded(reader: ShardReader, indices: Indices, model: TranslationModel) -> PairBatch:

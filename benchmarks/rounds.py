@@ -7,17 +7,27 @@ them, progress to stderr.
 
 from __future__ import annotations
 
+import gc
+import os
+import platform
 import statistics
 import sys
 import time
+import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
+CORES = len(os.sched_getaffinity(0))
 ENOUGH_ROUNDS = 5  # for a ratio on the page
 
 Seconds = Mapping[str, Sequence[float]]  # of each system in each round
+
+Cells = dict[str, Any]
+"""What a row of a table says, by the heads of its columns; lists are not for the table."""
 
 
 def create_parser(description: str | None, rounds: int = ENOUGH_ROUNDS) -> ArgumentParser:
@@ -42,6 +52,32 @@ def dtype_of(name: str) -> torch.dtype:
     """Return the dtype that --dtype names."""
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def machine() -> str:
+    """Return what this machine is called on the page: its GPUs and its CPU."""
+    cpu = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+            break
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    names = [f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)]
+    return ", ".join([*names, f"{CORES} cores of {cpu}"])
+
+
+def failure(error: BaseException) -> Cells:
+    """Return the cells of a row that could not be measured."""
+    text = " ".join(str(error).split()).replace("|", "/")
+    said = f"failed: {type(error).__name__}: {text[:200]}"
+    return {"note": said, "traceback": traceback.format_exception(error)}
+
+
+def free_memory() -> None:
+    """Give back the memory of what nobody refers to, a GPU's too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def progress(message: str) -> None:
@@ -110,13 +146,16 @@ def three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table below a line that says what was measured."""
+    lines = [f"{caption}:\n", f"| {' | '.join(header)} |\n|{'---|' * len(header)}"]
+    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
 def print_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a Markdown table below a line that says what was measured."""
-    print(f"{caption}:\n")
-    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for row in rows:
-        print(f"| {' | '.join(map(str, row))} |")
-    print(flush=True)
+    """Print what `table` returns."""
+    print(table(caption, header, rows), flush=True)
 
 
 def print_report(

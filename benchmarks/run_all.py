@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -26,10 +25,10 @@ from typing import Literal
 import psutil
 import torch
 
+from benchmarks.rounds import CORES, machine
 from benchmarks.sections import BENCHMARKS, INTRODUCTION, NOT_REGENERATED, Benchmark
 from data_prep.files import write_atomically
 
-CORES = len(os.sched_getaffinity(0))
 PAGE = Path("docs/benchmarks.md")
 BUILD = Path("build/benchmarks")
 
@@ -75,18 +74,6 @@ def page_of(results: Results) -> str:
 
 
 # ── Measuring ───────────────────────────────────────────────────────────────────────────────────
-
-
-def machine() -> str:
-    """Return what this machine is called on the page: its GPUs and its CPU."""
-    cpu = platform.machine()
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            cpu = line.partition(":")[2].strip()
-            break
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    names = [f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)]
-    return ", ".join([*names, f"{CORES} cores of {cpu}"])
 
 
 @dataclass(frozen=True)

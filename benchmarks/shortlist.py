@@ -17,7 +17,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from benchmarks.decode import VOCAB, export_to_ctranslate2, model_of
+from benchmarks.decode import export_to_ctranslate2
+from benchmarks.our_search import VOCAB, model_of
 from benchmarks.rounds import create_parser, print_table
 from pipeline.translation_recipe import SearchConfig
 

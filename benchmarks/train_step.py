@@ -16,6 +16,7 @@ from functools import partial
 from multiprocessing import get_context
 from statistics import median
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,14 +31,15 @@ from benchmarks.rounds import (
     progress,
     ratios,
 )
+from data_prep.text import PAD_IDX
 from models.config import ActivationCheckpointing, Architecture, ModelConfig
 from models.factory import create_model
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 from pipeline.training.deepspeed_config import deepspeed_config
+from pipeline.translation.batches import PairBatch, collate_ids
 from pipeline.translation_recipe import TranslationTraining
 
-PAD, BOS, EOS = 0, 2, 3
 LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
 
 
@@ -75,9 +77,9 @@ def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
     """Return the model of one of `SYSTEMS`."""
     system, vocab_sizes = SYSTEMS[name], (vocab_size, vocab_size)
     if not isinstance(system, str):
-        return system(config, vocab_sizes, PAD)
+        return system(config, vocab_sizes, PAD_IDX)
     changes = {**config.model_dump(), "architecture": system}
-    return create_model(ModelConfig.model_validate(changes), vocab_sizes, PAD)
+    return create_model(ModelConfig.model_validate(changes), vocab_sizes, PAD_IDX)
 
 
 def trainable(name: str, arguments: argparse.Namespace) -> TranslationModel:
@@ -88,27 +90,30 @@ def trainable(name: str, arguments: argparse.Namespace) -> TranslationModel:
     return model.to(arguments.device, dtype_of(arguments.dtype)).train()
 
 
-def random_batch_loss(tokens: int, vocab_size: int, device: torch.device) -> Loss:
-    """Make a batch of random tokens, and return its loss as a function of the model.
+def random_batch(tokens: int, vocab_size: int, device: torch.device) -> PairBatch:
+    """Make a batch of random tokens.
 
     :param tokens: positions a side, padding included.
     """
-    torch.manual_seed(0)
-    sentences = tokens // LONGEST
-    lengths = torch.linspace(LONGEST * 3 // 4, LONGEST, sentences).long()
-    real = torch.arange(LONGEST) < lengths[:, None]
+    generator = np.random.default_rng(0)
+    lengths = np.linspace(LONGEST * 3 // 4, LONGEST, tokens // LONGEST).astype(int)
+    source, target = ([generator.integers(4, vocab_size, n) for n in lengths] for _ in range(2))
+    return collate_ids(source, target, device)
 
-    def side() -> Tensor:
-        return torch.randint(4, vocab_size, (sentences, LONGEST)).where(real, PAD).to(device)
 
-    source, target = side(), side()
-    target_input = target.roll(1, dims=1)
-    target_input[:, 0] = BOS
+def loss_of(batch: PairBatch) -> Loss:
+    """Return the mean loss of a batch as a function of the model."""
+    target_tokens = int((batch.targets != PAD_IDX).sum())
 
     def loss(model: TranslationModel) -> Tensor:
-        layouts = model.layout(source), model.layout(target)
-        total: Tensor = model(source, layouts[0], target_input, layouts[1], target)
-        return total / int(real.sum())
+        total: Tensor = model(
+            batch.source_seqs,
+            batch.source_seqs_layout,
+            batch.target_seqs,
+            batch.target_seqs_layout,
+            batch.targets,
+        )
+        return total / target_tokens
 
     return loss
 
@@ -145,7 +150,7 @@ def peak_bytes(
     """
     model = trainable(name, arguments)
     model.checkpoint_activations(policy)
-    loss = random_batch_loss(tokens, arguments.vocab_size, arguments.device)
+    loss = loss_of(random_batch(tokens, arguments.vocab_size, arguments.device))
     if arguments.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -166,7 +171,7 @@ def size_of(arguments: argparse.Namespace, tokens: int) -> str:
 
 def compare_systems(arguments: argparse.Namespace, tokens: int) -> None:
     """Time a training step of each system, and print a table."""
-    loss = random_batch_loss(tokens, arguments.vocab_size, arguments.device)
+    loss = loss_of(random_batch(tokens, arguments.vocab_size, arguments.device))
     names = [name for name in SYSTEMS if name == "Transformer" or arguments.only in name]
     steps = {name: steps_of(trainable(name, arguments), [loss]) for name in names}
     seconds = measure(steps, arguments.rounds, arguments.device)
@@ -177,7 +182,7 @@ def compare_systems(arguments: argparse.Namespace, tokens: int) -> None:
 
 def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
     """Time a training step with each policy of activation checkpointing, and print a table."""
-    loss = random_batch_loss(tokens, arguments.vocab_size, arguments.device)
+    loss = loss_of(random_batch(tokens, arguments.vocab_size, arguments.device))
     model = trainable("RingFormer", arguments)
     step = steps_of(model, [loss])
 
@@ -218,7 +223,7 @@ def compare_memory(arguments: argparse.Namespace, tokens: int) -> None:
 
 def compare_compilation(arguments: argparse.Namespace, tokens: int) -> None:
     """Time a training step with and without torch.compile, and print a table."""
-    loss = random_batch_loss(tokens, arguments.vocab_size, arguments.device)
+    loss = loss_of(random_batch(tokens, arguments.vocab_size, arguments.device))
     runs = {}
     for name in ("RingFormer", "Transformer"):
         for way in ("eager", "compiled"):
