@@ -9,8 +9,8 @@ all the same; one for which no time is left says so. FOLDER gets, after each ent
 
 This file imports torch and what is ours and needs nothing else; `gpu_speed.py` and `gpu_engine.py`
 have the sections, and are imported when one is measured: a package that is missing costs rows.
-fairseq2's native library is not needed: a module `fairseq2n` in its place will do, with `__version__`
-and `DOC_MODE = True`.
+fairseq2's native library is not needed: a module `fairseq2n` in its place will do, with
+`__version__` and `DOC_MODE = True`.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ FULL = Sizes(
     batches=(1, 64, 512), steps=200, compiler="inductor",
 )  # fmt: skip
 DRY = Sizes(
-    widths=(64, 128), tokens=(64, 128, 256), vocab_size=300, rounds=1, matrix=64,
-    batches=(1, 2, 4), steps=8, compiler="aot_eager",
+    widths=(64, 128), tokens=(32, 64, 96), vocab_size=300, rounds=1, matrix=64,
+    batches=(1, 2, 4), steps=5, compiler="aot_eager",
 )  # fmt: skip
 
 
@@ -292,6 +292,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     best = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, help="after those that warm up [10, dry 1]")
     parser.add_argument("--minutes", type=float, default=8, help="what there is [%(default)g]")
     parser.add_argument(
         "--output", type=Path, default=Path("build/gpu"), metavar="FOLDER", help="[%(default)s]"
@@ -308,6 +309,7 @@ def main() -> None:
     started = time.monotonic()
     facts, found = facts_of(device), dict[str, dict[str, Cells]]()
     sizes = DRY if arguments.dry else FULL
+    sizes = sizes._replace(rounds=arguments.rounds or sizes.rounds)
     bench = Bench(device, sizes, arguments.output / "scratch")
     entries = [entry for entry in plan(sizes) if entry.section in arguments.only]
     for entry in entries:

@@ -10,8 +10,8 @@ a side, a plain Transformer's forward pass of a pair takes
   + 2 d V S               logits
 
 and a ring's N - 1 times 4 d² S less: it projects the encoder's output once. Causal attention counts
-whole and padding as tokens; the folding of level signals does not count, nor what is recomputed. MFU
-is these FLOPs ÷ seconds ÷ what NVIDIA says of the GPU's dense bfloat16 products.
+whole and padding as tokens; neither the folding of level signals counts nor what is recomputed.
+MFU is these FLOPs ÷ seconds ÷ what NVIDIA says of the GPU's dense bfloat16 products.
 """
 
 from __future__ import annotations

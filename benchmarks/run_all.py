@@ -189,7 +189,11 @@ def main() -> None:
     page = arguments.page or (arguments.build / "toy.md" if arguments.toy else PAGE)
     read_results(page)  # refuses a page that would lose results
     runner = runner_of(arguments.toy, arguments.data, arguments.build)
-    chosen = [benchmark for benchmark in BENCHMARKS if benchmark.name in arguments.only]
+    chosen = [
+        benchmark
+        for benchmark in BENCHMARKS
+        if benchmark.name in arguments.only and getattr(benchmark, runner.sizes) is not None
+    ]
     failed = []
     for number, benchmark in enumerate(chosen, start=1):
         say(f"{number} of {len(chosen)}: {benchmark.name}")

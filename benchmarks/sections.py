@@ -20,8 +20,8 @@ class Benchmark:
     command: str
     """A program, and the arguments that it always gets."""
 
-    cpu: str
-    """Further arguments on a machine without a GPU."""
+    cpu: str | None
+    """Further arguments on a machine without a GPU; None: it is not for one."""
 
     gpu: str
     """Further arguments on a machine with one."""
@@ -249,6 +249,32 @@ goes on.
         "--training.deepspeed_config ds_configs/zero1_bf16.json",
         toy="--steps 2 --rounds 1 --ranks 1 --training.max_tokens 256 --training.log_every 1",
     ),
+    Benchmark(
+        name="gpu",
+        title="One GPU",
+        text="""
+All that we want to know of a GPU, by one command of at most eight minutes that needs neither network
+nor data: training steps of RingFormer and Transformer, eager and compiled, with the share of the
+GPU's peak that they reach (MFU; `benchmarks/gpu_speed.py` says how FLOPs are counted); ZeRO 1 and 3;
+activation checkpointing; the loss; kernels, launches and waits of a step; decoding; whether bf16
+comes to the loss of float32; and whether every ZeRO stage with every checkpointing policy gives what
+torch alone gives.
+
+```sh
+python -m benchmarks.gpu --dry     # first: every row at toy size, on the GPU if there is one
+python -m benchmarks.gpu           # → build/gpu/gpu.json, and gpu.md, which goes here
+```
+
+Rows come in the order of their worth; one that fails says why, and one for which no time is left
+says so: `--minutes`, `--only SECTION…`. `torch.compile` comes last, since it takes longest. The
+native library of fairseq2 is not needed, so any torch will do: where there is none that fits, put a
+package `fairseq2n` with `__version__ = "0.8.1"` and `DOC_MODE = True` first on `PYTHONPATH`.
+""",
+        command="gpu --output {build}/gpu",
+        cpu=None,
+        gpu="--rounds 10",
+        toy="--dry",
+    ),
 )
 
 INTRODUCTION = """
@@ -330,8 +356,8 @@ python -m benchmarks.feed --run_dir runs/quickstart --parts sharing --pairs 5000
 
 ## Not measured
 
-Model FLOP/s utilisation: there is no program for it. Training of more than one machine. On GPUs,
-what has no subsection of one above: bf16, the gain of `torch.compile` and of fused attention,
-with the same programs: where there is a GPU, run_all asks them for bf16 and larger sizes. fp16 was
-not tried.
+Training of more than one machine. On GPUs, what has no subsection of one above: bf16, the share of
+a GPU's peak, the gain of `torch.compile` and of fused attention: nobody has run any of this on a
+GPU yet. Where there is one, run_all asks its programs for bf16 and larger sizes. fp16 was not
+tried.
 """

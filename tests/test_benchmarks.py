@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import Command
+from benchmarks.gpu import DRY, FULL, plan
+from benchmarks.run_all import read_results
+from models.config import ModelConfig
+from models.count import Lengths, count_translation
+from tests.conftest import ROOT, Command
 
 MEASURED = re.compile(
     r"### (?P<machine>.+)\n\n"
@@ -93,3 +102,69 @@ def test_benchmarks_are_listed(command: Command) -> None:
     unknown = command("benchmarks.run_all", "--only", "decoding")
     assert unknown.returncode == 2
     assert "decoding" in unknown.stderr
+
+
+def run_gpu(folder: Path, *options: str, **modules: str) -> tuple[list[dict[str, Any]], str]:
+    """Run `python -m benchmarks.gpu` on the CPU.
+
+    :param modules: the text of modules that it finds instead of those that are installed.
+    :returns: the rows, and what it said on stderr.
+    """
+    for name, text in modules.items():
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(text)
+    path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    output = folder / "output"
+    command = [sys.executable, "-m", "benchmarks.gpu", "--dry", "--device", "cpu", "--minutes", "9"]
+    done = subprocess.run(
+        [*command, "--output", str(output), *options],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads((output / "gpu.json").read_text())["rows"]
+    return rows, done.stderr
+
+
+@pytest.mark.slow
+def test_every_row_for_a_gpu_can_be_measured_without_fairseq2s_native_library(
+    tmp_path: Path,
+) -> None:
+    mark = tmp_path / "imported"
+    stub = f"__version__, DOC_MODE = '0.8.1', True\nopen({str(mark)!r}, 'w').close()\n"
+    rows, said = run_gpu(tmp_path, fairseq2n=stub)
+    assert mark.exists()
+    assert [row for row in rows if "note" in row] == [], said
+    planned = [(entry.section, name) for entry in plan(DRY) for name in entry.rows]
+    assert sorted((row["section"], row["row"]) for row in rows) == sorted(planned)
+    assert len(planned) == sum(len(entry.rows) for entry in plan(FULL))
+
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n## One GPU\n\n{(tmp_path / 'output' / 'gpu.md').read_text()}")
+    assert MEASURED.search(page.read_text())
+    ((_, body),) = read_results(page)["One GPU"].items()
+    assert all(f"| {name} | " in body for _, name in planned)
+
+
+@pytest.mark.slow
+def test_rows_that_fail_or_come_too_late_say_so(tmp_path: Path) -> None:
+    only = ["--only", "device", "zero"]
+    rows, said = run_gpu(tmp_path, *only, deepspeed="raise ImportError('no such thing')\n")
+    notes = {row["section"]: row.get("note") for row in rows}
+    assert notes == {"device": None, "zero": "failed: ImportError: no such thing"}
+    assert "6 rows, 0 without time, 4 failed" in said
+    rows, said = run_gpu(tmp_path, *only, "--minutes", "0")
+    assert {row["note"] for row in rows} == {"no time left"}
+    assert "6 rows, 6 without time, 0 failed" in said
+
+
+def test_the_operations_of_a_step_are_counted_as_the_docs_say() -> None:
+    d, n, s, v = 64, 3, 32, 100
+    sizes = {"model_dim": d, "num_heads": 4, "ffn_inner_dim": 4 * d, "num_levels": n}
+    encoder, decoder = 24 * d * d * s + 4 * d * s * s, 32 * d * d * s + 8 * d * s * s
+    transformer = n * (encoder + decoder) + 2 * d * v * s
+    for architecture, flops in (
+        ("transformer", transformer),
+        ("ringformer", transformer - (n - 1) * 4 * d * d * s),
+    ):
+        config = ModelConfig.model_validate({**sizes, "architecture": architecture})
+        assert count_translation(config, (v, v), Lengths(s, s)).flops == flops
