@@ -151,10 +151,10 @@ def plan(sizes: Sizes) -> list[Entry]:
         "float32, ZeRO 1": ("device", "zero1"),
     }
     return [
-        Entry("device", "gpu_speed.device", products, 30),
+        Entry("device", "gpu_speed.device", products),
         steps(narrow, "eager", 60),
         steps(wide, "eager", 60),
-        Entry("equality", "gpu_engine.equality", matrix, 90),
+        Entry("equality", "gpu_engine.equality", matrix, 120),
         Entry("quickstart", "gpu_engine.quickstart", quickstart, 120),
         Entry("loss", "gpu_speed.losses", losses, 40),
         Entry("checkpoints", "gpu_speed.checkpointing", policies, 40),
@@ -210,6 +210,7 @@ def measure(entry: Entry, bench: Bench, seconds: float) -> dict[str, Cells]:
                 section = getattr(import_module(f"benchmarks.{module}"), name)
                 for row, cells in section(bench, entry.rows):
                     found[row] = cells
+                    progress(f"{row}: {cells.get('note', 'measured')}")
         except OutOfTime:
             said = f"failed: took longer than {entry.seconds:.0f} s"
             missing = {"note": NO_TIME if seconds < entry.seconds else said}

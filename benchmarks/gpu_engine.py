@@ -134,13 +134,12 @@ def recipe_of(
 def trainer_of(task: TranslationTask) -> Iterator[Trainer[PairBatch]]:
     """Make a trainer, and take its engine apart in the end."""
     meet()
-    linear = F.linear
-    trainer = Trainer(task)
-    try:
+    with ExitStack() as end:
+        # ZeRO 3 puts another one in its place, for all that comes after.
+        end.callback(setattr, F, "linear", F.linear)
+        trainer = Trainer(task)
+        end.callback(trainer.engine.destroy)
         yield trainer
-    finally:
-        trainer.engine.destroy()
-        F.linear = linear  # ZeRO 3 puts another one in its place, for all that comes after
 
 
 # ── ZeRO ────────────────────────────────────────────────────────────────────────────────────────
@@ -297,7 +296,11 @@ def quickstart(bench: Bench, cases: Cases) -> Rows:
     """Train as the quickstart does, for fewer steps, and compare with float32 on the CPU."""
     steps, folder = bench.sizes.steps, bench.scratch / "quickstart"
     last = max(1, steps // 10)
-    corpus = {"data.root": folder / "data", "data.toy_corpus.train": max(2000, 40 * steps)}
+    corpus = {
+        "data.root": folder / "data",
+        "data.toy_corpus.train": max(2000, 40 * steps),
+        "data.workers": 2,
+    }
     data = load_recipe(RECIPE, [(key, str(value)) for key, value in corpus.items()]).data
     prepare(data, folder)
     reference = None

@@ -253,12 +253,12 @@ goes on.
         name="gpu",
         title="One GPU",
         text="""
-All that we want to know of a GPU, by one command of at most eight minutes that needs neither network
-nor data: training steps of RingFormer and Transformer, eager and compiled, with the share of the
-GPU's peak that they reach (MFU; `benchmarks/gpu_speed.py` says how FLOPs are counted); ZeRO 1 and 3;
-activation checkpointing; the loss; kernels, launches and waits of a step; decoding; whether bf16
-comes to the loss of float32; and whether every ZeRO stage with every checkpointing policy gives what
-torch alone gives.
+All that we want to know of a GPU, by one command of at most eight minutes that needs neither
+network nor data: training steps of RingFormer and Transformer, eager and compiled, with the share
+of the GPU's peak that they reach (MFU; `benchmarks/gpu_speed.py` says how FLOPs are counted);
+ZeRO 1 and 3; activation checkpointing; the loss; kernels, launches and waits of a step; decoding;
+whether bf16 comes to the loss of float32; and whether every ZeRO stage with every checkpointing
+policy gives what torch alone gives.
 
 ```sh
 python -m benchmarks.gpu --dry     # first: every row at toy size, on the GPU if there is one

@@ -115,7 +115,16 @@ def run_gpu(folder: Path, *options: str, **modules: str) -> tuple[list[dict[str,
         (folder / name / "__init__.py").write_text(text)
     path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
     output = folder / "output"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--dry", "--device", "cpu", "--minutes", "9"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--dry",
+        "--device",
+        "cpu",
+        "--minutes",
+        "18",
+    ]
     done = subprocess.run(
         [*command, "--output", str(output), *options],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
@@ -126,6 +135,7 @@ def run_gpu(folder: Path, *options: str, **modules: str) -> tuple[list[dict[str,
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_row_for_a_gpu_can_be_measured_without_fairseq2s_native_library(
     tmp_path: Path,
 ) -> None:
