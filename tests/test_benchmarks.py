@@ -115,18 +115,9 @@ def run_gpu(folder: Path, *options: str, **modules: str) -> tuple[list[dict[str,
         (folder / name / "__init__.py").write_text(text)
     path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
     output = folder / "output"
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu",
-        "--dry",
-        "--device",
-        "cpu",
-        "--minutes",
-        "18",
-    ]
+    given = ["--dry", "--device", "cpu", "--minutes", "18", "--output", str(output), *options]
     done = subprocess.run(
-        [*command, "--output", str(output), *options],
+        [sys.executable, "-m", "benchmarks.gpu", *given],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
