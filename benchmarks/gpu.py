@@ -274,7 +274,7 @@ def write(folder: Path, facts: Cells, found: dict[str, dict[str, Cells]]) -> str
 def facts_of(device: torch.device) -> Cells:
     """Return what was measured where, when and by which command."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    facts = {
+    facts: Cells = {
         "device": machine(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,

@@ -270,8 +270,10 @@ def equality(bench: Bench, cases: Cases) -> Rows:
     """
 
     def task_of(stage: str, policy: str) -> TranslationTask:
-        budget = {"max_tokens": 2 * tokens, "micro_batch_tokens": tokens}
-        recipe = recipe_of(bench.scratch, stage, POLICIES[policy], **budget)
+        recipe = recipe_of(
+            bench.scratch, stage, POLICIES[policy],
+            max_tokens=2 * tokens, micro_batch_tokens=tokens,
+        )  # fmt: skip
         model = recipe.model.model_copy(update={"dropout": 0.1})
         return RandomPairs(recipe.model_copy(update={"model": model}))
 

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
@@ -249,7 +248,7 @@ def losses(bench: Bench, cases: Cases) -> Rows:
             x.grad = weight.grad = None
             way().backward()  # type: ignore[no-untyped-call]
 
-        ways = {
+        ways: dict[str, Callable[[], Tensor]] = {
             "ours": partial(chunked, 1),
             "ours, chunks 8 times as large": partial(chunked, 8),
             "logits and F.cross_entropy": plain,
@@ -315,7 +314,7 @@ def profiled(step: Callable[[], None], bench: Bench) -> Cells:
             torch.cuda.synchronize(bench.device)
             time.sleep(0.1)  # the last records arrive late
     events = found.key_averages()
-    kernels = [e for e in events if (e.device_type == DeviceType.CUDA) == on_gpu]
+    kernels = [e for e in events if (e.device_type.name == "CUDA") == on_gpu]
     taken = {id(e): e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in kernels}
     kernels.sort(key=lambda event: -taken[id(event)])
     total = sum(taken.values())
