@@ -54,6 +54,19 @@ def world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
+def choose_allocator() -> None:
+    """Have segments of a GPU's memory grow, unless the environment says otherwise: batches are of
+    many shapes, and without it the memory falls to pieces.
+
+    Torch 2.9 reads the old name alone, when it first looks at a GPU; later ones prefer the new one.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    said = (os.environ[name] for name in names if name in os.environ)
+    chosen = next(said, "expandable_segments:True")
+    for name in names:
+        os.environ.setdefault(name, chosen)
+
+
 def wait_for_rank_0(function: Callable[[], Result], timeout: timedelta) -> Result:
     """Call `function` on rank 0, and return its result on every rank. This comes before the ranks
     join, for their collectives have a time limit, and `function` may take as long as it likes.
@@ -102,8 +115,6 @@ def join_ranks(timeout: timedelta) -> None:
     :raises RanksError: they cannot be reached.
     """
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # Batches are of many shapes: without it, a GPU's memory falls to pieces.
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     import torch
     from deepspeed.accelerator import get_accelerator
 

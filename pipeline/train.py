@@ -22,6 +22,7 @@ from pipeline.command_line import AGAIN, STOPPED, on_signals, run_command
 from pipeline.evaluation.test_sets import check_training_text
 from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import (
+    choose_allocator,
     failing_together,
     join_ranks,
     launched,
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    choose_allocator()
     deepspeed_config(recipe.training, accumulation_steps=1)
     activation_checkpointing(recipe.training, recipe.model)
     refuse_precision_that_the_machine_lacks(recipe.training)
