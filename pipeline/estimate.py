@@ -22,6 +22,7 @@ from models.seq2seq import TranslationModel
 from pipeline.command_line import positive_argument, run_command
 from pipeline.preflight import GIB
 from pipeline.training.deepspeed_config import (
+    ON_GPU,
     activation_checkpointing,
     deepspeed_config,
     precision,
@@ -195,6 +196,9 @@ def print_estimate(recipe: TranslationRecipe, nodes: int, gpus_per_node: int) ->
 
 def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     """Print the estimate for the GPUs that the command line names."""
+    if recipe.training.deepspeed_config is None:  # GPUs take another one than this machine may
+        training = recipe.training.model_copy(update={"deepspeed_config": ON_GPU})
+        recipe = recipe.model_copy(update={"training": training})
     print_estimate(recipe, arguments.nodes, arguments.gpus)
 
 
