@@ -52,10 +52,11 @@ class CTranslate2Translator(TextTranslator):
 
     takes_terms = False
 
-    def __init__(self, folder: Path, **search: object) -> None:
+    def __init__(self, folder: Path, threads: int | None = None, **search: object) -> None:
         """Load the model.
 
         :param folder: written by `./run.sh export --format ctranslate2`.
+        :param threads: None: as many as `thread_count` says.
         :param search: `evaluation` keys that differ from what the model was exported with.
         :raises ModelError: `folder` is no such folder.
         :raises TypeError: there is no such key.
@@ -66,12 +67,12 @@ class CTranslate2Translator(TextTranslator):
             if self.one_by_one:  # which CTranslate2 has for a batch, and we for a sentence
                 one_by_one = SimpleNamespace(**{**vars(options), "batch_tokens": 1})
                 options = cast("SearchConfig", one_by_one)
-            workers, threads = thread_count(), 1
+            workers, intra_threads = threads or thread_count(), 1
             if options.sampling_topk is not None:  # one worker draws the same numbers every time
-                workers, threads = 1, workers
+                workers, intra_threads = 1, workers
                 ctranslate2.set_random_seed(options.sampling_seed % 2**32)
             self.model = ctranslate2.Translator(
-                str(folder), inter_threads=workers, intra_threads=threads
+                str(folder), inter_threads=workers, intra_threads=intra_threads
             )
             super().__init__(
                 vocabularies,

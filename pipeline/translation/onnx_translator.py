@@ -53,10 +53,11 @@ class OnnxTranslator(TextTranslator):
     company; probabilities are those among them.
     """
 
-    def __init__(self, folder: Path, **search: object) -> None:
+    def __init__(self, folder: Path, threads: int | None = None, **search: object) -> None:
         """Load the model.
 
         :param folder: written by `./run.sh export --format onnx`.
+        :param threads: None: as many as `thread_count` says.
         :param search: `evaluation` keys that differ from what the model was exported with.
         :raises ModelError: `folder` is no such folder.
         :raises TypeError: there is no such key.
@@ -71,7 +72,7 @@ class OnnxTranslator(TextTranslator):
             self.shortlist = read_shortlist(folder, *sizes) if options.shortlist else None
         except LOAD_ERRORS as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
-        workers = thread_count()
+        workers = threads or thread_count()
         super().__init__(
             vocabularies,
             options,

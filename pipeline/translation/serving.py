@@ -149,6 +149,9 @@ class TextTranslator(ABC):
     one_by_one = False
     """A shortlist makes it translate sentences one by one, which takes longer for many."""
 
+    warns = True
+    """It warns of lines that it translates in parts."""
+
     takes_terms = True
     """It can search for translations with given terms."""
 
@@ -259,7 +262,7 @@ class TextTranslator(ABC):
         encoded = self.source_vocabulary.encode(texts, add_eos=True)
         for line, (text, ids) in enumerate(zip(texts, encoded, strict=True), start=first_line):
             begin, cut = len(parts), self._cut(text, ids)
-            if len(ids) > self.max_source_tokens:
+            if self.warns and len(ids) > self.max_source_tokens:
                 log.warning(
                     "line %d: %d tokens, more than the %d that the model takes; "
                     "translated in %d parts", line, len(ids), self.max_source_tokens, len(cut),

@@ -5,18 +5,16 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 from pydantic import ValidationError
 
 from data_prep.config import TrainingCorpus
 from data_prep.files import DataError, digest_of
 from models.export_format import SETTINGS, ModelError, digest_of_export, read_settings
-from pipeline.translation.serving import TextTranslator, Translation, log
+from pipeline.translation.serving import TextTranslator, Translation
 from pipeline.translation_recipe import SearchConfig
 
 
@@ -42,8 +40,7 @@ class ExportedTeacher(NamedTuple):
             seed = digest_of([self.search["sampling_seed"], first_line])
             keys["sampling_seed"] = int(seed[:8], 16)
         translator = _load(self.folders, self.digest, tuple(sorted(keys.items())))
-        with patch.object(log, "disabled", True):  # it warns of each line that is too long
-            return translator.n_best(sentences, first_line=first_line)
+        return translator.n_best(sentences, first_line=first_line)
 
 
 def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> ExportedTeacher:
@@ -69,9 +66,9 @@ def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> Exported
         search = SearchConfig.model_validate({**(exports[0].evaluation or {}), **keys})
     except ValidationError as error:
         first = error.errors()[0]
+        key = ".".join(["evaluation", *map(str, first["loc"])])
         raise DataError(
-            f"{where}: {folders[0]}: not an exported model: {SETTINGS}: "
-            f"evaluation.{first['loc'][0]}: {first['msg']}"
+            f"{where}: {folders[0]}: not an exported model: {SETTINGS}: {key}: {first['msg']}"
         ) from error
     except (ModelError, OSError) as error:
         raise DataError(f"{where}: {error}") from error
@@ -110,11 +107,11 @@ def _load(
     from pipeline.translation.translator import Translator
 
     translator: TextTranslator
-    with patch.dict(os.environ, OMP_NUM_THREADS="1"):
-        if len(folders) > 1:
-            translator = Translator.of_exports(folders, **dict(keys))
-        else:
-            translator = Translator.of_export(folders[0], **dict(keys))
+    if len(folders) > 1:
+        translator = Translator.of_exports(folders, **dict(keys))
+    else:
+        translator = Translator.of_export(folders[0], threads=1, **dict(keys))
+    translator.warns = False  # there may be many such lines
     if isinstance(translator, Translator):
         import torch
 

@@ -75,10 +75,13 @@ class Translator(TextTranslator):
         return cls(model, vocabularies, recipe.evaluation, recipe.data.max_tokens_per_side)
 
     @classmethod
-    def of_export(cls, folder: Path, **search: object) -> TextTranslator:
+    def of_export(
+        cls, folder: Path, threads: int | None = None, **search: object
+    ) -> TextTranslator:
         """Return a translator with the model in a folder that `./run.sh export` wrote.
 
         :param folder: in any format.
+        :param threads: of other engines than PyTorch, which has its own; None: see `thread_count`.
         :param search: `evaluation` keys that differ from what the model was exported with.
         :raises ModelError: the folder is not an exported model.
         :raises UsageError: `evaluation.dtype` was given for a model that has its own.
@@ -93,10 +96,10 @@ class Translator(TextTranslator):
             if settings.format == "ctranslate2":
                 from pipeline.translation.ctranslate2_translator import CTranslate2Translator
 
-                return CTranslate2Translator(folder, **search)
+                return CTranslate2Translator(folder, threads, **search)
             from pipeline.translation.onnx_translator import OnnxTranslator
 
-            return OnnxTranslator(folder, **search)
+            return OnnxTranslator(folder, threads, **search)
         return cls.of_exports([folder], **search)
 
     @classmethod
