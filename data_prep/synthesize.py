@@ -21,7 +21,7 @@ from data_prep.config import DataConfig, TrainingCorpus
 from data_prep.corpora import Fetched, Piece, Slice
 from data_prep.files import DataError, save_array, sha256_of
 from data_prep.pieces import map_pieces, open_executor
-from data_prep.stage import DIGEST, FETCH, SYNTHETIC, Manifest, begun, run_stage
+from data_prep.stage import DIGEST, FETCH, SYNTHETIC, Manifest, begun, is_up_to_date, run_stage
 
 VERSION = 1  # raise it when the same settings would give other translations
 TEXT, SCORES = "text.txt", "scores.npy"  # of a piece, a line and a float32 for each of its lines
@@ -128,7 +128,8 @@ def _translate(
         "search": dict(teacher.search),
         "version": VERSION,
     }
-    _refuse_another_model(corpus, folder, teacher)
+    if not is_up_to_date(folder, inputs):
+        _refuse_another_model(corpus, folder, teacher)
 
     def build(partial: Path) -> dict[str, Any]:
         work = bind(_translate_piece, config, corpus, teacher, folder.parents[1] / FETCH)
@@ -162,9 +163,9 @@ def _refuse_another_model(corpus: TrainingCorpus, folder: Path, teacher: Teacher
         assert corpus.translate_with is not None
         names = ", ".join(map(str, corpus.translate_with.models))
         raise DataError(
-            f"data.train: {corpus.name}: {names} has changed since {finished} pieces were "
-            f"translated with it; bring back the model of before to go on, or delete {partial} to "
-            "translate all of them with this one"
+            f"data.train: {corpus.name}: {finished} pieces were translated by another model than "
+            f"{names}; bring that one back to go on, or delete {partial} to translate all of them "
+            "with this one"
         )
 
 

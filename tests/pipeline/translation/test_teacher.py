@@ -161,7 +161,10 @@ def test_what_a_teacher_makes(
     assert piece["model"] == open_teacher(config.train[1], ("de", "en")).digest
     assert (piece["lines"], piece["search"]["beam_size"]) == (LINES, 3)
 
-    # Other filters clean again, and translate nothing.
+    # Other filters clean again, and translate nothing; so what another model has begun is no matter.
+    begun = run_dir / "synthetic" / ".kd.partial"
+    (begun / "translations" / "00000").mkdir(parents=True)
+    (begun / ".inputs.json").write_text('{"model": "another"}')
     kd["translate_with"]["min_score"] = -0.5  # type: ignore[index]
     caplog.clear()
     caplog.set_level("INFO", "prepare")
@@ -211,8 +214,8 @@ def test_any_workers_and_kills_give_the_same_bytes(folder: Path, tmp_path: Path)
     with pytest.raises(DataError) as caught:
         prepare(config, run_dir, open_teacher=open_teacher)
     assert re.fullmatch(
-        rf"data.train: kd: {there} has changed since \d+ pieces were translated with it; bring "
-        rf"back the model of before to go on, or delete {pieces.parent} to translate all .*",
+        rf"data.train: kd: \d+ pieces were translated by another model than {there}; bring that "
+        rf"one back to go on, or delete {pieces.parent} to translate all of them with this one",
         str(caught.value),
     )
     (there / "export.json").write_bytes(settings)
