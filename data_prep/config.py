@@ -13,6 +13,7 @@ from data_prep.filters import (
     DEFAULT_FILTERS,
     SYNTHETIC_FILTERS,
     Filter,
+    Filters,
     OverAllCorpora,
     TestOverlap,
 )
@@ -75,16 +76,17 @@ class TranslateWith(Section):
     """Drop translations with a lower score: log-probability ÷ length to the power of the length
     penalty."""
 
-    filters: tuple[Filter, ...] = SYNTHETIC_FILTERS
+    filters: Filters = SYNTHETIC_FILTERS
     """Filters on this corpus, as data.cleaning.filters; applied first, and in the place of those of
     the same name there."""
 
-    @field_validator("model")
+    @field_validator("model", mode="before")
     @classmethod
-    def _names_a_model(cls, model: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
-        if model == ():
-            raise ValueError("expected the folder of an export, or several")
-        return model
+    def _names_a_model(cls, value: object) -> object:
+        models = value if isinstance(value, list | tuple) else [value]
+        if not models or not all(isinstance(model, str | Path) for model in models):
+            raise ValueError(f"expected the folder of an export, or a list of some, not {value!r}")
+        return value
 
     @field_validator("filters")
     @classmethod
@@ -220,7 +222,7 @@ class ToyCorpusConfig(Section):
 class CleaningConfig(Section):
     """What is dropped from the training corpora."""
 
-    filters: tuple[Filter, ...] = DEFAULT_FILTERS
+    filters: Filters = DEFAULT_FILTERS
     """Filters in the order in which they are applied, each `{filter: NAME, SETTING: VALUE}`:
     empty_side, length, length_ratio, identical_sides, letters, digits, repeated_characters,
     repetition, script, language, test_overlap, duplicates, repeated_side (data_prep/filters.py has
@@ -228,9 +230,6 @@ class CleaningConfig(Section):
 
     @model_validator(mode="after")
     def _in_an_order_that_works(self) -> CleaningConfig:
-        names = [each.filter for each in self.filters]
-        if len(set(names)) < len(names):
-            raise ValueError("filters: each filter can be named once")
         global_ones = [isinstance(each, OverAllCorpora) for each in self.filters]
         if global_ones != sorted(global_ones):
             raise ValueError("filters: duplicates and repeated_side must come after all others")

@@ -12,8 +12,8 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 import regex
+from pydantic import AfterValidator, PositiveInt
 from pydantic import Field as Limit
-from pydantic import PositiveInt
 
 from data_prep.files import DataError
 from data_prep.section import Section
@@ -239,6 +239,17 @@ Filter = Annotated[
     | RepeatedSide,
     Limit(discriminator="filter"),
 ]
+
+
+def _named_once(filters: tuple[Filter, ...]) -> tuple[Filter, ...]:
+    names = [each.filter for each in filters]
+    if len(set(names)) < len(names):
+        raise ValueError("each filter can be named once")
+    return filters
+
+
+Filters = Annotated[tuple[Filter, ...], AfterValidator(_named_once)]
+"""Filters in the order in which they are applied."""
 
 DEFAULT_FILTERS: tuple[Filter, ...] = (
     EmptySide(),

@@ -161,7 +161,7 @@ def test_what_a_teacher_makes(
     assert piece["model"] == open_teacher(config.train[1], ("de", "en")).digest
     assert (piece["lines"], piece["search"]["beam_size"]) == (LINES, 3)
 
-    # Other filters clean again, and translate nothing; so what another model has begun is no matter.
+    # Other filters clean again, and translate nothing: what another model has begun is no matter.
     begun = run_dir / "synthetic" / ".kd.partial"
     (begun / "translations" / "00000").mkdir(parents=True)
     (begun / ".inputs.json").write_text('{"model": "another"}')
@@ -337,9 +337,14 @@ def test_a_model_that_changes_meanwhile(folder: Path, tmp_path: Path) -> None:
         ({"translate_with": None}, "target is required, or translate_with"),
         ({"name": "a/b"}, "name 'a/b' must be fit for a folder"),
         ({"translate_with": {}}, r"key `data.train.0.translate_with.model` is required"),
-        ({"translate_with": {"model": []}}, "expected the folder of an export, or several"),
+        ({"translate_with": {"model": []}}, r"expected the folder of an export, .*, not \[\]"),
+        ({"translate_with": {"model": 3}}, "expected the folder of an export, .*, not 3"),
         ({"translate_with": {"model": "m", "sampling_seed": 2}}, "set sampling_topk, too"),
         ({"translate_with": {"model": "m", "beam": 2}}, "unknown key .*translate_with.beam"),
+        (
+            {"translate_with": {"model": "m", "filters": [{"filter": "length"}] * 2}},
+            "each filter can be named once",
+        ),
         (
             {"translate_with": {"model": "m", "filters": [{"filter": "duplicates"}]}},
             "duplicates looks at all corpora",
