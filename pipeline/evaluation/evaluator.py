@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("evaluate")
 
 VERSION = 3  # raise it when the same model would get other scores
-NO_SEARCH_KEYS: Mapping[str, object] = {}
+NO_SEARCH_KEYS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class EvaluatedModel:
     export: Path | None
     """The folder of an exported model."""
 
-    search: Mapping[str, object]
+    search: Mapping[str, Any]
     """Search keys: all of them for checkpoints; for an export those that differ from its own."""
 
     @classmethod
     def of(
-        cls, recipe: TranslationRecipe, export: Path | None, search: Mapping[str, object]
+        cls, recipe: TranslationRecipe, export: Path | None, search: Mapping[str, Any]
     ) -> EvaluatedModel:
         """Return the model in the folder `export`, or that of the run's checkpoints if it is None.
 
@@ -151,7 +151,7 @@ class EvaluatedModel:
 def evaluate(
     recipe: TranslationRecipe,
     export: Path | None = None,
-    search: Mapping[str, object] = NO_SEARCH_KEYS,
+    search: Mapping[str, Any] = NO_SEARCH_KEYS,
 ) -> Evaluation[TranslationResult]:
     """Bring `RUN_DIR/evaluation` up to date: a folder for each test set, and the validation set's.
 
@@ -171,7 +171,7 @@ def evaluate(
 
 
 def _find_results(
-    recipe: TranslationRecipe, export: Path | None, search: Mapping[str, object]
+    recipe: TranslationRecipe, export: Path | None, search: Mapping[str, Any]
 ) -> tuple[EvaluatedModel, Evaluation[TranslationResult]]:
     """Find what there is to evaluate, and which results are there."""
     model = EvaluatedModel.of(recipe, export, search)
