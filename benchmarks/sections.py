@@ -356,8 +356,7 @@ python -m benchmarks.feed --run_dir runs/quickstart --parts sharing --pairs 5000
 
 ## Not measured
 
-Training of more than one machine. On GPUs, what has no subsection of one above: bf16, the share of
-a GPU's peak, the gain of `torch.compile` and of fused attention: nobody has run any of this on a
-GPU yet. Where there is one, run_all asks its programs for bf16 and larger sizes. fp16 was not
+Training of more than one machine, and on more than one GPU. On one GPU, what has no subsection of
+one above; where there is one, run_all asks its programs for bf16 and larger sizes. fp16 was not
 tried.
 """
