@@ -41,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path_argument,
         action=Once,
         metavar="GLOSSARY",
-        help="file of terms, each with a tab and what must stand for it in the translation of a "
-        "sentence that has the term. It needs PyTorch or ONNX Runtime",
+        help="file of terms, each with a tab and what must stand for it in translations",
     )
     parser.add_argument(
         "--scores", action="store_true", help="print a translation's score and a tab before it"

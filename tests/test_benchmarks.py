@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import DRY, FULL, plan
+from benchmarks.gpu import DRY, FULL, SECTIONS, plan
 from benchmarks.run_all import read_results
 from models.config import ModelConfig
 from models.count import Lengths, count_translation
@@ -130,20 +130,26 @@ def run_gpu(folder: Path, *options: str, **modules: str) -> tuple[list[dict[str,
 def test_every_row_for_a_gpu_can_be_measured_without_fairseq2s_native_library(
     tmp_path: Path,
 ) -> None:
+    """Of `equality` there are too many rows; `test_zero_matrix.py` has them on CPUs, and the zero
+    rows come by the same engine."""
+    sections = [section for section in SECTIONS if section != "equality"]
     mark = tmp_path / "imported"
     stub = f"__version__, DOC_MODE = '0.8.1', True\nopen({str(mark)!r}, 'w').close()\n"
-    rows, said = run_gpu(tmp_path, fairseq2n=stub)
+    rows, said = run_gpu(tmp_path, "--only", *sections, fairseq2n=stub)
     assert mark.exists()
     assert [row for row in rows if "note" in row] == [], said
-    planned = [(entry.section, name) for entry in plan(DRY) for name in entry.rows]
-    assert sorted((row["section"], row["row"]) for row in rows) == sorted(planned)
-    assert len(planned) == sum(len(entry.rows) for entry in plan(FULL))
+    dry, full = (
+        [(e.section, name) for e in plan(sizes) if e.section in sections for name in e.rows]
+        for sizes in (DRY, FULL)
+    )
+    assert sorted((row["section"], row["row"]) for row in rows) == sorted(dry)
+    assert len(dry) == len(full)
 
     page = tmp_path / "page.md"
     page.write_text(f"# Page\n\n## One GPU\n\n{(tmp_path / 'output' / 'gpu.md').read_text()}")
     assert MEASURED.search(page.read_text())
     ((_, body),) = read_results(page)["One GPU"].items()
-    assert all(f"| {name} | " in body for _, name in planned)
+    assert all(f"| {name} | " in body for _, name in dry)
 
 
 @pytest.mark.slow
