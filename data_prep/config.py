@@ -389,6 +389,7 @@ class DataConfig(Preparation):
             raise ValueError("train: every corpus needs a name of its own")
         if self.source_lang == self.target_lang:
             raise ValueError("source_lang and target_lang must differ")
+        _check_that_bleu_knows(self.target_lang)
         symbols = self.vocabulary.user_defined_symbols
         for corpus in self.train:
             if corpus.tag is not None and corpus.tag not in symbols:
@@ -397,3 +398,21 @@ class DataConfig(Preparation):
                     "vocabulary.user_defined_symbols"
                 )
         return self
+
+
+def _check_that_bleu_knows(target_lang: str) -> None:
+    """Check now what would end an evaluation after days of training.
+
+    :raises ValueError: sacreBLEU splits this language into words by packages that are not there.
+    """
+    if target_lang not in ("ja", "ko"):  # sacreBLEU splits all others itself
+        return
+    from sacrebleu import BLEU
+
+    try:
+        BLEU(trg_lang=target_lang)
+    except RuntimeError as error:
+        raise ValueError(
+            f"target_lang: sacreBLEU needs more packages to score {target_lang}; "
+            f".venv/bin/python -m pip install 'sacrebleu[{target_lang}]' brings them"
+        ) from error

@@ -159,6 +159,25 @@ def read_settings(folder: Path) -> ExportSettings:
     return ExportSettings(format=found["format"], **known)
 
 
+def read_ensemble(folders: Sequence[Path]) -> list[ExportSettings]:
+    """Read what the exported translation models in `folders` are, which translate together.
+
+    :raises ModelError: one is no such model, or has another format or direction than it needs.
+    """
+    found = [read_settings(folder) for folder in folders]
+    for folder, settings in zip(folders, found, strict=True):
+        if len(folders) > 1 and settings.format != "safetensors":
+            raise ModelError(
+                f"{folder}: its format is {settings.format}, and models of an ensemble must be "
+                "exports in format safetensors"
+            )
+        ways = [(each.source_lang, each.target_lang) for each in (settings, found[0])]
+        if ways[0] != ways[1]:
+            own, others = (" to ".join(map(str, way)) for way in ways)
+            raise ModelError(f"{folder} goes from {own}, and {folders[0]} from {others}")
+    return found
+
+
 def read_classifier_settings(folder: Path) -> ClassifierSettings:
     """Read what the exported image classifier in `folder` is.
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from data_prep.config import TrainingCorpus
 from data_prep.files import DataError, digest_of
-from models.export_format import SETTINGS, ModelError, digest_of_export, read_settings
+from models.export_format import SETTINGS, ModelError, digest_of_export, read_ensemble
 from pipeline.translation.serving import TextTranslator, Translation
 from pipeline.translation_recipe import SearchConfig
 
@@ -58,7 +58,7 @@ def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> Exported
     if "sampling_topk" in keys and len(corpus.files) == 1:
         keys.setdefault("beam_size", 1)  # one is drawn
     try:
-        exports = [read_settings(folder) for folder in folders]
+        exports = read_ensemble(folders)
         digest = digest_of([digest_of_export(folder) for folder in folders])
         format = exports[0].format
         if format == "ctranslate2":

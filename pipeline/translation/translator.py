@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceProcessor
 
 from data_prep.files import DataError
 from models.config import ModelConfig
-from models.export_format import ModelError, load_weights, read_settings
+from models.export_format import ModelError, load_weights, read_ensemble, read_settings
 from pipeline.recipe import UsageError
 from pipeline.translation.serving import (
     Hypothesis,
@@ -115,25 +115,15 @@ class Translator(TextTranslator):
         from data_prep.vocabulary import load_vocabularies, vocabulary_digest
         from pipeline.translation.run_model import model_for
 
-        models, longest, first = [], [], read_settings(folders[0])
-        for folder in folders:
-            settings = read_settings(folder)
-            if settings.format != "safetensors":
-                raise ModelError(
-                    f"{folder}: its format is {settings.format}, and models of an ensemble must be "
-                    "exports in format safetensors"
-                )
-            ways = [(each.source_lang, each.target_lang) for each in (settings, first)]
-            if ways[0] != ways[1]:
-                own, others = (" to ".join(map(str, way)) for way in ways)
-                raise ModelError(f"{folder} goes from {own}, and {folders[0]} from {others}")
+        models, longest, exports = [], [], read_ensemble(folders)
+        for folder, settings in zip(folders, exports, strict=True):
             try:
                 if vocabulary_digest(folder) != vocabulary_digest(folders[0]):
                     raise ModelError(f"{folder} has another vocabulary than {folders[0]}")
                 vocabularies = load_vocabularies(folder)
                 model = model_for(ModelConfig.model_validate(settings.model), vocabularies)
                 load_weights(model, folder)
-                keys = {**(first.evaluation or {}), **search}
+                keys = {**(exports[0].evaluation or {}), **search}
                 evaluation = SearchConfig.model_validate(keys)
             except (
                 OSError, KeyError, ValueError, RuntimeError, SafetensorError, DataError,

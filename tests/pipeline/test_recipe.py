@@ -57,6 +57,8 @@ def test_overrides(tiny_recipe: Path) -> None:
                                     r".max_steps`\?"),
         ("max_steps: 6", "max_steps: many", r":\d+: `training.max_steps`: .*integer.*'many'"),
         ("max_steps: 6", "max_steps: 0", r":\d+: `training.max_steps`: .*greater than 0.*0"),
+        ("toy_corpus:", "target_lang: ko\n  toy_corpus:",
+         r":\d+: `data`: target_lang: sacreBLEU needs more packages to score ko; .*\[ko\]"),
         ("num_heads: 4", "num_heads: 5", r":\d+: `model`: model_dim \(32\).*num_heads \(5\)"),
         ("max_seq_len: 96", "max_seq_len: 16", r"`recipe`: data.max_tokens_per_side \(64\)"),
         ("{size: 300}", "{size: 300, joint: false}",

@@ -305,7 +305,10 @@ def test_models_that_cannot_teach(folder: Path, tmp_path: Path) -> None:
             "keys: not an exported model: export.json: evaluation.beam: Extra inputs are not",
         ),
         "damaged": (damaged, f"{damaged}: not an exported model"),
-    }
+        "ensemble": (
+            [there, folder / "back"], "its format is ctranslate2, and models of an ensemble must"
+        ),
+    }  # fmt: skip
     for name, (model, expected) in cases.items():
         corpus = TrainingCorpus.model_validate(
             {"name": name, "source": "one.de", "translate_with": {"model": model}}
