@@ -37,6 +37,7 @@ from models.factory import create_model
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 from pipeline.training.deepspeed_config import deepspeed_config
+from pipeline.training.trainer import choose_kernels
 from pipeline.translation.batches import PairBatch, collate_ids
 from pipeline.translation_recipe import TranslationTraining
 
@@ -236,11 +237,39 @@ def compare_compilation(arguments: argparse.Namespace, tokens: int) -> None:
     print_report(title, seconds, ["RingFormer, eager"], tokens, "target tokens", first=True)
 
 
+def compare_precisions(arguments: argparse.Namespace, tokens: int) -> None:
+    """Time a training step in float32 and in bfloat16, and print a table.
+
+    In bfloat16 on a CPU, training does without fused attention; a row shows why.
+    """
+    loss = loss_of(random_batch(tokens, arguments.vocab_size, arguments.device))
+    runs: dict[str, Callable[[], None]] = {}
+    for name in ("RingFormer", "Transformer"):
+        for dtype in ("float32", "bfloat16"):
+            own = argparse.Namespace(**{**vars(arguments), "dtype": dtype})
+            step = steps_of(trainable(name, own), [loss])
+            runs[f"{name}, {dtype}"] = partial(with_kernels, dtype, step)
+            if dtype == "bfloat16" and arguments.device.type == "cpu":
+                runs[f"{name}, {dtype}, fused attention"] = partial(with_kernels, "float32", step)
+    seconds = measure(runs, arguments.rounds, arguments.device)
+    title = f"Training step, {size_of(arguments, tokens).rpartition(',')[0]}"
+    print_report(
+        title, seconds, ["RingFormer, float32", "Transformer, float32"], tokens, "target tokens"
+    )
+
+
+def with_kernels(dtype: str, step: Callable[[], None]) -> None:
+    """Make a step with the kernels that training in `dtype` takes on a CPU."""
+    choose_kernels(torch.device("cpu"), "fp32" if dtype == "float32" else "bf16")
+    step()
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, int], None]] = {
     "systems": compare_systems,
     "checkpoints": compare_checkpointing,
     "memory": compare_memory,
     "compilation": compare_compilation,
+    "precision": compare_precisions,
 }
 
 
@@ -254,6 +283,7 @@ def main() -> None:
     parser.add_argument("--model_dim", type=int, default=512, help="a multiple of 64")
     parser.add_argument("--only", default="", help="systems with this in their name")
     arguments = parser.parse_args()
+    choose_kernels(arguments.device, "fp32" if arguments.dtype == "float32" else "bf16")
     for part in arguments.parts:
         for tokens in arguments.tokens:
             PARTS[part](arguments, tokens)

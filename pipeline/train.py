@@ -35,8 +35,8 @@ from pipeline.tasks import task_of
 from pipeline.tracking.tracker import send_left_over
 from pipeline.training.deepspeed_config import (
     activation_checkpointing,
+    check_precision_of_machine,
     deepspeed_config,
-    refuse_precision_that_the_machine_lacks,
 )
 from pipeline.training.task import Task
 
@@ -57,7 +57,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     choose_allocator()
     deepspeed_config(recipe.training, accumulation_steps=1)
     activation_checkpointing(recipe.training, recipe.model)
-    refuse_precision_that_the_machine_lacks(recipe.training)
+    slow = check_precision_of_machine(recipe.training)
     task = task_of(recipe)
     if arguments.steps_left:
         tell_steps_left(task)
@@ -71,6 +71,8 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     from pipeline.training.validation import Stopped
 
     console = start_logging(rank())
+    if slow:
+        log.warning("%s", slow)
     for lock in remove_dead_build_locks():
         log.warning("%s: removed; a build that was killed left it", lock)
     # Longer than the watchdog's, whose message is for people.

@@ -14,6 +14,7 @@ import difflib
 import json
 import math
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -289,18 +290,31 @@ def _refuse_what_cannot_work(path: Path, training: TrainingConfig, config: dict[
         raise UsageError(f"{path}: {reason}")
 
 
-def refuse_precision_that_the_machine_lacks(training: TrainingConfig) -> None:
-    """Check that this machine can compute in the JSON's precision; others need no check.
+def check_precision_of_machine(training: TrainingConfig) -> str | None:
+    """Check that this machine can compute in the JSON's precision.
 
+    :returns: a sentence where it can, but slowly.
     :raises UsageError: it cannot.
     """
     path = json_of(training)
-    if precision(_read(path)) != "fp16" or os.environ.get("DS_ACCELERATOR", "cpu") != "cpu":
-        return
+    kind = precision(_read(path))
+    if kind == "fp32" or os.environ.get("DS_ACCELERATOR", "cpu") != "cpu":
+        return None
     import torch  # takes seconds; DeepSpeed, which asks the same, many
 
-    if not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        raise UsageError(f"{path}: `fp16` cannot be computed by this machine's CPU; use `bf16`")
+    if torch.cuda.is_available():
+        return None
+    if kind == "fp16":
+        if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+            raise UsageError(f"{path}: `fp16` cannot be computed by this machine's CPU; use `bf16`")
+    elif platform.machine() in ("x86_64", "AMD64") and not (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    ):
+        return (
+            f"{path}: this machine's CPU has no instructions for bf16, and is faster in float32: "
+            f"--deepspeed_config {ON_CPU.relative_to(ROOT)}"
+        )
+    return None
 
 
 def _may_have_gpu() -> bool:

@@ -6,7 +6,6 @@ import logging
 import time
 from contextlib import ExitStack, nullcontext
 
-import torch
 from rich.console import Console
 
 from data_prep.files import only_command_in
@@ -61,7 +60,6 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
     :param console: the terminal to show a bar on.
     :raises Stopped: by a signal, after saving.
     """
-    torch.backends.cuda.matmul.allow_tf32 = True  # what stays float32 on a GPU takes its fast units
     with without_greetings():
         fits = rehearse(task)
         trainer = Trainer(task)

@@ -82,6 +82,14 @@ def freeze(model: nn.Module, prefixes: list[str]) -> None:
         raise UsageError("training.freeze leaves no parameter to train")
 
 
+def choose_kernels(device: torch.device, computes_in: str) -> None:
+    """Choose between kernels that differ in speed, for the whole process."""
+    torch.backends.cuda.matmul.allow_tf32 = True  # what stays float32 on a GPU takes its fast units
+    # The switch is a CPU's, too. There the gradient of fused attention takes several times as long
+    # in bf16 as products and softmax one by one, up to some 200 positions.
+    torch.backends.cuda.enable_flash_sdp(device.type != "cpu" or computes_in == "fp32")
+
+
 class Trainer(Generic[Batch]):
     """One training on this rank: DeepSpeed's engine, the data, and the position in it, `step`."""
 
@@ -99,6 +107,7 @@ class Trainer(Generic[Batch]):
         self.engine = self._create_engine()
         self.ema = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.device: torch.device = self.engine.device
+        choose_kernels(self.device, precision(self.deepspeed_config))
         self._shares: Iterator[Share[Batch]] | None = None
 
     def _create_engine(self) -> deepspeed.DeepSpeedEngine:

@@ -21,7 +21,8 @@ def test_between_reports_nobody_reads_but_who_skips_gradients_that_are_not_finit
     assert finish(ranks, 300) == [0], log.read_text()
     found = json.loads(results.read_text())
     assert list(found) == STAGES
-    for stage, reads in found.items():
+    assert [stage for stage in STAGES if not found[stage]["fused"]] == ["zero1_bf16"]
+    for stage, reads in ((stage, each["reads"]) for stage, each in found.items()):
         ours = {reader: n for reader, n in reads.items() if "/deepspeed/" not in reader}
         if stage == "zero0":  # DeepSpeed's optimizers do it themselves
             assert [reader.rpartition(":")[2] for reader in ours] == ["_clip"]

@@ -1,4 +1,5 @@
-"""This script finds what makes the host wait for a GPU in a step of training, at each ZeRO stage.
+"""This script finds what makes the host wait for a GPU in a step of training, at each ZeRO stage,
+and which kernels attend.
 
 `test_waits.py` calls `main`.
 """
@@ -27,6 +28,7 @@ STEPS = 2
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
 """Operators whose results, or their sizes, go to the host: `item`, `tolist`, `bool`, `float` and
 indexing by a mask end in these."""
+FUSED = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
 
 
 class Reads(TorchDispatchMode):
@@ -35,6 +37,7 @@ class Reads(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found: Counter[str] = Counter()
+        self.fused = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -43,13 +46,14 @@ class Reads(TorchDispatchMode):
             stack = traceback.extract_stack()[:-1]
             reader = next(f for f in reversed(stack) if "/torch/" not in f.filename)
             self.found[f"{reader.filename}:{reader.name}"] += 1
+        self.fused |= func._schema.name == FUSED
         return func(*args, **(kwargs or {}))
 
 
 def main(arguments: list[str]) -> None:
     """Count at every stage, in steps after which nothing is due.
 
-    :param arguments: the recipe; the file that takes the counts, by stage.
+    :param arguments: the recipe; the file that takes what was found, by stage.
     """
     recipe_path, results = map(Path, arguments)
     init_distributed()
@@ -68,6 +72,6 @@ def main(arguments: list[str]) -> None:
                 loop.step()
         loop.watchdog.stop()
         trainer.engine.destroy()
-        found[stage] = reads.found
+        found[stage] = {"reads": reads.found, "fused": reads.fused}
     results.write_text(json.dumps(found))
     dist.destroy_process_group()
