@@ -1,13 +1,12 @@
-"""This module describes a trained model to CTranslate2 as a standard post-norm Transformer.
-
-Level signals are linear: folded into the weights they leave a Transformer of N layers, of which
-most matrices are the same in every layer. CTranslate2 stores equal tensors once.
+"""This module describes a trained model to CTranslate2 as a standard post-norm Transformer
+(`standard_transformer.py`), of which most matrices are the same in every layer. CTranslate2 stores
+equal tensors once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,34 +16,12 @@ from fairseq2.models.transformer import TransformerEmbeddingFrontend
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.config import LAYER_NORM_EPS, Architecture
+from models.config import LAYER_NORM_EPS
 from models.positions import InterleavedSinusoids
-from models.ringformer import RingDecoder
 from models.ringformer.of_transformer import decoder_rings, encoder_rings
 from models.ringformer.ring import Ring
-from models.ringformer.weights import FeedForward, SelfAttention
 from models.seq2seq import TranslationModel
-
-EXPRESSIBLE: tuple[Architecture, ...] = ("ringformer", "transformer")
-"""Not `universal` (encodings are added before each layer), not `one_wide_ffn` (decoder layers have
-no feed-forward network)."""
-
-
-class CrossAttention(NamedTuple):
-    """A layer's encoder-decoder attention has these weights."""
-
-    q: Tensor  # [d, d]
-    kv: Tensor  # [2d, d]
-    output: Tensor  # [d, d]
-    layer_norm: Tensor  # weight and bias, [2, d]
-
-
-class Layer(NamedTuple):
-    """A layer of an encoder or decoder has these weights, `[output, input]`."""
-
-    self_attn: SelfAttention
-    cross_attn: CrossAttention | None  # None in the encoder
-    ffn: FeedForward | None
+from models.standard_transformer import EXPRESSIBLE, standard_layers
 
 
 def ctranslate2_spec(model: TranslationModel) -> TransformerSpec:
@@ -61,7 +38,7 @@ def ctranslate2_spec(model: TranslationModel) -> TransformerSpec:
         pre_norm=False,
         activation=Activation.GELU,
     )
-    # LN(α x + y) with ε is LN(x + y/α) with ε/α².
+    # See `standard_layers`.
     spec.config.layer_norm_epsilon = LAYER_NORM_EPS / config.residual_scale**2
     spec.config.add_source_eos = True
     with torch.inference_mode():
@@ -84,33 +61,20 @@ def _fill_stack(
     embeddings.weight = _array(frontend.get_parameter("embed.weight"))
     assert isinstance(frontend.pos_encoder, InterleavedSinusoids)
     spec.position_encodings.encodings = _array(frontend.pos_encoder.table)
-    scale = rings[0].residual_scale
-    layers = [layer for ring in rings for layer in _layers(ring)]
+    layers = standard_layers(rings)
     for target, (self_attn, cross_attn, ffn) in zip(spec.layer, layers, strict=True):
         attention = target.self_attention
         _set(attention.linear[0], self_attn.qkv, self_attn.qkv_bias)
-        _set(attention.linear[1], self_attn.output / scale)
+        _set(attention.linear[1], self_attn.output)
         _set_norm(attention.layer_norm, self_attn.layer_norm)
         if cross_attn is not None:
-            q, kv, output, norm = cross_attn
-            weights = (q, kv, output / scale)
+            *weights, norm = cross_attn
             for linear, weight in zip(target.attention.linear, weights, strict=True):
                 _set(linear, weight)
             _set_norm(target.attention.layer_norm, norm)
-        assert ffn is not None  # or the architecture is not expressible
         _set(target.ffn.linear_0, ffn.up, ffn.up_bias)
-        _set(target.ffn.linear_1, ffn.down / scale)
+        _set(target.ffn.linear_1, ffn.down)
         _set_norm(target.ffn.layer_norm, ffn.layer_norm)
-
-
-def _layers(ring: Ring) -> list[Layer]:
-    """Take W_i = W + M_i and W_up,i = W_up + W_up M_i from `levels`; static signals are biases."""
-    cross: list[CrossAttention | None] = [None] * ring.num_levels
-    if isinstance(ring, RingDecoder):
-        q, kv, output = ring.cross_attn_q, ring.cross_attn_kv.flatten(0, 1), ring.cross_attn_output
-        cross = [CrossAttention(q, kv, output, norm) for norm in ring.cross_attn_layer_norm]
-    levels = zip(ring.make_levels(fold=True), cross, strict=True)
-    return [Layer(level.self_attn, own, level.ffn) for level, own in levels]
 
 
 def _set(linear: Any, weight: Tensor, bias: Tensor | None = None) -> None:
