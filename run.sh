@@ -16,7 +16,8 @@
 #                         --rerank SOURCES picks from an n-best list
 #          classify       IMAGE… (JPEG, PNG) → their classes; --model FOLDER of an export
 #          export         the trained model as a folder of its own, as it is served best
-#                         [--quantization int8] for fast translation on CPUs
+#                         [--quantization int8] for fast translation on CPUs,
+#                         [--format huggingface] for the library transformers
 #          analyse        what the levels of the trained model do, in pictures and numbers
 #                         [--against RECIPE_OR_EXPORT] beside those of another model
 #          dashboard      MLflow's UI on 127.0.0.1:5000

@@ -43,9 +43,9 @@ class TranslateWith(Section):
     model was exported."""
 
     model: Path | tuple[Path, ...]
-    """Folder written by `./run.sh export`, in any format; several of format safetensors are an
-    ensemble. Without `target` it goes from source to target language, without `source` from target
-    to source language."""
+    """Folder written by `./run.sh export`, in any format but huggingface; several of format
+    safetensors are an ensemble. Without `target` it goes from source to target language, without
+    `source` from target to source language."""
 
     beam_size: PositiveInt | None = None
     """As evaluation.beam_size; null where tokens are drawn for a corpus of one side: 1."""

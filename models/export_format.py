@@ -6,6 +6,8 @@ The folder holds
     model.safetensors   the weights, in format safetensors
     model.bin           the weights, in format ctranslate2, with CTranslate2's own config.json
     encoder.onnx, decoder.onnx, weights.bin     format onnx: graphs, and the weights of both
+    model.safetensors, config.json, …           format huggingface, with SentencePiece models by its
+                        names: `pipeline/publishing/huggingface.py`
     vmap.txt, or in format onnx shortlist.npz   a lexical shortlist, if there is one:
                         `pipeline/translation/shortlist.py`
 
@@ -38,7 +40,7 @@ ENCODER, DECODER, ONNX_WEIGHTS = "encoder.onnx", "decoder.onnx", "weights.bin"
 CLASSIFIER = "model.onnx"
 ABOUT = {"README.md", "manifest.json"}  # files that only tell of the model
 
-Format = Literal["safetensors", "ctranslate2", "onnx"]
+Format = Literal["safetensors", "ctranslate2", "onnx", "huggingface"]
 ClassifierFormat = Literal["safetensors", "onnx"]
 Quantization = Literal["int8"]
 
@@ -145,9 +147,14 @@ SEARCH_TYPES: dict[str, tuple[type, ...]] = {
 def read_settings(folder: Path) -> ExportSettings:
     """Read what the exported translation model in `folder` is.
 
-    :raises ModelError: there is no exported model, or it is of another task.
+    :raises ModelError: there is no exported model, or it is of another task, or not for us.
     """
     found = _read(folder, TRANSLATION, get_args(Format))
+    if found["format"] == "huggingface":
+        raise ModelError(
+            f"{folder}: its format is huggingface, which the library transformers reads; "
+            "`./run.sh export` writes the others"
+        )
     found.setdefault("shortlist", False)  # which exports did not always say
     wrong = [key for key, types in TYPES.items() if not isinstance(found.get(key), types)]
     if not wrong and found["format"] != "safetensors":

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="onnx: the ring as it is, for ONNX Runtime: small, and fast for one sentence; "
         "ctranslate2: a standard Transformer, for fast translation on CPUs; "
         "safetensors: our weights, for PyTorch and for training.init_from; "
+        "huggingface: a MarianMTModel, for the library transformers; "
         "default: what serves the model best where sentences come one at a time",
     )
     parser.add_argument(
@@ -71,7 +72,10 @@ def _export_translation(
     log.info("exported to %s in format %s, %s", folder, format, precision)
     if not arguments.fold and format == "onnx":
         log.info("for many sentences at a time --fold is faster")
-    log.info("try: ./run.sh translate --model %s", folder)
+    if format == "huggingface":
+        log.info('try, in Python: transformers.pipeline("translation", model="%s")', folder)
+    else:
+        log.info("try: ./run.sh translate --model %s", folder)
 
 
 def _export_classifier(

@@ -85,10 +85,15 @@ def export(
 
     def build(partial: Path) -> dict[str, Any]:
         model = model_of_run(recipe, checkpoints)
-        for path in vocabulary_files(recipe.shards):
-            shutil.copyfile(path, partial / path.name)
+        if format != "huggingface":  # which has names of its own
+            for path in vocabulary_files(recipe.shards):
+                shutil.copyfile(path, partial / path.name)
         if format == "ctranslate2":
             _write_ctranslate2(model, partial, quantization)
+        elif format == "huggingface":
+            from pipeline.publishing.huggingface import write_huggingface
+
+            write_huggingface(model, recipe.shards, settings, recipe.evaluation, partial)
         elif format == "onnx":
             from models.onnx_graph import write_onnx
 
@@ -129,24 +134,25 @@ def _refuse_impossible(
     :raises UsageError: it cannot.
     """
     architecture = recipe.model.architecture
+    if quantization and format in ("safetensors", "huggingface"):
+        raise UsageError(
+            f"--quantization {quantization} needs --format ctranslate2 or --format onnx"
+        )
     if format == "safetensors":
-        if quantization:
-            raise UsageError(
-                f"--quantization {quantization} needs --format ctranslate2 or --format onnx"
-            )
-    elif format == "ctranslate2":
-        from models.ctranslate2_spec import EXPRESSIBLE
-
-        if architecture not in EXPRESSIBLE:
-            raise UsageError(
-                f"--format ctranslate2: model.architecture {architecture} is not a "
-                "standard Transformer; --format safetensors takes it"
-            )
-    else:
+        return
+    if format == "onnx":
         from models.onnx_graph import why_inexpressible
 
         if reason := why_inexpressible(recipe.model, quantization):
             raise UsageError(f"--format onnx: {reason}; --format safetensors takes it")
+    else:
+        from models.standard_transformer import EXPRESSIBLE
+
+        if architecture not in EXPRESSIBLE:
+            raise UsageError(
+                f"--format {format}: model.architecture {architecture} is not a "
+                "standard Transformer; --format safetensors takes it"
+            )
 
 
 def _write_shortlist(recipe: TranslationRecipe, format: Format, folder: Path) -> dict[str, float]:

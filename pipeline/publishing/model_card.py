@@ -114,8 +114,8 @@ def _model_section(recipe: TranslationRecipe) -> str:
         text = (
             "One encoder layer and one decoder layer, each run several times in a ring with "
             "low-rank level signals (RingFormer, arXiv 2502.13181). A CTranslate2 export has the "
-            "signals folded into the weights of each level: more numbers, the same output. An ONNX "
-            "export has the layer once.\n\n"
+            "signals folded into the weights of each level: more numbers, the same output. So has "
+            "one for Hugging Face, a MarianMTModel. An ONNX export has the layer once.\n\n"
         )
     if recipe.evaluation.shortlist is not False and has_large_vocabulary(recipe.shards):
         text += (

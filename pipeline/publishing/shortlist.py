@@ -23,7 +23,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from data_prep.shards import ShardReader, TokenIds
 from data_prep.vocabulary import EOS_IDX, UNK_IDX, load_vocabularies
-from models.export_format import Format
+from models.export_format import SHORTLISTS, Format
 from pipeline.translation.serving import tokens_of
 from pipeline.translation.shortlist import Shortlist
 from pipeline.translation_recipe import TranslationRecipe
@@ -53,7 +53,7 @@ class Coverage(NamedTuple):
 def wants_shortlist(recipe: TranslationRecipe, format: Format) -> bool:
     """Tell whether an export of a run is to have a shortlist, if the vocabulary is large enough."""
     wanted = recipe.evaluation.shortlist
-    return format == "onnx" if wanted is None else wanted and format != "safetensors"
+    return format == "onnx" if wanted is None else wanted and format in SHORTLISTS
 
 
 def has_large_vocabulary(shards: Path) -> bool:

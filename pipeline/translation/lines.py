@@ -70,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser, content: str) -> None:
         type=path_argument,
         action="append",
         default=[],
-        help="folder written by `export`, in any format; default: the run's checkpoints. Given "
-        "several times: an ensemble, of format safetensors",
+        help="folder written by `export`, in any format but huggingface; default: the run's "
+        "checkpoints. Given several times: an ensemble, of format safetensors",
     )
     parser.add_argument(
         "--alignment",

@@ -55,7 +55,7 @@ def test_weights_come_back(tmp_path: Path) -> None:
         assert torch.equal(read.state_dict()[name], weight), name
 
 
-@pytest.mark.parametrize("format", get_args(Format))
+@pytest.mark.parametrize("format", ["safetensors", "ctranslate2", "onnx"])
 def test_settings_come_back(format: Format, tmp_path: Path) -> None:
     trained = ExportSettings(
         format=format,

@@ -163,32 +163,38 @@ def test_what_all_levels_share_is_stored_once(
 
 
 @pytest.mark.parametrize(
-    ("format", "files"),
+    ("format", "quantization", "files"),
     [
-        ("ctranslate2", {"model.bin", "config.json"}),
-        ("onnx", {"encoder.onnx", "decoder.onnx", "weights.bin"}),
+        ("ctranslate2", "int8", {"spm.model", "model.bin", "config.json"}),
+        ("onnx", "int8", {"spm.model", "encoder.onnx", "decoder.onnx", "weights.bin"}),
+        ("huggingface", None, {"source.spm", "target.spm", "model.safetensors", "config.json"}),
     ],
 )
 def test_the_same_run_gives_the_same_bytes(
-    format: Format, files: set[str], talkative_run: TranslationRecipe, tmp_path: Path
+    format: Format,
+    quantization: Quantization | None,
+    files: set[str],
+    talkative_run: TranslationRecipe,
+    tmp_path: Path,
 ) -> None:
-    folder = exported(talkative_run, format, "int8")
-    export(talkative_run, tmp_path / "again", format, "int8")
+    folder = exported(talkative_run, format, quantization)
+    export(talkative_run, tmp_path / "again", format, quantization)
     names = sorted(path.name for path in folder.iterdir())
-    assert {*files, "export.json", "spm.model"} <= set(names)
+    assert {*files, "export.json", "README.md"} <= set(names)
     for name in names:
         assert sha256_of(tmp_path / "again" / name) == sha256_of(folder / name)
 
 
+@pytest.mark.parametrize("format", ["ctranslate2", "huggingface"])
 @pytest.mark.parametrize("architecture", ["universal", "one_wide_ffn"])
 def test_what_is_no_standard_transformer_is_refused(
-    talkative_run: TranslationRecipe, architecture: str
+    talkative_run: TranslationRecipe, architecture: str, format: Format
 ) -> None:
     model = talkative_run.model.model_copy(update={"architecture": architecture})
-    with pytest.raises(UsageError, match=f"{architecture} is not a standard.*--format safetensors"):
-        export(
-            talkative_run.model_copy(update={"model": model}), Path("/tmp/nowhere"), "ctranslate2"
-        )
+    recipe = talkative_run.model_copy(update={"model": model})
+    expected = f"--format {format}: .*{architecture} is not a standard.*--format safetensors"
+    with pytest.raises(UsageError, match=expected):
+        export(recipe, Path("/tmp/nowhere"), format)
 
 
 @pytest.mark.parametrize(
@@ -212,11 +218,12 @@ def test_what_onnx_cannot_hold_is_refused(
         export(recipe, tmp_path / "export", "onnx", quantization)
 
 
+@pytest.mark.parametrize("format", ["safetensors", "huggingface"])
 def test_quantization_needs_a_format_that_has_it(
-    talkative_run: TranslationRecipe, tmp_path: Path
+    format: Format, talkative_run: TranslationRecipe, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="needs --format ctranslate2 or --format onnx"):
-        export(talkative_run, tmp_path / "export", "safetensors", "int8")
+        export(talkative_run, tmp_path / "export", format, "int8")
 
 
 def test_export_says_what_it_is(ctranslate2_folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from sentencepiece import SentencePieceTrainer
+from transformers import AutoTokenizer
 
 from data_prep.identity import write_identity
 from data_prep.vocabulary import (
@@ -121,3 +122,10 @@ def test_an_export_keeps_the_vocabulary_of_each_side(
     assert exported.translate(SENTENCES) == expected
     of_run = Translator.of_run(recipe, checkpoints_to_average(recipe))
     assert of_run.translate(SENTENCES) == expected
+
+    export(recipe, tmp_path / "theirs", "huggingface")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    source, target = of_run.source_vocabulary, of_run.target_vocabulary
+    assert tokenizer(SENTENCES).input_ids == source.encode(SENTENCES, add_eos=True)
+    tokens = target.encode("They read.", add_bos=True, add_eos=True)
+    assert tokenizer.decode(tokens, skip_special_tokens=True) == "They read."
