@@ -24,7 +24,7 @@
 #          test           linters, type checker and tests; arguments go to pytest
 #
 # Every stage skips what is up to date. `./run.sh COMMAND --help` shows a command's options and the
-# names of recipe keys, `--help_keys` explains those.
+# names of recipe keys, `--help_keys` explains those; `--version` tells which version this is.
 # Exit codes: 0 done, 2 bad usage or recipe, 75 stopped by a signal (training has saved a checkpoint)
 #             and the same command continues, 1 anything else.
 set -euo pipefail
@@ -214,7 +214,7 @@ while [[ ${1:-} == -* && $# != 1 ]]; do
   shift
 done
 command=all
-if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help)$) ]]; then
+if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help|--version)$) ]]; then
   command=$1
   shift
 fi
@@ -223,6 +223,10 @@ case $command in
   all | setup | prepare | train | sweep | evaluate | translate | score | classify | export | analyse | dashboard | test) ;;
   -h | --help | help)
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    exit 0
+    ;;
+  --version)
+    sed -n 's/^version = "\(.*\)"/ringformer-pipeline \1/p' "$ROOT/pyproject.toml"
     exit 0
     ;;
   *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, sweep, evaluate, translate, score, classify, export, analyse, dashboard or test" ;;

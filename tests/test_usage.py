@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -38,6 +39,11 @@ def test_help() -> None:
     shown = run_process([RUN, "--config", "recipes/quickstart.yaml", "translate", "--help"])
     assert shown.stdout.startswith("usage: translate [OPTION VALUE]... [--SECTION.KEY VALUE]...\n")
     assert shown.stdout.index("--input") < shown.stdout.index("--config") < 1500
+
+
+def test_version() -> None:
+    done = run_process([RUN, "--version"])
+    assert done.stdout == f"ringformer-pipeline {version('ringformer-pipeline')}\n"
 
 
 def test_no_door_imports_what_takes_seconds() -> None:
