@@ -21,6 +21,7 @@
 #          analyse        what the levels of the trained model do, in pictures and numbers
 #                         [--against RECIPE_OR_EXPORT] beside those of another model
 #          dashboard      MLflow's UI on 127.0.0.1:5000
+#          completion     a script for bash, which completes all this: source <(./run.sh completion)
 #          test           linters, type checker and tests; arguments go to pytest
 #
 # Every stage skips what is up to date. `./run.sh COMMAND --help` shows a command's options and the
@@ -220,7 +221,7 @@ if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help|--version)$) ]]; then
 fi
 set -- "${options[@]}" "$@"
 case $command in
-  all | setup | prepare | train | sweep | evaluate | translate | score | classify | export | analyse | dashboard | test) ;;
+  all | setup | prepare | train | sweep | evaluate | translate | score | classify | export | analyse | dashboard | completion | test) ;;
   -h | --help | help)
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     exit 0
@@ -229,7 +230,7 @@ case $command in
     sed -n 's/^version = "\(.*\)"/ringformer-pipeline \1/p' "$ROOT/pyproject.toml"
     exit 0
     ;;
-  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, sweep, evaluate, translate, score, classify, export, analyse, dashboard or test" ;;
+  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, sweep, evaluate, translate, score, classify, export, analyse, dashboard, completion or test" ;;
 esac
 
 stopped='' group=''

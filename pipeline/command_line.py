@@ -46,6 +46,7 @@ R = TypeVar("R", bound=Recipe)
 S = TypeVar("S", bound=BaseModel)
 
 Location = Sequence[str | int]  # a key of a recipe, as pydantic names it
+AddArguments = Callable[[argparse.ArgumentParser], None]
 
 STOPPED = 75  # exit code after a signal: EX_TEMPFAIL, "try again"
 AGAIN = "run the same command again to continue"
@@ -378,21 +379,21 @@ def default_of(field: Any) -> str:
     return text.removeprefix(f"{ROOT}/")
 
 
-def _create_parser(
+def create_parser(
     program: str,
     description: str,
-    add_arguments: Callable[[argparse.ArgumentParser], None],
+    add_arguments: AddArguments,
     recipe: type[Recipe],
     default: Path,
-) -> _Parser:
+    *,
+    explain_keys: bool,
+) -> argparse.ArgumentParser:
     """Return a parser of the arguments that a command has, and of those that all have.
 
     :param recipe: the keys of its task are among them.
     :param default: the recipe where none is given.
-
-    Its help explains a command's own arguments, and names recipe keys; `--help_keys` explains both.
+    :param explain_keys: its help explains recipe keys, too, and not a command's own arguments only.
     """
-    explain_keys = "--help_keys" in sys.argv
     parser = _Parser(
         prog=program,
         usage=f"{program} [OPTION VALUE]... [--SECTION.KEY VALUE]...",
@@ -448,7 +449,7 @@ def run_command(
     program: str,
     description: str,
     command: Callable[[R, argparse.Namespace], None],
-    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    add_arguments: AddArguments = lambda parser: None,
     *,
     kind: type[R],
     continues: bool = True,
@@ -467,7 +468,10 @@ def run_command(
     try:
         default = OTHER_DEFAULTS.get(kind, DEFAULT_RECIPE)
         recipe = _recipe_on_command_line(default)
-        parser = _create_parser(program, description, add_arguments, recipe, default)
+        explain_keys = "--help_keys" in sys.argv
+        parser = create_parser(
+            program, description, add_arguments, recipe, default, explain_keys=explain_keys
+        )
         arguments, unknown = parser.parse_known_args()
         if unknown:
             wanted = unknown[0].split("=")[0]

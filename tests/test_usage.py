@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
+from pipeline.completion import script
 from pipeline.recipe import ROOT
 from tests.conftest import run_process
 
@@ -44,6 +46,28 @@ def test_help() -> None:
 def test_version() -> None:
     done = run_process([RUN, "--version"])
     assert done.stdout == f"ringformer-pipeline {version('ringformer-pipeline')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("ana", ["analyse"]),
+        ("export --for", ["--format"]),
+        ("export --format c", ["ctranslate2"]),
+        ("train --training.warm", ["--training.warmup_steps"]),
+        ("evaluate --data.stored", ["--data.stored_size"]),
+        ("translate --input READ", ["README.md"]),
+    ],
+)
+def test_completion(words: str, expected: list[str], tmp_path: Path) -> None:
+    """Bash completes what has been typed, whatever the task."""
+    (tmp_path / "script").write_text(script())
+    typed = ["./run.sh", *words.split()]
+    done = run_process(
+        ["bash", "-c", f'source {tmp_path}/script; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+         '_shtab_run_sh; printf "%s\\n" "${COMPREPLY[@]}"', "bash", *typed]
+    )  # fmt: skip
+    assert done.stdout.splitlines() == expected, done.stderr
 
 
 def test_no_door_imports_what_takes_seconds() -> None:
