@@ -55,7 +55,7 @@ def test_logits_are_ours(keys: dict[str, Any]) -> None:
     batch = collate_ids(source, target[::-1], torch.device("cpu"))
     theirs, found = MarianMTModel.from_pretrained(
         None,
-        config=MarianConfig(**marian_config(model)),
+        config=MarianConfig(**marian_config(model)),  # type: ignore[no-untyped-call]
         state_dict=marian_weights(model),
         output_loading_info=True,
     )
@@ -78,14 +78,18 @@ def test_a_thousand_real_sentences(
     talkative_run: TranslationRecipe, tmp_path: Path, shared: Path
 ) -> None:
     # Random weights go round in circles, up to the longest translation; so they must not.
-    keys = {"no_repeat_ngram_size": 2, "length_penalty": 2.0, "max_length_ratio": 1.0}
+    keys: dict[str, Any] = {
+        "no_repeat_ngram_size": 2,
+        "length_penalty": 2.0,
+        "max_length_ratio": 1.0,
+    }
     evaluation = talkative_run.evaluation.model_copy(update=keys)
     export(talkative_run.model_copy(update={"evaluation": evaluation}), tmp_path, "huggingface")
     ours = Translator.of_export(exported(talkative_run, "safetensors"), **keys)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    model, found = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)  # type: ignore[no-untyped-call]
+    model, loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
     assert isinstance(model, MarianMTModel)
-    assert not any(found.values()), found
+    assert not any(loaded.values()), loaded
 
     path = shared / "data" / "multi30k" / "train.de.gz"
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")[:4000]
@@ -100,8 +104,9 @@ def test_a_thousand_real_sentences(
         lengths = batch.attention_mask.sum(1).tolist()
         ids = [row[:n] for row, n in zip(batch.input_ids.tolist(), lengths, strict=True)]
         assert ids == sources
-        rows = model.generate(**batch).tolist()
-        translated += [row[: row.index(EOS_IDX) + 1] for row in rows]
+        found = model.generate(**batch)
+        assert isinstance(found, torch.Tensor)
+        translated += [row[: row.index(EOS_IDX) + 1] for row in found.tolist()]
     assert len(expected) == 1000
     assert len(set(map(tuple, expected))) > 150
     # Of random weights some are nearly ties, which rounding decides.

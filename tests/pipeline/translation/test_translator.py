@@ -124,7 +124,8 @@ def test_an_export_keeps_the_vocabulary_of_each_side(
     assert of_run.translate(SENTENCES) == expected
 
     export(recipe, tmp_path / "theirs", "huggingface")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    theirs = tmp_path / "theirs"
+    tokenizer = AutoTokenizer.from_pretrained(theirs)  # type: ignore[no-untyped-call]
     source, target = of_run.source_vocabulary, of_run.target_vocabulary
     assert tokenizer(SENTENCES).input_ids == source.encode(SENTENCES, add_eos=True)
     tokens = target.encode("They read.", add_bos=True, add_eos=True)
