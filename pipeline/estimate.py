@@ -187,7 +187,7 @@ def print_estimate(recipe: TranslationRecipe, nodes: int, gpus_per_node: int) ->
         table.add_row(str(stage), *(f"{value / GIB:.3f}" for value in values))
     console.print(table)
     console.print(
-        "* with activations; beside it the CUDA context, a chunk of logits (0.4 GiB), network "
+        "* with activations; beside it the CUDA context, a chunk of logits (0.7 GiB), network "
         "buffers, and what the allocator cannot reuse\n"
         "† in a step, by ring collectives; and what the Transformer would send\n"
         "Offload is not counted: it moves Adam, and with offload_param the weights, to the host."

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from models.activation_checkpointing import ATTENTION
 from models.config import ActivationCheckpointing, Architecture, LevelSignals, ModelConfig
 from models.factory import create_model
+from models.output import OutputProjection
 from models.ringformer import RingEncoder
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel, core_parameters
@@ -469,6 +470,40 @@ def test_the_chunked_loss_is_cross_entropy(
 
     for found, expected in zip(*(gradients(chunked) for chunked in (True, False)), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_the_loss_in_16_bits_keeps_their_digits(
+    dtype: torch.dtype, label_smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the tokens are predicted with confidence, where 1 - p would have no digits left."""
+    monkeypatch.setattr("models.output.MAX_LOGITS", 40_000)  # 80 tokens in a chunk
+    torch.manual_seed(0)
+    weight, bias = torch.randn(2000, 64) / 8, torch.randn(2000) / 8
+    targets = torch.randint(1, 2000, (200,))
+    x = torch.randn(200, 64) / 4
+    x[::2] += weight[targets[::2]] * torch.linspace(4, 24, 100)[:, None]
+    targets[-20:] = PAD
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        inputs = [each.to(narrow).to(dtype).requires_grad_() for each in (x, weight, bias)]
+        if dtype == narrow:
+            projection = OutputProjection(inputs[1], inputs[2], PAD)
+            total = projection(inputs[0][None], targets[None], label_smoothing)
+        else:
+            total = cross_entropy(
+                torch.nn.functional.linear(*inputs), targets, ignore_index=PAD, reduction="sum",
+                label_smoothing=label_smoothing,
+            )  # fmt: skip
+        total.backward()
+        return [total.detach(), *(each.grad for each in inputs if each.grad is not None)]
+
+    narrow, digits = dtype, torch.finfo(dtype).eps
+    found, expected = gradients(dtype), gradients(torch.float64)
+    assert found[0].dtype == torch.float32
+    for ours, exact, errors in zip(found, expected, (0.1, 1, 1, 1), strict=True):
+        assert (ours.double() - exact).norm() < errors * digits * exact.norm()
 
 
 def test_bf16_autocast_and_positions() -> None:
