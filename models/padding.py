@@ -49,12 +49,13 @@ class PaddedLayout(BatchLayout):  # type: ignore[misc]  # it is final
         return torch.tensor(self._seq_begin_indices, dtype=torch.int32, device=device)
 
 
-def padding_mask(layout: BatchLayout) -> Tensor | None:
+def padding_mask(layout: BatchLayout, *, always: bool = False) -> Tensor | None:
     """Return which keys may be attended to.
 
+    :param always: also where nothing is padded: a compiled graph is for batches with a mask.
     :returns: True where one may be, `[B, 1, 1, S]`; None when nothing is padded.
     """
-    return (layout.position_indices >= 0)[:, None, None] if layout.padded else None
+    return (layout.position_indices >= 0)[:, None, None] if always or layout.padded else None
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -29,11 +29,16 @@ class Stack(nn.Module, Generic[P]):
     """The equations of one level."""
 
     def __init__(
-        self, num_levels: int, num_heads: int, dropout_p: float, residual_scale: float = 1.0
+        self,
+        num_levels: int,
+        model_dim: int,
+        num_heads: int,
+        dropout_p: float,
+        residual_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.num_levels, self.num_heads, self.dropout_p = num_levels, num_heads, dropout_p
-        self.residual_scale = residual_scale
+        self.head_dim, self.residual_scale = model_dim // num_heads, residual_scale
         self.encodings: InterleavedSinusoids | None = None
         """A Universal Transformer's, of positions and levels."""
 
@@ -97,8 +102,9 @@ class Stack(nn.Module, Generic[P]):
 
     def heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """Split projections into heads: `[B, S, count·d]` → count × `[B, H, S, d/H]`."""
-        batch, length, _ = x.shape
-        return x.view(batch, length, count, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        # All sizes are numbers: a compiled graph would compute with one that it had to find.
+        heads = x.unflatten(2, (count, self.num_heads, self.head_dim))
+        return heads.permute(2, 0, 3, 1, 4).unbind()
 
     def dropout(self, x: Tensor) -> Tensor:
         """Drop elements out while training."""
@@ -124,9 +130,15 @@ class Stack(nn.Module, Generic[P]):
         self._prepare_layer()
 
     def compile_layer(self, backend: str = "inductor") -> None:
-        """Compile the layer; all levels and batch shapes use the same graphs."""
+        """Compile the layer for training; all levels and batches use the same graphs."""
         self.compiler = backend
         self._prepare_layer()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether a compiled layer runs. It wants all batches alike, or there are graphs for each
+        kind of them."""
+        return self.training and self.compiler is not None
 
     def _prepare_layer(self) -> None:
         layer = self.layer
@@ -135,14 +147,20 @@ class Stack(nn.Module, Generic[P]):
         if self.compiler:
             # The layer's numbers (α) are constants; Inductor fails on some that could change.
             torch._dynamo.config.specialize_float = True
+            # That a batch is as long on either side holds for no other.
+            torch.fx.experimental._config.use_duck_shape = False
             # Inductor's own random numbers and selective checkpointing do not go together.
             selective = self.checkpointing.keep_attention and self.compiler == "inductor"
-            layer = torch.compile(
+            compiled = torch.compile(
                 layer,
                 dynamic=True,
                 backend=self.compiler,
                 options={"fallback_random": True} if selective else None,
             )
+
+            def layer(x: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+                return (compiled if self.training else self.layer)(x, *args, **kwargs)
+
         self.prepared_layer = layer
 
     def run(

@@ -20,6 +20,7 @@ from fairseq2.models.transformer import (
 )
 from fairseq2.nn import BatchLayout, Linear, ResidualConnect, StandardLayerNorm
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from models.config import LAYER_NORM_EPS, LayersConfig, ModelConfig
@@ -53,12 +54,15 @@ class RightPaddedSDPA(SDPA):
         :param q, k, v: `[B, S, H, d/H]`.
         :returns: `[B, S, H, d/H]`, and no attention weights.
         """
+        causal = self.causal
+        if q.size(1) == 1:  # it is the last; `and` would leave a compiled graph with a symbol
+            causal = False
         attention = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
-            attn_mask=None if self.causal else padding_mask(k_layout),
-            is_causal=self.causal and q.size(1) > 1,
+            attn_mask=None if self.causal else padding_mask(k_layout, always=is_compiling()),
+            is_causal=causal,
         )
         return attention.transpose(1, 2), None
 

@@ -36,7 +36,8 @@ class RingEncoder(Ring, TransformerEncoder):
         :param seqs: embedded source `[B, S, d]`.
         :returns: the encoder output, same shape.
         """
-        levels, mask, positions = self.levels(seqs), padding_mask(seqs_layout), range(seqs.size(1))
+        levels, positions = self.levels(seqs), range(seqs.size(1))
+        mask = padding_mask(seqs_layout, always=self.compiled)
 
         def at_level(i: int, x: Tensor) -> Tensor:
             return self.prepared_layer(self.add_encodings(x, i, positions), levels[i], mask, None)
@@ -115,7 +116,7 @@ class RingDecoder(Ring, TransformerDecoder):
 
         Keys and values are computed once where the levels share the projection.
         """
-        owned, mask = self.owned.attention, padding_mask(layout)
+        owned, mask = self.owned.attention, padding_mask(layout, always=self.compiled)
         weights = self.per_level(self.cross_attn_kv.flatten(-3, -2), owned)
         if owned:
             keys_values = [self._keys_values(encoder_output, weight) for weight in weights]

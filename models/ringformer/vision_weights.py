@@ -64,7 +64,7 @@ class VisionRingWeights(Stack[[Level]]):
         :param num_positions: S: the class token's, and one for each patch.
         """
         num_levels = config.num_levels
-        super().__init__(num_levels, config.num_heads, config.dropout)
+        super().__init__(num_levels, config.model_dim, config.num_heads, config.dropout)
         dim, inner_dim = config.model_dim, config.ffn_inner_dim
         self.owned = OWNED_BY_LEVELS[config.architecture]
         owned, own_norms = self.owned

@@ -85,7 +85,9 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
     """A ring's weights are those of self-attention and of the feed-forward network."""
 
     def __init__(self, config: ModelConfig, num_levels: int, *, has_ffn: bool = True) -> None:
-        super().__init__(num_levels, config.num_heads, config.dropout, config.residual_scale)
+        super().__init__(
+            num_levels, config.model_dim, config.num_heads, config.dropout, config.residual_scale
+        )
         dim, inner_dim, rank = config.model_dim, config.ffn_inner_dim, config.rank
         self.owned = OWNED_BY_LEVELS[config.architecture]
         owned, own_norms = self.owned
@@ -122,9 +124,10 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
 
         A write through `.data` is seen after the next call of `train` or `eval`.
 
-        :param x: `[B, S, d]`; with `fold_from` positions or more, level signals are folded.
+        :param x: `[B, S, d]`; with `fold_from` positions or more, level signals are folded, as they
+            always are where the layer is compiled.
         """
-        fold = x.size(0) * x.size(1) >= self.fold_from
+        fold = self.compiled or x.size(0) * x.size(1) >= self.fold_from
         if self.training or torch.is_grad_enabled():
             return self.make_levels(fold)
         device = self.self_attn_qkv.device.type

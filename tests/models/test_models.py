@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from fairseq2.nn import BatchLayout, IncrementalStateBag
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
+from data_prep.batch_plan import BatchPlan
 from models.activation_checkpointing import ATTENTION
 from models.config import ActivationCheckpointing, Architecture, LevelSignals, ModelConfig
 from models.factory import create_model
@@ -18,6 +21,8 @@ from models.output import OutputProjection
 from models.ringformer import RingEncoder
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel, core_parameters
+from pipeline.translation.batches import PairBatch, collate_ids
+from pipeline.translation.task import TranslationTask
 
 PAD, VOCAB = 0, 40
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
@@ -160,25 +165,48 @@ def test_signals_of_a_rival_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_the_compiled_layer_serves_all_levels_and_shapes() -> None:
-    source, target = sequences(7, 3), sequences(4, 6)
-    batches = [(source, target), (sequences(9, 5, 8), sequences(3, 8, 4)), (source, target)]
+@pytest.mark.parametrize(("architecture", "most"), [("ringformer", 2), ("transformer", 4)])
+def test_an_epoch_compiles_in_its_first_steps(architecture: Architecture, most: int) -> None:
+    """There are batches with padding and without, of few positions, and as long on both sides."""
+    generator = np.random.default_rng(1)
+    lengths = [generator.integers(2, 14, 80) for _ in range(2)]
+    plan = BatchPlan(*lengths, max_tokens=108, micro_batch_tokens=36, seed=0)
+    batches = [
+        collate_ids(
+            *([generator.integers(4, VOCAB, n) for n in side[pairs]] for side in lengths),
+            torch.device("cpu"),
+        )
+        for step in range(plan.steps_per_epoch)
+        for pairs in plan[step].micro_batches
+    ]
+    several = [batch for batch in batches if len(batch.targets) > 1]
+    assert len(several) == len(batches) - 1
+    kinds = set()
+    for batch in several:
+        source, padded = batch.source_seqs, batch.source_seqs_layout.padded
+        kinds.add((padded, source.numel() < 24, source.size(1) == batch.targets.size(1)))
+    assert len(kinds) == 6
 
-    def run(model: TranslationModel) -> list[Tensor]:
+    def train(model: TranslationModel, batches: list[PairBatch]) -> None:
         for batch in batches:
-            loss(model, *batch).backward()  # type: ignore[no-untyped-call]
-        return [p.grad for p in model.parameters() if p.grad is not None]
+            TranslationTask.cross_entropy(model, batch).backward()  # type: ignore[no-untyped-call]
 
-    expected = run(tiny(num_levels=6))
+    expected, model = (tiny(architecture, num_levels=4) for _ in range(2))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = tiny(num_levels=6)
-    model.compile_layers(backend="eager")
-    for ours, theirs in zip(run(model), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
-    # At most two of the encoder and two of the decoder, not one for each of 6 levels.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+    graphs = CompileCounterWithBackend("eager")
+    model.compile_layers(graphs)  # type: ignore[arg-type]
+    train(model, several[:4])
+    assert graphs.frame_count <= most  # not one for each of 4 + 4 levels
+    once = graphs.frame_count
+    train(model, several[4:])
+    assert graphs.frame_count == once
     assert not torch._dynamo.utils.counters["graph_break"]
+    train(expected, several)
+    for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-10)
+    train(model, [batch for batch in batches if len(batch.targets) == 1])
+    assert graphs.frame_count == once + 2  # torch has others for 1
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
