@@ -21,6 +21,7 @@ from models.positions import InterleavedSinusoids
 from models.ringformer.of_transformer import decoder_rings, encoder_rings
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
+from models.stack import LayerNorm
 from models.standard_transformer import EXPRESSIBLE, standard_layers
 
 
@@ -83,8 +84,8 @@ def _set(linear: Any, weight: Tensor, bias: Tensor | None = None) -> None:
         linear.bias = _array(bias)
 
 
-def _set_norm(spec: Any, norm: Tensor) -> None:
-    spec.gamma, spec.beta = map(_array, norm.unbind())
+def _set_norm(spec: Any, norm: LayerNorm) -> None:
+    spec.gamma, spec.beta = map(_array, norm)
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

@@ -58,6 +58,20 @@ def padding_mask(layout: BatchLayout, *, always: bool = False) -> Tensor | None:
     return (layout.position_indices >= 0)[:, None, None] if always or layout.padded else None
 
 
+def padding_bias(layout: BatchLayout, dtype: torch.dtype, *, always: bool) -> Tensor | None:
+    """Return what attention adds to its scores: 0, or -inf where a key may not be attended to.
+
+    `F.scaled_dot_product_attention` would make it of a mask again at every level.
+
+    :param always: as `padding_mask` takes it.
+    :returns: `[B, 1, 1, S]`; None when nothing is padded.
+    """
+    mask = padding_mask(layout, always=always)
+    if mask is None:
+        return None
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor from the host to a device."""
     if device.type != "cuda":

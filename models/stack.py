@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Concatenate, Generic, ParamSpec
+from typing import Concatenate, Generic, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,13 @@ from models.config import ActivationCheckpointing
 from models.positions import InterleavedSinusoids
 
 P = ParamSpec("P")  # what a layer takes after x
+
+
+class LayerNorm(NamedTuple):
+    """A LayerNorm has these weights."""
+
+    weight: Tensor  # [d]
+    bias: Tensor  # [d]
 
 
 class Stack(nn.Module, Generic[P]):
@@ -98,13 +105,24 @@ class Stack(nn.Module, Generic[P]):
         """
         return weight.unbind() if owned else [weight] * self.num_levels
 
+    def norm_per_level(self, norm: Tensor, owned: bool) -> Sequence[LayerNorm]:
+        """Return a LayerNorm as each level sees it: one gradient is put together of all levels'.
+
+        :param norm: what `layer_norms` has made.
+        """
+        parts = norm.flatten(0, -2).unbind()
+        norms = [LayerNorm(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+        return norms if owned else norms * self.num_levels
+
     # ── Parts of a layer ────────────────────────────────────────────────────────────────────────
 
     def heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """Split projections into heads: `[B, S, count·d]` → count × `[B, H, S, d/H]`."""
         # All sizes are numbers: a compiled graph would compute with one that it had to find.
-        heads = x.unflatten(2, (count, self.num_heads, self.head_dim))
-        return heads.permute(2, 0, 3, 1, 4).unbind()
+        x = x.unflatten(2, (count, self.num_heads, self.head_dim))
+        # Gradients are put together in this order, at once; a single one is not copied.
+        parts = x.unbind(2) if count > 1 else [x.squeeze(2)]
+        return tuple(part.transpose(1, 2) for part in parts)
 
     def dropout(self, x: Tensor) -> Tensor:
         """Drop elements out while training."""

@@ -14,6 +14,7 @@ from models.config import Architecture
 from models.ringformer import RingDecoder
 from models.ringformer.ring import Ring
 from models.ringformer.weights import FeedForward, SelfAttention
+from models.stack import LayerNorm
 
 EXPRESSIBLE: tuple[Architecture, ...] = ("ringformer", "transformer")
 """Not `universal` (encodings are added before each layer), not `one_wide_ffn` (decoder layers have
@@ -26,7 +27,7 @@ class CrossAttention(NamedTuple):
     q: Tensor  # [d, d]
     kv: Tensor  # [2d, d]
     output: Tensor  # [d, d]
-    layer_norm: Tensor  # weight and bias, [2, d]
+    layer_norm: LayerNorm
 
 
 class Layer(NamedTuple):
@@ -54,7 +55,7 @@ def _layers(ring: Ring) -> list[Layer]:
     if isinstance(ring, RingDecoder):
         q, kv = ring.cross_attn_q, ring.cross_attn_kv.flatten(0, 1)
         output = ring.cross_attn_output / scale
-        cross = [CrossAttention(q, kv, output, norm) for norm in ring.cross_attn_layer_norm]
+        cross = [CrossAttention(q, kv, output, LayerNorm(*n)) for n in ring.cross_attn_layer_norm]
     layers = []
     for (own, ffn), cross_attn in zip(ring.make_levels(fold=True), cross, strict=True):
         assert ffn is not None  # or the architecture is not expressible

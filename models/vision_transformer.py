@@ -24,6 +24,7 @@ from models.ringformer.vision_weights import (
     Level,
     SelfAttention,
 )
+from models.stack import LayerNorm
 from models.transformer import attention, ffn, norm, start_small
 
 
@@ -71,8 +72,8 @@ def _weights(layer: nn.Module) -> Level:
         weight, bias = (layer.get_parameter(f"{name}_proj.{kind}") for kind in ("weight", "bias"))
         return weight, bias
 
-    def layer_norm(name: str) -> Tensor:
-        return torch.stack([layer.get_parameter(f"{name}.{kind}") for kind in ("weight", "bias")])
+    def layer_norm(name: str) -> LayerNorm:
+        return LayerNorm(*(layer.get_parameter(f"{name}.{kind}") for kind in ("weight", "bias")))
 
     qkv = [projection(f"self_attn.{which}") for which in "qkv"]
     return Level(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.config import ModelConfig
-from models.padding import padding_mask
+from models.padding import padding_bias
 from models.ringformer.decoder_state import DecoderState
 from models.ringformer.ring import Ring
 from models.ringformer.weights import INIT_OUTPUT, INIT_QKV, CrossAttention
@@ -37,7 +37,7 @@ class RingEncoder(Ring, TransformerEncoder):
         :returns: the encoder output, same shape.
         """
         levels, positions = self.levels(seqs), range(seqs.size(1))
-        mask = padding_mask(seqs_layout, always=self.compiled)
+        mask = padding_bias(seqs_layout, seqs.dtype, always=self.compiled)
 
         def at_level(i: int, x: Tensor) -> Tensor:
             return self.prepared_layer(self.add_encodings(x, i, positions), levels[i], mask, None)
@@ -116,7 +116,8 @@ class RingDecoder(Ring, TransformerDecoder):
 
         Keys and values are computed once where the levels share the projection.
         """
-        owned, mask = self.owned.attention, padding_mask(layout, always=self.compiled)
+        owned = self.owned.attention
+        mask = padding_bias(layout, encoder_output.dtype, always=self.compiled)
         weights = self.per_level(self.cross_attn_kv.flatten(-3, -2), owned)
         if owned:
             keys_values = [self._keys_values(encoder_output, weight) for weight in weights]
@@ -126,7 +127,7 @@ class RingDecoder(Ring, TransformerDecoder):
             self.per_level(self.cross_attn_q, owned),
             keys_values,
             self.per_level(self.cross_attn_output, owned),
-            self.per_level(self.cross_attn_layer_norm, self.owned.layer_norms),
+            self.norm_per_level(self.cross_attn_layer_norm, self.owned.layer_norms),
             strict=True,
         )
         return [CrossAttention(q, k, v, mask, out, norm) for q, (k, v), out, norm in columns]

@@ -17,6 +17,7 @@ from models.config import LAYER_NORM_EPS
 from models.ringformer.decoder_state import Append
 from models.ringformer.level_signal import apply
 from models.ringformer.weights import CrossAttention, FeedForward, Level, RingWeights, SelfAttention
+from models.stack import LayerNorm
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
@@ -36,7 +37,7 @@ class Ring(RingWeights):
     ) -> Tensor:  # fmt: skip
         """Run one level: self-attention, in a decoder cross-attention, and feed-forward network.
 
-        :param mask: True where self-attention may look; None: everywhere, or causal.
+        :param mask: of self-attention: 0 or True where it may look; None: everywhere, or causal.
         :param append: while decoding, puts k_i and v_i behind those of earlier positions.
         """
         y = self.self_attention(x, level.self_attn, mask, append)
@@ -74,8 +75,7 @@ class Ring(RingWeights):
             x = x + apply(x, own.signal)
         return F.linear(self.dropout(F.gelu(F.linear(x, own.up, own.up_bias))), own.down)
 
-    def add_norm(self, x: Tensor, y: Tensor, layer_norm: Tensor) -> Tensor:
+    def add_norm(self, x: Tensor, y: Tensor, layer_norm: LayerNorm) -> Tensor:
         """Return LN_i(α x + dropout(y))."""
-        weight, bias = layer_norm.unbind()
         x = torch.add(self.dropout(y), x, alpha=self.residual_scale)
-        return F.layer_norm(x, weight.shape, weight, bias, LAYER_NORM_EPS)
+        return F.layer_norm(x, x.shape[-1:], *layer_norm, LAYER_NORM_EPS)

@@ -14,6 +14,7 @@ from models.config import LAYER_NORM_EPS
 from models.ringformer.level_signal import apply
 from models.ringformer.ring import attend
 from models.ringformer.vision_weights import FeedForward, Level, SelfAttention, VisionRingWeights
+from models.stack import LayerNorm
 
 
 class VisionRing(VisionRingWeights):
@@ -58,7 +59,6 @@ class VisionRing(VisionRingWeights):
         y = F.gelu(F.linear(self.norm(x, own.layer_norm), own.up, own.up_bias))
         return F.linear(self.dropout(y), own.down, own.down_bias)
 
-    def norm(self, x: Tensor, layer_norm: Tensor) -> Tensor:
+    def norm(self, x: Tensor, layer_norm: LayerNorm) -> Tensor:
         """Return LN_i(x)."""
-        weight, bias = layer_norm.unbind()
-        return F.layer_norm(x, weight.shape, weight, bias, LAYER_NORM_EPS)
+        return F.layer_norm(x, x.shape[-1:], *layer_norm, LAYER_NORM_EPS)

@@ -18,7 +18,7 @@ from models.positions import InterleavedSinusoids
 from models.ringformer import level_signal
 from models.ringformer.level_signal import Signal
 from models.ringformer.weights import INIT_OUTPUT, INIT_QKV, OWNED_BY_LEVELS
-from models.stack import Stack
+from models.stack import LayerNorm, Stack
 
 # As the authors initialise the feed-forward network.
 INIT_FFN = nn.init.xavier_uniform_
@@ -28,7 +28,7 @@ INIT_FFN_BIAS = partial(nn.init.normal_, std=1e-6)
 class SelfAttention(NamedTuple):
     """A level's self-attention works with these weights."""
 
-    layer_norm: Tensor  # weight and bias, [2, d]
+    layer_norm: LayerNorm
     qkv: Tensor  # [3d, d]
     qkv_bias: Tensor  # with the level's static signals, [3d]
     output: Tensor  # [d, d]
@@ -39,7 +39,7 @@ class SelfAttention(NamedTuple):
 class FeedForward(NamedTuple):
     """A level's feed-forward network works with these weights."""
 
-    layer_norm: Tensor  # weight and bias, [2, d]
+    layer_norm: LayerNorm
     up: Tensor  # [m, d]
     up_bias: Tensor  # [m]
     down: Tensor  # [d, m]
@@ -106,7 +106,7 @@ class VisionRingWeights(Stack[[Level]]):
         """Return each level's self-attention."""
         owned, bias, static = self.owned.attention, self.self_attn_qkv_bias, self.qkv_signal
         columns = zip(
-            self.per_level(self.self_attn_layer_norm, self.owned.layer_norms),
+            self.norm_per_level(self.self_attn_layer_norm, self.owned.layer_norms),
             self.per_level(self.self_attn_qkv.flatten(-3, -2), owned),
             self.per_level(bias, owned) if static is None else (bias + static).unbind(),
             self.per_level(self.self_attn_output, owned),
@@ -121,7 +121,7 @@ class VisionRingWeights(Stack[[Level]]):
         statics = self.ffn_signal
         shared = (self.ffn_up, self.ffn_up_bias, self.ffn_down, self.ffn_down_bias)
         columns = zip(
-            self.per_level(self.ffn_layer_norm, self.owned.layer_norms),
+            self.norm_per_level(self.ffn_layer_norm, self.owned.layer_norms),
             [None] * self.num_levels if statics is None else statics.unbind(),
             self._signals(self.ffn_signal_a, self.ffn_signal_b),
             strict=True,

@@ -18,7 +18,7 @@ from models.config import Architecture, ModelConfig
 from models.positions import InterleavedSinusoids
 from models.ringformer import level_signal
 from models.ringformer.level_signal import Signal
-from models.stack import Stack
+from models.stack import LayerNorm, Stack
 
 # As fairseq2 initialises the layers of a Transformer.
 INIT_QKV = partial(nn.init.xavier_uniform_, gain=2**-0.5)
@@ -46,7 +46,7 @@ class SelfAttention(NamedTuple):
     qkv: Tensor  # [3d, d]
     qkv_bias: Tensor | None  # static signals b_i, [3d]
     output: Tensor  # [d, d]
-    layer_norm: Tensor  # weight and bias, [2, d]
+    layer_norm: LayerNorm
     signal: Signal | None = None  # of q, k and v, [3, r, d]; None: there is none, or it is folded
 
 
@@ -56,9 +56,9 @@ class CrossAttention(NamedTuple):
     q: Tensor  # [d, d]
     k: Tensor  # projected encoder output, [B, H, S, d/H]
     v: Tensor
-    mask: Tensor | None  # True where the encoder output is no padding, [B, 1, 1, S]
+    mask: Tensor | None  # 0, or -inf where the encoder output is padding, [B, 1, 1, S]
     output: Tensor  # [d, d]
-    layer_norm: Tensor  # weight and bias, [2, d]
+    layer_norm: LayerNorm
 
 
 class FeedForward(NamedTuple):
@@ -67,7 +67,7 @@ class FeedForward(NamedTuple):
     up: Tensor  # [m, d]
     up_bias: Tensor | None  # static signal: W_up b_i of W_up (x + b_i), [m]
     down: Tensor  # [d, m]
-    layer_norm: Tensor  # weight and bias, [2, d]
+    layer_norm: LayerNorm
     signal: Signal | None = None  # [r, d]; None: there is none, or it is folded
 
 
@@ -167,7 +167,7 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
             self.per_level(weight.flatten(-3, -2), owned),
             self._biases(self.qkv_signal),
             self.per_level(self.self_attn_output, self.owned.attention),
-            self.per_level(self.self_attn_layer_norm, self.owned.layer_norms),
+            self.norm_per_level(self.self_attn_layer_norm, self.owned.layer_norms),
             signals,
             strict=True,
         )
@@ -191,7 +191,7 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
             self.per_level(up, owned),
             biases,
             self.per_level(self.ffn_down, False),
-            self.per_level(self.ffn_layer_norm, self.owned.layer_norms),
+            self.norm_per_level(self.ffn_layer_norm, self.owned.layer_norms),
             signals,
             strict=True,
         )
