@@ -119,7 +119,7 @@ class Stack(nn.Module, Generic[P]):
     def heads(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
         """Split projections into heads: `[B, S, count·d]` → count × `[B, H, S, d/H]`."""
         # All sizes are numbers: a compiled graph would compute with one that it had to find.
-        x = x.unflatten(2, (count, self.num_heads, self.head_dim))
+        x = torch.unflatten(x, 2, (count, self.num_heads, self.head_dim))
         # Gradients are put together in this order, at once; a single one is not copied.
         parts = x.unbind(2) if count > 1 else [x.squeeze(2)]
         return tuple(part.transpose(1, 2) for part in parts)
@@ -176,9 +176,10 @@ class Stack(nn.Module, Generic[P]):
                 options={"fallback_random": True} if selective else None,
             )
 
-            def layer(x: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+            def while_training(x: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
                 return (compiled if self.training else self.layer)(x, *args, **kwargs)
 
+            layer = while_training
         self.prepared_layer = layer
 
     def run(

@@ -20,6 +20,7 @@ from models.ringformer import RingDecoder, RingEncoder, VisionRing, level_signal
 from models.ringformer.level_signal import Signal
 from models.ringformer.vision_weights import Level as VisionLevel
 from models.ringformer.weights import Level
+from models.stack import LayerNorm
 
 PROJECTIONS = ("q", "k", "v", "ffn")
 
@@ -93,7 +94,7 @@ def _levels(ring: Ring) -> Sequence[Level | VisionLevel]:
     return ring.make_levels(fold=False)
 
 
-def _read(ring: Ring, x: Tensor, layer_norm: Tensor) -> Tensor:
+def _read(ring: Ring, x: Tensor, layer_norm: LayerNorm) -> Tensor:
     """Return what a projection reads of x."""
     return ring.norm(x, layer_norm) if isinstance(ring, VisionRing) else x
 
