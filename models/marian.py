@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from models.ringformer.of_transformer import decoder_rings, encoder_rings
 from models.seq2seq import TranslationModel
+from models.stack import LayerNorm
 from models.standard_transformer import EXPRESSIBLE, Layer, standard_layers
 
 Named = Iterator[tuple[str, Tensor]]
@@ -104,14 +105,14 @@ def _layer(layer: Layer, places: Tensor) -> Named:
     self_attn, cross, ffn = layer
     yield from _attention("self_attn", self_attn.qkv[:, places], self_attn.qkv_bias)
     yield from _linear("self_attn.out_proj", self_attn.output[places])
-    yield from _norm("self_attn_layer_norm", self_attn.layer_norm[:, places])
+    yield from _norm("self_attn_layer_norm", self_attn.layer_norm, places)
     if cross is not None:
         yield from _attention("encoder_attn", torch.cat([cross.q, cross.kv])[:, places], None)
         yield from _linear("encoder_attn.out_proj", cross.output[places])
-        yield from _norm("encoder_attn_layer_norm", cross.layer_norm[:, places])
+        yield from _norm("encoder_attn_layer_norm", cross.layer_norm, places)
     yield from _linear("fc1", ffn.up[:, places], ffn.up_bias)
     yield from _linear("fc2", ffn.down[places])
-    yield from _norm("final_layer_norm", ffn.layer_norm[:, places])
+    yield from _norm("final_layer_norm", ffn.layer_norm, places)
 
 
 def _attention(name: str, qkv: Tensor, bias: Tensor | None) -> Named:
@@ -125,7 +126,6 @@ def _linear(name: str, weight: Tensor, bias: Tensor | None = None) -> Named:
     yield f"{name}.bias", weight.new_zeros(len(weight)) if bias is None else bias
 
 
-def _norm(name: str, norm: Tensor) -> Named:
-    weight, bias = norm.unbind()
-    yield f"{name}.weight", weight
-    yield f"{name}.bias", bias
+def _norm(name: str, norm: LayerNorm, places: Tensor) -> Named:
+    yield f"{name}.weight", norm.weight[places]
+    yield f"{name}.bias", norm.bias[places]
