@@ -370,6 +370,26 @@ python -m benchmarks.feed --run_dir runs/quickstart --parts sharing --pairs 5000
 | 1 rank, one plan for all | 19.8 | 12.7 | 1,550 | 1,550 | 631 |
 | 1 rank, a plan each | 19.8 | 12.3 | 2,129 | 2,129 | 1,312 |
 
+## Serving many clients
+
+Measured once, on a machine that others kept busy (load 8 to 12 on 2 cores of an AMD EPYC, November
+2026), so processor time says more than the clock. 200 clients ask the
+[server](serving.md#a-server-and-a-page) for one sentence after the other; *in batch* are the same
+sentences by what `./run.sh translate` does. The model is about the smallest there is (319,104 core
+parameters, Multi30k, int8, CTranslate2, beam 4), so HTTP, half a millisecond of a request, weighs
+as much as it can.
+
+```sh
+python -m benchmarks.serve --model F --text test_2016_flickr.de --rounds 2 --seconds 25
+```
+
+| answers | errors | median, p95, ms | sentences/s | in batch | CPU ms for one | in batch |
+|---|---|---|---|---|---|---|
+| 1,224 | 0 | 4,529, 5,993 | 41 | 47 (0.88) | 3.97 | 3.76 (0.95) |
+| 1,096 | 0 | 5,131, 6,752 | 37 | 46 (0.81) | 4.44 | 3.84 (0.87) |
+
+A client waits for about as long as 200 sentences take.
+
 ## Not measured
 
 Training of more than one machine, and on more than one GPU. On one GPU, what has no subsection of
