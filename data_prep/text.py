@@ -1,5 +1,5 @@
-"""What becomes of a line of text before anything else looks at it, in training and translation;
-and the token ids that are no text.
+"""What becomes of a line of text before anything else looks at it, in training and translation,
+and where it is cut if it is too long; and the token ids that are no text.
 
 This file needs the standard library alone, so that it can be copied to where a model is served.
 """
@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3  # of every vocabulary
 
 _INVISIBLE = re.compile(r"[\u0000-\u0008\u000b\u000e-\u001f\u007f-\u009f\u200b\u2060\ufeff\ufffd]")
+# Where a line may be cut, the best kind of place first. Without any it is cut in its middle.
+BREAKS = [
+    re.compile(r"[.!?…]['\"”“»«’)\]]*\s+|[。！？]+"),  # a sentence ends
+    re.compile(r"[,;:)–—]\s+|[、，；：]"),
+    re.compile(r"\s+"),
+]
 
 
 def normalise(text: str) -> str:
@@ -23,3 +30,21 @@ def normalise_lines(text: str) -> list[str]:
     """Return the lines of a text, each as `normalise` returns it. Only LF ends a line."""
     visible = _INVISIBLE.sub(" ", unicodedata.normalize("NFC", text))
     return [" ".join(line.split()) for line in visible.split("\n")]
+
+
+def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Cut `text` in two, and the parts again, until every part fits.
+
+    The cut is at the end of a sentence; without one after a comma or the like; without one at a
+    space; without one in the middle. Of several places the one nearest to the middle is taken.
+    """
+    text = text.strip()
+    if len(text) < 2 or fits(text):
+        return [text]
+    middle = cut = len(text) // 2
+    for pattern in BREAKS:
+        places = [match.end() for match in pattern.finditer(text) if match.end() < len(text)]
+        if places:
+            cut = min(places, key=lambda place: abs(place - middle))
+            break
+    return [*split_to_fit(text[:cut], fits), *split_to_fit(text[cut:], fits)]

@@ -1,8 +1,36 @@
-"""The commands, and the rooms behind them."""
+"""The commands, and the rooms behind them; `load` opens an exported translation model."""
+
+from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.translation.serving import TextTranslator
 
 # `deepspeed pipeline/train.py` puts this folder on the path. Its `evaluate` and `tracking` are
 # nobody else's.
 sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.dirname(__file__)]
+
+
+def load(
+    folder: str | os.PathLike[str], threads: int | None = None, **search: object
+) -> TextTranslator:
+    """Return a translator with the model in a folder that `./run.sh export` wrote.
+
+    Several threads may use it at once. It needs sentencepiece, and what runs the model:
+    ctranslate2, onnxruntime, or, in format safetensors, all of this project's environment.
+
+    :param folder: in any format.
+    :param threads: of other engines than PyTorch, which has its own; None: as many as
+        OMP_NUM_THREADS says, or cores.
+    :param search: `evaluation` keys that differ from what the model was exported with.
+    :raises ModelError: the folder is not an exported translation model.
+    :raises TypeError: there is no such key.
+    """
+    from pathlib import Path
+
+    from pipeline.translation.translator import Translator
+
+    return Translator.of_export(Path(folder), threads, **search)

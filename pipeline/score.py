@@ -99,14 +99,14 @@ def score(
     :param alignment: also return which words it comes from.
     :raises DataError: a line is not a pair. What belongs to those before it has been returned.
     """
-    from pipeline.translation.scoring import Pair, force
+    from pipeline.translation.scoring import Pair
 
     for first, texts in lines.up_to_fault(batches, name, pair_fault):
         full = [i for i, text in enumerate(texts) if text.strip()]
         progress(len(texts) - len(full))
         pairs = [Pair(*texts[i].split("\t")) for i in full]
         rows = [""] * len(texts)
-        found = force(translator, pairs, progress, [first + i for i in full])
+        found = translator.score(pairs, progress, [first + i for i in full])
         links = _alignments(translator, pairs, found) if alignment else [None] * len(pairs)
         for i, forced, of_pair in zip(full, found, links, strict=True):
             rows[i] = _row(forced, of_pair, tokens)
@@ -198,7 +198,7 @@ def _best(
     :param groups: the rows of one sentence after the other.
     :param sentences: those of the groups come next.
     """
-    from pipeline.translation.scoring import Pair, force
+    from pipeline.translation.scoring import Pair
 
     rows = [row for group in groups for row in group]
     pairs = []
@@ -215,7 +215,7 @@ def _best(
     penalty = translator.search.length_penalty
     scores = [
         forced.score(penalty) if forced else -math.inf
-        for forced in force(translator, pairs, progress, [row.line for row in rows])
+        for forced in translator.score(pairs, progress, [row.line for row in rows])
     ]
     of_row = dict(zip(rows, scores, strict=True))
     return [max(group, key=of_row.__getitem__).translation for group in groups]

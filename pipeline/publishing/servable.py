@@ -27,6 +27,7 @@ SERVED_TRANSLATION = (
     "pipeline/__init__.py",
     "pipeline/translation/__init__.py",
     "pipeline/translation/ctranslate2_translator.py",
+    "pipeline/translation/scoring.py",
     "pipeline/translation/serving.py",
 )
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from data_prep.files import DataError
 from pipeline.command_line import keys_on_command_line, on_signals, path_argument
@@ -176,6 +176,17 @@ def up_to_fault(
         yield Lines(first, texts)
 
 
+def search_keys(recipe: TranslationRecipe, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the `evaluation` keys on the command line, which replace those of an export.
+
+    :raises UsageError: a key does not apply to an export.
+    """
+    search = keys_on_command_line("evaluation", recipe.evaluation, arguments)
+    if other := sorted(search.keys() - SearchConfig.model_fields.keys()):
+        raise UsageError(f"evaluation.{other[0]} does not apply to an exported model")
+    return search
+
+
 def load_translator(recipe: TranslationRecipe, arguments: argparse.Namespace) -> TextTranslator:
     """Load the exports that `--model` names, or the model of the run's checkpoints.
 
@@ -186,9 +197,7 @@ def load_translator(recipe: TranslationRecipe, arguments: argparse.Namespace) ->
     from pipeline.translation.translator import Translator
 
     if arguments.model:
-        search = keys_on_command_line("evaluation", recipe.evaluation, arguments)
-        if other := sorted(search.keys() - SearchConfig.model_fields.keys()):
-            raise UsageError(f"evaluation.{other[0]} does not apply to an exported model")
+        search = search_keys(recipe, arguments)
         if len(arguments.model) > 1:
             return Translator.of_exports(arguments.model, **search)
         return Translator.of_export(arguments.model[0], **search)

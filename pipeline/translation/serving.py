@@ -1,15 +1,14 @@
 """Translate text: what every translator does, whatever engine runs the model.
 
-This file needs `sentencepiece`, and of our other modules `models/export_format.py` and
-`data_prep/text.py` alone, so that all can be copied to where a model is served
-(`ctranslate2_translator.py`, `onnx_translator.py`).
+This file needs `sentencepiece`, and of our other modules `scoring.py` beside it,
+`models/export_format.py` and `data_prep/text.py` alone, so that all can be copied to where a model
+is served (`ctranslate2_translator.py`, `onnx_translator.py`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.text import normalise
+from data_prep.text import normalise, split_to_fit
 from models.export_format import SHORTLISTS, ExportSettings, Format, ModelError, read_settings
+from pipeline.translation.scoring import Forced
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
     from pipeline.translation.constrained_search import Terms
@@ -31,13 +31,6 @@ log = logging.getLogger("translate")
 
 DIVERGED = "The model's output is not a number; its training has diverged"
 VOCABULARIES = (("spm.model",), ("spm.source.model", "spm.target.model"))
-# Where a line may be cut, the best kind of place first. Without any it is cut in its middle.
-BREAKS = [
-    re.compile(r"[.!?…]['\"”“»«’)\]]*\s+|[。！？]+"),  # a sentence ends
-    re.compile(r"[,;:)–—]\s+|[、，；：]"),
-    re.compile(r"\s+"),
-]
-
 
 NEWER = {  # search keys that older exports do not have
     "shortlist": None,
@@ -125,26 +118,9 @@ def batches_by_length(
         yield batch
 
 
-def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Cut `text` in two, and the parts again, until every part fits.
-
-    The cut is at the end of a sentence; without one after a comma or the like; without one at a
-    space; without one in the middle. Of several places the one nearest to the middle is taken.
-    """
-    text = text.strip()
-    if len(text) < 2 or fits(text):
-        return [text]
-    middle = cut = len(text) // 2
-    for pattern in BREAKS:
-        places = [match.end() for match in pattern.finditer(text) if match.end() < len(text)]
-        if places:
-            cut = min(places, key=lambda place: abs(place - middle))
-            break
-    return [*split_to_fit(text[:cut], fits), *split_to_fit(text[cut:], fits)]
-
-
 class TextTranslator(ABC):
-    """Translates sentences; a subclass searches for the translations of token ids."""
+    """Translates sentences, for several threads at once if need be; a subclass searches for the
+    translations of token ids."""
 
     one_by_one = False
     """A shortlist makes it translate sentences one by one, which takes longer for many."""
@@ -223,6 +199,8 @@ class TextTranslator(ABC):
         :param prefixes: what the translation of each sentence begins with; without any: freely.
         :param glossary: says which terms the translation of each sentence has.
         """
+        if isinstance(sentences, str):
+            raise TypeError("expected a list of sentences, not one sentence")
         parts, of_sentence = self._encode_parts(sentences, first_line)
         for number, own in enumerate(of_sentence if prefixes or glossary else ()):
             prefix, place = prefixes[number] if prefixes else "", slice(own.start, own.stop)
@@ -248,6 +226,48 @@ class TextTranslator(ABC):
         return [
             self._join_parts([(parts[index], found[index]) for index in own]) for own in of_sentence
         ]
+
+    def score(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        progress: Callable[[int], None] = lambda count: None,
+        lines: Sequence[int] | None = None,
+    ) -> list[Forced | None]:
+        """Lead the model through translations that are given, and return how likely it finds each.
+
+        :param pairs: a sentence and a translation of it; their text is normalised first.
+        :param progress: is called with the number of pairs just finished.
+        :param lines: the number of each pair's line, for warnings; None: from 1.
+        :returns: None for a pair of which the model cannot take a side, for it is too long.
+        :raises ModelError: the model's output is not a number.
+        """
+        sources, targets = (
+            vocabulary.encode([normalise(pair[side]) for pair in pairs], add_eos=True)
+            for side, vocabulary in enumerate((self.source_vocabulary, self.target_vocabulary))
+        )
+        limit, lengths = self.max_target_tokens, dict[int, int]()
+        for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            if (length := max(len(source), len(target))) <= limit:
+                lengths[number] = length
+            elif self.warns:
+                logging.getLogger("score").warning(
+                    "line %d: %d tokens, more than the %d that the model takes; it has no score",
+                    lines[number] if lines else number + 1, length, limit,
+                )  # fmt: skip
+        progress(len(pairs) - len(lengths))
+        found: list[Forced | None] = [None] * len(pairs)
+        order = list(batches_by_length(lengths, self.search, beam_size=1))
+        results = self.score_batches(
+            ([sources[i] for i in batch], [targets[i] for i in batch]) for batch in order
+        )
+        for batch, result in zip(order, results, strict=True):
+            for number, log_probs in zip(batch, result, strict=True):
+                if any(value != value for value in log_probs):
+                    raise ModelError(DIVERGED)
+                tokens = self.target_vocabulary.id_to_piece(targets[number])
+                found[number] = Forced(tokens, [*log_probs])
+            progress(len(batch))
+        return found
 
     def _encode_parts(
         self, sentences: Sequence[str], first_line: int

@@ -1,31 +1,29 @@
 """Text in, text out: SentencePiece, beam search, SentencePiece; by any engine."""
 
-# Functions import torch, and what reads runs and vocabularies, themselves: other engines
-# need neither, and so start seconds sooner.
+# Functions import torch, and what reads recipes, runs and vocabularies, themselves: other engines
+# need none of it, and so start seconds sooner, where it is not installed, too.
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.files import DataError
-from models.config import ModelConfig
 from models.export_format import ModelError, load_weights, read_ensemble, read_settings
-from pipeline.recipe import UsageError
 from pipeline.translation.serving import (
     Hypothesis,
     PairIds,
     Part,
     TextTranslator,
 )
-from pipeline.translation_recipe import SearchConfig, TranslationRecipe
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel
     from pipeline.checkpoints.folder import Checkpoint
+    from pipeline.translation_recipe import SearchConfig, TranslationRecipe
 
 Vocabularies = tuple[SentencePieceProcessor, SentencePieceProcessor]  # source, target
 
@@ -52,6 +50,7 @@ class Translator(TextTranslator):
         import torch
 
         self.model, self.models = model, [model, *others]
+        self._lock = Lock()  # a model keeps folded weights, and one batch takes all cores
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for each in self.models:
             each.eval().to(device, getattr(torch, search.dtype))
@@ -89,6 +88,8 @@ class Translator(TextTranslator):
         settings = read_settings(folder)
         if settings.format != "safetensors":
             if "dtype" in search:
+                from pipeline.recipe import UsageError
+
                 raise UsageError(
                     f"evaluation.dtype is for PyTorch; an export in format {settings.format} "
                     "computes in what `export --quantization` gave it"
@@ -112,8 +113,11 @@ class Translator(TextTranslator):
         """
         from safetensors import SafetensorError
 
+        from data_prep.files import DataError
         from data_prep.vocabulary import load_vocabularies, vocabulary_digest
+        from models.config import ModelConfig
         from pipeline.translation.run_model import model_for
+        from pipeline.translation_recipe import SearchConfig
 
         models, longest, exports = [], [], read_ensemble(folders)
         for folder, settings in zip(folders, exports, strict=True):
@@ -140,11 +144,15 @@ class Translator(TextTranslator):
         for parts in batches:
             sources, prefixes = [part.source for part in parts], [part.prefix for part in parts]
             places, terms = [part.place for part in parts], [part.terms for part in parts]
-            yield beam_search(self.models, sources, self.search, prefixes, places, terms)
+            with self._lock:
+                found = beam_search(self.models, sources, self.search, prefixes, places, terms)
+            yield found
 
     def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:
         """Score one batch after the other; see `TextTranslator`."""
         from pipeline.translation.beam_search import force
 
         for pairs in batches:
-            yield force(self.models, pairs)
+            with self._lock:
+                log_probs = force(self.models, pairs)
+            yield log_probs
