@@ -12,6 +12,7 @@
 #          evaluate       score the model on test sets; log and register it in MLflow; over ranks
 #                         where DEEPSPEED_ARGS is set
 #          translate      stdin (or --input FILE) → stdout; --model FOLDER of an export
+#          serve          a server and a page: LibreTranslate's API; --model FOLDER of an export
 #          score          pairs (a tab between) → how likely the model finds the translations;
 #                         --rerank SOURCES picks from an n-best list
 #          classify       IMAGE… (JPEG, PNG) → their classes; --model FOLDER of an export
@@ -221,7 +222,7 @@ if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help|--version)$) ]]; then
 fi
 set -- "${options[@]}" "$@"
 case $command in
-  all | setup | prepare | train | sweep | evaluate | translate | score | classify | export | analyse | dashboard | completion | test) ;;
+  all | setup | prepare | train | sweep | evaluate | translate | serve | score | classify | export | analyse | dashboard | completion | test) ;;
   -h | --help | help)
     sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
     exit 0
@@ -230,7 +231,7 @@ case $command in
     sed -n 's/^version = "\(.*\)"/ringformer-pipeline \1/p' "$ROOT/pyproject.toml"
     exit 0
     ;;
-  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, sweep, evaluate, translate, score, classify, export, analyse, dashboard, completion or test" ;;
+  *) fail 2 "unknown command \`$command\`; expected all, setup, prepare, train, sweep, evaluate, translate, serve, score, classify, export, analyse, dashboard, completion or test" ;;
 esac
 
 stopped='' group=''
@@ -255,7 +256,8 @@ case $command in
     supervise tests "$@" || exit 1  # pytest's 2 means an interruption
     ;;
   prepare | train | evaluate) "$command" "$@" ;;
-  translate | score)  # has our stdin, and signals
+  serve) exec python "$(program serve)" "$@" ;;  # has our signals
+  translate | score)  # has our stdin, too
     [[ ! -d /dev/stdin ]] || fail 2 "stdin is a folder, not text to $command"
     exec python "$(program "$command")" "$@"
     ;;

@@ -35,6 +35,7 @@ LONG_FILES = (
     "pipeline/training/test_options.py",
     "pipeline/training/test_zero_matrix.py",
     "pipeline/training/test_nodes.py",
+    "pipeline/test_serve.py",
     "test_shell.py",
     "pipeline/classification/test_run.py",
     "test_run_on_real_data.py",

@@ -123,6 +123,19 @@ needs_chromium = pytest.mark.skipif(
 )
 
 
+def chromium(profile: Path) -> Chrome:
+    """Start a headless Chromium.
+
+    :param profile: an empty folder for what it remembers.
+    """
+    options = ChromeOptions()
+    options.binary_location = _program("chromium")
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    return Chrome(options=options, service=Service(_program("chromedriver")))
+
+
 class MlflowUi:
     """Drives a headless Chromium; each method opens a page and returns what it shows."""
 
@@ -135,12 +148,7 @@ class MlflowUi:
         self._base, _, path = runs_page.partition("/#/")
         self._experiment = path.partition("?")[0].removesuffix("/runs")
         self.runs_page = runs_page
-        options = ChromeOptions()
-        options.binary_location = _program("chromium")
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self._browser = Chrome(options=options, service=Service(_program("chromedriver")))
+        self._browser = chromium(profile)
         self._browser.get(runs_page)
         # MLflow's assistant opens by itself the first time, over a quarter of the page.
         self._click("the assistant", "[data-component-id='mlflow.assistant.chat_panel.close']")

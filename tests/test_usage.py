@@ -25,6 +25,7 @@ def test_help() -> None:
         "sweep",
         "evaluate",
         "translate",
+        "serve",
         "score",
         "classify",
         "export",
@@ -72,7 +73,7 @@ def test_completion(words: str, expected: list[str], tmp_path: Path) -> None:
 
 def test_no_door_imports_what_takes_seconds() -> None:
     """A wrong argument, and that all is up to date, are told at once."""
-    doors = "train, evaluate, translate, classify, export, analyse, dashboard, prepare"
+    doors = "train, evaluate, translate, serve, classify, export, analyse, dashboard, prepare"
     code = (
         f"import sys; from pipeline import {doors}\n"
         "print({'torch', 'fairseq2', 'deepspeed', 'mlflow', 'matplotlib'} & sys.modules.keys())"

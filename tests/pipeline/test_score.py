@@ -10,7 +10,7 @@ import pytest
 from data_prep.files import DataError
 from pipeline.score import rerank
 from pipeline.translation.lines import Lines
-from pipeline.translation.scoring import Pair, force
+from pipeline.translation.scoring import Pair
 from pipeline.translation.translator import Translator
 from tests.conftest import Command
 
@@ -29,7 +29,7 @@ def test_scores_and_tokens(ctranslate2_folder: Path, command: Command) -> None:
     assert found[1:4] == ["", "nan", ""]
     assert len(found) == 6
     pairs = [Pair("Ja.", "Yes, the house."), Pair("Nein.", "")]
-    expected = force(Translator.of_export(ctranslate2_folder), pairs)
+    expected = Translator.of_export(ctranslate2_folder).score(pairs)
     for line, forced in zip((found[0], found[4]), expected, strict=True):
         assert forced is not None
         total, *each = line.split("\t")
@@ -66,7 +66,7 @@ def test_what_translate_prints_is_reranked(
     ]
     means = {
         pair: forced.log_prob / len(forced.tokens)
-        for pair, forced in zip(pairs, force(translator, pairs), strict=True)
+        for pair, forced in zip(pairs, translator.score(pairs), strict=True)
         if forced
     }
     for line, source, all in zip(chosen, sentences, best, strict=True):

@@ -14,7 +14,7 @@ import sentencepiece
 from data_prep.text import normalise, normalise_lines
 from pipeline.publishing.servable import SERVED_TRANSLATION
 from pipeline.recipe import ROOT
-from pipeline.translation.scoring import Pair, force
+from pipeline.translation.scoring import Pair
 from pipeline.translation.serving import Hypothesis, PairIds, Part, TextTranslator
 from pipeline.translation_recipe import SearchConfig
 from tests.conftest import run_process
@@ -62,7 +62,7 @@ def test_translation_sees_what_training_saw(echo: Echo, place: str, limit: int) 
     if limit == 40:
         echo.max_target_tokens = limit
         raw, clean = ([Pair("", text) for text in texts] for texts in (lines, translations))
-        assert force(echo, raw) == force(echo, clean)
+        assert echo.score(raw) == echo.score(clean)
 
 
 def test_served_code_is_all_that_serving_needs(tmp_path: Path) -> None:
@@ -79,5 +79,5 @@ def test_served_code_is_all_that_serving_needs(tmp_path: Path) -> None:
     assert set(done.stdout.split()) == {
         "data_prep", "data_prep.text", "models", "models.export_format",
         "pipeline", "pipeline.translation", "pipeline.translation.ctranslate2_translator",
-        "pipeline.translation.serving",
+        "pipeline.translation.scoring", "pipeline.translation.serving",
     }, done.stderr  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from models.export_format import Format
 from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.translation.batches import collate_ids
-from pipeline.translation.scoring import Forced, Pair, force
+from pipeline.translation.scoring import Forced, Pair
 from pipeline.translation.serving import TextTranslator
 from pipeline.translation.task import TranslationTask
 from pipeline.translation.translator import Translator
@@ -59,10 +59,10 @@ def test_a_score_is_the_training_loss(
         return Translator.of_run(talkative_run.model_copy(update={"evaluation": keys}), checkpoints)
 
     counts: list[int] = []
-    together = force(translator(), PAIRS, counts.append)
+    together = translator().score(PAIRS, counts.append)
     assert sum(counts) == len(PAIRS)
     assert [total(each) for each in together] == pytest.approx([-loss for loss in losses], rel=1e-5)
-    alone = force(translator(batch_tokens=1), PAIRS)
+    alone = translator(batch_tokens=1).score(PAIRS)
     for one, other in zip(together, alone, strict=True):
         assert one is not None
         assert other is not None

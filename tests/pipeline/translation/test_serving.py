@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from sentencepiece import SentencePieceProcessor
 
+from data_prep.text import split_to_fit
 from models.export_format import Format, ModelError, Quantization
 from pipeline.recipe import UsageError
-from pipeline.translation.serving import Part, split_to_fit
+from pipeline.translation.serving import Part
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import run_process
