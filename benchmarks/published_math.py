@@ -19,6 +19,7 @@ from models.config import ModelConfig
 from models.ringformer import RingDecoder, RingEncoder
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
+from models.stack import LayerNorm
 
 Weights = Mapping[str, Tensor]  # of a ring, by name
 
@@ -46,13 +47,15 @@ def _self_attention(ring: Ring, weights: Weights, i: int, x: Tensor, mask: Tenso
         F.linear(x, weights["self_attn_qkv"][j]) + _signal(x, a[i, j], b[i, j]) for j in range(3)
     )
     y = F.linear(_attention(ring, q, k, v, mask), weights["self_attn_output"])
-    return ring.add_norm(x, y, weights["self_attn_layer_norm"][i])
+    return ring.add_norm(x, y, LayerNorm(*weights["self_attn_layer_norm"][i]))
 
 
 def _feed_forward(ring: Ring, weights: Weights, i: int, x: Tensor) -> Tensor:
     y = x + _signal(x, weights["ffn_signal_a"][i], weights["ffn_signal_b"][i])
     y = ring.dropout(F.gelu(F.linear(y, weights["ffn_up"])))
-    return ring.add_norm(x, F.linear(y, weights["ffn_down"]), weights["ffn_layer_norm"][i])
+    return ring.add_norm(
+        x, F.linear(y, weights["ffn_down"]), LayerNorm(*weights["ffn_layer_norm"][i])
+    )
 
 
 def _padding(layout: BatchLayout) -> Tensor:
@@ -91,7 +94,7 @@ class PublishedDecoder(RingDecoder):
             q = F.linear(x, self.cross_attn_q)
             k, v = (F.linear(encoder_output, weight) for weight in self.cross_attn_kv)
             y = F.linear(_attention(self, q, k, v, cross_mask), self.cross_attn_output)
-            x = self.add_norm(x, y, self.cross_attn_layer_norm[i])
+            x = self.add_norm(x, y, LayerNorm(*self.cross_attn_layer_norm[i]))
             x = _feed_forward(self, weights, i, x)
         return x
 

@@ -171,14 +171,13 @@ def test_an_epoch_compiles_in_its_first_steps(architecture: Architecture, most: 
     generator = np.random.default_rng(1)
     lengths = [generator.integers(2, 14, 80) for _ in range(2)]
     plan = BatchPlan(*lengths, max_tokens=108, micro_batch_tokens=36, seed=0)
-    batches = [
-        collate_ids(
-            *([generator.integers(4, VOCAB, n) for n in side[pairs]] for side in lengths),
-            torch.device("cpu"),
-        )
-        for step in range(plan.steps_per_epoch)
-        for pairs in plan[step].micro_batches
-    ]
+    batches = []
+    for step in range(plan.steps_per_epoch):
+        for pairs in plan[step].micro_batches:
+            source, target = (
+                [generator.integers(4, VOCAB, n) for n in own[pairs]] for own in lengths
+            )
+            batches.append(collate_ids(source, target, torch.device("cpu")))
     several = [batch for batch in batches if len(batch.targets) > 1]
     assert len(several) == len(batches) - 1
     kinds = set()

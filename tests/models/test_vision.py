@@ -212,14 +212,15 @@ def test_a_fresh_ring_is_a_weight_tied_vit() -> None:
         for ours, theirs in zip(vit.encoder.layers, ring.encoder.levels(), strict=True):
             attention, ffn = theirs.self_attn, theirs.ffn
             qkv = zip("qkv", attention.qkv.chunk(3), attention.qkv_bias.chunk(3), strict=True)
-            for name, weight, bias in (
-                *((f"self_attn.{letter}_proj", *own) for letter, *own in qkv),
+            parts: list[tuple[str, Tensor, Tensor]] = [
+                *((f"self_attn.{letter}_proj", weight, bias) for letter, weight, bias in qkv),
                 ("self_attn.output_proj", attention.output, attention.output_bias),
                 ("ffn.inner_proj", ffn.up, ffn.up_bias),
                 ("ffn.output_proj", ffn.down, ffn.down_bias),
-                ("self_attn_layer_norm", *attention.layer_norm),
-                ("ffn_layer_norm", *ffn.layer_norm),
-            ):
+                ("self_attn_layer_norm", attention.layer_norm.weight, attention.layer_norm.bias),
+                ("ffn_layer_norm", ffn.layer_norm.weight, ffn.layer_norm.bias),
+            ]
+            for name, weight, bias in parts:
                 ours.get_parameter(f"{name}.weight").copy_(weight)
                 ours.get_parameter(f"{name}.bias").copy_(bias)
     torch.testing.assert_close(vit(images()), ring(images()), rtol=0, atol=1e-12)
