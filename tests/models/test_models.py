@@ -174,10 +174,8 @@ def test_an_epoch_compiles_in_its_first_steps(architecture: Architecture, most: 
     batches = []
     for step in range(plan.steps_per_epoch):
         for pairs in plan[step].micro_batches:
-            source, target = (
-                [generator.integers(4, VOCAB, n) for n in own[pairs]] for own in lengths
-            )
-            batches.append(collate_ids(source, target, torch.device("cpu")))
+            sides = [[generator.integers(4, VOCAB, n) for n in own[pairs]] for own in lengths]
+            batches.append(collate_ids(sides[0], sides[1], torch.device("cpu")))
     several = [batch for batch in batches if len(batch.targets) > 1]
     assert len(several) == len(batches) - 1
     kinds = set()
