@@ -17,7 +17,7 @@ RUN /opt/ringformer/run.sh setup
 
 FROM base
 ARG UID=1000
-RUN useradd --no-log-init --create-home --uid "$UID" ringformer
+RUN useradd --non-unique --no-log-init --create-home --uid "$UID" ringformer
 COPY --from=environment --chown=ringformer /opt/ringformer /opt/ringformer
 USER $UID
 WORKDIR /work

@@ -37,10 +37,11 @@ from models.factory import create_model
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 from pipeline.training.deepspeed_config import deepspeed_config
-from pipeline.training.trainer import choose_kernels
+from pipeline.training.kernels import choose_kernels
 from pipeline.translation.batches import PairBatch, collate_ids
 from pipeline.translation_recipe import TranslationTraining
 
+COMPUTES_IN = {"float32": "fp32", "bfloat16": "bf16"}  # as DeepSpeed's JSON calls them
 LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
 
 
@@ -248,9 +249,10 @@ def compare_precisions(arguments: argparse.Namespace, tokens: int) -> None:
         for dtype in ("float32", "bfloat16"):
             own = argparse.Namespace(**{**vars(arguments), "dtype": dtype})
             step = steps_of(trainable(name, own), [loss])
-            runs[f"{name}, {dtype}"] = partial(with_kernels, dtype, step)
+            runs[f"{name}, {dtype}"] = partial(with_kernels, arguments.device, dtype, step)
             if dtype == "bfloat16" and arguments.device.type == "cpu":
-                runs[f"{name}, {dtype}, fused attention"] = partial(with_kernels, "float32", step)
+                fused = partial(with_kernels, arguments.device, "float32", step)
+                runs[f"{name}, {dtype}, fused attention"] = fused
     seconds = measure(runs, arguments.rounds, arguments.device)
     title = f"Training step, {size_of(arguments, tokens).rpartition(',')[0]}"
     print_report(
@@ -258,9 +260,9 @@ def compare_precisions(arguments: argparse.Namespace, tokens: int) -> None:
     )
 
 
-def with_kernels(dtype: str, step: Callable[[], None]) -> None:
-    """Make a step with the kernels that training in `dtype` takes on a CPU."""
-    choose_kernels(torch.device("cpu"), "fp32" if dtype == "float32" else "bf16")
+def with_kernels(device: torch.device, dtype: str, step: Callable[[], None]) -> None:
+    """Make a step with the kernels that training in `dtype` takes."""
+    choose_kernels(device, COMPUTES_IN[dtype])
     step()
 
 
@@ -283,7 +285,7 @@ def main() -> None:
     parser.add_argument("--model_dim", type=int, default=512, help="a multiple of 64")
     parser.add_argument("--only", default="", help="systems with this in their name")
     arguments = parser.parse_args()
-    choose_kernels(arguments.device, "fp32" if arguments.dtype == "float32" else "bf16")
+    choose_kernels(arguments.device, COMPUTES_IN[arguments.dtype])
     for part in arguments.parts:
         for tokens in arguments.tokens:
             PARTS[part](arguments, tokens)

@@ -46,6 +46,7 @@ from pipeline.training.deepspeed_config import (
 )
 from pipeline.training.ema import MovingAverage
 from pipeline.training.feed import Share, feed
+from pipeline.training.kernels import choose_kernels
 from pipeline.training.learning_rate import learning_rate_factor
 from pipeline.training.nonfinite import dump
 from pipeline.training.progress import Window
@@ -80,14 +81,6 @@ def freeze(model: nn.Module, prefixes: list[str]) -> None:
         parameter.requires_grad_(not name.startswith(tuple(prefixes)))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError("training.freeze leaves no parameter to train")
-
-
-def choose_kernels(device: torch.device, computes_in: str) -> None:
-    """Choose between kernels that differ in speed, for the whole process."""
-    torch.backends.cuda.matmul.allow_tf32 = True  # what stays float32 on a GPU takes its fast units
-    # The switch is a CPU's, too. There the gradient of fused attention takes several times as long
-    # in bf16 as products and softmax one by one, up to some 200 positions.
-    torch.backends.cuda.enable_flash_sdp(device.type != "cpu" or computes_in == "fp32")
 
 
 class Trainer(Generic[Batch]):
