@@ -208,7 +208,7 @@ tests() {
 }
 
 # The command may come behind options; each of them has a value, but for these.
-flag='^(-h|--help|--help_keys|--debug|--.*=.*)$'
+flag='^(-h|--help|--version|--help_keys|--debug|--.*=.*)$'
 options=()
 while [[ ${1:-} == -* && $# != 1 ]]; do
   options+=("$1")
@@ -221,6 +221,7 @@ if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help|--version)$) ]]; then
   shift
 fi
 set -- "${options[@]}" "$@"
+[[ " $* " != *\ --version\ * ]] || command=--version
 case $command in
   all | setup | prepare | train | sweep | evaluate | translate | serve | score | classify | export | analyse | dashboard | completion | test) ;;
   -h | --help | help)

@@ -136,7 +136,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(grad, weight, out=grad_x[part])
                 grad_weight.addmm_(grad.T, real_x[part])
             if grad_bias is not None:
-                grad_bias += (grad * real[part]).sum(0, dtype=dtype)
+                grad_bias += (grad.T @ real[part].to(grad.dtype))[:, 0]
         grad_x *= real
         if narrow and grad_bias is not None:
             grad_bias -= smoothing * real.sum()

@@ -22,12 +22,14 @@ def load(
     Several threads may use it at once. It needs sentencepiece, and what runs the model:
     ctranslate2, onnxruntime, or, in format safetensors, all of this project's environment.
 
-    :param folder: in any format.
+    :param folder: in any format but huggingface.
     :param threads: of other engines than PyTorch, which has its own; None: as many as
         OMP_NUM_THREADS says, or cores.
     :param search: `evaluation` keys that differ from what the model was exported with.
     :raises ModelError: the folder is not an exported translation model.
     :raises TypeError: there is no such key.
+    :raises ValueError: a key cannot have this value; other engines than PyTorch say so when they
+        translate.
     """
     from pathlib import Path
 

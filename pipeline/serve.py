@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.add_argument(
         "--model", type=path_argument, action="append", required=True, metavar="FOLDER",
-        help="folder written by `export`, in any format; several times, for several pairs of "
-        "languages",
+        help="folder written by `export`, in any format but huggingface; several times, for "
+        "several pairs of languages",
     )  # fmt: skip
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at [default 127.0.0.1: only "
@@ -77,6 +78,8 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
     host, port = listener.getsockname()[:2]
     log.info("http://%s:%d (Ctrl-C ends it)", f"[{host}]" if ":" in host else host, port)
     server.run(sockets=[listener])
+    logging.shutdown()
+    os._exit(0)  # all answers are sent; what nobody awaits any more need not be finished
 
 
 def open_listener(host: str, port: int) -> socket.socket:

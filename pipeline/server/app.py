@@ -167,46 +167,54 @@ class Service:
         except asyncio.QueueFull as error:
             text = f"{self.limits.waiting:,} requests are waiting already; try again later"
             raise HTTPException(429, text, {"Retry-After": "1"}) from error
-        found = await self._await(submitted, request)
-        aligned = wanted.alignment and shows_alignment(self.models[pair].translator)
-        links = await self._links(pair, lines, found) if aligned else [[] for _ in lines]
-        each = iter(zip(found, links, strict=True))
-        texts = [[next(each) for _ in own] for own in lines_of]
+        deadline = time.monotonic() + self.limits.seconds
+        of_lines = await self._await(submitted, request, deadline)
+        each = iter(of_lines)
+        found = [[next(each) for _ in own] for own in lines_of]
         # Alternatives and links are those of a line; a text of several has none.
-        alone = [text[0] if len(text) == 1 else ([], []) for text in texts]
+        alone = [text[0] if len(text) == 1 else [] for text in found]
+        aligned = wanted.alignment and shows_alignment(self.models[pair].translator)
+        links: list[list[Link]] = [[] for _ in alone]
+        if aligned:
+            links_of = asyncio.ensure_future(self._links(pair, wanted.texts, alone))
+            links = await self._await(links_of, request, deadline)
 
         def one_or_all(values: list[T]) -> T | list[T]:
             return values[0] if isinstance(wanted.q, str) else values
 
-        answer = ["\n".join(best[0].text for best, _ in text) for text in texts]
-        others = [[other.text for other in best[1 : 1 + wanted.alternatives]] for best, _ in alone]
+        answer = ["\n".join(best[0].text for best in text) for text in found]
+        others = [[other.text for other in best[1 : 1 + wanted.alternatives]] for best in alone]
         return Translated(
             translatedText=one_or_all(answer),
             alternatives=one_or_all(others) if wanted.alternatives else None,
-            alignment=one_or_all([links for _, links in alone]) if aligned else None,
+            alignment=one_or_all(links) if aligned else None,
         )
 
     async def _links(
-        self, pair: tuple[str, str], lines: Sequence[str], found: Found
+        self, pair: tuple[str, str], texts: Sequence[str], found: Found
     ) -> list[list[Link]]:
-        """Return which words of each line's best translation come from which of its own."""
+        """Return which words of each text's best translation come from which of its own; of a text
+        without translations none."""
         from pipeline.translation.alignment import align_translations, check_engine
 
         translator = check_engine(self.models[pair].translator)
         best = [translations[:1] for translations in found]
         links = await self._batchers[pair].in_thread(
-            lambda: align_translations(translator, lines, best)
+            lambda: align_translations(translator, texts, best)
         )
-        return [of_best for (of_best,) in links]
+        return [own[0] if own else [] for own in links]
 
-    async def _await(self, found: asyncio.Future[Found], request: Request) -> Found:
-        """Return the translations; if their time is over or the client leaves first, nobody makes
-        them any more."""
+    async def _await(self, found: asyncio.Future[T], request: Request, deadline: float) -> T:
+        """Return what is found; if its time is over or the client leaves first, nobody looks for it
+        any more.
+
+        :param deadline: by the monotonic clock.
+        """
         leaves = asyncio.ensure_future(request.receive())  # the body has been read
         either: set[asyncio.Future[Any]] = {found, leaves}
-        limit = self.limits.seconds
+        left = max(0.0, deadline - time.monotonic())
         try:
-            await asyncio.wait(either, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if found.done():
                 return found.result()
         finally:
@@ -214,7 +222,8 @@ class Service:
             found.cancel()
         if leaves.done():
             raise ClientDisconnect
-        raise HTTPException(504, f"no translation within {limit} s; try again later")
+        seconds = self.limits.seconds
+        raise HTTPException(504, f"no translation within {seconds} s; try again later")
 
 
 def shows_alignment(translator: TextTranslator) -> bool:

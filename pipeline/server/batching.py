@@ -42,31 +42,41 @@ class Batcher:
         """
         self.translator, self._on_batch = translator, on_batch
         self._enough = LINES_OF_CORE * thread_count()
-        self._waiting: asyncio.Queue[Job] = asyncio.Queue(max_waiting)
+        self._max_waiting = max_waiting
+        self._queue: asyncio.Queue[Job] = asyncio.Queue()
+        self._waiting: set[asyncio.Future[Found]] = set()  # without those that nobody awaits
         self._thread = ThreadPoolExecutor(1, "translate")
 
     def waiting(self) -> int:
         """Return how many requests wait."""
-        return self._waiting.qsize()
+        return len(self._waiting)
 
     def submit(self, lines: list[str]) -> asyncio.Future[Found]:
         """Return the future translations of a request; cancelled, they are not made.
 
         :raises asyncio.QueueFull: too many requests wait.
         """
+        if len(self._waiting) >= self._max_waiting:
+            raise asyncio.QueueFull
         job = Job(lines, asyncio.get_running_loop().create_future())
-        self._waiting.put_nowait(job)
+        self._waiting.add(job.found)
+        job.found.add_done_callback(self._waiting.discard)
+        self._queue.put_nowait(job)
         return job.found
 
     async def run(self) -> None:
         """Translate for ever."""
         while True:
-            jobs = [await self._waiting.get()]
-            if self._waiting.empty():
+            jobs = [await self._queue.get()]
+            if self._queue.empty():
                 await asyncio.sleep(PATIENCE)
-            while not self._waiting.empty() and sum(len(job.lines) for job in jobs) < self._enough:
-                jobs.append(self._waiting.get_nowait())
-            if jobs := [job for job in jobs if not job.found.done()]:
+            jobs = [job for job in jobs if not job.found.done()]
+            while not self._queue.empty() and sum(len(job.lines) for job in jobs) < self._enough:
+                job = self._queue.get_nowait()
+                if not job.found.done():
+                    jobs.append(job)
+            self._waiting -= {job.found for job in jobs}
+            if jobs:
                 await self._translate(jobs)
 
     async def _translate(self, jobs: list[Job]) -> None:

@@ -79,7 +79,7 @@ class Translator(TextTranslator):
     ) -> TextTranslator:
         """Return a translator with the model in a folder that `./run.sh export` wrote.
 
-        :param folder: in any format.
+        :param folder: in any format but huggingface.
         :param threads: of other engines than PyTorch, which has its own; None: see `thread_count`.
         :param search: `evaluation` keys that differ from what the model was exported with.
         :raises ModelError: the folder is not an exported model.
@@ -110,6 +110,8 @@ class Translator(TextTranslator):
         :param folders: in format safetensors, with the same vocabularies.
         :param search: `evaluation` keys that differ from what the first model was exported with.
         :raises ModelError: a folder is not an exported model, or does not fit the first one.
+        :raises TypeError: there is no such key.
+        :raises ValueError: a key cannot have this value.
         """
         from safetensors import SafetensorError
 
@@ -119,6 +121,8 @@ class Translator(TextTranslator):
         from pipeline.translation.run_model import model_for
         from pipeline.translation_recipe import SearchConfig
 
+        if unknown := search.keys() - SearchConfig.model_fields.keys():
+            raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
         models, longest, exports = [], [], read_ensemble(folders)
         for folder, settings in zip(folders, exports, strict=True):
             try:
@@ -127,14 +131,14 @@ class Translator(TextTranslator):
                 vocabularies = load_vocabularies(folder)
                 model = model_for(ModelConfig.model_validate(settings.model), vocabularies)
                 load_weights(model, folder)
-                keys = {**(exports[0].evaluation or {}), **search}
-                evaluation = SearchConfig.model_validate(keys)
+                evaluation = SearchConfig.model_validate(exports[0].evaluation or {})
             except (
                 OSError, KeyError, ValueError, RuntimeError, SafetensorError, DataError,
             ) as error:  # fmt: skip
                 raise ModelError(f"{folder}: not an exported model: {error}") from error
             models.append(model)
             longest.append(settings.max_source_tokens or model.max_source_seq_len)
+        evaluation = SearchConfig.model_validate({**evaluation.model_dump(), **search})
         return cls(models[0], vocabularies, evaluation, min(longest), models[1:])
 
     def search_batches(self, batches: Iterable[list[Part]]) -> Iterator[list[list[Hypothesis]]]:

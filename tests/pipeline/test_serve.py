@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -28,6 +29,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from pipeline import load
 from pipeline.recipe import UsageError
 from pipeline.serve import main
+from pipeline.server.batching import Batcher, Found
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import ROOT, wait_for_answer
 from tests.mlflow_ui import SCREENSHOTS, chromium, needs_chromium
@@ -223,6 +225,29 @@ def test_a_client_that_leaves_is_forgotten(server: Server) -> None:
     body = json.dumps({"q": ["Ja."] * LONG, "source": "de", "target": "en"}).encode()
     server.send(f"Content-Length: {len(body)}\r\n\r\n", body).close()
     server.wait_for(lambda: server.metric('ringformer_request_seconds_count{status="499"}') == 1)
+
+
+def test_those_who_have_left_take_no_place_in_the_queue(ctranslate2_folder: Path) -> None:
+    batches: list[int] = []
+
+    async def scenario() -> Found:
+        batcher = Batcher(load(ctranslate2_folder), 2, batches.append)
+        left = [batcher.submit(["Ja."]) for _ in range(2)]
+        with pytest.raises(asyncio.QueueFull):
+            batcher.submit(["Ja."])
+        for found in left:
+            found.cancel()
+        await asyncio.sleep(0)
+        assert batcher.waiting() == 0
+        stays = batcher.submit(["Ja.", "Nein."])
+        at_work = asyncio.create_task(batcher.run())
+        await stays
+        at_work.cancel()
+        return stays.result()
+
+    found = asyncio.run(scenario())
+    assert [best.text for best, *_ in found] == load(ctranslate2_folder).translate(["Ja.", "Nein."])
+    assert batches == [2]
 
 
 def test_a_signal_lets_those_who_wait_have_their_answers(
