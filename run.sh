@@ -208,7 +208,7 @@ tests() {
 }
 
 # The command may come behind options; each of them has a value, but for these.
-flag='^(-h|--help|--version|--help_keys|--debug|--.*=.*)$'
+flag='^(-h|--help|--help_keys|--debug|--.*=.*)$'
 options=()
 while [[ ${1:-} == -* && $# != 1 ]]; do
   options+=("$1")
@@ -216,7 +216,7 @@ while [[ ${1:-} == -* && $# != 1 ]]; do
   shift
 done
 command=all
-if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help|--version)$) ]]; then
+if [[ $# != 0 && ($1 != -* || $1 =~ ^(-h|--help)$) ]]; then
   command=$1
   shift
 fi
