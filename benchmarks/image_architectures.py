@@ -20,7 +20,7 @@ from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import ROOT
 
 RECIPE = ROOT / "recipes" / "fashion_mnist.yaml"
-SMALL = {"model.model_dim": "32", "model.ffn_inner_dim": "128"}
+SMALL = {"model.model_dim": "60", "model.ffn_inner_dim": "240"}
 SYSTEMS = {
     "RingFormer": {},
     "ViT": {"model.architecture": "transformer"},
