@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -252,7 +253,8 @@ def create_app(models: Sequence[Model], limits: Limits) -> FastAPI:
     :param models: of different pairs of languages.
     """
     service = Service(models, limits)
-    app = FastAPI(title="RingFormer translation", lifespan=service.at_work)
+    # /docs has its script and style from here, not from a public server.
+    app = FastAPIOffline(redoc_url=None, title="RingFormer translation", lifespan=service.at_work)
     all_about, page = [about(model) for model in models], PAGE.read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
