@@ -24,7 +24,7 @@ from libretranslatepy import LibreTranslateAPI
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select, WebDriverWait
+from selenium.webdriver.support.ui import Select
 
 from pipeline import load
 from pipeline.recipe import UsageError
@@ -32,8 +32,9 @@ from pipeline.serve import main
 from pipeline.server.batching import Batcher, Found
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import ROOT, wait_for_answer
-from tests.mlflow_ui import SCREENSHOTS, chromium, needs_chromium
+from tests.mlflow_ui import needs_chromium
 from tests.pipeline.conftest import exported
+from tests.served_page import ADDRESSES, CONTRAST, CONTRASTS, FOCUS, ServedPage
 
 pytestmark = pytest.mark.slow
 
@@ -179,46 +180,95 @@ def test_wrong_requests_are_refused_with_a_sentence(server: Server) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPage]:
+    page = ServedPage(server.address, tmp_path_factory.mktemp("chromium"))
+    yield page
+    page.browser.quit()
+
+
 @needs_chromium
-def test_the_page(server: Server, ctranslate2_folder: Path, tmp_path: Path) -> None:
-    """Somebody types two lines, takes the second best translation of the first, and looks where
-    the other model's come from."""
-    best = load(ctranslate2_folder).n_best(["Das Haus ist alt.", "Ja."])
+def test_the_page(server: Server, ctranslate2_folder: Path, page: ServedPage) -> None:
+    """Somebody types two lines, takes the second best translation of the first, writes on, copies
+    all, and looks where the other model's words come from."""
+    best = load(ctranslate2_folder).n_best(["Das Haus ist alt.", "Ja.", "Nein."])
     back = server.post(q="Das Haus ist alt.", source="en", target="de", alignment=True).json()
     aligned = [["Das", "Haus", "ist", "alt."][source] for source, _ in back["alignment"]]
     card = (ctranslate2_folder / "README.md").read_text().partition("\n---\n")[2].strip()
-    browser = chromium(tmp_path)
+    page.open()
+    page.wait(["German → English", "English → German"], "option")
+    page.press("Das Haus ist alt.\nJa.")
+    page.wait([translations[0].text for translations in best[:2]], "#lines > li > button")
+    assert page.texts("#lines > li:first-child ol button") == [each.text for each in best[0][1:]]
+    assert re.match(r"\d+ ms, \S+: 0\.\d MB, CTranslate2", page.texts("#state")[0])
+    assert page.texts("#card") == [card]
+    page.press(Keys.TAB, Keys.TAB, Keys.ENTER, Keys.TAB, Keys.ENTER)
+    page.wait([best[0][1].text, best[1][0].text], "#lines > li > button")
+    page.press_with(Keys.SHIFT, Keys.TAB, Keys.TAB)
+    page.press("\n\nNein.")
+    expected = [best[0][1].text, best[1][0].text, "", best[2][0].text]
+    page.wait(expected, "#lines > li > :first-child")
+    page.press(Keys.TAB, Keys.ENTER)
+    page.wait(["Copied"], "#copy")
+    page.press_with(Keys.SHIFT, Keys.TAB)
+    page.press_with(Keys.CONTROL, "a", "v")
+    text = page.browser.find_element(By.ID, "text")
+    assert text.get_property("value") == "\n".join(expected)
+    page.replace("Das Haus ist alt.")
+    Select(page.browser.find_element(By.ID, "pair")).select_by_index(1)
+    page.wait(back["translatedText"].split(), "#lines > li > button > span")
+    word = page.browser.find_element(By.CSS_SELECTOR, "#lines > li > button > span")
+    ActionChains(page.browser).move_to_element(word).perform()
+    page.wait(aligned[:1], "mark")
+    assert min(each for name, each in page.run(CONTRASTS) if name == "MARK") >= CONTRAST
+    assert page.log() == []
 
-    def texts(selector: str) -> list[str]:
-        found = browser.find_elements(By.CSS_SELECTOR, selector)
-        return [str(element.get_property("textContent")) for element in found]
 
-    def wait(expected: list[str], selector: str) -> None:
-        WebDriverWait(browser, 60).until(lambda _: texts(selector) == expected, str(expected))
+@needs_chromium
+def test_the_page_is_for_everybody(page: ServedPage) -> None:
+    """It is for the keyboard and for screen readers, in light and dark, on a narrow screen; and
+    says what is wrong."""
+    page.open()
+    page.wait(["German → English", "English → German"], "option")
+    page.press("Das Haus ist alt.\n\n" + "Donaudampfschiff" * 9)
+    page.wait([""], "#lines > li:nth-child(2) > *")
+    page.press(Keys.TAB, Keys.TAB)
+    assert page.run(FOCUS)
+    page.press(Keys.ENTER)
+    page.browser.find_element(By.TAG_NAME, "summary").click()
+    heard = page.heard()
+    assert all(name for _, name in heard), heard
+    roles = {"combobox": 1, "option": 2, "textbox": 1, "DisclosureTriangle": 1, "link": 1}
+    assert {role: [each for each, _ in heard].count(role) for role in roles} == roles
+    buttons = page.texts("#copy, #lines > li > button, #lines > li:first-child ol button")
+    assert len(buttons) > 2
+    assert sorted(name for role, name in heard if role == "button") == sorted(buttons)
+    everything = {"H1", "LABEL", "TEXTAREA", "SELECT", "BUTTON", "P", "SUMMARY", "PRE", "A"}
+    page.can_be_read(everything, "translated")
+    page.browser.find_element(By.ID, "text").click()
+    page.replace("a" * 5001)
+    page.wait(["5,001 characters; a request may have 5,000"], "[role=alert]")
+    assert page.texts("#lines > li") == []
+    page.can_be_read(everything, "refused")
+    page.offline(True)
+    page.replace("Ja.")
+    page.wait(["The server does not answer."], "[role=alert]")
+    page.offline(False)
+    page.press(" Nein.")
+    page.wait([""], "[role=alert]")
+    assert len(page.texts("#lines > li")) == 1
+    assert all("/translate - Failed to load resource" in error for error in page.log())
 
-    try:
-        browser.get(server.address)
-        wait(["German → English", "English → German"], "option")
-        browser.switch_to.active_element.send_keys("Das Haus ist alt.\nJa.")
-        wait([translations[0].text for translations in best], "#lines > li > button")
-        assert texts("#lines > li:first-child ol button") == [each.text for each in best[0][1:]]
-        assert re.match(r"\d+ ms, \S+: 0\.\d MB, CTranslate2", texts("#state")[0])
-        assert texts("#card") == [card]
-        browser.switch_to.active_element.send_keys(Keys.TAB, Keys.NULL)
-        browser.switch_to.active_element.send_keys(Keys.ENTER)
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        browser.save_screenshot(str(SCREENSHOTS / "serve.png"))
-        browser.switch_to.active_element.send_keys(Keys.TAB, Keys.NULL)
-        browser.switch_to.active_element.send_keys(Keys.ENTER)
-        wait([best[0][1].text, best[1][0].text], "#lines > li > button")
-        Select(browser.find_element(By.ID, "pair")).select_by_index(1)
-        wait(back["translatedText"].split(), "#lines > li:first-child > button > span")
-        word = browser.find_element(By.CSS_SELECTOR, "#lines > li:first-child > button > span")
-        ActionChains(browser).move_to_element(word).perform()
-        wait(aligned[:1], "mark")
-        assert browser.get_log("browser") == []  # type: ignore[no-untyped-call]
-    finally:
-        browser.quit()
+
+@needs_chromium
+def test_the_description_of_the_api_comes_from_the_server(page: ServedPage) -> None:
+    page.open("/docs")
+    paths = ["/translate", "/languages", "/models", "/health", "/metrics"]
+    page.wait(paths, ".opblock-summary-path")
+    addresses = page.run(ADDRESSES)
+    assert f"{page.address}/openapi.json" in addresses
+    assert all(address.startswith(page.address) for address in addresses)
+    assert page.log() == []
 
 
 def test_a_client_that_leaves_is_forgotten(server: Server) -> None:
