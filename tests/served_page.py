@@ -93,7 +93,7 @@ class ServedPage:
         def there(_: Any) -> bool:
             return self.texts(selector) == expected
 
-        WebDriverWait(self.browser, 60).until(there, f"{expected}, not {self.texts(selector)}")
+        WebDriverWait(self.browser, 60).until(there, f"{selector} do not say {expected}")
 
     def can_be_read(self, expected: set[str], name: str) -> None:
         """Check that what is written is clear in either colour scheme, and that a narrow screen has
@@ -116,13 +116,13 @@ class ServedPage:
 
     def offline(self, yes: bool) -> None:
         """Part the browser from the server, or bring them together again."""
-        self.browser.set_network_conditions(  # type: ignore[no-untyped-call]
+        self.browser.set_network_conditions(
             offline=yes, latency=0, download_throughput=-1, upload_throughput=-1
         )
 
     def run(self, script: str) -> Any:
         """Return what one of the scripts above finds."""
-        return self.browser.execute_script(script)  # type: ignore[no-untyped-call]
+        return self.browser.execute_script(script)
 
     def heard(self) -> list[tuple[str, str]]:
         """Return the roles and names of what one can go to, as a screen reader hears them."""
@@ -139,4 +139,4 @@ class ServedPage:
         return [entry["message"] for entry in entries]
 
     def _devtools(self, command: str, **parameters: Any) -> Any:
-        return self.browser.execute_cdp_cmd(command, parameters)  # type: ignore[no-untyped-call]
+        return self.browser.execute_cdp_cmd(command, parameters)
