@@ -6,7 +6,7 @@ import argparse
 import os
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import load_recipe
 from pipeline.evaluation.result import slug_of
 from pipeline.recipe import ROOT, Recipe
+from pipeline.tracking.tracker import history_of
 from pipeline.translation_recipe import TranslationRecipe
 
 Systems = Mapping[str, Mapping[str, str]]
@@ -38,6 +39,9 @@ class Run:
     score: str
     """Key of scores.json that counts."""
 
+    variant: str = ""
+    """Whose scores: those of the run's checkpoints, or `--FOLDER` of an export."""
+
     @property
     def recipe(self) -> Recipe:
         """Read the recipe with the overrides of this run."""
@@ -49,38 +53,51 @@ class Run:
         """Read its scores on the recipe's test set; they are empty until it has been evaluated."""
         recipe = self.recipe
         assert isinstance(recipe, TranslationRecipe | ClassificationRecipe)
-        return read_json(
-            recipe.run_dir / "evaluation" / slug_of(recipe.data.test.name) / "scores.json"
-        )
+        name = f"{slug_of(recipe.data.test.name)}{self.variant}"
+        return read_json(recipe.run_dir / "evaluation" / name / "scores.json")
+
+    @property
+    def valid_loss(self) -> float:
+        """Return the lowest validation loss of its training."""
+        return min(history_of(self.recipe)["valid_loss"].values())
+
+    def command(self, command: str, *more: str) -> list[str]:
+        """Return the words of a command of run.sh on this run."""
+        options = [word for key, value in self.overrides.items() for word in (f"--{key}", value)]
+        start = [str(ROOT / "run.sh"), command, "--config", str(self.recipe_file)]
+        return [*start, "--run_dir", str(self.run_dir), *options, *more]
+
+    def execute(self, command: str, *more: str) -> None:
+        """Run a command of run.sh with one thread; the output goes to RUN_DIR.log.
+
+        :raises subprocess.CalledProcessError: it failed.
+        """
+        log = self.run_dir.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as output:
+            subprocess.run(
+                self.command(command, *more),
+                check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=output, stderr=output,
+            )  # fmt: skip
 
     def train(self) -> None:
-        """Train and evaluate with one thread; the output goes to RUN_DIR.log.
+        """Prepare, train and evaluate; what has been done is not done again.
 
         :raises subprocess.CalledProcessError: the command failed.
         """
-        options = [word for key, value in self.overrides.items() for word in (f"--{key}", value)]
-        command = [str(ROOT / "run.sh"), "--config", str(self.recipe_file)]
-        log = self.run_dir.with_suffix(".log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        progress(f"{self.system}, seed {self.seed}: {log}")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with log.open("a") as output:
-            subprocess.run(
-                [*command, "--run_dir", str(self.run_dir), *options],
-                check=True, env=environment, stdout=output, stderr=output,
-            )  # fmt: skip
+        progress(f"{self.system}, seed {self.seed}: {self.run_dir}.log")
+        self.execute("all")
         progress(f"{self.system}, seed {self.seed}: {self.score} {self.scores[self.score]}")
 
 
-def train_all(
-    description: str | None, recipe_file: Path, systems: Systems, reference: str, score: str
-) -> tuple[argparse.Namespace, dict[str, list[Run]]]:
-    """Read the command line, and train what is not trained yet.
+def read_arguments(
+    parser: argparse.ArgumentParser, recipe_file: Path, systems: Iterable[str]
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """Read the command line of a benchmark that trains systems.
 
-    :param reference: the system that is always among them.
-    :returns: the arguments, and the runs of each system.
+    :returns: the arguments, and the recipe's keys that were given besides them.
     """
-    parser = create_parser(description)
     parser.add_argument("--data", type=Path, default=Path("data"), help="data.root")
     parser.add_argument("--run_dir", type=Path, help=f"[runs/{recipe_file.stem}-systems]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -92,8 +109,27 @@ def train_all(
     given = {key.removeprefix("--"): value for key, value in pairs}
     if given and not arguments.run_dir:
         parser.error("other recipes need a --run_dir of their own")
-    arguments.run_dir = arguments.run_dir or Path("runs", f"{recipe_file.stem}-systems")
-    arguments.picture = arguments.picture or arguments.run_dir / "results.png"
+    folder = arguments.run_dir or Path("runs", f"{recipe_file.stem}-systems")
+    arguments.run_dir = folder.absolute()
+    arguments.picture = arguments.picture or folder / "results.png"
+    arguments.data = arguments.data.absolute()
+    return arguments, given
+
+
+def slug(system: str) -> str:
+    """Return a system's name as one for a folder."""
+    return system.lower().replace(",", "").replace("/", "-").replace(" ", "-")
+
+
+def train_all(
+    description: str | None, recipe_file: Path, systems: Systems, reference: str, score: str
+) -> tuple[argparse.Namespace, dict[str, list[Run]]]:
+    """Read the command line, and train what is not trained yet.
+
+    :param reference: the system that is always among them.
+    :returns: the arguments, and the runs of each system.
+    """
+    arguments, given = read_arguments(create_parser(description), recipe_file, systems)
     chosen = list(arguments.only or systems)
     if reference not in chosen:
         chosen.append(reference)
@@ -101,17 +137,21 @@ def train_all(
     for seed in arguments.seeds:  # all with the first seed, then with the next
         for system in chosen:
             overrides = {
-                "data.root": str(arguments.data.absolute()),
+                "data.root": str(arguments.data),
                 "training.seed": str(seed),
                 **systems[system],
                 **given,
             }
-            name = system.lower().replace(",", "").replace(" ", "-")
-            run_dir = arguments.run_dir.absolute() / f"{name}-{seed}"
+            run_dir = arguments.run_dir / f"{slug(system)}-{seed}"
             runs.append(Run(system, seed, recipe_file, run_dir, overrides, score))
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(Run.train, runs))
+    in_parallel(Run.train, runs, arguments.jobs)
     return arguments, {run.system: [r for r in runs if r.system == run.system] for run in runs}
+
+
+def in_parallel(do: Callable[[Run], object], runs: Iterable[Run], jobs: int) -> None:
+    """Do something with runs, so many at a time, in their order."""
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(do, runs))
 
 
 def mean(values: Sequence[float]) -> str:

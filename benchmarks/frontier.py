@@ -1,0 +1,222 @@
+"""Measure what a model of a given size, file or speed is worth: BLEU on Multi30k, by family.
+
+    python -m benchmarks.frontier --data ../shared/data [--seeds 1 2 3] [--jobs 2]
+
+Every model is `./run.sh --config recipes/multi30k_de_en.yaml` with a seed, the overrides of
+`SYSTEMS`, three times the recipe's steps, and any others that are given with a `--run_dir`. The
+learning rate is that of `RATES` with the lowest validation loss after a third of the steps.
+Students learn from the translations of `TEACHER`. What carries one of `CLAIMS` is trained with all
+seeds, the rest with the first. Then every model is exported in int8, in each format that takes it,
+and the exports translate in turns, a sentence at a time on one thread; not so with `--rounds 0`.
+What has been trained is not trained again. The program prints the tables of docs/results.md and
+draws its picture.
+"""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.frontier_report import Claim, draw, exported, measure_all, report, report_claims
+from benchmarks.rounds import create_parser, progress
+from benchmarks.runs import Run, in_parallel, read_arguments, slug
+from data_prep.files import write_atomically
+from pipeline.recipe import ROOT
+
+RECIPE = ROOT / "recipes" / "multi30k_de_en.yaml"
+STEPS = 9000
+RATES = "1e-3", "2e-3", "4e-3"
+
+
+class System(NamedTuple):
+    """A model, and how it is trained."""
+
+    family: str
+    """What it is drawn as."""
+
+    keys: Mapping[str, str]
+    """Overrides of the recipe."""
+
+    rate_of: str = ""
+    """The system whose learning rate it takes; empty: it has its own looked for."""
+
+    student: bool = False
+    """Whether it learns from the teacher's translations."""
+
+
+def sized(dim: int, **model: str | int) -> dict[str, str]:
+    """Return the overrides for a width and other keys of the section `model`."""
+    keys = {"model_dim": dim, "ffn_inner_dim": 4 * dim, **model}
+    return {f"model.{key}": str(value) for key, value in keys.items()}
+
+
+def family(name: str, dims: Sequence[int], **model: str) -> dict[str, System]:
+    """Return the six-level models of an architecture at some widths."""
+    return {f"{name} {dim}": System(name, sized(dim, **model)) for dim in dims}
+
+
+def shallow(name: str, dim: int, rate_of: str, **model: str) -> dict[str, System]:
+    """Return a model with two decoder levels, at the learning rate of one with six."""
+    keys = sized(dim, decoder_levels=2, **model)
+    return {f"{name} {dim}, 6-2": System(f"{name} 6-2", keys, rate_of)}
+
+
+RING = family("RingFormer", (48, 96, 208))
+PLAIN = family("Transformer", (32, 56, 96, 108, 208), architecture="transformer")
+SYSTEMS = {
+    **RING,
+    **PLAIN,
+    **family("Universal Transformer", (96, 208), architecture="universal"),
+    **shallow("RingFormer", 48, "RingFormer 48"),
+    **shallow("RingFormer", 96, "RingFormer 96"),
+    **shallow("RingFormer", 208, "RingFormer 208"),
+    # Of the size of the rings with two decoder levels, and of their width.
+    **shallow("Transformer", 36, "Transformer 32", architecture="transformer"),
+    **shallow("Transformer", 64, "Transformer 56", architecture="transformer"),
+    **shallow("Transformer", 96, "Transformer 96", architecture="transformer"),
+    **shallow("Transformer", 128, "Transformer 108", architecture="transformer"),
+    "RingFormer 96, 6-1": System("RingFormer 6-1", sized(96, decoder_levels=1), "RingFormer 96"),
+    "RingFormer 96, 12-2": System(
+        "RingFormer 12-2",
+        sized(96, encoder_levels=12, decoder_levels=2, residual_scale=2),
+        "RingFormer 96",
+    ),
+    "RingFormer 96, static signals": System(
+        "RingFormer, static signals", sized(96, level_signals="static"), "RingFormer 96"
+    ),
+    "RingFormer 96, no signals": System(
+        "RingFormer, no signals", sized(96, level_signals="none"), "RingFormer 96"
+    ),
+}
+TEACHER = "RingFormer 208"
+TAUGHT = (
+    "RingFormer 48", "RingFormer 96", "RingFormer 96, 6-2", "RingFormer 96, 6-1",
+    "Transformer 56", "Transformer 64, 6-2", "Transformer 96",
+)  # fmt: skip
+SYSTEMS |= {
+    f"{name}, taught": System(
+        f"{SYSTEMS[name].family}, taught",
+        SYSTEMS[name].keys,
+        SYSTEMS[name].rate_of or name,
+        student=True,
+    )
+    for name in TAUGHT
+}
+CLAIMS = (
+    Claim("RingFormer 96", "Transformer 56"),
+    Claim("RingFormer 208", "Transformer 108"),
+    Claim("RingFormer 48", "Transformer 32"),
+    Claim("RingFormer 96", "Transformer 96"),
+    Claim("RingFormer 96, taught", "Transformer 96, taught"),
+    Claim("RingFormer 96, taught", "Transformer 96"),
+    Claim("RingFormer 96, taught", "Transformer 56, taught"),
+    Claim("RingFormer 96, 6-2", "RingFormer 96"),
+    Claim("RingFormer 96, 12-2", "RingFormer 96, 6-2"),
+)
+CLAIMED = {system for claim in CLAIMS for system in claim}
+REFERENCE = "Transformer 96"
+
+
+class Trainings:
+    """The trainings of systems in one folder, each with the learning rate that suits it."""
+
+    def __init__(
+        self, folder: Path, data: Path, seeds: Sequence[int], given: Mapping[str, str]
+    ) -> None:
+        """
+        :param data: where the corpora are.
+        :param given: overrides for all.
+        """
+        self.folder, self.seeds = folder, seeds
+        self.common = {"data.root": str(data), "training.max_steps": str(STEPS), **given}
+        self.sources = data / "multi30k" / "train.de.gz"
+        self.lesson = folder / "taught.en"  # the teacher's translations
+
+    def trials(self, system: str) -> list[Run]:
+        """Return the short trainings that a system's learning rate is chosen by."""
+        steps = str(int(self.common["training.max_steps"]) // 3)
+        shorter = {"training.max_steps": steps}
+        return [self._run(system, self.seeds[0], rate, "rates", shorter) for rate in RATES]
+
+    def runs(self, system: str) -> list[Run]:
+        """Return a system's trainings, once its learning rate has been looked for."""
+        trials = self.trials(SYSTEMS[system].rate_of or system)
+        best = min(trials, key=lambda trial: trial.valid_loss)
+        rate = best.overrides["training.learning_rate"]
+        data = {}
+        if SYSTEMS[system].student:
+            data["data.train"] = (
+                f"[{{name: taught, source: {self.sources}, target: {self.lesson}}}]"
+            )
+        seeds = self.seeds if system in CLAIMED else self.seeds[:1]
+        return [self._run(system, seed, rate, "", data) for seed in seeds]
+
+    def teach(self) -> None:
+        """Translate the training text by the first teacher, unless that is done."""
+        if self.lesson.exists():
+            return
+        model = exported(self.runs(TEACHER)[0], "ctranslate2")
+        progress(f"{TEACHER} translates the training text")
+        command = [str(ROOT / "run.sh"), "translate", "--model", str(model)]
+        with gzip.open(self.sources) as text:
+            done = subprocess.run(command, input=text.read(), stdout=subprocess.PIPE, check=True)
+        write_atomically(self.lesson, done.stdout)
+
+    def _run(self, system: str, seed: int, rate: str, place: str, others: Mapping[str, str]) -> Run:
+        overrides = {
+            **self.common,
+            "training.seed": str(seed),
+            "training.learning_rate": rate,
+            **SYSTEMS[system].keys,
+            **others,
+        }
+        run_dir = self.folder / place / "-".join([slug(system), rate, str(seed)])
+        return Run(system, seed, RECIPE, run_dir, overrides, "bleu")
+
+
+def try_rate(trial: Run) -> None:
+    """Prepare and train, without an evaluation."""
+    trial.execute("prepare")
+    trial.execute("train")
+    progress(f"{trial.run_dir.name}: validation loss {trial.valid_loss:.3f}")
+
+
+def main() -> None:
+    """Train what is not trained yet, and print the tables."""
+    arguments, given = read_arguments(create_parser(__doc__), RECIPE, SYSTEMS)
+    trainings = Trainings(arguments.run_dir, arguments.data, arguments.seeds, given)
+    chosen = list(dict.fromkeys([REFERENCE, *(arguments.only or SYSTEMS)]))
+    students = [system for system in chosen if SYSTEMS[system].student]
+    if students and TEACHER not in chosen:
+        chosen.append(TEACHER)
+    tried = dict.fromkeys(SYSTEMS[system].rate_of or system for system in chosen)
+    trials = [trial for system in tried for trial in trainings.trials(system)]
+    in_parallel(try_rate, trials, arguments.jobs)
+
+    def train(systems: Sequence[str]) -> dict[str, list[Run]]:
+        runs = {system: trainings.runs(system) for system in systems}
+        in_order = sorted((run for each in runs.values() for run in each), key=seed_of)
+        in_parallel(Run.train, in_order, arguments.jobs)
+        return runs
+
+    runs = train([system for system in chosen if system not in students])
+    if students:
+        trainings.teach()
+        runs |= train(students)
+    points = measure_all(runs, arguments.rounds)
+    report(points, REFERENCE)
+    report_claims(points, CLAIMS)
+    families = {system: SYSTEMS[system].family for system in points}
+    draw(points, families, arguments.picture)
+
+
+def seed_of(run: Run) -> int:
+    """Return the seed: all systems are trained with the first one, then with the next."""
+    return run.seed
+
+
+if __name__ == "__main__":
+    main()
