@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from pipeline.completion import script
+from pipeline.completion import COMMANDS, NO_OPTIONS, script
 from pipeline.recipe import ROOT
 from tests.conftest import run_process
 
@@ -69,6 +70,12 @@ def test_completion(words: str, expected: list[str], tmp_path: Path) -> None:
          '_shtab_run_sh; printf "%s\\n" "${COMPREPLY[@]}"', "bash", *typed]
     )  # fmt: skip
     assert done.stdout.splitlines() == expected, done.stderr
+
+
+def test_completion_has_the_commands_that_help_names() -> None:
+    shown = run_process([RUN, "help"]).stdout.partition("COMMAND: ")[2].partition("\n\n")[0]
+    named = re.findall(r"^ {0,9}(\w+)(?: \(default\))?  ", shown, re.MULTILINE)
+    assert sorted(named) == sorted([*COMMANDS, *NO_OPTIONS])
 
 
 def test_no_door_imports_what_takes_seconds() -> None:
