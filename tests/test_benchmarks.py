@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.frontier import RATES, Trainings
 from benchmarks.gpu import DRY, FULL, SECTIONS, plan
 from benchmarks.run_all import read_results
 from models.config import ModelConfig
 from models.count import Lengths, count_translation
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import ROOT, Command
 
 MEASURED = re.compile(
@@ -102,6 +104,30 @@ def test_benchmarks_are_listed(command: Command) -> None:
     unknown = command("benchmarks.run_all", "--only", "decoding")
     assert unknown.returncode == 2
     assert "decoding" in unknown.stderr
+
+
+def test_a_frontiers_models_have_the_learning_rate_that_validates_best(tmp_path: Path) -> None:
+    trainings = Trainings(tmp_path, tmp_path / "data", [7, 8], {"training.max_steps": "600"})
+    for trial, losses in zip(trainings.trials("RingFormer 96"), [[3, 4], [5, 2], [4]], strict=True):
+        assert trial.recipe.training.max_steps == 200
+        journal = trial.run_dir / "tracking" / "journal.jsonl"
+        journal.parent.mkdir(parents=True)
+        for step, loss in enumerate(losses):
+            record = {"kind": "metrics", "time_ms": 0, "metrics": {"valid_loss": loss}}
+            with journal.open("a") as file:
+                file.write(json.dumps({**record, "step": step}) + "\n")
+
+    of_claims, of_none = (
+        trainings.runs(system) for system in ("RingFormer 96, taught", "RingFormer 96, 6-1, taught")
+    )
+    assert [run.recipe.training.seed for run in of_claims] == [7, 8]
+    for run in (*of_claims, *of_none):
+        assert run.recipe.training.learning_rate == float(RATES[1])
+        assert run.recipe.training.max_steps == 600
+        assert isinstance(run.recipe, TranslationRecipe)
+        (corpus,) = run.recipe.data.train
+        assert corpus.target == str(trainings.lesson)
+    assert len(of_none) == 1
 
 
 def run_gpu(folder: Path, *options: str, **modules: str) -> tuple[list[dict[str, Any]], str]:
