@@ -134,6 +134,10 @@ class TranslationEvaluation(EvaluationConfig, SearchConfig):
     or `{name: NAME, source: FILE, references: [FILE, …]}` with files below data.root. The filter
     test_overlap takes those that are at hand out of the training text."""
 
+    comet: Path | None = None
+    """Also score test sets by COMET: the file of a model's checkpoint. Needs the program
+    `comet-score`."""
+
     untrained_baseline: bool = False
     """Also score the model as it is at step 0, to show what training was worth."""
 

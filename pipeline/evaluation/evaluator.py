@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import digest_of
@@ -20,6 +21,7 @@ from data_prep.text import normalise
 from data_prep.vocabulary import load_vocabularies
 from models.export_format import read_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
+from pipeline.evaluation.comet import check_comet, comet_score
 from pipeline.evaluation.result import VALIDATION, Evaluation, share_progress, slug_of
 from pipeline.evaluation.test_sets import (
     TestSet,
@@ -126,6 +128,8 @@ class EvaluatedModel:
             "target_lang": self.recipe.data.target_lang,  # of BLEU's tokeniser
             "longest line": None if self.export else self.recipe.data.max_tokens_per_side,
         }
+        if self.has_comet(name):
+            depends_on["comet"] = self._comet
         folder = self.recipe.run_dir / "evaluation" / name
         return TranslationResult(
             folder, metric_prefix, digest_of(depends_on), test_set, self.recipe.data.target_lang
@@ -138,6 +142,18 @@ class EvaluatedModel:
         """Tell whether an untrained model is scored on `test_set` too."""
         wanted = self.recipe.evaluation.untrained_baseline
         return wanted and self._is_of_recipe(test_set) and not self.export
+
+    def has_comet(self, name: str) -> bool:
+        """Tell whether COMET scores a test set too, by the name of its folder."""
+        return bool(self.recipe.evaluation.comet) and name != VALIDATION
+
+    @cached_property
+    def _comet(self) -> list[Any]:
+        """Return what tells COMET's model from another."""
+        path = self.recipe.evaluation.comet
+        assert path is not None
+        check_comet(path)
+        return [str(path), path.stat().st_size, path.stat().st_mtime_ns]
 
     def translator(self) -> TextTranslator:
         """Load the model, to translate with it."""
@@ -217,6 +233,13 @@ def _translate_and_score(
         lengths = [len(ids) for ids in translator.source_vocabulary.encode(lines)]
         overlap = overlap_of(recipe, test_set)
         more["in_training_text"] = overlap and overlap._asdict()
+        if recipe.evaluation.comet and model.has_comet(result.folder.name):
+            log.info("test set %s: COMET", test_set.name)
+            each = (
+                comet_score(recipe.evaluation.comet, test_set.sources, hypotheses, reference)
+                for reference in test_set.references
+            )
+            more["comet"] = round(mean(each), 4)
         result.write(hypotheses, lengths, more)
 
 

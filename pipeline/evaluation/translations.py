@@ -69,7 +69,8 @@ class TranslationResult(Result):
     }
     comparison = "paired bootstrap"
     logged_scores = (
-        "bleu", "chrf", "ter", "length_ratio", "sentences_per_second", "untrained_bleu",
+        "bleu", "chrf", "ter", "length_ratio", "comet", "sentences_per_second",
+        "untrained_bleu",
     )  # fmt: skip
     logged_tags: ClassVar[dict[str, str]] = {"bleu_signature": "bleu_signature"}
 
@@ -93,9 +94,10 @@ class TranslationResult(Result):
         scores = self.scores
         untrained = scores.get("untrained_bleu")
         beside = f" (untrained model: {untrained})" if untrained is not None else ""
+        comet = f", COMET {scores['comet']}" if "comet" in scores else ""
         return (
             f"BLEU {scores['bleu']} ± {scores['bleu_ci']}{beside} on {scores['test_set']}, "
-            f"chrF2 {scores['chrf']}, TER {scores['ter']}{_leak(scores)}"
+            f"chrF2 {scores['chrf']}, TER {scores['ter']}{comet}{_leak(scores)}"
         )
 
     def compare_with(self, answers: list[str]) -> dict[str, dict[str, float]]:
