@@ -17,15 +17,23 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from data_prep.files import digest_of, read_json, sha256_of, write_atomically, write_json
 from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
 from pipeline.recipe import Recipe
+from pipeline.tracking.journal import (
+    History,
+    add_to_history,
+    end_torn_line,
+    read_journal,
+    records_behind,
+    subject_of,
+)
 from pipeline.tracking.mlflow_records import METRICS_RECORDS, client_of, describe_error, send
 
 if TYPE_CHECKING:
@@ -35,15 +43,6 @@ log = logging.getLogger("tracking")
 
 RETRY_SECONDS = (1, 2, 5, 10, 30)  # pauses after failures in a row
 CLOSE_SECONDS = 60  # how long `close` waits
-
-History = dict[str, dict[int, float]]  # metric → step → value
-
-
-class JournalRecord(NamedTuple):
-    """A record as the journal has it."""
-
-    content: dict[str, Any]
-    end: int  # position in the journal after the record, in bytes
 
 
 class Tracker:
@@ -59,10 +58,10 @@ class Tracker:
         self._journal.parent.mkdir(parents=True, exist_ok=True)
         self._state = _read_state(recipe) or {"run_id": run_id, "sent": 0}
         self._run_exists = False
-        _end_torn_line(self._journal)
+        end_torn_line(self._journal)
         if not self._journal.exists():
             self._state["sent"] = 0
-        self.history, self._logged = _read_journal(self._journal)
+        self.history, self.tags, self._logged = read_journal(self._journal)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(
             target=self._send_until_closed, name="tracking", daemon=True
@@ -117,15 +116,23 @@ class Tracker:
         same = [math.isclose(value, metrics[key], rel_tol=1e-4) for key, value in before.items()]
         if not (same and all(same)):
             self._append_record("metrics", metrics=dict(metrics), step=step)
-            _add_to_history(self.history, metrics, step)
+            add_to_history(self.history, metrics, step)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Log tags; a new value replaces the old one."""
+        self.tags |= tags
         self._append_if_new("tags", tags=dict(tags))
 
     def log_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Log a small JSON artifact."""
         self._append_if_new("json", name=name, content=content)
+
+    def log_note(self, text: str) -> None:
+        """Log what the run's page begins with, instead of what was there.
+
+        :param text: Markdown; `artifact:PATH` is the address of an artifact.
+        """
+        self._append_if_new("note", name="note", text=text)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file. A copy of it is kept, so that the file as it is now is sent, however late.
@@ -168,7 +175,7 @@ class Tracker:
 
     def _append_if_new(self, kind: str, **content: Any) -> None:
         """Append a record, unless the last record about the same subject says the same."""
-        subject, digest = _subject(kind, content), digest_of(content)
+        subject, digest = subject_of(kind, content), digest_of(content)
         if self._logged.get(subject) != digest:
             self._logged[subject] = digest
             self._append_record(kind, **content)
@@ -231,7 +238,8 @@ class Tracker:
         client = client_of(self._recipe.tracking_uri)
         if not self._run_exists:
             self._find_or_create_run(client)
-        by_kind = groupby(self._unsent_records(), key=lambda record: record.content["kind"])
+        unsent = records_behind(self._journal, self._state["sent"])
+        by_kind = groupby(unsent, key=lambda record: record.content["kind"])
         for kind, group in by_kind:
             while batch := list(islice(group, METRICS_RECORDS if kind == "metrics" else 1)):
                 records = [record.content for record in batch]
@@ -242,24 +250,6 @@ class Tracker:
     def _unsent_bytes(self) -> int:
         size = self._journal.stat().st_size if self._journal.exists() else 0
         return size - int(self._state["sent"])
-
-    def _unsent_records(self) -> Iterator[JournalRecord]:
-        """Read the records of the journal that were not sent yet."""
-        if not self._journal.exists():
-            return
-        with self._journal.open("rb") as journal:
-            journal.seek(self._state["sent"])
-            for line in iter(journal.readline, b""):
-                if not line.endswith(b"\n"):
-                    return  # still being written
-                try:
-                    content = json.loads(line)
-                    if not isinstance(content, dict) or not {"kind", "time_ms"} <= content.keys():
-                        raise ValueError
-                except ValueError:
-                    log.warning("%s: skipped a line that a crash has cut", self._journal)
-                    continue
-                yield JournalRecord(content, journal.tell())
 
     def _find_or_create_run(self, client: MlflowClient) -> None:
         """Make sure that the tracking store has a run; a new one gets the whole journal."""
@@ -324,7 +314,7 @@ def open_tracker(recipe: Recipe) -> Tracker:
 def history_of(recipe: Recipe) -> History:
     """Return the metrics that commands on this run_dir have logged so far."""
     journal, _ = _journal_and_state_file(recipe)
-    return _read_journal(journal)[0]
+    return read_journal(journal).history
 
 
 def send_left_over(recipe: Recipe) -> None:
@@ -352,49 +342,6 @@ def _read_state(recipe: Recipe) -> dict[str, Any] | None:
     sent, run_id = state.get("sent"), state.get("run_id")
     whole = type(sent) is int and sent >= 0 and "run_id" in state
     return state if whole and isinstance(run_id, str | None) else None
-
-
-def _end_torn_line(journal: Path) -> None:
-    """End a last line that a crash has cut, so that the next record has a line of its own."""
-    if journal.exists() and journal.stat().st_size:
-        with journal.open("rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-
-
-def _read_journal(journal: Path) -> tuple[History, dict[str, str]]:
-    """Read what was logged before.
-
-    :returns: metrics (without those of the machine); and digests of other records by their subject.
-    """
-    history: History = {}
-    logged: dict[str, str] = {}
-    if journal.exists():
-        with journal.open("rb") as lines:
-            for line in lines:
-                with suppress(ValueError, KeyError, TypeError, AttributeError):  # cut by a crash
-                    record = json.loads(line)
-                    kind = record.pop("kind")
-                    del record["time_ms"]
-                    if kind == "metrics":
-                        _add_to_history(history, record["metrics"], record["step"])
-                    elif kind != "status":
-                        logged[_subject(kind, record)] = digest_of(record)
-    return history, logged
-
-
-def _add_to_history(history: History, metrics: Mapping[str, float], step: int) -> None:
-    """Put metrics of a step into `history`, except for those of the machine."""
-    for key, value in metrics.items():
-        if not key.startswith("system/"):
-            history.setdefault(key, {})[step] = value
-
-
-def _subject(kind: str, content: Mapping[str, Any]) -> str:
-    """Return what a record is about; a later record about the same replaces it."""
-    names = content.get("name") or sorted(content[kind])
-    return f"{kind} {names} {content.get('context', '')}"
 
 
 def run_id_of(recipe: Recipe) -> str | None:
