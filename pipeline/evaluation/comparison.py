@@ -50,10 +50,15 @@ class Comparison:
     """The statistical test."""
 
     @property
+    def p(self) -> float:
+        """Return the p-value of the score that decides."""
+        return next(iter(self.scores.values()))["p"]
+
+    @property
     def better(self) -> bool:
         """Tell whether this evaluation has the higher score, and not by chance."""
         decides = next(iter(self.scores.values()))
-        return decides["difference"] > 0 and decides["p"] < SIGNIFICANT
+        return decides["difference"] > 0 and self.p < SIGNIFICANT
 
     @property
     def file_name(self) -> str:

@@ -26,6 +26,7 @@ from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.classification.run_model import checkpoints_of_run
 from pipeline.classification.scores import Probabilities, by_class, confusion, mcnemar, scores
 from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.evaluation.answers_page import write_answers_page
 from pipeline.evaluation.result import (
     NUMBERS,
     VALIDATION,
@@ -87,9 +88,11 @@ class ImageResult(Result):
     """A test set of images, and how well a model has classified it."""
 
     files = (
-        "scores.json", "predictions.txt", "predictions.tsv", "confusion.png", "most_wrong.png",
+        "scores.json", "predictions.txt", "predictions.tsv", "predictions.html", "confusion.png",
+        "most_wrong.png",
     )  # fmt: skip
     answers_file = "predictions.txt"
+    page_file = "predictions.html"
     types: ClassVar[dict[str, tuple[type, ...]]] = {
         **dict.fromkeys(
             ("accuracy", "accuracy_low", "accuracy_high", "loss", "images"),
@@ -98,7 +101,9 @@ class ImageResult(Result):
         **dict.fromkeys(("test_set", "test_set_sha256", "fingerprint"), (str,)),
     }
     comparison = "McNemar's test"
-    logged_scores = ("accuracy", "top5_accuracy", "loss", "images_per_second")
+    logged_scores = (
+        "accuracy", "accuracy_low", "accuracy_high", "top5_accuracy", "loss", "images_per_second",
+    )  # fmt: skip
     logged_tags: ClassVar[dict[str, str]] = {}
 
     name: str
@@ -160,8 +165,8 @@ class ImageResult(Result):
         (self.folder / "scores.json").unlink(missing_ok=True)  # what is there describes all of them
         answers = "".join(f"{classes[label]}\n" for label in predicted)
         write_atomically(self.folder / "predictions.txt", answers)
-        worst_first = self._write_predictions(probabilities)
         title = f"accuracy {content['accuracy']:.2f}% on {self.name}"
+        worst_first = self._write_predictions(title, probabilities)
         if drawn != classes:
             title += f"; the first {len(drawn)} of {len(classes)} classes"
         draw_confusion(title, counts, drawn, self.folder / "confusion.png")
@@ -169,7 +174,7 @@ class ImageResult(Result):
         write_json(self.folder / "scores.json", content)
         self.scores = content
 
-    def _write_predictions(self, probabilities: Probabilities) -> list[int]:
+    def _write_predictions(self, title: str, probabilities: Probabilities) -> list[int]:
         """Write every image's prediction, the most wrong first.
 
         :returns: the numbers of the images in that order.
@@ -186,6 +191,8 @@ class ImageResult(Result):
             shares = (f"{of_class[row]:.4f}", f"{probabilities[row, best]:.4f}")
             writer.writerow([row, classes[labels[row]], classes[best], *shares])
         write_atomically(self.folder / "predictions.tsv", text.getvalue())
+        page = self.folder / self.page_file
+        write_answers_page(page, title, COLUMNS, _rows_of(text.getvalue()), "predictions.tsv")
         found: list[int] = order.tolist()
         return found
 
@@ -209,11 +216,30 @@ class ImageResult(Result):
         draw_images(title, images, captions, self.folder / "most_wrong.png")
 
     def tables(self) -> dict[str, dict[str, list[Any]]]:
-        with (self.folder / "predictions.tsv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file, delimiter="\t"))[1 : 1 + TABLE_ROWS]
+        rows = _rows_of((self.folder / "predictions.tsv").read_text(encoding="utf-8"))[:TABLE_ROWS]
         return {
             "most_wrong": {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
         }
+
+
+def _rows_of(predictions: str) -> list[list[Any]]:
+    """Return the rows of a predictions.tsv, below its header."""
+    _, *rows = csv.reader(io.StringIO(predictions, newline=""), delimiter="\t")
+    kinds = (int, str, str, float, float)
+    return [[kind(cell) for kind, cell in zip(kinds, row, strict=True)] for row in rows]
+
+
+def table_of(scores: Sequence[Scores]) -> str:
+    """Return scores on several sets of images as a Markdown table, with their intervals."""
+    lines = ["| images of | images | accuracy (%) | 95% interval | top-5 (%) | cross-entropy |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for s in scores:
+        top5 = f"{s['top5_accuracy']:.2f}" if "top5_accuracy" in s else "–"
+        lines.append(
+            f"| {s['test_set']} | {s['images']:,} | {s['accuracy']:.2f} | "
+            f"{s['accuracy_low']:.2f} to {s['accuracy_high']:.2f} | {top5} | {s['loss']:.4f} |"
+        )
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

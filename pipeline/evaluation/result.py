@@ -80,6 +80,9 @@ class Result(ABC):
     answers_file: ClassVar[str]
     """The one that has an answer a line."""
 
+    page_file: ClassVar[str]
+    """The one that is for people: all answers, to search and sort."""
+
     types: ClassVar[dict[str, tuple[type, ...]]]
     """Of keys that scores.json always has."""
 
@@ -165,9 +168,9 @@ class Result(ABC):
         tracker.log_metrics(metrics, scores.get("step", 0), once=list(metrics))
         for file in self.files:
             tracker.log_artifact(self.folder / file, self.artifact_folder)
-        table = self.artifact_folder.removeprefix("evaluation/").replace("/", "-")
         for kind, columns in self.tables().items():
-            tracker.log_table(f"{kind}/{table}.json", columns)
+            # Runs are compared by tables of the same name: the newest evaluation has it.
+            tracker.log_table(f"{kind}/{name}.json", columns)
         if name != VALIDATION:  # which the run has as the data set of its validation
             profile = {"folder": str(self.folder.absolute()), "examples": self.size}
             digest = scores["test_set_sha256"][:16]

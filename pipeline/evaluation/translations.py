@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from data_prep.files import DataError, write_atomically, write_json
 from pipeline.checkpoints.folder import Checkpoint
+from pipeline.evaluation.answers_page import write_answers_page
 from pipeline.evaluation.result import NUMBERS, Result, Scores, digest_of_weights, read_scores
 from pipeline.evaluation.test_sets import TestSet, load_test_sets
 from pipeline.pictures import draw_bleu_by_length
@@ -26,7 +27,7 @@ from pipeline.translation_recipe import TranslationRecipe
 
 log = logging.getLogger("evaluate")
 
-TABLE_ROWS = {"first": 50, "worst": 20, "best": 20}  # sentences in MLflow's table
+TABLE_ROWS = 100  # the first sentences, in MLflow's table
 SENTENCE_COLUMNS = ("line", "chrf", "source", "translation", "reference")
 USUAL_LENGTH_RATIO = (0.9, 1.1)  # of translations to references; beyond, a warning
 WARNINGS = {
@@ -57,19 +58,38 @@ def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> l
     return sorted(of_these, key=lambda scores: scores["test_set"] != own)
 
 
+def table_of(scores: Sequence[Scores]) -> str:
+    """Return scores on several test sets as a Markdown table, with half of their intervals."""
+    lines = [
+        "| test set | sentences | BLEU | chrF2 | TER | length ratio | beam | in training text |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for s in scores:
+        three = " | ".join(f"{s[name]} ± {s[f'{name}_ci']}" for name in ("bleu", "chrf", "ter"))
+        lines.append(
+            f"| {s['test_set']} | {s['sentences']:,} | {three} | {s['length_ratio']} | "
+            f"{s['beam_size']} | {_leak_in_short(s)} |"
+        )
+    return "\n".join(lines)
+
+
 @dataclass
 class TranslationResult(Result):
     """A test set, and how well a model has translated it."""
 
-    files = ("scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png")
+    files = (
+        "scores.json", "hypotheses.txt", "sentences.tsv", "sentences.html", "by_length.png",
+    )  # fmt: skip
     answers_file = "hypotheses.txt"
+    page_file = "sentences.html"
     types: ClassVar[dict[str, tuple[type, ...]]] = {
         **dict.fromkeys(("bleu", "bleu_ci", "chrf", "ter", "length_ratio", "sentences"), NUMBERS),
         **dict.fromkeys(("test_set", "bleu_signature", "test_set_sha256", "fingerprint"), (str,)),
     }
     comparison = "paired bootstrap"
     logged_scores = (
-        "bleu", "chrf", "ter", "length_ratio", "comet", "sentences_per_second",
+        "bleu", "bleu_low", "bleu_high", "chrf", "ter", "length_ratio", "comet",
+        "sentences_per_second", "untrained_bleu",
         "untrained_bleu",
     )  # fmt: skip
     logged_tags: ClassVar[dict[str, str]] = {"bleu_signature": "bleu_signature"}
@@ -118,11 +138,14 @@ class TranslationResult(Result):
         sources, references = self.test_set.sources, self.test_set.references
         wrong = suspicious(sources, hypotheses, references)
         buckets = by_source_length(source_lengths, hypotheses, references, self.target_lang)
+        found = corpus_scores(hypotheses, references, self.target_lang)
         scores = {
             "test_set": self.test_set.name,
             "sentences": len(sources),
             "references": len(references),
-            **corpus_scores(hypotheses, references, self.target_lang),
+            **found,
+            "bleu_low": round(max(0.0, found["bleu"] - found["bleu_ci"]), 2),
+            "bleu_high": round(min(100.0, found["bleu"] + found["bleu_ci"]), 2),
             **{kind: len(rows) for kind, rows in wrong.items()},
             "copy_rate": round(len(wrong["copied"]) / len(sources), 4),
             "by_source_length": buckets,
@@ -134,8 +157,8 @@ class TranslationResult(Result):
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "scores.json").unlink(missing_ok=True)  # what is there describes all of them
         write_atomically(self.folder / "hypotheses.txt", "".join(f"{h}\n" for h in hypotheses))
-        self._write_sentences(hypotheses)
         title = f"BLEU {scores['bleu']} ± {scores['bleu_ci']} on {self.test_set.name}"
+        self._write_sentences(title, hypotheses)
         draw_bleu_by_length(title, buckets, self.folder / "by_length.png")
         write_json(self.folder / "scores.json", scores)
         self.scores = scores
@@ -156,7 +179,7 @@ class TranslationResult(Result):
             text = "%s: translations are %.2f times as long as the references"
             log.warning(text, name, length_ratio)
 
-    def _write_sentences(self, hypotheses: Sequence[str]) -> None:
+    def _write_sentences(self, title: str, hypotheses: Sequence[str]) -> None:
         """Write every sentence with its chrF2, the worst first."""
         references = self.test_set.references
         chrf = sentence_scores(hypotheses, references)
@@ -170,22 +193,29 @@ class TranslationResult(Result):
         writer.writerow(SENTENCE_COLUMNS)
         writer.writerows(rows)
         write_atomically(self.folder / "sentences.tsv", text.getvalue())
+        page = self.folder / self.page_file
+        write_answers_page(page, title, SENTENCE_COLUMNS, rows, "sentences.tsv")
 
     def tables(self) -> dict[str, dict[str, list[Any]]]:
-        return {"translations": self._translations_table()}
-
-    def _translations_table(self) -> dict[str, list[Any]]:
-        """Return the first, worst and best translations as columns of a table."""
         with (self.folder / "sentences.tsv").open(encoding="utf-8", newline="") as file:
-            worst_first = list(csv.reader(file, delimiter="\t"))[1:]
-        order: dict[str, list[list[str]]] = {
-            "first": sorted(worst_first, key=lambda row: int(row[0])),
-            "worst": worst_first,
-            "best": worst_first[::-1],
+            rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: int(row["line"]))
+        # Where runs are compared, MLflow shows the second column of each for the same first.
+        kinds = {"source": str, "translation": str, "reference": str, "chrf": float, "line": int}
+        return {
+            "translations": {
+                name: [kind(row[name]) for row in rows[:TABLE_ROWS]] for name, kind in kinds.items()
+            }
         }
-        rows = [[why, *row] for why, some in order.items() for row in some[: TABLE_ROWS[why]]]
-        names = ("shown as", *SENTENCE_COLUMNS)
-        return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def _leak_in_short(scores: Scores) -> str:
+    """Return how much of a test set the training text has."""
+    overlap = scores.get("in_training_text")
+    if overlap is None:
+        return "not known"
+    if not any(overlap.values()):
+        return "none"
+    return f"{overlap['sources']:,} sources, {overlap['references']:,} references"
 
 
 def _leak(scores: Scores) -> str:

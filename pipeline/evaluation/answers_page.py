@@ -1,0 +1,44 @@
+"""A page of a model's answers, to search and sort: an HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from data_prep.files import write_atomically
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+MOST_ROWS = 5000  # of a page: 2 MB of text, with which a browser is still quick
+
+
+def write_answers_page(
+    path: Path, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], all_in: str
+) -> None:
+    """Write the first rows of a table as a page.
+
+    :param columns: their names.
+    :param rows: the worst answers first. Numbers are sorted as such.
+    :param all_in: the file that has all rows.
+    """
+    about = ""
+    if len(rows) > MOST_ROWS:
+        about = f"the worst {MOST_ROWS:,} of {len(rows):,}; all are in {all_in}"
+    head = "".join(f"<th><button>{escape(name)}</button></th>" for name in columns)
+    parts = {
+        "TITLE": escape(title),
+        "ABOUT": escape(about),
+        "HEAD": head,
+        "ROWS": "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows[:MOST_ROWS]),
+    }
+    template = TEMPLATE.read_text(encoding="utf-8")
+    page = re.sub("TITLE|ABOUT|HEAD|ROWS", lambda found: parts[found[0]], template)
+    write_atomically(path, page)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        return f'<td dir="auto">{escape(value)}</td>'
+    return f'<td class="number">{value}</td>'
