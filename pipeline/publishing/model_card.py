@@ -18,9 +18,10 @@ from data_prep.stage import read_manifest
 from data_prep.vocabulary import load_vocabularies
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.result import Scores
-from pipeline.evaluation.translations import scores_of
+from pipeline.evaluation.translations import scores_of, table_of
 from pipeline.publishing.shortlist import has_large_vocabulary
 from pipeline.recipe import Recipe
+from pipeline.tracking.note import spaced
 from pipeline.translation_recipe import TranslationRecipe
 
 R = TypeVar("R", bound=Recipe)
@@ -54,10 +55,12 @@ def as_trained(recipe: R, checkpoint: Checkpoint) -> R:
     return recipe.model_copy(update={"training": training.model_validate(known)})
 
 
-def without_yaml_header(card: str) -> str:
-    """Return a model card for readers to whom its YAML header would be text."""
+def as_text(card: str) -> str:
+    """Return a model card as MLflow's registry shows it: without the YAML header, which would be
+    text, and with a title that reads well in a list of models, where Markdown is text."""
     header, end, text = card.partition("\n---\n")
-    return text.lstrip() if end and header.startswith("---\n") else card
+    text = text.lstrip() if end and header.startswith("---\n") else card
+    return spaced(text.removeprefix("# "))
 
 
 def _head(recipe: TranslationRecipe, scores: Sequence[Scores]) -> dict[str, Any]:
@@ -175,37 +178,16 @@ def training_rows(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> dict[str
 def _evaluation_section(scores: Sequence[Scores]) -> str:
     if not scores:
         return "## Evaluation\n\nNot evaluated yet: `./run.sh evaluate` does, then export again."
-    lines = [
-        "| test set | sentences | BLEU | chrF2 | TER | length ratio | in the training text |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for s in scores:
-        three = " | ".join(f"{s[name]} ± {s[f'{name}_ci']}" for name in ("bleu", "chrf", "ter"))
-        lines.append(
-            f"| {s['test_set']} | {s['sentences']:,} | {three} | {s['length_ratio']} | {_leak(s)} |"
-        )
     first = scores[0]
     signatures = "\n".join(
         f"- {label}: `{first[f'{name}_signature']}`"
         for name, label in (("bleu", "BLEU"), ("chrf", "chrF2"), ("ter", "TER"))
     )
     return (
-        "## Evaluation\n\n"
-        + "\n".join(lines)
-        + "\n\n± is half of the 95% bootstrap interval; beam "
-        f"{first['beam_size']}, length penalty {first['length_penalty']:g}. By sacreBLEU, on "
-        f"detokenised text and raw references:\n\n{signatures}"
+        f"## Evaluation\n\n{table_of(scores)}\n\n± is half of the 95% bootstrap interval; "
+        f"length penalty {first['length_penalty']:g}. By sacreBLEU, on detokenised text and raw "
+        f"references:\n\n{signatures}"
     )
-
-
-def _leak(scores: Scores) -> str:
-    """Return how much of a test set the training text has."""
-    overlap = scores.get("in_training_text")
-    if overlap is None:
-        return "not known"
-    if not any(overlap.values()):
-        return "none"
-    return f"{overlap['sources']:,} sources, {overlap['references']:,} references"
 
 
 def _limits_section(recipe: TranslationRecipe) -> str:

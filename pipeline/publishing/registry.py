@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from data_prep.files import read_json, write_json
 from pipeline.evaluation.comparison import compare, download_evaluation
 from pipeline.evaluation.result import Result
-from pipeline.publishing.model_card import without_yaml_header
+from pipeline.publishing.model_card import as_text
 from pipeline.publishing.servable import Servable
 from pipeline.recipe import ROOT, Recipe, UsageError
 from pipeline.tracking.mlflow_records import client_of, describe_error
@@ -55,6 +55,7 @@ def register(recipe: Recipe, servable: Servable, result: Result, validation: Res
         new = _find_or_make_version(client, name, recipe, servable, result, run_id)
         client.set_model_version_tag(name, new.version, "validation", validation.artifact_folder)
         verdict = _move_champion(client, validation, new)
+        client.set_tag(run_id, "registered", f"{name} version {new.version}: {verdict}")
     except UsageError as error:  # the architecture cannot be exported as a standard Transformer
         log.warning("not registered: %s", error)
         return
@@ -130,7 +131,7 @@ def _log_model(
         **{key: str(result.scores[key]) for key in servable.tags},
         "fingerprint": result.fingerprint,  # comes last: a version that has it is complete
     }
-    client.update_model_version(new.name, new.version, description=without_yaml_header(card))
+    client.update_model_version(new.name, new.version, description=as_text(card))
     for key, value in tags.items():
         client.set_model_version_tag(new.name, new.version, key, value)
     return new
@@ -160,6 +161,8 @@ def _move_champion(client: MlflowClient, validation: Result, new: ModelVersion) 
                 f"version {champion.version} stays champion: it was validated on other examples; "
                 "move the alias by hand"
             )
+        step = validation.scores["step"]
+        client.log_metric(str(new.run_id), "quality/p_against_champion", comparison.p, step=step)
         if not comparison.better:
             return f"version {champion.version} stays champion: {comparison}"
         verdict = f"champion instead of version {champion.version}: {comparison}"

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.evaluation.translations import weights_digest
-from pipeline.publishing.model_card import model_card, without_yaml_header
+from pipeline.publishing.model_card import as_text, model_card
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import save_checkpoint
 
@@ -64,9 +64,9 @@ def test_the_header_is_plain_yaml(card: str) -> None:
     assert results[0]["task"] == results[1]["task"]
 
 
-def test_the_registry_shows_the_card_without_its_header(card: str) -> None:
-    text = without_yaml_header(card)
-    assert text.startswith("# run: ringformer, de → en\n\n## Model\n")
-    assert card.endswith(text)
-    assert without_yaml_header(text) == text
-    assert without_yaml_header("A line.\n---\nAnother.\n") == "A line.\n---\nAnother.\n"
+def test_the_registry_shows_the_card_as_text(card: str) -> None:
+    text = as_text(card)
+    assert text.startswith("run: ringformer, de → en\n\n## Model\n")
+    assert "\n| | |\n|---|---|\n| architecture&emsp; | ringformer |\n" in text
+    assert card.endswith("# " + text.replace("&emsp;", ""))
+    assert as_text("A line.\n---\nAnother.\n") == "A line.\n---\nAnother.\n"
