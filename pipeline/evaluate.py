@@ -23,6 +23,7 @@ from pipeline.command_line import (
     path_argument,
     run_command,
 )
+from pipeline.evaluation import images, translations
 from pipeline.evaluation.comparison import LoggedEvaluation, compare_all, evaluations_of_run
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.images import ImageResult, evaluate_images
@@ -34,6 +35,7 @@ from pipeline.publishing.servable import Servable, servable_classifier, servable
 from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank, world_size
 from pipeline.recipe import Recipe
 from pipeline.tasks import task_of
+from pipeline.tracking.note import log_note
 from pipeline.tracking.provenance import log_data
 from pipeline.tracking.tracker import open_tracker, run_id_of
 from pipeline.translation_recipe import SearchConfig, TranslationRecipe
@@ -123,12 +125,12 @@ def _publish(
     """
     results, validation = evaluation.results, evaluation.validation
     tracker = open_tracker(recipe)
-    log_data(tracker, recipe, task_of(recipe).data_facts())
+    data = task_of(recipe).data_facts()
+    log_data(tracker, recipe, data)
     for result in (*results, *filter(None, [validation])):
         result.log(tracker)
     if not evaluation.export:
-        note = "\n\n".join(result.line for result in results)
-        tracker.log_tags({"mlflow.note.content": note})
+        log_note(tracker, recipe, data, _scores(recipe, evaluation))
     compared = compare_all(results, baseline) if baseline else []
     for result, comparison in compared:
         tracker.log_json(f"{result.artifact_folder}/{comparison.file_name}", comparison.content)
@@ -138,6 +140,24 @@ def _publish(
         register(recipe, _servable(recipe, evaluation), results[0], validation)
     lines = [f"{result.test_set_name}: {comparison}" for result, comparison in compared]
     print("\n".join([*lines, summary(recipe, results)]))
+
+
+def _scores(recipe: Recipe, evaluation: Evaluation[Any]) -> str:
+    """Return what the run's note says of its scores, on every test set that these weights have
+    been evaluated on, and where all answers are."""
+    checkpoints, validation = evaluation.checkpoints, evaluation.validation
+    results: list[Result] = [*evaluation.results, *filter(None, [validation])]
+    if isinstance(recipe, TranslationRecipe):
+        table = translations.table_of(translations.scores_of(recipe, checkpoints))
+        interval = "± is half of the 95% interval."
+    else:
+        table, interval = images.table_of([result.scores for result in results]), ""
+    pages = ", ".join(
+        f"[{result.test_set_name}](artifact:{result.artifact_folder}/{result.page_file})"
+        for result in results
+    )
+    tags = ", ".join(checkpoint.tag for checkpoint in checkpoints)
+    return f"{table}\n\nWeights: {tags}. {interval} All answers, to search and sort: {pages}."
 
 
 def summary(recipe: Recipe, results: Sequence[Result]) -> str:

@@ -9,10 +9,12 @@ import json
 import logging
 import math
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from data_prep.files import first_line
 
@@ -25,6 +27,8 @@ MAX_PARAMS = 100  # MLflow's limit for one request; that of metrics is 1,000
 METRICS_RECORDS = 50  # journal records of metrics sent together
 METRIC_DIGITS = 6  # significant ones; the journal has all
 TRAINING_METRICS = ("epoch", "grad_norm", "learning_rate", "skipped_steps")
+
+ARTIFACT = re.compile(r"(?P<label>!?\[[^]]*\])\(artifact:(?P<path>[^)]*)\)")  # in a note
 
 IMPORT_LOCK = threading.Lock()  # two threads that import mlflow at once deadlock
 
@@ -140,6 +144,19 @@ def _send_tags(client: MlflowClient, run_id: str, record: Record) -> None:
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in record["tags"].items()])
 
 
+def _send_note(client: MlflowClient, run_id: str, record: Record) -> None:
+    experiment = client.get_run(run_id).info.experiment_id
+    page = f"#/experiments/{experiment}/runs/{run_id}/artifacts"
+
+    def address(found: re.Match[str]) -> str:
+        label, path = found["label"], quote(found["path"])
+        if label.startswith("!"):  # a picture
+            return f"{label}(get-artifact?run_uuid={run_id}&path={path})"
+        return f"{label}({page}/{path}?workflowType=machine_learning)"
+
+    client.set_tag(run_id, "mlflow.note.content", ARTIFACT.sub(address, record["text"]))
+
+
 def _send_input(client: MlflowClient, run_id: str, record: Record) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -160,9 +177,12 @@ def _send_json(client: MlflowClient, run_id: str, record: Record) -> None:
 
 def _send_table(client: MlflowClient, run_id: str, record: Record) -> None:
     name, folder = record["name"], record["name"].rpartition("/")[0]
-    # To a table that is there MLflow would append.
+    columns = record["columns"]
     if name not in [item.path for item in client.list_artifacts(run_id, folder or None)]:
-        client.log_table(run_id, record["columns"], name)
+        client.log_table(run_id, columns, name)
+    else:  # `log_table` would append to it
+        rows = list(zip(*columns.values(), strict=True))
+        client.log_dict(run_id, {"columns": list(columns), "data": rows}, name)
 
 
 def _send_status(client: MlflowClient, run_id: str, record: Record) -> None:
@@ -175,6 +195,7 @@ def _send_status(client: MlflowClient, run_id: str, record: Record) -> None:
 SENDERS = {
     "params": _send_params,
     "tags": _send_tags,
+    "note": _send_note,
     "input": _send_input,
     "json": _send_json,
     "table": _send_table,

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shlex
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,6 +48,7 @@ DEEPSPEED_KEYS = (  # the rest is in deepspeed.json, or the recipe's
     "bf16.enabled",
     "fp16.enabled",
 )
+RECIPE = "recipe.json"  # has every key, and is a recipe as well: JSON is YAML
 PACKAGES = ("torch", "deepspeed", "fairseq2", "ctranslate2", "sentencepiece", "sacrebleu", "mlflow")
 
 
@@ -75,7 +79,7 @@ def log_data(tracker: Tracker, recipe: Recipe, data: DataFacts) -> None:
     if not tracker.has_records:
         tracker.log_status("SCHEDULED")
         tracker.log_tags(_code_tags() | _machine_tags())
-    tracker.log_json("recipe.json", recipe.model_dump(mode="json"))
+    tracker.log_json(RECIPE, recipe.model_dump(mode="json", by_alias=True))
     tracker.log_params(**_parameters(recipe, "data"), **data.names)
     if (manifest := data.manifest) is None:
         return
@@ -85,9 +89,39 @@ def log_data(tracker: Tracker, recipe: Recipe, data: DataFacts) -> None:
         if path.exists():  # shards can be copied without what they were made from
             tracker.log_artifact(path, "data")
     for context, split, name in data.sets:
-        files = {s["name"]: s["sha256"] for s in manifest["shards"] if s["split"] == split}
+        files, digest = _files_of(manifest, split)
         profile = {"folder": str(recipe.shards.absolute()), **manifest["totals"][split]}
-        tracker.log_input(name[:500], digest_of(files)[:16], context, {**profile, "sha256": files})
+        tracker.log_input(name[:500], digest, context, {**profile, "sha256": files})
+
+
+def _files_of(manifest: Manifest, split: str) -> tuple[dict[str, str], str]:
+    """Return the sha256 of the shards of a split by name, and what MLflow calls the digest of the
+    data set that they are."""
+    files = {s["name"]: s["sha256"] for s in manifest["shards"] if s["split"] == split}
+    return files, digest_of(files)[:16]
+
+
+def how_to_reproduce(recipe: Recipe, data: DataFacts, tags: Mapping[str, str]) -> str:
+    """Return what a training has to be given again to come out the same, as Markdown.
+
+    :param tags: of the run.
+    """
+    rest = f"[{RECIPE}](artifact:{RECIPE}) has every key, and is a recipe as well."
+    if "command" not in tags:  # its checkpoints were copied here
+        return f"How it was trained is not known here. {rest}"
+    commit = tags.get("mlflow.source.git.commit")
+    lines = [f"git checkout {commit}"] * (commit is not None) + [tags["command"]]
+    facts = [f"Seed {recipe.training.seed}"]
+    if data.manifest is not None:
+        facts += [
+            f"{context} data `{name}` with the digest {_files_of(data.manifest, split)[1]}"
+            for context, split, name in data.sets
+        ]
+    facts.append(f"torch {tags['version.torch']} on {tags['ranks']} rank(s), {tags['device']}")
+    dirty = tags.get("git_dirty") == "true"
+    changed = " The checkout had changes that are in no commit." if dirty else ""
+    code = "\n".join(["```sh", *lines, "```"])
+    return f"{code}\n\n{', '.join(facts)}.{changed} {rest}"
 
 
 class TrainingFacts(NamedTuple):
@@ -113,11 +147,21 @@ def log_training(tracker: Tracker, recipe: Recipe, facts: TrainingFacts) -> None
             "ranks": str(facts.ranks),
             "device": facts.device,
             "core_parameters": str(facts.core_parameters),
+            "command": _command(),
         }
     )
-    tracker.log_json("recipe.json", recipe.model_dump(mode="json"))
+    tracker.log_json(RECIPE, recipe.model_dump(mode="json", by_alias=True))
     tracker.log_json("deepspeed.json", facts.deepspeed_config)
     tracker.log_status("RUNNING")
+
+
+def _command() -> str:
+    """Return how this training is started by hand."""
+    given = [each for each in sys.argv[1:] if not each.startswith("--local_rank")]
+    launcher = os.environ.get("DEEPSPEED_ARGS")
+    prefix = f"DEEPSPEED_ARGS={shlex.quote(launcher)} " if launcher else ""
+    command = prefix + shlex.join(["./run.sh", *given])
+    return re.sub("://[^/@]*@", "://", command)  # a tracking server's password is nobody's business
 
 
 def _parameters(recipe: Recipe, *sections: str) -> dict[str, Any]:

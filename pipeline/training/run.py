@@ -15,6 +15,7 @@ from pipeline.pictures import draw_losses
 from pipeline.preflight import check_space
 from pipeline.ranks import without_greetings
 from pipeline.recipe import Recipe
+from pipeline.tracking.note import LOSSES, log_note
 from pipeline.tracking.provenance import TrainingFacts, log_data, log_training
 from pipeline.tracking.system_metrics import SystemMetrics
 from pipeline.tracking.tracker import Tracker, open_tracker
@@ -70,7 +71,8 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
         log.info("preflight: %s", fits)
         _introduce(trainer, newest)
         tracker = open_tracker(task.recipe)
-        log_data(tracker, task.recipe, task.data_facts())
+        data = task.data_facts()
+        log_data(tracker, task.recipe, data)
         log_training(tracker, task.recipe, _facts(trainer))
     status = "FAILED"
     try:
@@ -82,7 +84,8 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
         raise
     finally:
         if tracker:
-            _log_losses(tracker, task.recipe)
+            _draw_losses(tracker, task.recipe)
+            log_note(tracker, task.recipe, data, scores=None)
             tracker.close(status)
 
 
@@ -125,11 +128,10 @@ def _facts(trainer: Trainer[Batch]) -> TrainingFacts:
     )
 
 
-def _log_losses(tracker: Tracker, recipe: Recipe) -> None:
-    """Draw the picture of the run, for those who have no dashboard at hand."""
-    picture = recipe.run_dir / "loss.png"
+def _draw_losses(tracker: Tracker, recipe: Recipe) -> None:
+    """Draw the picture of the run, which its note shows."""
+    picture = recipe.run_dir / LOSSES
     try:
         draw_losses(tracker.history, picture)
-        tracker.log_artifact(picture)
     except OSError as error:  # a full disk: training ends as it has, not with a traceback
         log.warning("%s: not drawn: %s", picture, error.strerror)

@@ -77,7 +77,8 @@ def test_what_mlflow_has(
     run = client.get_run(str(champion.run_id))
     folder = recipe.run_dir / "evaluation" / "bars-test"
     found = json.loads((folder / "scores.json").read_text())
-    assert run.data.metrics["quality/test_accuracy"] == found["accuracy"]
+    for name in ("accuracy", "accuracy_low", "accuracy_high"):
+        assert run.data.metrics[f"quality/test_{name}"] == found[name]
     assert run.data.metrics["loss/test_loss"] == pytest.approx(found["loss"], rel=1e-5)
     assert {"quality/valid_accuracy", "loss/train_loss"} <= run.data.metrics.keys()
     assert run.data.params["data.train"] == "bars"
@@ -86,6 +87,14 @@ def test_what_mlflow_has(
     place = run.data.tags["evaluation.bars-test"]
     names = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, place)}
     assert {"scores.json", "confusion.png", "most_wrong.png", "predictions.tsv"} <= names
+    note = run.data.tags["mlflow.note.content"]
+    interval = f"{found['accuracy_low']:.2f} to {found['accuracy_high']:.2f}"
+    row = f"| bars-test | 60 | {found['accuracy']:.2f} | {interval} | – | {found['loss']:.4f} |\n"
+    assert row in note.replace("&emsp;", "")
+    assert "\n| validation&emsp; | 30&emsp; |" in note
+    assert f"[bars-test](#/experiments/1/runs/{run.info.run_id}/artifacts/{place}/" in note
+    assert "predictions.html" in names
+    assert "\n./run.sh --config " in note
     assert champion.tags["accuracy"] == str(found["accuracy"])
     assert f"accuracy **{found['accuracy']:.2f}%**" in str(champion.description)
 

@@ -62,6 +62,7 @@ def test_nothing_is_lost_while_the_server_is_away(
     tracker = Tracker(recipe)  # the next command
     tracker.log_metrics({"train_loss": 0.0}, 101)
     tracker.log_table("translations.json", {"source": ["Hallo."], "translation": ["Hello."]})
+    tracker.log_note("![a](artifact:loss.png) [b](artifact:data/a b.html) [c](https://d)")
     tracker.close()
     run_id = tracker.run_id
     assert run_id is not None
@@ -71,6 +72,11 @@ def test_nothing_is_lost_while_the_server_is_away(
     assert history[49].value == 1 / 50
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run_id}/artifacts"
+    assert run.data.tags["mlflow.note.content"] == (
+        f"![a](get-artifact?run_uuid={run_id}&path=loss.png) "
+        f"[b]({page}/data/a%20b.html?workflowType=machine_learning) [c](https://d)"
+    )
     assert run.data.params["data.totals.train.pairs"] == "3"
     assert run.data.params["deepspeed.zero_optimization.stage"] == "1"
     artifacts = [item.path for item in client.list_artifacts(run_id, "evaluation")]
@@ -93,6 +99,13 @@ def test_nothing_is_lost_while_the_server_is_away(
     assert "skipped a line that a crash has cut" in caplog.text
     table = client.download_artifacts(run_id, "translations.json", str(tmp_path))
     assert json.loads(Path(table).read_text())["data"] == [["Hallo.", "Hello."]]
+    tracker = Tracker(recipe)  # another evaluation's takes its place
+    tracker.log_table("translations.json", {"source": ["Ja.", "Nein."], "chrf": [1.5, 2]})
+    tracker.close()
+    table = client.download_artifacts(run_id, "translations.json", str(tmp_path))
+    assert json.loads(Path(table).read_text()) == {
+        "columns": ["source", "chrf"], "data": [["Ja.", 1.5], ["Nein.", 2]],
+    }  # fmt: skip
 
 
 def test_a_new_store_or_a_deleted_run_gets_everything(
