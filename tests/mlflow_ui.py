@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from selenium.common.exceptions import (
@@ -73,6 +73,19 @@ const headers = document.querySelectorAll(
     '[data-testid=experiment-view-compare-runs-section-header]');
 return [...headers].map(header => header.textContent.split('(')[0]);
 """
+NOTE = """
+const note = document.querySelector('[data-testid=note-editor-preview-content]');
+const pictures = [...(note?.querySelectorAll('img') ?? [])];
+if (!note?.textContent || pictures.some(picture => !picture.naturalWidth)) return null;
+const rows = [...note.querySelectorAll('tr')].map(
+    row => [...row.cells].map(cell => cell.textContent.trim()));
+const links = [...note.querySelectorAll('a')].map(link => [link.textContent, link.href]);
+return [note.innerText, rows, pictures.length, Object.fromEntries(links)];
+"""
+FOUND = """
+return [...document.querySelector('tbody').rows].filter(row => row.checkVisibility()).map(
+    row => [...row.cells].map(cell => cell.textContent));
+"""
 FOLDER = """
 return document.querySelector(`[data-testid=artifact-tree-node][artifact-name="${arguments[0]}"]`);
 """
@@ -134,6 +147,15 @@ def chromium(profile: Path) -> Chrome:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     return Chrome(options=options, service=Service(_program("chromedriver")))
+
+
+class Note(NamedTuple):
+    """Markdown, as MLflow shows it."""
+
+    text: str
+    rows: list[list[str]]  # of its tables
+    pictures: int
+    links: dict[str, str]
 
 
 class MlflowUi:
@@ -200,6 +222,30 @@ class MlflowUi:
         """The sections of a run's charts, from the top."""
         self._open(f"{self._experiment}/runs/{run_id}/model-metrics")
         return list(self._until("charts", SECTIONS))
+
+    def note(self, run_id: str) -> Note:
+        """Return what a run's page begins with, all of it."""
+        self._open(f"{self._experiment}/runs/{run_id}")
+        self._click("the rest of the note", "//*[text()='Show more']")
+        return Note(*self._until("a note with its pictures", NOTE))
+
+    def card(self, model: str, version: str) -> Note:
+        """Return the description of a version of a registered model."""
+        self._open(f"models/{model}/versions/{version}")
+        return Note(*self._until("a description", NOTE))
+
+    def answers(self, address: str, words: str, column: str) -> list[list[str]]:
+        """Return the rows that a page of answers has for a search, once sorted by a column."""
+        self._browser.get("about:blank")
+        self._browser.get(address)
+        frame = (By.CSS_SELECTOR, "iframe.mlflow-html-iframe")
+        (page,) = self._wait("a page of answers", lambda browser: browser.find_elements(*frame))
+        self._browser.switch_to.frame(page)
+        self._type("words, in any column", words)
+        self._click(column, f"//th[normalize-space()='{column}']/button")
+        found = list(self._browser.execute_script(FOUND))  # type: ignore[no-untyped-call]
+        self._browser.switch_to.default_content()
+        return found
 
     def table(self, run_id: str, folder: str) -> list[list[str]]:
         """Return the first table in a folder of a run's artifacts, header first."""

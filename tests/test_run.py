@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import mlflow
 import pytest
 import requests
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from pipeline.checkpoints.folder import list_checkpoints
@@ -39,6 +41,13 @@ RIVAL_BLEU = 12.34
 def champion_of(client: MlflowClient) -> ModelVersion:
     """Return the registered model that is champion."""
     return client.get_model_version_by_alias("ringformer-de-en-toy-test", "champion")
+
+
+def told(run: Run) -> dict[str, str]:
+    """Return the rows of the table that a run's note has, by their first cell."""
+    note = run.data.tags["mlflow.note.content"].replace("&emsp;", "")
+    rows = (line[2:].split(" | ", 1) for line in note.splitlines() if line.startswith("| "))
+    return {name: cells for name, cells in rows}
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +102,9 @@ def test_a_second_run_reuses_everything(
     assert again.stdout.splitlines()[-1] == trained.stdout.splitlines()[-1]
 
 
-def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: Path) -> None:
+def test_mlflow_has_the_run(
+    trained: subprocess.CompletedProcess[str], recipe: Path, tmp_path: Path
+) -> None:
     loaded = load_recipe(recipe)
     run_id = run_id_of(loaded)
     assert run_id is not None
@@ -112,6 +123,10 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
         "loss", "quality", "speed", "system", "training",
     }  # fmt: skip
     assert {"quality/test_bleu", "quality/test_ter", "loss/valid_loss"} <= logged
+    scores = json.loads((loaded.run_dir / "evaluation" / "toy-test" / "scores.json").read_text())
+    ends = [run.data.metrics[f"quality/test_bleu_{end}"] for end in ("low", "high")]
+    around = [scores["bleu"] - scores["bleu_ci"], scores["bleu"] + scores["bleu_ci"]]
+    assert ends == pytest.approx([max(0, around[0]), around[1]])
     for name in ("loss/train_loss", "speed/memory_gib"):
         values = [metric.value for metric in client.get_metric_history(run_id, name)]
         assert values == [float(f"{value:.6g}") for value in values]
@@ -128,11 +143,16 @@ def test_mlflow_has_the_run(trained: subprocess.CompletedProcess[str], recipe: P
     assert data == {"manifest.json", "report.json", "report.png", "spm.model"}
     evaluation = str(run.data.tags["evaluation.toy-test"])
     files = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, evaluation)}
-    assert files == {"scores.json", "hypotheses.txt", "sentences.tsv", "by_length.png"}
+    assert files == {
+        "scores.json", "hypotheses.txt", "sentences.tsv", "sentences.html", "by_length.png",
+    }  # fmt: skip
     tables = [file.path for file in client.list_artifacts(run_id, "translations")]
-    assert [path.split("-step-")[0] for path in tables] == [
-        "translations/toy-test", "translations/validation",
-    ]  # fmt: skip
+    assert tables == ["translations/toy-test.json", "translations/validation.json"]
+    journal = (loaded.run_dir / "tracking" / "journal.jsonl").read_text().splitlines()
+    notes = [record["text"] for record in map(json.loads, journal) if record["kind"] == "note"]
+    assert notes[0].startswith("No scores yet: `./run.sh evaluate` makes them.\n\n![losses](")
+    every_key = client.download_artifacts(run_id, "recipe.json", str(tmp_path))
+    assert load_recipe(Path(every_key)) == loaded
     tags = run.data.tags
     assert {"host", "cpus", "gpus", "version.torch", "version.fairseq2", "ranks"} <= tags.keys()
     if (ROOT / ".git").exists():
@@ -156,8 +176,8 @@ def test_the_evaluated_model_is_registered_and_served_from_its_artifact_alone(
     folder = loaded.run_dir / "evaluation" / "toy-test"
     scores = json.loads((folder / "scores.json").read_text())
     assert champion.tags["bleu"] == str(scores["bleu"])
-    assert f"| toy-test | 20 | {scores['bleu']} ± {scores['bleu_ci']}" in str(champion.description)
-    assert str(champion.description).startswith("# run: ringformer, de → en\n")  # no YAML header
+    registered = client.get_run(str(champion.run_id)).data.tags["registered"]
+    assert registered == "ringformer-de-en-toy-test version 1: the first, and so champion"
     model = mlflow.pyfunc.load_model(
         client.get_model_version_download_uri("ringformer-de-en-toy-test", champion.version)
     )
@@ -193,21 +213,34 @@ def test_another_model_is_champion_only_if_it_is_better(
         shutil.copytree(first.run_dir / part, tmp_path / "again" / part)
     for path in (tmp_path / "again").glob("checkpoints/*/checkpoint.json"):  # of no MLflow run
         path.write_text(json.dumps({**json.loads(path.read_text()), "tracker_run_id": None}))
-    # An earlier checkpoint, compared with the run that it was copied from.
+    # An earlier checkpoint, compared with the run that it was copied from; on a test set more.
     config = ["--run_dir", str(tmp_path / "again"), "--tracking.uri", first.tracking_uri]
     evaluate = ["pipeline.evaluate", "--config", str(recipe), *config]
-    done = command(*evaluate, "--evaluation.checkpoint", 40, "--baseline", run_id_of(first))
+    second = load_recipe(recipe, list(zip(["run_dir", "tracking.uri"], config[1::2], strict=True)))
+    text = first.run_dir / "clean"
+    more = f"[{{name: more, source: {text}/valid.de, references: [{text}/valid.en]}}]"
+    options = ["--evaluation.checkpoint", 40, "--evaluation.test_sets", more]
+    done = command(*evaluate, *options, "--baseline", run_id_of(first))
     assert done.returncode == 0, done.stderr
     assert f"version {before.version} stays champion: " in done.stderr
     compared = rf"toy-test: [-+][\d.]+ BLEU, p = [\d.]+; .* against run {before.run_id}\)\n"
     assert re.search(compared, done.stdout)
     assert champion_of(client) == before
+    run = client.get_run(str(run_id_of(second)))
+    assert f"version {before.version} stays champion: " in run.data.tags["registered"]
+    assert 0 <= run.data.metrics["quality/p_against_champion"] <= 1
+    assert list(told(run)) == ["test set", "toy-test", "more", "toy-valid"]
+    # Of other weights the note has no more than they were scored on, and nothing of before.
+    newest = command(*evaluate)
+    assert newest.returncode == 0, newest.stderr
+    found = told(client.get_run(run.info.run_id))
+    assert list(found) == ["test set", "toy-test", "toy-valid"]
+    assert found == told(client.get_run(str(run_id_of(first))))
     nobody = command(*evaluate, "--baseline", "0" * 32)
     assert (nobody.returncode, "Traceback" in nobody.stderr) == (1, False)
     assert f"--baseline {'0' * 32}: " in nobody.stderr
 
     # Translations that are better beyond chance, and then worse ones: as if by other models.
-    second = load_recipe(recipe, list(zip(["run_dir", "tracking.uri"], config[1::2], strict=True)))
     (test_set,), valid_set = load_test_sets(second), load_validation_set(second)
     facts = {"checkpoints": ["step-00000080"], "step": 80, "beam_size": 2, "length_penalty": 1.0}
     champions = []
@@ -418,14 +451,47 @@ def test_the_dashboard_shows_bleu_the_loss_curve_and_the_translations(
     assert [step for step, _ in curve] == [metric.step for metric in logged]
     assert [loss for _, loss in curve] == pytest.approx([metric.value for metric in logged])
     table = ui.table(run_id, "translations")
-    ui.save("translations")
-    assert {"source", "translation", "reference"} <= set(table[0])
+    ui.save("table")
+    # Where runs are compared, MLflow groups by the first column and shows the second.
+    assert table[0][:3] == ["source", "translation", "reference"]
     first = dict(zip(table[0], table[1], strict=True))
     texts = [
         loaded.run_dir / name for name in ("clean/test.de", "evaluation/toy-test/hypotheses.txt")
     ]
     expected = [text.read_text().split("\n")[0] for text in texts]
     assert [first["source"], first["translation"]] == expected
+    assert ui.errors() == []
+
+
+@needs_chromium
+def test_a_run_begins_with_its_scores_and_leads_to_all_translations(
+    ui: MlflowUi, recipe: Path
+) -> None:
+    loaded = load_recipe(recipe)
+    folder = loaded.run_dir / "evaluation" / "toy-test"
+    scores = json.loads((folder / "scores.json").read_text())
+    note = ui.note(str(run_id_of(loaded)))
+    ui.save("note")
+    bleu = f"{scores['bleu']} ± {scores['bleu_ci']}"
+    assert note.rows[1][:3] == ["toy-test", "20", bleu]
+    assert [row[0] for row in note.rows] == ["test set", "toy-test", "toy-valid"]
+    assert note.pictures == 1
+    assert f"\n./run.sh --config {recipe}\n" in note.text
+    assert "artifact:" not in note.text
+    with (folder / "sentences.tsv").open(newline="") as file:
+        worst_first = list(csv.DictReader(file, delimiter="\t"))
+    word = worst_first[3]["source"].split()[0].lower()
+    found = ui.answers(note.links["toy-test"], f" {word}", "chrf")
+    ui.save("translations")
+    expected = [row for row in worst_first if any(word in cell.lower() for cell in row.values())]
+    assert [dict(zip(worst_first[0], row, strict=True)) for row in found] == expected
+    card = ui.card(
+        "ringformer-de-en-toy-test", champion_of(MlflowClient(loaded.tracking_uri)).version
+    )
+    ui.save("card")
+    assert card.text.startswith("run: ringformer, de → en\n")  # no YAML header
+    assert ["toy-test", "20", bleu] in [row[:3] for row in card.rows]
+    assert not re.search(r"^[-#|`]|&\w+;", card.text, re.MULTILINE)
     assert ui.errors() == []
 
 
@@ -442,4 +508,6 @@ def test_the_dashboard_shows_the_bleu_of_two_runs_side_by_side(
     compared = ui.compared(run_ids, "quality/test_bleu")
     ui.save("comparison")
     assert [float(value) for value in compared] == [scores["bleu"], RIVAL_BLEU]
+    ends = ui.compared(run_ids, "quality/test_bleu_high")
+    assert [float(value) for value in ends] == pytest.approx(2 * [scores["bleu_high"]])
     assert ui.errors() == []
