@@ -243,7 +243,7 @@ class MlflowUi:
         self._browser.switch_to.frame(page)
         self._type("words, in any column", words)
         self._click(column, f"//th[normalize-space()='{column}']/button")
-        found = list(self._browser.execute_script(FOUND))  # type: ignore[no-untyped-call]
+        found = list(self._browser.execute_script(FOUND))
         self._browser.switch_to.default_content()
         return found
 

@@ -20,13 +20,16 @@ def write_answers_page(
     """Write the first rows of a table as a page.
 
     :param columns: their names.
-    :param rows: the worst answers first. Numbers are sorted as such.
+    :param rows: the worst answers first; there is one. Numbers are sorted as such.
     :param all_in: the file that has all rows.
     """
     about = ""
     if len(rows) > MOST_ROWS:
         about = f"the worst {MOST_ROWS:,} of {len(rows):,}; all are in {all_in}"
-    head = "".join(f"<th><button>{escape(name)}</button></th>" for name in columns)
+    head = "".join(
+        f"<th{_kind(value)}><button>{escape(name)}</button></th>"
+        for name, value in zip(columns, rows[0], strict=True)
+    )
     parts = {
         "TITLE": escape(title),
         "ABOUT": escape(about),
@@ -39,6 +42,9 @@ def write_answers_page(
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return f'<td dir="auto">{escape(value)}</td>'
-    return f'<td class="number">{value}</td>'
+    return f"<td{_kind(value)}>{escape(str(value))}</td>"
+
+
+def _kind(value: Any) -> str:
+    """Return the attribute that cells with such values have."""
+    return ' dir="auto"' if isinstance(value, str) else ' class="number"'

@@ -49,6 +49,7 @@ DEEPSPEED_KEYS = (  # the rest is in deepspeed.json, or the recipe's
     "fp16.enabled",
 )
 RECIPE = "recipe.json"  # has every key, and is a recipe as well: JSON is YAML
+LONG_COMMAND = 80  # characters; MLflow does not wrap the lines of a program
 PACKAGES = ("torch", "deepspeed", "fairseq2", "ctranslate2", "sentencepiece", "sacrebleu", "mlflow")
 
 
@@ -110,7 +111,7 @@ def how_to_reproduce(recipe: Recipe, data: DataFacts, tags: Mapping[str, str]) -
     if "command" not in tags:  # its checkpoints were copied here
         return f"How it was trained is not known here. {rest}"
     commit = tags.get("mlflow.source.git.commit")
-    lines = [f"git checkout {commit}"] * (commit is not None) + [tags["command"]]
+    lines = [f"git checkout {commit}"] * (commit is not None) + [_folded(tags["command"])]
     facts = [f"Seed {recipe.training.seed}"]
     if data.manifest is not None:
         facts += [
@@ -162,6 +163,14 @@ def _command() -> str:
     prefix = f"DEEPSPEED_ARGS={shlex.quote(launcher)} " if launcher else ""
     command = prefix + shlex.join(["./run.sh", *given])
     return re.sub("://[^/@]*@", "://", command)  # a tracking server's password is nobody's business
+
+
+def _folded(command: str) -> str:
+    """Return a long command with a line for each option."""
+    if len(command) <= LONG_COMMAND:
+        return command
+    words = re.findall(r"""(?:[^\s'"]|'[^']*'|"[^"]*")+""", command)
+    return "".join(f" \\\n    {word}" if word[:2] == "--" else f" {word}" for word in words)[1:]
 
 
 def _parameters(recipe: Recipe, *sections: str) -> dict[str, Any]:

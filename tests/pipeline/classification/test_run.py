@@ -94,7 +94,7 @@ def test_what_mlflow_has(
     assert "\n| validation&emsp; | 30&emsp; |" in note
     assert f"[bars-test](#/experiments/1/runs/{run.info.run_id}/artifacts/{place}/" in note
     assert "predictions.html" in names
-    assert "\n./run.sh --config " in note
+    assert "\n./run.sh \\\n    --config " in note
     assert champion.tags["accuracy"] == str(found["accuracy"])
     assert f"accuracy **{found['accuracy']:.2f}%**" in str(champion.description)
 

@@ -34,6 +34,7 @@ def test_text_stays_text_and_nothing_is_from_elsewhere(tmp_path: Path) -> None:
     cells = Cells(page)
     assert cells.texts == ["line", HOSTILE, "3", HOSTILE, "1", "Ja."]
     assert cells.elements.count("script") == 1  # ours
+    assert page.count('class="number"') == 3
     assert "http" not in page
     assert "all.tsv" not in page
 
