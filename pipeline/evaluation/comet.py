@@ -67,4 +67,5 @@ def comet_score(
     if done.returncode or len(rows) != len(hypotheses):
         last = next(reversed(done.stderr.strip().splitlines()), "it said nothing")
         raise DataError(f"{PROGRAM} with the model {model} failed: {last}")
-    return mean(row["COMET"] for row in rows)
+    scores: list[float] = [row["COMET"] for row in rows]
+    return mean(scores)

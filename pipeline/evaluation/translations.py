@@ -60,16 +60,16 @@ def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> l
 
 def table_of(scores: Sequence[Scores]) -> str:
     """Return scores on several test sets as a Markdown table, with half of their intervals."""
-    lines = [
-        "| test set | sentences | BLEU | chrF2 | TER | length ratio | beam | in training text |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    names = ["test set", "sentences", "BLEU", "chrF2", "TER"]
+    names += ["COMET"] * any("comet" in s for s in scores)
+    names += ["length ratio", "beam", "in training text"]
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for s in scores:
-        three = " | ".join(f"{s[name]} ± {s[f'{name}_ci']}" for name in ("bleu", "chrf", "ter"))
-        lines.append(
-            f"| {s['test_set']} | {s['sentences']:,} | {three} | {s['length_ratio']} | "
-            f"{s['beam_size']} | {_leak_in_short(s)} |"
-        )
+        cells = [s["test_set"], f"{s['sentences']:,}"]
+        cells += [f"{s[name]} ± {s[f'{name}_ci']}" for name in ("bleu", "chrf", "ter")]
+        cells += [s.get("comet", "–")] * ("COMET" in names)
+        cells += [s["length_ratio"], s["beam_size"], _leak_in_short(s)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
@@ -90,7 +90,6 @@ class TranslationResult(Result):
     logged_scores = (
         "bleu", "bleu_low", "bleu_high", "chrf", "ter", "length_ratio", "comet",
         "sentences_per_second", "untrained_bleu",
-        "untrained_bleu",
     )  # fmt: skip
     logged_tags: ClassVar[dict[str, str]] = {"bleu_signature": "bleu_signature"}
 

@@ -37,7 +37,8 @@ def evaluated(
         folder = run_dir / "evaluation" / name
         folder.mkdir(parents=True)
         scores = {**SCORES, "test_set": name, "weights_sha256": weights_digest(recipe, checkpoints)}
-        (folder / "scores.json").write_text(json.dumps(scores))
+        comet = {"comet": 0.8} if name == "other" else {}
+        (folder / "scores.json").write_text(json.dumps({**scores, **comet}))
     return recipe
 
 
@@ -53,6 +54,12 @@ def test_scores_of_a_test_set_that_has_changed_are_not_told(
     card = model_card(evaluated, list_checkpoints(evaluated.checkpoints))
     assert "| other | 20 |" in card
     assert "| toy-test | 20 |" not in card
+
+
+def test_scores_that_some_test_sets_have_are_told(card: str) -> None:
+    assert "| TER | COMET | length ratio |" in card
+    assert "| 1.0 ± 1.0 | – | 1.0 | 2 | not known |\n" in card
+    assert "| 1.0 ± 1.0 | 0.8 | 1.0 | 2 | not known |\n" in card
 
 
 def test_the_header_is_plain_yaml(card: str) -> None:
