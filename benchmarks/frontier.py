@@ -3,8 +3,8 @@
     python -m benchmarks.frontier --data ../shared/data [--seeds 1 2 3] [--jobs 2]
 
 Every model is `./run.sh --config recipes/multi30k_de_en.yaml` with a seed, the overrides of
-`SYSTEMS`, three times the recipe's steps, and any others that are given with a `--run_dir`. The
-learning rate is that of `RATES` with the lowest validation loss after a third of the steps.
+`SYSTEMS` and `COMMON`, and any others that are given with a `--run_dir`. The learning rate is that
+of `RATES` with the lowest validation loss after a third of the steps.
 Students learn from the translations of `TEACHER`. What carries one of `CLAIMS` is trained with all
 seeds, the rest with the first. Then every model is exported in int8, in each format that takes it,
 and the exports translate in turns, a sentence at a time on one thread; not so with `--rounds 0`.
@@ -27,7 +27,10 @@ from data_prep.files import write_atomically
 from pipeline.recipe import ROOT
 
 RECIPE = ROOT / "recipes" / "multi30k_de_en.yaml"
-STEPS = 9000
+COMMON = {
+    "training.max_steps": "9000",
+    "training.deepspeed_config": "ds_configs/zero1_bf16.json",  # BLEU is as in float32, sooner
+}
 RATES = "1e-3", "2e-3", "4e-3"
 
 
@@ -131,7 +134,7 @@ class Trainings:
         :param given: overrides for all.
         """
         self.folder, self.seeds = folder, seeds
-        self.common = {"data.root": str(data), "training.max_steps": str(STEPS), **given}
+        self.common = {**COMMON, "data.root": str(data), **given}
         self.sources = data / "multi30k" / "train.de.gz"
         self.lesson = folder / "taught.en"  # the teacher's translations
 
