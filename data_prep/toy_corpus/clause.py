@@ -64,7 +64,7 @@ def _front(np: NP, case: int) -> str:
 class Clause:
     subject: NP
     verb: Verb
-    mode: str  # pres, past, passive or the name of a German auxiliary or modal
+    mode: str  # pres, now (what is going on), past, passive or the name of a German modal or werden
     parts: list[Part] = field(default_factory=list)
     negated: bool = False
     often: Pair = ("", "")

@@ -1,4 +1,4 @@
-"""The sentence templates: what may be said about whom.
+"""Phrases and clauses: what may be said about whom; `templates.py` makes sentences of them.
 
 English is a function of the German: where a word such as "sie" could mean several things, only
 one of them is ever built, or the sentence itself decides.
@@ -22,11 +22,7 @@ MODES = (
     + ["können", "müssen", "wollen"] * 2
     + ["konnte", "musste", "wollte", "sollen", "möchte", "möchte"]
 )
-ASKED_MODES = ("past", "past", "past", "werden", "wollen", "konnte")
 KNOWN = (THE, THE, lex.THIS, lex.MY)
-TRANSITIVE = [verb for verb in VERBS if verb.frame == "A"]
-HANDLING = [verb for verb in TRANSITIVE if not {*PEOPLE, "building"} & {*verb.kinds}]
-LOCAL = [verb for verb in VERBS if "@" in verb.flags]
 
 
 class Grammar:
@@ -63,7 +59,8 @@ class Grammar:
 
     def other(self, subject: NP, kinds: Sequence[str] = PEOPLE) -> NP:
         """Pick somebody in particular, but not the subject."""
-        while (np := self.person(kinds)).en == subject.en or np.form == "indefinite":
+        barred = subject.en.split(" and ")
+        while (np := self.person(kinds)).en in barred or np.form == "indefinite":
             pass
         return np
 
@@ -72,6 +69,8 @@ class Grammar:
         np = self.person()
         if self.often(0.35):
             np = self.pick((*inf.SPEAKERS, inf.HE, inf.SHE, inf.THEY))
+        elif self.often(0.05):
+            np = inf.couple(*self.rng.sample(inf.NAMES, 2))
         return self.subject(barred) if np.form == "indefinite" or np.who in barred else np
 
     def thing(self, kind: str, clause: Clause | None = None) -> NP:
@@ -147,7 +146,10 @@ class Grammar:
             german = f"{preposition} {np.de[ACC if case == 'acc' else DAT]}"
             parts.append(Part(Role.PREPOSITIONAL, german, np.en_object))
         elif frame in lex.GOALS:
-            parts.append(Part(Role.PREDICATE, *self.pick(lex.GOALS[frame])))
+            german, english = self.pick(lex.GOALS[frame])
+            if frame == "language" and clause.negated:
+                german = f"kein {german}"
+            parts.append(Part(Role.PREDICATE, german, english))
 
     def adverbials(self, clause: Clause) -> None:
         verb, mode, parts = clause.verb, clause.mode, clause.parts
@@ -159,7 +161,7 @@ class Grammar:
             and ("1" not in verb.flags and self.often(0.4 if habit else 0.15))
         ):
             clause.often = self.pick(lex.FREQUENCIES)
-        elif active and (habit or self.often(0.5)):
+        elif active and (habit or self.often(0.2 if mode == "now" else 0.5)):
             parts.append(self.time(mode, clause.negated))
         if "@" in verb.flags and self.often(0.3):
             parts.append(Part(Role.PLACE, *self.pick(lex.PLACES), front="de"))
@@ -168,6 +170,8 @@ class Grammar:
             parts.append(Part(Role.COMPANY, f"mit {np.de[DAT]}", f"with {np.en_object}"))
 
     def time(self, mode: str, negated: bool = False) -> Part:
+        if mode == "now":
+            return Part(Role.TIME, "jetzt", "now", "both")
         past = mode in ("past", "konnte", "musste", "wollte", "passive")
         chance = self.rng.random()
         if mode == "pres":
@@ -262,177 +266,3 @@ class Grammar:
                 else (self.clause(about, modes, plain=self.often(0.6)))
             )
         return clause.german_final(german), join(english, clause.english())
-
-    # Sentences
-    def statement(self) -> Pair:
-        clause = self.clause(self.person() if self.often(0.3) else self.subject())
-        return clause.state(self.pick(("", "", "both", "both", "de")))
-
-    def description(self) -> Pair:
-        kind = self.pick([kind for kind in lex.NOUNS if kind not in PEOPLE])
-        clause = self.copula(self.subject((0,)) if self.often(0.3) else self.thing(kind))
-        return clause.ask() if not clause.negated and self.often(0.25) else clause.state()
-
-    def question(self) -> Pair:
-        clause = self.clause(self.subject((0, 3)))  # one seldom asks about oneself
-        return self.question() if clause.negated or "nie" in clause.often else clause.ask()
-
-    def wh_question(self) -> Pair:
-        german, english = self.pick(
-            (
-                ("wo", "where"),
-                ("wann", "when"),
-                ("warum", "why"),
-                ("wer", "who"),
-                ("wen", "who"),
-                ("was", "what"),
-                ("wem", "who"),
-            )
-        )
-        if german == "wer":
-            clause = self.clause(inf.HE._replace(de=("wer",), en="who"), ASKED_MODES, plain=True)
-            return clause.german() + "?", clause.english() + "?"
-        subject = self.subject((0, 3))
-        if german in ("wen", "was", "wem"):
-            frame, human = "D" if german == "wem" else "A", german != "was"
-            clause = self.gapped(
-                subject,
-                ASKED_MODES,
-                [
-                    verb
-                    for verb in VERBS
-                    if verb.frame == frame and any((kind in PEOPLE) == human for kind in verb.kinds)
-                ],
-            )
-            if "=" not in clause.verb.flags and self.often(0.5):
-                clause.parts.append(self.time(clause.mode))
-        else:
-            clause = self.clause(subject, ASKED_MODES, True, LOCAL if german == "wo" else VERBS)
-        return clause.ask(german, english)
-
-    def complex_sentence(self) -> Pair:
-        german, english, mode = self.pick(
-            (
-                ("weil", "because", "past"),
-                ("obwohl", "although", "past"),
-                ("bevor", "before", "past"),
-                ("wenn", "if", "pres"),
-            )
-        )
-        modes = (
-            ("past", "past", "konnte", "musste")
-            if mode == "past"
-            else ("werden", "können", "müssen", "wollen")
-        )
-        clause = self.clause(self.subject(), modes, plain=self.often(0.7))
-        german, english = self.subordinate(german, english, mode, clause.subject)
-        if self.often(0.4):
-            return f"{clause.german(german + ',')}.", f"{english}, {clause.english()}."
-        return f"{clause.german()}, {german}.", f"{clause.english()} {english}."
-
-    def reported(self) -> Pair:
-        """Put a clause with dass or ob behind a verb of saying or knowing."""
-        verb, mode = self.pick(
-            (
-                ("wissen", "pres"),
-                ("glauben", "pres"),
-                ("sagen", "past"),
-                ("wissen", "past"),
-                ("glauben", "past"),
-            )
-        )
-        main = Clause(self.subject(), VERB[verb], mode, negated=verb == "wissen")
-        opening = ("ob", "whether") if main.negated else ("dass", "that")
-        german, english = self.subordinate(*opening, self.pick(("past", mode)), main.subject)
-        return f"{main.german()}, {german}.", f"{main.english()} {english}."
-
-    def infinitive(self) -> Pair:
-        verb = VERB[self.pick(("versuchen", "vergessen", "versprechen"))]
-        main = Clause(self.subject(), verb, "past")
-        german, english = self.clause(main.subject, ("wollen",), plain=True).infinitive()
-        return f"{main.german()}, {german}.", f"{main.english()} {english}."
-
-    def relative_sentence(self) -> Pair:
-        """Put a relative clause at the subject or, behind the verb, at the object."""
-        if self.often(0.5):
-            noun = self.pick(lex.NOUNS[self.pick(("adult", "child"))])
-            np = noun_phrase(self.pick((THE, THE, lex.THIS)), None, noun, self.often(0.25))
-            german, english = self.relative(np)
-            subject = np._replace(de=(f"{np.de[NOM]}, {german},",), en=f"{np.en} {english}")
-            return (
-                self.copula(subject)
-                if self.often(0.3)
-                else self.clause(subject, ("past", "past", "wollen", "werden"), plain=True)
-            ).state()
-        clause = self.gapped(self.subject(), ("past", "past", "möchte", "müssen"), TRANSITIVE)
-        noun = self.pick(lex.NOUNS[self.pick([k for k in clause.verb.kinds if k != "kin"])])
-        np = noun_phrase(self.pick((THE, THE, lex.A)), None, noun, self.often(0.2))
-        german, english = self.relative(np, clause.verb)
-        clause.parts = [accusative(np._replace(en_object=f"{np.en} {english}"))]
-        return f"{clause.german()}, {german}.", f"{clause.english()}."
-
-    def passive(self) -> Pair:
-        verb = self.pick([verb for verb in HANDLING if not verb.rest and "=" not in verb.flags])
-        parts = [self.time("passive")] if self.often(0.6) else []
-        if self.often(0.5):
-            np = self.person()
-            german = f"von {np.de[DAT]}".replace("von dem ", "vom ")
-            parts.append(Part(Role.AGENT, german, f"by {np.en_object}"))
-        clause = Clause(self.thing(self.pick(verb.kinds)), verb, "passive", parts)
-        return clause.ask() if self.often(0.2) else clause.state(self.pick(("", "both")))
-
-    def liking(self) -> Pair:
-        """Make a sentence with gefallen, whose German subject is the English object."""
-        thing = self.thing(self.pick(("clothes", "small", "vehicle", "furniture", "text")))
-        german = Clause(
-            thing, VERB["gefallen"], self.pick(("pres", "pres", "past")), negated=self.often(0.2)
-        )
-        english = Clause(
-            self.subject(), german.verb, german.mode, [accusative(thing)], german.negated
-        )
-        return f"{german.german(english.subject.de[DAT])}.", f"{english.english()}."
-
-    def contrast(self) -> Pair:
-        """Make two clauses about the same thing: er, sie or es in German, and it in English."""
-        subject = self.subject()
-        first = self.gapped(subject, ("past",), HANDLING)
-        thing = self.thing(self.pick(first.verb.kinds))
-        first.parts = [accusative(thing)]
-        it = inf.pronoun_for(thing)
-        if self.often(0.4) and subject.gender != thing.gender:
-            second = self.copula(it, "past")
-            german, english = self.pick((("weil", "because"), ("obwohl", "although")))
-            return (
-                f"{first.german()}, {second.german_final(german)}.",
-                f"{first.english()} {english} {second.english()}.",
-            )
-        second = self.gapped(
-            inf.pronoun_for(subject),
-            ("past", "wollen", "konnte", "wollte"),
-            [verb for verb in TRANSITIVE if thing.kind in verb.kinds and verb != first.verb],
-            True,
-        )
-        second.parts = [accusative(it)]
-        return (
-            f"{first.german()}, aber {second.german()}.",
-            f"{first.english()}, but {second.english()}.",
-        )
-
-    def sentence(self) -> Pair:
-        german, english = self.pick(TEMPLATES)(self)
-        return german[0].upper() + german[1:], english[0].upper() + english[1:]
-
-
-TEMPLATES = (
-    [Grammar.statement] * 14
-    + [Grammar.question] * 4
-    + [Grammar.wh_question] * 3
-    + [Grammar.complex_sentence] * 6
-    + [Grammar.reported] * 4
-    + [Grammar.infinitive] * 3
-    + [Grammar.relative_sentence] * 4
-    + [Grammar.description] * 3
-    + [Grammar.passive] * 2
-    + [Grammar.liking] * 2
-    + [Grammar.contrast] * 2
-)

@@ -40,6 +40,7 @@ PARADIGM = {
         "sein": "bin bist ist sind seid sind",
         "war": "war warst war waren wart waren",
         "haben": "habe hast hat haben habt haben",
+        "mögen": "mag magst mag mögen mögt mögen",
         "wissen": "weiß weißt weiß wissen wisst wissen",
         "passive": "wurde wurdest wurde wurden wurdet wurden",
         "werden": "werde wirst wird werden werdet werden",
@@ -107,6 +108,12 @@ NAMES = [
     for sex, names in lex.NAMES.items()
     for name in names
 ]
+
+
+def couple(first: NP, second: NP) -> NP:
+    """Return two people with names as one noun phrase: Anna und Peter."""
+    english = f"{first.en} and {second.en}"
+    return NP((f"{first.en} und {second.en}",) * 3, english, english, 5, "p", "p", "definite")
 
 
 def pronoun_for(np: NP) -> NP:
@@ -206,7 +213,7 @@ def _present(verb: Verb) -> tuple[str, ...]:
 @cache
 def german_verb(verb: Verb, mode: str, who: int) -> tuple[str, str, str]:
     """Return the finite verb, what ends the clause, and both where they meet there."""
-    if mode == "pres":
+    if mode in ("pres", "now"):
         finite = _present(verb)[who]
         return finite, verb.prefix, verb.prefix + finite
     if mode == "past" and verb.stem == "sein":
@@ -222,6 +229,8 @@ def english_verb(verb: Verb, mode: str, who: int) -> tuple[str, str, str]:
     base, past, participle = verb.en
     if mode == "passive":
         return WAS[who], participle, ""
+    if mode == "now":
+        return BE[who], join(lex.with_ing(base), verb.rest), ""
     if mode in OPERATORS:
         operator, link = OPERATORS[mode]
         return operator, join(link, base, verb.rest), ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 Pair = tuple[str, str]  # German, English
@@ -17,26 +18,33 @@ NOUN_TABLE = {
     " n Mädchen Mädchens Mädchen girl f",
     "kin": "m Vater Vaters - father, f Mutter Mutter - mother, m Bruder Bruders Brüder brother,"
     " f Schwester Schwester Schwestern sister, m Freund Freundes Freunde friend,"
-    " f Freundin Freundin Freundinnen friend",
+    " f Freundin Freundin Freundinnen friend, m Sohn Sohnes Söhne son, f Tochter Tochter Töchter"
+    " daughter",
+    "animal": "m Hund Hundes Hunde dog, f Katze Katze Katzen cat",
     "drink": "m Kaffee Kaffees - coffee, m Tee Tees - tea, f Milch Milch - milk,"
-    " m Orangensaft Orangensafts - orange_juice",
+    " n Wasser Wassers - water, m Orangensaft Orangensafts - orange_juice",
     "food": "m Apfel Apfels Äpfel apple, m Kuchen Kuchens Kuchen cake, n Brot Brotes - bread,"
-    " n Ei Eis Eier egg, m Apfelkuchen Apfelkuchens Apfelkuchen apple_cake",
+    " n Ei Eis Eier egg, f Suppe Suppe Suppen soup, m Apfelkuchen Apfelkuchens Apfelkuchen"
+    " apple_cake",
     "text": "n Buch Buches Bücher book, m Brief Briefes Briefe letter,"
     " f Geschichte Geschichte Geschichten story",
+    "press": "f Zeitung Zeitung Zeitungen newspaper",
     "clothes": "m Mantel Mantels Mäntel coat, m Hut Hutes Hüte hat, n Kleid Kleides Kleider"
     " dress, f Jacke Jacke Jacken jacket",
     "small": "m Schlüssel Schlüssels Schlüssel key, f Tasche Tasche Taschen bag,"
+    " m Ball Balles Bälle ball, f Blume Blume Blumen flower,"
     " m Haustürschlüssel Haustürschlüssels Haustürschlüssel front_door_key,"
     " f Kaffeetasse Kaffeetasse Kaffeetassen coffee_cup",
     "vehicle": "n Auto Autos Autos car, n Fahrrad Fahrrads Fahrräder bicycle",
     "device": "f Lampe Lampe Lampen lamp, m Computer Computers Computer computer,"
-    " n Radio Radios Radios radio, f Waschmaschine Waschmaschine Waschmaschinen washing_machine",
+    " n Radio Radios Radios radio, n Handy Handys Handys phone,"
+    " f Waschmaschine Waschmaschine Waschmaschinen washing_machine",
     "furniture": "m Tisch Tisches Tische table, m Stuhl Stuhls Stühle chair, n Bett Bettes Betten"
     " bed, m Küchentisch Küchentischs Küchentische kitchen_table",
     "opening": "f Tür Tür Türen door, n Fenster Fensters Fenster window,"
     " f Haustür Haustür Haustüren front_door",
-    "building": "n Haus Hauses Häuser house, f Schule Schule Schulen school",
+    "building": "n Haus Hauses Häuser house, f Schule Schule Schulen school, n Zimmer Zimmers"
+    " Zimmer room",
 }
 PEOPLE = ("adult", "child", "kin")
 
@@ -44,14 +52,18 @@ PEOPLE = ("adult", "child", "kin")
 # comparative ("-": none); English positive/comparative ("more ..." if none is given).
 ADJECTIVE_TABLE = {
     "adult kin child": "klug klüger clever/cleverer, nett netter nice/nicer,"
-    " müde/müd müder tired, glücklich glücklicher happy/happier",
+    " müde/müd müder tired, glücklich glücklicher happy/happier, traurig trauriger sad/sadder,"
+    " krank - sick, groß größer tall/taller, klein kleiner small/smaller",
     "adult kin": "jung jünger young/younger, alt älter old/older, berühmt berühmter famous",
     "drink food": "kalt kälter cold/colder, warm wärmer warm/warmer, gut besser good/better",
-    "text": "kurz kürzer short/shorter, lang länger long/longer,"
+    "animal": "jung jünger young/younger, alt älter old/older, groß größer big/bigger,"
+    " klein kleiner small/smaller, schwarz - black",
+    "animal vehicle": "schnell schneller fast/faster",
+    "text press": "kurz kürzer short/shorter, lang länger long/longer,"
     " interessant interessanter interesting, gut besser good/better",
     "clothes small vehicle device furniture": "alt älter old/older, neu neuer new/newer,"
     " klein kleiner small/smaller, schwer schwerer heavy/heavier, schön schöner beautiful,"
-    " teuer/teur teurer expensive, rot - red, schwarz - black",
+    " teuer/teur teurer expensive, rot - red, schwarz - black, blau - blue, weiß - white",
     "opening building": "alt älter old/older, neu neuer new/newer, groß größer big/bigger,"
     " klein kleiner small/smaller, dunkel/dunkl dunkler dark/darker, schön schöner beautiful",
 }
@@ -60,50 +72,68 @@ ADJECTIVE_TABLE = {
 # English base/past/participle, words that stay behind it ("~": behind a pronoun object only);
 # frame and kinds of object; flags. Frames: A, D, DA objects by case, a preposition with its case,
 # a key of GOALS, "-" nothing, "*" only certain sentences.
-# Flags: = stative, 1 not a habit, ! not done on purpose, @ may name a place, m a companion.
+# Flags: = stative, 1 not a habit, ! not done on purpose, @ may name a place, m a companion, a
+# animals do it, too.
 VERB_TABLE = """
-kaufen kauft gekauft; buy/bought; A food drink text clothes vehicle device furniture; 1
-verkaufen verkauft verkauft; sell/sold; A vehicle device furniture clothes; 1
-lesen liest gelesen; read/read; A text; @
+kaufen kauft gekauft; buy/bought; A food drink text press clothes animal vehicle device furniture; 1
+verkaufen verkauft verkauft; sell/sold; A vehicle device furniture clothes animal; 1
+lesen liest gelesen; read/read; A text press; @
 schreiben schreibt geschrieben; write/wrote/written; A text; @
 trinken trinkt getrunken; drink/drank/drunk; A drink; @m
 essen isst gegessen; eat/ate/eaten; A food; @m
-suchen sucht gesucht; look for; A text clothes small kin; @
-finden findet gefunden; find/found; A text clothes small; 1!@
+suchen sucht gesucht; look for; A text press clothes small kin animal; @
+finden findet gefunden; find/found; A text press clothes small animal; 1!@
 verlieren verliert verloren; lose/lost; A clothes small; 1!@
-vergessen vergisst vergessen; forget/forgot/forgotten; A clothes small text; 1!
+vergessen vergisst vergessen; forget/forgot/forgotten; A clothes small text press; 1!
 reparieren repariert repariert; repair; A vehicle device furniture opening; 1
-waschen wäscht gewaschen; wash; A clothes vehicle;
+waschen wäscht gewaschen; wash; A clothes vehicle animal;
 putzen putzt geputzt; clean; A opening building;
 besuchen besucht besucht; visit; A adult child kin; m
 brauchen braucht gebraucht; need; A small drink clothes vehicle furniture; =
 verstehen versteht verstanden; understand/understood; A adult child kin text; =
-sehen sieht gesehen; see/saw/seen; A adult child kin building; 1!@
+sehen sieht gesehen; see/saw/seen; A adult child kin animal building; 1!@
 bauen baut gebaut; build/built; A building furniture; 1
 tragen trägt getragen; wear/wore/worn; A clothes;
 an|rufen ruft angerufen; call; A adult kin; m
 ab|holen holt abgeholt; pick ~up; A adult child kin; m
 ein|laden lädt eingeladen; invite; A adult child kin;
+fragen fragt gefragt; ask; A adult child kin; @
+lieben liebt geliebt; love; A adult child kin animal; =
+kennen kennt gekannt; know/knew/known; A adult child kin; =
+mögen mag gemocht; like; A drink adult child kin; =
+haben hat gehabt; have/had; A press small clothes vehicle device animal; =
 auf|machen macht aufgemacht; open; A opening;
+schließen schließt geschlossen; close; A opening;
 ein|schalten schaltet eingeschaltet; turn ~on; A device;
 aus|schalten schaltet ausgeschaltet; turn ~off; A device;
-weg|werfen wirft weggeworfen; throw/threw/thrown ~away; A text clothes; 1
+weg|werfen wirft weggeworfen; throw/threw/thrown ~away; A text press clothes; 1
 helfen hilft geholfen; help; D adult child kin; @
 zu|hören hört zugehört; listen to; D adult child kin;
 geben gibt gegeben; give/gave/given; DA text small food; @
+bringen bringt gebracht; bring/brought; DA text press small food drink;
 zeigen zeigt gezeigt; show/showed/shown; DA text clothes vehicle;
 warten wartet gewartet; wait for; auf:acc adult child kin; @m
 sprechen spricht gesprochen; speak/spoke/spoken to; mit:dat adult child kin; @
-schlafen schläft geschlafen; sleep/slept; -; @
+schlafen schläft geschlafen; sleep/slept; -; @a
+spielen spielt gespielt; play; -; @ma
+laufen läuft ist:gelaufen; run/ran/run; -; @ma
+sitzen sitzt gesessen; sit/sat; -; @ma
+singen singt gesungen; sing/sang/sung; -; @m
+lachen lacht gelacht; laugh; -; @
+kochen kocht gekocht; cook; -; @m
 arbeiten arbeitet gearbeitet; work; -; @m
 tanzen tanzt getanzt; dance; -; @m
+lernen lernt gelernt; learn; language; m
 wohnen wohnt gewohnt; live; live; =m
+bleiben bleibt ist:geblieben; stay; stay; m
+kommen kommt ist:gekommen; come/came/come; back; =
 gehen geht ist:gegangen; go/went/gone; go; m
 fahren fährt ist:gefahren; travel; trip; m
 fliegen fliegt ist:geflogen; fly/flew/flown; trip; m
 zurück|kommen kommt ist:zurückgekommen; come/came/come back; back; 1m
 auf|stehen steht ist:aufgestanden; get/got up; -;
 sein ist ist:gewesen; be; *; =
+heißen heißt geheißen; be; *; =
 gefallen gefällt gefallen; like; *; =
 wissen weiß gewusst; know/knew; *; =
 glauben glaubt geglaubt; believe; *; =
@@ -122,20 +152,25 @@ NAMES = {"f": ("Anna", "Maria", "Julia", "Clara"), "m": ("Peter", "Paul", "Marti
 CITIES = _pairs("Berlin/Berlin, München/Munich, Wien/Vienna, Köln/Cologne, Paris/Paris")
 PLACES = _pairs(
     "im Garten/in the garden, in der Küche/in the kitchen, im Park/in the park,"
-    "zu Hause/at home, in der Schule/at school, im Büro/at the office"
+    "zu Hause/at home, in der Schule/at school, im Büro/at the office, in der Stadt/in the city"
 )
 GOALS = {
     "go": _pairs(
-        "in den Park/to the park, nach Hause/home, ins Büro/to the office,in die Schule/to school"
+        "in den Park/to the park, nach Hause/home, ins Büro/to the office,"
+        "in die Schule/to school, in die Stadt/to the city"
     ),
+    "stay": PLACES,
+    "language": _pairs("Deutsch/German, Englisch/English, Französisch/French"),
     "live": [(f"in {de}", f"in {en}") for de, en in CITIES],
     "trip": [(f"nach {de}", f"to {en}") for de, en in CITIES],
     "back": [(f"aus {de}", f"from {en}") for de, en in CITIES],
 }
 DAYS = _pairs("am Montag/on Monday, am Freitag/on Friday, am Sonntag/on Sunday")
-PAST_TIMES = _pairs("gestern/yesterday, letzte Woche/last week, heute Morgen/this morning")
+PAST_TIMES = _pairs(
+    "gestern/yesterday, letzte Woche/last week, heute Morgen/this morning, heute/today"
+)
 FUTURE_TIMES = _pairs(
-    "morgen/tomorrow, nächste Woche/next week, bald/soon,heute Abend/this evening"
+    "morgen/tomorrow, nächste Woche/next week, bald/soon, heute Abend/this evening, heute/today"
 )
 HABITS = _pairs(
     "jeden Tag/every day, jeden Morgen/every morning, sonntags/on Sundays,"
@@ -143,6 +178,10 @@ HABITS = _pairs(
 )
 MONTHS = _pairs("März/March, Mai/May, Oktober/October")
 FREQUENCIES = _pairs("oft/often, nie/never, immer/always, manchmal/sometimes")
+GREETINGS = _pairs(
+    "guten Morgen/good morning, guten Tag/good afternoon, guten Abend/good evening,"
+    "gute Nacht/good night, hallo/hello, danke/thank you, auf Wiedersehen/goodbye"
+)
 UNITS = _pairs(
     "/, ein/one, zwei/two, drei/three, vier/four, fünf/five, sechs/six, sieben/seven,"
     "acht/eight, neun/nine, zehn/ten, elf/eleven, zwölf/twelve, dreizehn/thirteen,"
@@ -208,6 +247,8 @@ class Verb(NamedTuple):
 
     def allows(self, mode: str) -> bool:
         """Return whether somebody can be said to want, have to ... do this."""
+        if mode == "now":
+            return {"=", "!"}.isdisjoint(self.flags)
         if "=" in self.flags:
             return mode in ("pres", "past")
         return (
@@ -219,9 +260,19 @@ class Verb(NamedTuple):
 
 def with_s(word: str) -> str:
     """Add the English ending -s, of verbs and of regular plurals."""
+    if word == "have":
+        return "has"
     if word.endswith("y") and word[-2] not in "aeou":
         return word[:-1] + "ies"
     return word + ("es" if word.endswith(("s", "sh", "ch", "x", "go")) else "s")
+
+
+def with_ing(word: str) -> str:
+    """Add the English ending -ing to a verb: making, getting, opening."""
+    if word.endswith("e") and not word.endswith("ee"):
+        return word[:-1] + "ing"
+    doubled = re.fullmatch("[^aeiou]+[aeiou][^aeiouwxy]", word)
+    return word + (word[-1] if doubled else "") + "ing"
 
 
 def _nouns() -> dict[str, list[Noun]]:
@@ -278,5 +329,7 @@ def _verb(row: str) -> Verb:
 
 
 NOUNS, ADJECTIVES = _nouns(), _adjectives()
+PROFESSIONS = [n for n in NOUNS["adult"] if n.en in ("doctor", "teacher", "student")]
 VERB = {verb.prefix + verb.stem: verb for verb in map(_verb, VERB_TABLE.strip().splitlines())}
 VERBS = [verb for verb in VERB.values() if verb.frame != "*"]
+ANIMAL_VERBS = [verb for verb in VERBS if "a" in verb.flags]
