@@ -116,7 +116,7 @@ setup() {
   if [[ -n $(ls -A "$VENV" 2>/dev/null) && ! -e $MARK && ! -e $VENV/requirements.lock ]]; then
     fail 1 "$VENV is there, and not made by this script; move it away"
   fi
-  say "setting up $VENV with $("$python" --version) (about 8 GB)"
+  say "setting up $VENV with $("$python" --version) (about 8 GB, 2 minutes)"
   if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
     { mkdir -p "$VENV" && touch "$MARK" &&
       find "$VENV/" -mindepth 1 -maxdepth 1 ! -name "${MARK##*/}" -exec rm -rf {} + &&
@@ -150,6 +150,34 @@ print(next(iter(glob.glob(os.path.join(folder, "libsndfile*.so*"))), ""))')
   if [[ -n $library ]]; then ln -sf "$library" "$VENV/lib/libsndfile.so.1"; fi
 }
 
+# The last value of an option among arguments; nothing if it is not there.
+option() {
+  local name=$1 value=''
+  shift
+  while [[ $# != 0 ]]; do
+    case $1 in
+      "--$name") value=${2:-} ;;
+      "--$name="*) value=${1#*=} ;;
+    esac
+    shift
+  done
+  printf '%s' "$value"
+}
+
+# What a run is about, as its recipe begins, and where it goes: before its first evaluation.
+introduce() {
+  local recipe folder
+  recipe=$(option config "$@")
+  recipe=${recipe:-$ROOT/recipes/quickstart.yaml}
+  [[ -f $recipe ]] || return 0  # `prepare` says what is wrong
+  folder=$(option run_dir "$@")
+  folder=${folder:-$(sed -n 's/^run_dir: *//p' "$recipe")}
+  [[ ! -d $folder/evaluation ]] || return 0
+  sed -n '/^# /!q; s/^# /run.sh: /p' "$recipe" >&2
+  say "prepare data → train → evaluate, all in ${folder:-run_dir}; Ctrl-C stops it, and the same" \
+    "command goes on"
+}
+
 # A command's program, by its path: the current folder is no place to look for modules.
 program() { printf '%s' "$ROOT/pipeline/$1.py"; }
 
@@ -181,6 +209,7 @@ train() {
     3) ;;         # steps left to train
     *) exit "$status" ;;
   esac
+  say "training begins; PyTorch and DeepSpeed take some seconds to start"
   launch "$(program train)" "$@" || exit $?
   # The launcher also exits with 0 when a signal has killed its ranks.
   supervise python "$(program train)" --steps_left "$@" || fail 1 "training ended before its last step"
@@ -247,8 +276,9 @@ export PATH=$VENV/bin:$PATH
 case $command in
   setup) say "environment $VENV is up to date" ;;
   all)
+    if [[ " $* " =~ \ (-h|--help|--help_keys)\  ]]; then prepare "$@"; exit 0; fi
+    introduce "$@"
     prepare "$@"
-    if [[ " $* " =~ \ (-h|--help|--help_keys)\  ]]; then exit 0; fi
     train "$@"
     evaluate "$@"
     ;;

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from data_prep.clean import Cleaned
 from data_prep.config import DataConfig
 from data_prep.corpora import read_text
-from data_prep.files import DataError, save_array, sha256_of
+from data_prep.files import DataError, save_array, sha256_of, write_atomically
 from data_prep.pieces import Result, map_pieces
 from data_prep.shards import (
     CorpusInfo,
@@ -35,7 +35,7 @@ from data_prep.shards import (
     write_shard,
 )
 from data_prep.stage import log, run_stage
-from data_prep.text import normalise
+from data_prep.text import SOURCE_WORDS, normalise, words_of
 from data_prep.vocabulary import (
     EOS_IDX,
     UNK_IDX,
@@ -51,10 +51,11 @@ from data_prep.vocabulary import (
 
 TokenIdsOf = Callable[[Sequence[Sequence[str]]], pa.RecordBatch]
 
+CLOSED_VOCABULARY = 5000  # different words; any larger text of people's own has more
 LINES_AT_ONCE = 10_000
 MANY_UNKNOWN = 0.001  # share of tokens from which they are worth a warning
 COUNTED = ("pairs", "source_tokens", "target_tokens")  # of pieces and shards
-VERSION = 7  # raise it when the same inputs would give other bytes
+VERSION = 8  # raise it when the same inputs would give other bytes
 
 
 def binarize(
@@ -93,6 +94,7 @@ def binarize(
         ]
         for path in vocabulary_files(models):
             shutil.copyfile(path, partial / path.name)
+        _write_words(config, encoded, partial)
         shards = (*train, *held_out)
         made = ShardsManifest(
             languages=config.languages,
@@ -160,6 +162,35 @@ def _write_held_out(
     path = folder / f"{split}-00000.arrow"
     write_shard(path, pairs)
     return ShardInfo(name=path.name, split=split, **_counts(pairs), sha256=sha256_of(path))
+
+
+def _write_words(config: DataConfig, encoded: Sequence[Result], folder: Path) -> None:
+    """Write the words of the training source text, one a line, if it has few different ones.
+
+    A model of such text can guess nothing about any other word, and `translate` says so. In other
+    text words without end are new, and a model learns to make sense of their subwords; and who
+    takes a vocabulary goes on from what was trained with it, on text that is not here.
+
+    :param encoded: what `_encode` said of each piece.
+    """
+    if config.vocabulary.taken_from is not None:
+        return
+    words = set[str]()
+    for made in encoded:
+        if made["words"] is None or len(words := words.union(made["words"])) > CLOSED_VOCABULARY:
+            return
+    write_atomically(folder / SOURCE_WORDS, "".join(f"{word}\n" for word in sorted(words)))
+
+
+def _words(lines: Sequence[str]) -> list[str] | None:
+    """Return the different words of some lines; None: they are too many to be all that a language
+    has."""
+    words = set[str]()
+    for line in lines:
+        words.update(words_of(line))
+        if len(words) > CLOSED_VOCABULARY:
+            return None
+    return sorted(words)
 
 
 def _lost(config: DataConfig, text: Path, models: Path) -> dict[str, Lost]:
@@ -244,8 +275,8 @@ def _encode(
     `begins.npy` says where each shard's begin, and the end: int64 `[shards + 1]`.
 
     :param numbered: number of the piece, and how often each of its pairs is wanted.
-    :returns: pairs that are over the token limit, counts of those that go to shards, and what is
-        unknown to the vocabulary on either side.
+    :returns: pairs that are over the token limit, counts of those that go to shards, what is
+        unknown to the vocabulary on either side, and the words of the source.
     """
     piece, weight = numbered
     lines = [read_text(text / f"{piece:05d}" / f"text.{lang}") for lang in config.languages]
@@ -257,7 +288,12 @@ def _encode(
     begins = np.searchsorted(np.sort(shard), np.arange(shards + 1))
     save_array(folder / "begins.npy", begins)
     unknown = [each.model_dump() for each in _unknown(models, lines, pairs)]
-    return {"too_long": len(pairs) - len(short), **_counts(kept), "unknown": unknown}
+    return {
+        "too_long": len(pairs) - len(short),
+        **_counts(kept),
+        "unknown": unknown,
+        "words": _words(lines[0] if weight else []),
+    }
 
 
 def _unknown(

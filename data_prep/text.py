@@ -12,6 +12,10 @@ from collections.abc import Callable
 
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3  # of every vocabulary
 
+SOURCE_WORDS = "source_words.txt"
+"""A file beside a vocabulary that was made from a text of few different words: these words."""
+
+_WORD = re.compile(r"\w+|[^\w\s]")
 _INVISIBLE = re.compile(r"[\u0000-\u0008\u000b\u000e-\u001f\u007f-\u009f\u200b\u2060\ufeff\ufffd]")
 # Where a line may be cut, the best kind of place first. Without any it is cut in its middle.
 BREAKS = [
@@ -30,6 +34,11 @@ def normalise_lines(text: str) -> list[str]:
     """Return the lines of a text, each as `normalise` returns it. Only LF ends a line."""
     visible = _INVISIBLE.sub(" ", unicodedata.normalize("NFC", text))
     return [" ".join(line.split()) for line in visible.split("\n")]
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text, numbers and punctuation marks among them."""
+    return _WORD.findall(text)
 
 
 def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:

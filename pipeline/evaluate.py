@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
@@ -20,6 +21,7 @@ from pipeline.command_line import (
     Once,
     keys_on_command_line,
     load_recipe,
+    overrides_on_command_line,
     path_argument,
     run_command,
 )
@@ -82,8 +84,11 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
                 else {}
             )
         )
+        is_first = not (recipe.run_dir / "evaluation").exists()
         evaluation = _evaluate(recipe, arguments)
         from_rank_0(lambda: _publish(recipe, evaluation, baseline))
+        if is_first and rank() == 0 and not arguments.model:
+            print(things_to_try(recipe, arguments, evaluation.results[0]), file=sys.stderr)
         if world_size() > 1:
             leave_ranks()
 
@@ -166,6 +171,26 @@ def summary(recipe: Recipe, results: Sequence[Result]) -> str:
     run = run_id_of(recipe) or "not sent yet"
     last = f"{own.line} | MLflow run {run} | dashboard: {_dashboard_hint(recipe)}"
     return "\n".join([*(other.line for other in others), last])
+
+
+def things_to_try(recipe: Recipe, arguments: argparse.Namespace, result: Result) -> str:
+    """Return commands that show what a new model can do.
+
+    :param result: on a test set, whose first sentence is one that a model can be asked.
+    """
+    overrides = overrides_on_command_line(type(recipe), arguments)
+    given = [word for key, value in overrides for word in (f"--{key}", value)]
+    if arguments.config != DEFAULT_RECIPE:
+        given[:0] = ["--config", str(arguments.config)]
+    options = "".join(f" {shlex.quote(word)}" for word in given)
+    commands = [f"./run.sh export{options} --output my-model"]
+    if isinstance(result, TranslationResult):
+        answers = zip(result.test_set.sources, result.answers, strict=True)
+        sentence, translation = next(pair for pair in answers if pair[0].strip())
+        echo = f"echo {shlex.quote(sentence)} | ./run.sh translate{options}"
+        serve = f"{commands[0]} && ./run.sh serve --model my-model   # a page to type on"
+        commands = [f"{echo}   # {translation}", serve]
+    return "\n".join(["try:", *(f"  {line}" for line in (*commands, _dashboard_hint(recipe)))])
 
 
 def _dashboard_hint(recipe: Recipe) -> str:

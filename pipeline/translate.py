@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pipeline.translation.serving import TextTranslator, Translation
 
 log = logging.getLogger("translate")
+
+SHOWN = 5  # words that a warning names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +72,8 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
             begin += f"{translation.score:.4f}\t"
         return begin + translation.text
 
+    warn = warner(translator)
+
     def translate(batches: Iterator[lines.Lines], progress: lines.Progress) -> Iterator[list[str]]:
         if arguments.prefix or glossary:
             fault = partial(line_fault, translator, glossary, arguments.prefix)
@@ -79,6 +83,7 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
             if arguments.prefix:
                 sides = [text.partition("\t") for text in texts]
                 sentences, prefixes = [side[0] for side in sides], [side[2] for side in sides]
+            warn(sentences)
             found = translator.n_best(sentences, progress, first, prefixes, glossary)
             found = [best[:wanted] for best in found]
             rows = [row(i, one) for i, best in enumerate(found, start=first - 1) for one in best]
@@ -105,6 +110,24 @@ def load(
     glossary = Glossary(path, entries, translator)
     log.info("%s: %d terms", path, len(entries))
     return translator, glossary
+
+
+def warner(translator: TextTranslator) -> Callable[[Sequence[str]], None]:
+    """Return what warns, once, of words in sentences that the model was never trained on."""
+    told = False
+
+    def warn(sentences: Sequence[str]) -> None:
+        nonlocal told
+        if told or not (unseen := translator.unseen(sentences)):
+            return
+        told = True
+        more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
+        log.warning(
+            "not in the text that the model was trained on, so that it can only guess: %s%s",
+            ", ".join(unseen[:SHOWN]), more,
+        )  # fmt: skip
+
+    return warn
 
 
 def line_fault(

@@ -6,7 +6,9 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -55,9 +57,8 @@ def recipe(tiny_recipe: Path) -> Path:
     """Return the tiny recipe with enough steps that the model says something."""
     path = tiny_recipe.with_name("run_sh.yaml")
     text = tiny_recipe.read_text().replace("max_steps: 6", "max_steps: 80")
-    path.write_text(
-        text.replace("log_every: 2", "log_every: 20").replace("_every: 3", "_every: 40")
-    )
+    text = text.replace("log_every: 2", "log_every: 20").replace("_every: 3", "_every: 40")
+    path.write_text(f"# A recipe for tests.\n{text}")
     return path
 
 
@@ -90,6 +91,10 @@ def test_one_command_ends_with_the_bleu_line(
     assert f"{bleu} (untrained model: {scores['untrained_bleu']}) on toy-test" in last_line
     assert f"MLflow run {run_id}" in last_line
     assert f"./run.sh dashboard --tracking.uri {load_recipe(recipe).tracking_uri}" in last_line
+    introduced = re.findall(r"^run\.sh: (.*)", trained.stderr, re.MULTILINE)
+    assert introduced[0].startswith("A recipe for tests")
+    assert f"all in {load_recipe(recipe).run_dir};" in introduced[1]
+    assert len(introduced) == 3  # with the start of training
 
 
 def test_a_second_run_reuses_everything(
@@ -99,7 +104,16 @@ def test_a_second_run_reuses_everything(
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("up to date, reused") == 5  # four of data preparation, evaluation
     assert "train: finished: step 80 of 80" in again.stderr
+    assert "run.sh: " not in again.stderr
+    assert "./run.sh" not in again.stderr
     assert again.stdout.splitlines()[-1] == trained.stdout.splitlines()[-1]
+
+
+def things_to_try(trained: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the commands that the run's last lines propose."""
+    lines = trained.stderr.rstrip("\n").split("\n")
+    assert lines[-4] == "try:"
+    return [line.strip() for line in lines[-3:]]
 
 
 def test_mlflow_has_the_run(
@@ -351,17 +365,33 @@ def test_translate_and_export(
     hypotheses = run_dir / "evaluation" / "toy-test" / "hypotheses.txt"
     assert direct.stdout == "\n" + hypotheses.read_text()
     assert any(direct.stdout.split("\n"))
-    exported = tmp_path / "export"
-    chosen = run_process([RUN, "export", *config, "--output", str(exported)])
-    assert chosen.returncode == 0, chosen.stderr
-    assert "in format ctranslate2, int8" in chosen.stderr
+    exported = tmp_path / "my-model"
+    (tmp_path / "run.sh").symlink_to(RUN)
+    asked, served, _ = things_to_try(trained)
+    tried = run_process(["bash", "-c", f"cd {tmp_path} && {asked}"])
+    assert (tried.returncode, tried.stdout) == (0, hypotheses.read_text().partition("\n")[0] + "\n")
+    assert asked.endswith(f"   # {tried.stdout.rstrip()}")
+    port = free_port()
+    with (tmp_path / "served.txt").open("wb") as output:
+        server = subprocess.Popen(
+            ["bash", "-c", served.replace("   #", f" --port {port}   #")],
+            cwd=tmp_path, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_for_answer(f"http://127.0.0.1:{port}/health", server, tmp_path / "served.txt")
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+    assert "in format ctranslate2, int8" in (tmp_path / "served.txt").read_text()
     whole = command("pipeline.export", *config, "--output", exported, "--quantization", "float32")
     assert whole.returncode == 0, whole.stderr
     (tmp_path / "input.txt").write_text(text.rstrip("\n"))
     again = command("pipeline.translate", "--input", tmp_path / "input.txt", "--model", exported)
     assert again.stdout == direct.stdout
     translate = ["pipeline.translate", *config]
-    many = command(*translate, "--n_best", 2, stdin="Gut.\n\nJa.\n")
+    many = command(*translate, "--n_best", 2, stdin="Gut.\n\nDie Zebras haben!\n")
+    assert "that the model was trained on" not in again.stderr
+    assert re.search(r"translate: not in the text that .*: Zebras, !\n", many.stderr)
     rows = [line.split("\t") for line in many.stdout.splitlines()]
     assert [row[0] for row in rows] == ["0", "0", "1", "2", "2"]
     assert float(rows[0][1]) >= float(rows[1][1])
@@ -400,7 +430,7 @@ def dashboard(
     port, output = free_port(), tmp_path_factory.mktemp("dashboard") / "output.txt"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [RUN, "dashboard", "--config", str(recipe), "--port", str(port)],
+            shlex.split(f"{things_to_try(trained)[2]} --port {port}"),
             cwd=ROOT,
             stdout=file,
             stderr=file,

@@ -223,7 +223,7 @@ def test_a_slow_training_says_how_fast_it_is_and_saves_when_it_is_stopped(
     assert f"stopped by a signal at step {saved.step}; run the same command again" in said
     assert "Traceback" not in said
     assert said.count(" tokens/s | ") == 2
-    assert said.startswith("train: preflight: ")
+    assert re.match(r"run\.sh: training begins; .*\ntrain: preflight: ", said)
     journal = (run_dir / "tracking" / "journal.jsonl").read_text()
     assert journal.count('"train_loss"') == 1
     assert not (tmp_path / "executed").exists()

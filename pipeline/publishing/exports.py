@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.files import write_atomically
+from data_prep.files import sha256_of, write_atomically
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.stage import run_stage
+from data_prep.text import SOURCE_WORDS
 from data_prep.vocabulary import load_vocabularies, vocabulary_files
 from models.config import ModelConfig
 from models.export_format import (
@@ -83,11 +84,15 @@ def export(
         shortlist=wants_shortlist(recipe, format) and has_large_vocabulary(recipe.shards),
     )
 
+    words = recipe.shards / SOURCE_WORDS
+
     def build(partial: Path) -> dict[str, Any]:
         model = model_of_run(recipe, checkpoints)
         if format != "huggingface":  # which has names of its own
             for path in vocabulary_files(recipe.shards):
                 shutil.copyfile(path, partial / path.name)
+            if words.is_file():
+                shutil.copyfile(words, partial / words.name)
         if format == "ctranslate2":
             _write_ctranslate2(model, partial, quantization)
         elif format == "huggingface":
@@ -114,6 +119,7 @@ def export(
         **settings.to_json(),
         "weights": weights_digest(recipe, checkpoints),
         "card": card,
+        **({"words": sha256_of(words)} if words.is_file() else {}),
     }
     run_stage(folder, inputs, build, log, stage="export")
 

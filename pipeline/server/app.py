@@ -72,6 +72,9 @@ class Translated(BaseModel):
     alignment: list[tuple[int, int]] | list[list[tuple[int, int]]] | None = None
     """Words of the text and of its translation that belong together, from 0."""
 
+    unseenWords: list[str] | list[list[str]] | None = None
+    """Words of the text that the model was never trained on, if there are any."""
+
 
 class Language(BaseModel):
     """A language, and what it can be translated to."""
@@ -183,12 +186,14 @@ class Service:
         def one_or_all(values: list[T]) -> T | list[T]:
             return values[0] if isinstance(wanted.q, str) else values
 
+        unseen = [self.models[pair].translator.unseen([text]) for text in wanted.texts]
         answer = ["\n".join(best[0].text for best in text) for text in found]
         others = [[other.text for other in best[1 : 1 + wanted.alternatives]] for best in alone]
         return Translated(
             translatedText=one_or_all(answer),
             alternatives=one_or_all(others) if wanted.alternatives else None,
             alignment=one_or_all(links) if aligned else None,
+            unseenWords=one_or_all(unseen) if any(unseen) else None,
         )
 
     async def _links(

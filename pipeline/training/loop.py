@@ -24,7 +24,7 @@ from pipeline.training.watchdog import Watchdog
 log = logging.getLogger("train")
 
 
-FIRST_SIGN_SECONDS = 10.0  # after which a slow run says how fast it is, before its first report
+FIRST_SIGN_SECONDS = 5.0  # after which a slow run says how fast it is, before its first report
 
 
 class StopSignal:

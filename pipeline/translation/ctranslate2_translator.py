@@ -25,6 +25,7 @@ from pipeline.translation.serving import (
     TextTranslator,
     length_limit,
     open_export,
+    seen_words,
     thread_count,
     tokens_of,
 )
@@ -62,6 +63,7 @@ class CTranslate2Translator(TextTranslator):
         :raises TypeError: there is no such key.
         """
         settings, vocabularies, options = open_export(folder, "ctranslate2", search)
+        self.seen_words = seen_words(folder)
         try:
             self.one_by_one = bool(options.shortlist)
             if self.one_by_one:  # which CTranslate2 has for a batch, and we for a sentence

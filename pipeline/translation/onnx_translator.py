@@ -28,6 +28,7 @@ from pipeline.translation.serving import (
     Part,
     TextTranslator,
     open_export,
+    seen_words,
     thread_count,
 )
 from pipeline.translation.shortlist import read_shortlist
@@ -63,6 +64,7 @@ class OnnxTranslator(TextTranslator):
         :raises TypeError: there is no such key.
         """
         settings, vocabularies, options = open_export(folder, "onnx", search)
+        self.seen_words = seen_words(folder)
         try:
             self.encoder, self.decoder = (
                 load_session(folder / name) for name in (ENCODER, DECODER)

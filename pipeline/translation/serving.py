@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.text import normalise, split_to_fit
+from data_prep.text import SOURCE_WORDS, normalise, split_to_fit, words_of
 from models.export_format import SHORTLISTS, ExportSettings, Format, ModelError, read_settings
 from pipeline.translation.scoring import Forced
 
@@ -130,6 +130,9 @@ class TextTranslator(ABC):
 
     takes_terms = True
     """It can search for translations with given terms."""
+
+    seen_words: frozenset[str] | None = None
+    """The words of the text that the model was trained on, where they are few enough to be kept."""
 
     max_target_tokens: int
     """The most that the model can produce, EOS included; it can read as many."""
@@ -304,6 +307,17 @@ class TextTranslator(ABC):
         both = zip(encode(cut, add_eos=True), cut, strict=True)
         return [Part(ids, text=text) for ids, text in both]
 
+    def unseen(self, sentences: Iterable[str]) -> list[str]:
+        """Return the words that the model was never trained on, in their order, each once.
+
+        It has nothing to say of a model that was trained on text of many different words.
+        """
+        if (seen := self.seen_words) is None:
+            return []
+        words = dict.fromkeys(word for text in sentences for word in words_of(normalise(text)))
+        # What is in the middle of a sentence can begin one.
+        return [w for w in words if w not in seen and w[0].lower() + w[1:] not in seen]
+
     def fault(
         self, sentence: str, prefix: str = "", glossary: Glossary | None = None
     ) -> str | None:
@@ -385,6 +399,12 @@ def open_export(
     evaluation["shortlist"] = settings.shortlist and evaluation["shortlist"] is not False
     options = cast("SearchConfig", SimpleNamespace(**evaluation))
     return settings, (files[0], files[-1]), options
+
+
+def seen_words(folder: Path) -> frozenset[str] | None:
+    """Return the words that are beside the vocabulary in a folder, if any are."""
+    path = folder / SOURCE_WORDS
+    return frozenset(path.read_text(encoding="utf-8").split()) if path.is_file() else None
 
 
 def thread_count() -> int:

@@ -18,6 +18,7 @@ from pipeline.translation.serving import (
     PairIds,
     Part,
     TextTranslator,
+    seen_words,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +72,9 @@ class Translator(TextTranslator):
         from pipeline.translation.run_model import model_of_run
 
         model, vocabularies = model_of_run(recipe, checkpoints), load_vocabularies(recipe.shards)
-        return cls(model, vocabularies, recipe.evaluation, recipe.data.max_tokens_per_side)
+        made = cls(model, vocabularies, recipe.evaluation, recipe.data.max_tokens_per_side)
+        made.seen_words = seen_words(recipe.shards)
+        return made
 
     @classmethod
     def of_export(
@@ -139,7 +142,9 @@ class Translator(TextTranslator):
             models.append(model)
             longest.append(settings.max_source_tokens or model.max_source_seq_len)
         evaluation = SearchConfig.model_validate({**evaluation.model_dump(), **search})
-        return cls(models[0], vocabularies, evaluation, min(longest), models[1:])
+        made = cls(models[0], vocabularies, evaluation, min(longest), models[1:])
+        made.seen_words = seen_words(folders[0])
+        return made
 
     def search_batches(self, batches: Iterable[list[Part]]) -> Iterator[list[list[Hypothesis]]]:
         """Translate one batch after the other; see `TextTranslator`."""

@@ -14,6 +14,7 @@ import pytest
 from data_prep import prepare as stages
 from data_prep.files import sha256_of
 from data_prep.shards import CorpusInfo, ShardReader, ShardsManifest
+from data_prep.text import SOURCE_WORDS, words_of
 from data_prep.vocabulary import EOS_IDX, load_vocabularies, load_vocabulary
 from pipeline.command_line import load_recipe
 from pipeline.translation_recipe import TranslationRecipe
@@ -86,17 +87,21 @@ def test_shards_are_plain_arrow_and_decode_to_the_text(corpus: Path) -> None:
     ]
     assert sorted(decoded) == sorted(GOOD)
     assert decoded != GOOD  # shuffled
+    words = {word for german, _ in GOOD for word in words_of(german)}
+    assert (shards / SOURCE_WORDS).read_text().split("\n") == [*sorted(words), ""]
     reader = ShardReader(shards, "train", verify=True)
     assert len(reader) == len(GOOD)
     assert reader[7][0].base is not None  # a view into the mapped file
     assert manifest.totals["train"].target_tokens == reader.lengths()[1].sum()
 
 
-def test_many_shards_read_as_one(corpus: Path) -> None:
+def test_many_shards_read_as_one(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = recipe_of(corpus)
     prepare(one)
+    monkeypatch.setattr("data_prep.binarize.CLOSED_VOCABULARY", 5)
     many = recipe_of(corpus, run_dir=f"{corpus}/many", data__pairs_per_shard="64")
     assert len(prepare(many).of_split("train")) == 6
+    assert not (many.shards / SOURCE_WORDS).exists()  # more words than that
     pairs = []
     for recipe in (one, many):
         reader = ShardReader(recipe.run_dir / "shards", "train")

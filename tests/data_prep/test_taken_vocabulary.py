@@ -19,6 +19,7 @@ from data_prep.taken_vocabulary import (
     take_vocabulary,
     vocabulary_sizes,
 )
+from data_prep.text import SOURCE_WORDS
 from data_prep.vocabulary import PreparedVocabulary, Unknown, load_vocabulary
 from models.export_format import ClassifierSettings, ExportSettings, write_settings
 from pipeline.command_line import load_recipe
@@ -82,6 +83,7 @@ def test_it_is_taken_from_a_run_an_export_or_a_file(
     taken = prepare(recipe)
     assert taken.vocabulary == trained_one.vocabulary
     assert taken.totals == trained_one.totals
+    assert not (recipe.shards / SOURCE_WORDS).exists()  # a model may have learnt others before
     assert f"vocabulary: taken from {export}, 60 tokens" in caplog.text
     assert sha256_of(corpus / "taking" / "vocabulary" / "spm.model") == taken.vocabulary.sha256
     assert recipe.model_dump(mode="json")["data"]["vocabulary"]["from"] == str(export)

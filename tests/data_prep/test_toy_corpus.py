@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import sacrebleu
 
+from data_prep.text import words_of
 from data_prep.toy_corpus import MAX_WORDS, MIN_WORDS, generate, sentences
 
 Pair = tuple[str, str]
@@ -117,6 +118,17 @@ PHENOMENA = {
     "date": (r"\bam \d+\. Mai\b", r"\bon May \d+\b"),
     "time of day!": (r"\bum halb vier\b", r"\b[Aa]t half past three\b"),
     "it for er": (r"\w+en .*, (aber|weil|obwohl) .*\b(er|ihn)\b", r"\bit\b"),
+    "going on!": (
+        r"^(Ich|Du|Er|Wir|Ihr) (lese|liest|lesen|lest) (das|ein|eine|einen) \w+\.$",
+        r" (am|are|is) reading ",
+    ),
+    "jetzt!": (r"\bjetzt\b", r"ing\b.*\bnow\b|^Now\b.*ing\b"),
+    "name!": (r"^Wie heißt ", r"^What is .* name\?$"),
+    "profession!": (
+        r" (Arzt|Ärztin|Lehrer|Lehrerin|Student)[.?]$",
+        r" (doctor|teacher|student)[.?]$",
+    ),
+    "es geht!": (r" geht es gut\.$", r" (am|are|is) fine\.$"),
     "gefallen!": (r"^Ihm gefällt .* nicht\.", r"^He does not like "),
 }
 
@@ -133,7 +145,20 @@ def test_lengths_and_vocabulary(splits: dict[str, list[Pair]]) -> None:
     lengths = [text.count(" ") + 1 for pair in splits["train"] for text in pair]
     assert {*lengths} <= {*range(MIN_WORDS, MAX_WORDS + 1)}
     words = {w for _, text in splits["train"] for w in re.findall(r"[a-z]+", text.lower())}
-    assert 250 < len(words) <= 430
+    assert 250 < len(words) <= 600
+
+
+def test_words_that_people_try_first_are_there(pairs: list[Pair]) -> None:
+    """And more often than once or twice."""
+    tried = (
+        "Die Kinder spielen. Ich lese ein Buch. Guten Morgen. Wie geht es dir? Der Hund schläft."
+        " Ich bin müde. Wo ist die Katze? Meine Mutter ist Lehrerin. Ich heiße Anna. Er trinkt"
+        " Wasser. Wir lernen Deutsch. Ich habe einen Bruder. Das Auto ist rot. Ich liebe dich."
+        " Sie wohnt in Berlin. Heute kocht mein Vater. Der Mann hat einen Hund."
+    )
+    counts = Counter(word for german, _ in pairs for word in words_of(german))
+    rare = [w for w in words_of(tried) if counts[w] + counts[w[0].lower() + w[1:]] < 4]
+    assert rare == []
 
 
 def _tokens(text: str) -> list[str]:

@@ -136,9 +136,15 @@ def test_clients_get_what_a_batch_gives(
     assert [(each["code"], each["targets"]) for each in client.languages()] == languages
     several = server.post(q=sentences, alternatives=2).json()
     others = [[each.text for each in translations[1:3]] for translations in best]
-    assert several == {"translatedText": expected, "alternatives": others}
+    unseen = [translator.unseen([sentence]) for sentence in sentences]
+    assert several == {
+        "translatedText": expected, "alternatives": others, "unseenWords": unseen,
+    }  # fmt: skip
     lines = server.post(q="\r\n".join(sentences), alternatives=2).json()
-    assert lines == {"translatedText": "\n".join(expected), "alternatives": []}
+    assert lines == {
+        "translatedText": "\n".join(expected), "alternatives": [],
+        "unseenWords": translator.unseen(sentences),
+    }  # fmt: skip
 
 
 def test_alignments_come_from_models_that_show_them(server: Server, back_folder: Path) -> None:

@@ -165,8 +165,12 @@ def test_what_all_levels_share_is_stored_once(
 @pytest.mark.parametrize(
     ("format", "quantization", "files"),
     [
-        ("ctranslate2", "int8", {"spm.model", "model.bin", "config.json"}),
-        ("onnx", "int8", {"spm.model", "encoder.onnx", "decoder.onnx", "weights.bin"}),
+        ("ctranslate2", "int8", {"spm.model", "source_words.txt", "model.bin", "config.json"}),
+        (
+            "onnx",
+            "int8",
+            {"spm.model", "source_words.txt", "encoder.onnx", "decoder.onnx", "weights.bin"},
+        ),
         ("huggingface", None, {"source.spm", "target.spm", "model.safetensors", "config.json"}),
     ],
 )
