@@ -11,6 +11,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 
 from benchmarks.rounds import print_table
@@ -48,7 +49,8 @@ def _entries() -> Iterator[lexicon.Pair]:
     for verb in lexicon.VERBS:
         if not verb.prefix and not verb.rest:
             forms_of_verb = verb.stem, verb.third, verb.participle
-            yield from ((german, english) for german in forms_of_verb for english in verb.en)
+            forms_in_english = {*verb.en, lexicon.with_ing(verb.en[0])}
+            yield from product(forms_of_verb, forms_in_english)
     for names in lexicon.NAMES.values():
         yield from ((name, name) for name in names)
     yield from (*lexicon.CITIES, *lexicon.MONTHS, *lexicon.FREQUENCIES)

@@ -39,7 +39,7 @@ class Templates(Grammar):
     def simple(self) -> Pair:
         """Say in few words what is going on, or how things are."""
         subject = self.pick(PRONOUNS) if self.often(0.6) else self.subject()
-        mode, verbs = ("pres", LASTING) if self.often(0.3) else ("now", VERBS)
+        mode, verbs = ("pres", LASTING) if self.often(0.4) else ("now", VERBS)
         clause = self.gapped(subject, (mode,), verbs, self.often(0.15))
         self.complements(clause)
         asked = subject.who not in (0, 3) and not clause.negated and self.often(0.25)
@@ -221,12 +221,16 @@ class Templates(Grammar):
     def naming(self) -> Pair:
         while (np := self.single(PEOPLE)) in inf.NAMES:
             pass
+        if self.often(0.4):
+            np = self.pick((*inf.SPEAKERS[:2], inf.HE, inf.SHE))
         whose = inf.own(np).en if np.form == "pronoun" else f"{np.en}'s"
         clause = Clause(np, VERB["heißen"], "pres")
         if np.who != 0 and self.often(0.3):
             return clause.ask("wie", "")[0], f"what is {whose} name?"
         name = self.pick([name for name in inf.NAMES if np.sex in ("", "n", name.sex)]).en
         clause.parts.append(Part(Role.PREDICATE, name, ""))
+        if np.who != 0 and self.often(0.3):
+            return clause.ask()[0], f"is {whose} name {name}?"
         return f"{clause.german()}.", f"{whose} name is {name}."
 
     def profession(self) -> Pair:
@@ -247,7 +251,7 @@ class Templates(Grammar):
 
 TEMPLATES = (
     [Templates.statement] * 14
-    + [Templates.simple] * 5
+    + [Templates.simple] * 6
     + [Templates.question] * 4
     + [Templates.wh_question] * 3
     + [Templates.complex_sentence] * 6
@@ -258,5 +262,6 @@ TEMPLATES = (
     + [Templates.passive] * 2
     + [Templates.liking] * 2
     + [Templates.contrast] * 2
-    + [Templates.greeting, Templates.well_being, Templates.naming, Templates.profession]
+    + [Templates.greeting, Templates.well_being, Templates.naming, Templates.naming]
+    + [Templates.profession]
 )

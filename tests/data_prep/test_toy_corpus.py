@@ -67,7 +67,7 @@ def test_german_is_varied_and_has_one_rendering() -> None:
     pairs = list(islice(sentences(seed=2), 15_000))
     renderings = dict(pairs)
     assert all(renderings[german] == english for german, english in pairs)
-    assert len(renderings) > 0.95 * len(pairs)
+    assert len(renderings) > 0.9 * len(pairs)
 
 
 def test_text_is_well_formed(pairs: list[Pair]) -> None:
