@@ -123,7 +123,7 @@ def warner(translator: TextTranslator) -> Callable[[Sequence[str]], None]:
         told = True
         more = f" and {len(unseen) - SHOWN} more" if len(unseen) > SHOWN else ""
         log.warning(
-            "not in the text that the model was trained on, so that it can only guess: %s%s",
+            "words that the model has never seen in training, and can only guess: %s%s",
             ", ".join(unseen[:SHOWN]), more,
         )  # fmt: skip
 
