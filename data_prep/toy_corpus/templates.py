@@ -17,7 +17,7 @@ ASKED_MODES = ("past", "past", "past", "werden", "wollen", "konnte")
 TRANSITIVE = [verb for verb in VERBS if verb.frame == "A"]
 HANDLING = [verb for verb in TRANSITIVE if not {*PEOPLE, "building"} & {*verb.kinds}]
 PRONOUNS = (*inf.SPEAKERS, inf.HE, inf.SHE, inf.THEY)
-LASTING = [verb for verb in VERBS if "=" in verb.flags]
+LASTING = [verb for verb in VERBS if "=" in verb.flags] + [VERB["haben"]] * 2
 LOCAL = [verb for verb in VERBS if "@" in verb.flags]
 
 
@@ -40,7 +40,7 @@ class Templates(Grammar):
         """Say in few words what is going on, or how things are."""
         subject = self.pick(PRONOUNS) if self.often(0.6) else self.subject()
         mode, verbs = ("pres", LASTING) if self.often(0.4) else ("now", VERBS)
-        clause = self.gapped(subject, (mode,), verbs, self.often(0.15))
+        clause = self.gapped(subject, (mode,), verbs, self.often(0.2))
         self.complements(clause)
         asked = subject.who not in (0, 3) and not clause.negated and self.often(0.25)
         return clause.ask() if asked else clause.state()
@@ -208,9 +208,17 @@ class Templates(Grammar):
         """Make a sentence with "es geht", whose German dative is the English subject."""
         np = self.subject()
         verb = inf.BE[np.who]
-        if np.who in (0, 3) or self.often(0.5):
+        if np.who in (0, 3) or self.often(0.4):
             return f"{np.de[DAT]} geht es gut.", f"{np.en} {verb} fine."
-        return f"wie geht es {np.de[DAT]}?", f"how {verb} {np.en}?"
+        german, english = self.pick((("", ""), ("", ""), (" heute", " today"), (" jetzt", " now")))
+        if np.who == 1 and self.often(0.5):
+            name = self.pick(inf.NAMES).en
+            german, english = f"{german}, {name}", f"{english}, {name}"
+        return self.in_reply(f"wie geht es {np.de[DAT]}{german}?", f"how {verb} {np.en}{english}?")
+
+    def in_reply(self, german: str, english: str) -> Pair:
+        """Ask, maybe as somebody who was asked the same."""
+        return (f"und {german}", f"and {english}") if self.often(0.4) else (german, english)
 
     def single(self, kinds: Sequence[str]) -> NP:
         """Pick somebody of these kinds in particular."""
@@ -221,17 +229,18 @@ class Templates(Grammar):
     def naming(self) -> Pair:
         while (np := self.single(PEOPLE)) in inf.NAMES:
             pass
-        if self.often(0.4):
+        if self.often(0.6):
             np = self.pick((*inf.SPEAKERS[:2], inf.HE, inf.SHE))
         whose = inf.own(np).en if np.form == "pronoun" else f"{np.en}'s"
         clause = Clause(np, VERB["heißen"], "pres")
-        if np.who != 0 and self.often(0.3):
-            return clause.ask("wie", "")[0], f"what is {whose} name?"
+        if np.who != 0 and self.often(0.4):
+            return self.in_reply(clause.ask("wie")[0], f"what is {whose} name?")
         name = self.pick([name for name in inf.NAMES if np.sex in ("", "n", name.sex)]).en
         clause.parts.append(Part(Role.PREDICATE, name, ""))
         if np.who != 0 and self.often(0.3):
             return clause.ask()[0], f"is {whose} name {name}?"
-        return f"{clause.german()}.", f"{whose} name is {name}."
+        before, en_before = self.pick((("", ""), ("ja, ", "yes, "), ("nein, ", "no, ")))
+        return f"{before}{clause.german()}.", f"{en_before}{whose} name is {name}."
 
     def profession(self) -> Pair:
         """Say what somebody is: Lehrer without an article, a teacher with one."""
@@ -262,6 +271,6 @@ TEMPLATES = (
     + [Templates.passive] * 2
     + [Templates.liking] * 2
     + [Templates.contrast] * 2
-    + [Templates.greeting, Templates.well_being, Templates.naming, Templates.naming]
-    + [Templates.profession]
+    + [Templates.greeting, Templates.profession]
+    + [Templates.well_being, Templates.naming] * 2
 )
