@@ -40,6 +40,7 @@ from pipeline.tasks import task_of
 from pipeline.tracking.note import log_note
 from pipeline.tracking.provenance import log_data
 from pipeline.tracking.tracker import open_tracker, run_id_of
+from pipeline.translation.serving import seen_words, unseen_words
 from pipeline.translation_recipe import SearchConfig, TranslationRecipe
 
 log = logging.getLogger("evaluate")
@@ -176,17 +177,19 @@ def summary(recipe: Recipe, results: Sequence[Result]) -> str:
 def things_to_try(recipe: Recipe, arguments: argparse.Namespace, result: Result) -> str:
     """Return commands that show what a new model can do.
 
-    :param result: on a test set, whose first sentence is one that a model can be asked.
+    :param result: on a test set; its first sentence of words that the model knows is an example.
     """
     overrides = overrides_on_command_line(type(recipe), arguments)
     given = [word for key, value in overrides for word in (f"--{key}", value)]
-    if arguments.config != DEFAULT_RECIPE:
+    if arguments.config.resolve() != DEFAULT_RECIPE:
         given[:0] = ["--config", str(arguments.config)]
     options = "".join(f" {shlex.quote(word)}" for word in given)
     commands = [f"./run.sh export{options} --output my-model"]
     if isinstance(result, TranslationResult):
         answers = zip(result.test_set.sources, result.answers, strict=True)
-        sentence, translation = next(pair for pair in answers if pair[0].strip())
+        pairs, seen = [pair for pair in answers if pair[0].strip()], seen_words(recipe.shards)
+        known = (pair for pair in pairs if not unseen_words(pair[:1], seen))
+        sentence, translation = next(known, pairs[0])
         echo = f"echo {shlex.quote(sentence)} | ./run.sh translate{options}"
         serve = f"{commands[0]} && ./run.sh serve --model my-model   # a page to type on"
         commands = [f"{echo}   # {translation}", serve]

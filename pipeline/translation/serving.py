@@ -312,11 +312,7 @@ class TextTranslator(ABC):
 
         It has nothing to say of a model that was trained on text of many different words.
         """
-        if (seen := self.seen_words) is None:
-            return []
-        words = dict.fromkeys(word for text in sentences for word in words_of(normalise(text)))
-        # What is in the middle of a sentence can begin one.
-        return [w for w in words if w not in seen and w[0].lower() + w[1:] not in seen]
+        return unseen_words(sentences, self.seen_words)
 
     def fault(
         self, sentence: str, prefix: str = "", glossary: Glossary | None = None
@@ -405,6 +401,18 @@ def seen_words(folder: Path) -> frozenset[str] | None:
     """Return the words that are beside the vocabulary in a folder, if any are."""
     path = folder / SOURCE_WORDS
     return frozenset(path.read_text(encoding="utf-8").split()) if path.is_file() else None
+
+
+def unseen_words(sentences: Iterable[str], seen: frozenset[str] | None) -> list[str]:
+    """Return the words that are not among those seen, in their order, each once.
+
+    :param seen: None: there are too many to tell, and so none is returned.
+    """
+    if seen is None:
+        return []
+    words = dict.fromkeys(word for text in sentences for word in words_of(normalise(text)))
+    # What is in the middle of a sentence can begin one.
+    return [w for w in words if w not in seen and w[0].lower() + w[1:] not in seen]
 
 
 def thread_count() -> int:
