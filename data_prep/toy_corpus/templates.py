@@ -16,6 +16,7 @@ STATED_MODES = MODES + ["now"] * 8
 ASKED_MODES = ("past", "past", "past", "werden", "wollen", "konnte")
 TRANSITIVE = [verb for verb in VERBS if verb.frame == "A"]
 HANDLING = [verb for verb in TRANSITIVE if not {*PEOPLE, "building"} & {*verb.kinds}]
+COMING = [pair for pair in lex.GREETINGS if pair[1] not in ("good night", "thank you", "goodbye")]
 PRONOUNS = (*inf.SPEAKERS, inf.HE, inf.SHE, inf.THEY)
 LASTING = [verb for verb in VERBS if "=" in verb.flags] + [VERB["haben"]] * 2
 LOCAL = [verb for verb in VERBS if "@" in verb.flags]
@@ -217,8 +218,12 @@ class Templates(Grammar):
         return self.in_reply(f"wie geht es {np.de[DAT]}{german}?", f"how {verb} {np.en}{english}?")
 
     def in_reply(self, german: str, english: str) -> Pair:
-        """Ask, maybe as somebody who was asked the same."""
-        return (f"und {german}", f"and {english}") if self.often(0.4) else (german, english)
+        """Ask, maybe as somebody who was asked the same, or has just come."""
+        before, en_before = self.pick((("und", "and"), ("und", "and"), *COMING))
+        if self.often(0.5):
+            return german, english
+        comma = "" if before == "und" else ","
+        return f"{before}{comma} {german}", f"{en_before}{comma} {english}"
 
     def single(self, kinds: Sequence[str]) -> NP:
         """Pick somebody of these kinds in particular."""
@@ -230,7 +235,7 @@ class Templates(Grammar):
         while (np := self.single(PEOPLE)) in inf.NAMES:
             pass
         if self.often(0.6):
-            np = self.pick((*inf.SPEAKERS[:2], inf.HE, inf.SHE))
+            np = self.pick((*inf.SPEAKERS[:2], inf.SPEAKERS[1], inf.HE, inf.SHE))
         whose = inf.own(np).en if np.form == "pronoun" else f"{np.en}'s"
         clause = Clause(np, VERB["heißen"], "pres")
         if np.who != 0 and self.often(0.4):
