@@ -115,7 +115,7 @@ PHENOMENA = {
     "perfect with sein": (r"\b(ist|sind) .* gegangen\.", r"\bwent\b"),
     "future": (r"\bwird .* trinken\.", r"\bwill drink\b"),
     "passive": (r"\bwurde .* von .* repariert\.", r"\bwas repaired\b.* by "),
-    "kein": (r"\bkein(en)? \w+ gekauft\.", r"\bdid not buy an? "),
+    "kein": (r"\bkein(en)? \w+ (gekauft|gelesen)\.", r"\bdid not (buy|read) an? "),
     "question word!": (r"^Warum (hat|haben) ", r"^Why did "),
     "number": (r"\b(ein|zwei|drei)und(zwanzig|dreißig)\b", r"\b(twenty|thirty)-(one|two|three)\b"),
     "date": (r"\bam \d+\. Mai\b", r"\bon May \d+\b"),
@@ -125,7 +125,7 @@ PHENOMENA = {
         r"^(Ich|Du|Er|Wir|Ihr) (lese|liest|lesen|lest) (das|ein|eine|einen) \w+\.$",
         r" (am|are|is) reading ",
     ),
-    "jetzt!": (r"\bjetzt\b", r"ing\b.*\bnow\b|\b[Nn]ow\b.*ing\b"),
+    "jetzt!": (r"\bjetzt\b", r"(ing|ow (are|is))\b.*\bnow\b|\b[Nn]ow\b.*ing\b"),
     "name!": (r"^Wie heißt ", r"^What is .* name\?$"),
     "profession!": (
         r"\b(bin|bist|war|warst) (Arzt|Ärztin|Lehrer|Lehrerin|Student)\.$",
