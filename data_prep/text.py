@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3  # of every vocabulary
 
@@ -39,6 +40,24 @@ def normalise_lines(text: str) -> list[str]:
 def words_of(text: str) -> list[str]:
     """Return the words of a text, numbers and punctuation marks among them."""
     return _WORD.findall(text)
+
+
+def seen_words(folder: Path) -> frozenset[str] | None:
+    """Return the words that are beside the vocabulary in a folder, if any are."""
+    path = folder / SOURCE_WORDS
+    return frozenset(path.read_text(encoding="utf-8").split()) if path.is_file() else None
+
+
+def unseen_words(sentences: Iterable[str], seen: frozenset[str] | None) -> list[str]:
+    """Return the words that are not among those seen, in their order, each once.
+
+    :param seen: None: there are too many to tell, and so none is returned.
+    """
+    if seen is None:
+        return []
+    words = dict.fromkeys(word for text in sentences for word in words_of(normalise(text)))
+    # What is in the middle of a sentence can begin one.
+    return [w for w in words if w not in seen and w[0].lower() + w[1:] not in seen]
 
 
 def split_to_fit(text: str, fits: Callable[[str], bool]) -> list[str]:

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from data_prep.files import only_command_in
+from data_prep.text import seen_words, unseen_words
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import (
     DEFAULT_RECIPE,
@@ -40,7 +41,6 @@ from pipeline.tasks import task_of
 from pipeline.tracking.note import log_note
 from pipeline.tracking.provenance import log_data
 from pipeline.tracking.tracker import open_tracker, run_id_of
-from pipeline.translation.serving import seen_words, unseen_words
 from pipeline.translation_recipe import SearchConfig, TranslationRecipe
 
 log = logging.getLogger("evaluate")

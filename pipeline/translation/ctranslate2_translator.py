@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import ctranslate2
 
+from data_prep.text import seen_words
 from models.export_format import ModelError
 from pipeline.translation.serving import (
     DIVERGED,
@@ -25,7 +26,6 @@ from pipeline.translation.serving import (
     TextTranslator,
     length_limit,
     open_export,
-    seen_words,
     thread_count,
     tokens_of,
 )

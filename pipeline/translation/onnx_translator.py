@@ -18,7 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
-from data_prep.text import PAD_IDX
+from data_prep.text import PAD_IDX, seen_words
 from models.export_format import DECODER, ENCODER, ModelError
 from pipeline.translation.decode import decode_batch
 from pipeline.translation.search import ALL_TOKENS, Decoding, Ints, NextTokens, force_batch
@@ -28,7 +28,6 @@ from pipeline.translation.serving import (
     Part,
     TextTranslator,
     open_export,
-    seen_words,
     thread_count,
 )
 from pipeline.translation.shortlist import read_shortlist

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.text import SOURCE_WORDS, normalise, split_to_fit, words_of
+from data_prep.text import normalise, split_to_fit, unseen_words
 from models.export_format import SHORTLISTS, ExportSettings, Format, ModelError, read_settings
 from pipeline.translation.scoring import Forced
 
@@ -395,24 +395,6 @@ def open_export(
     evaluation["shortlist"] = settings.shortlist and evaluation["shortlist"] is not False
     options = cast("SearchConfig", SimpleNamespace(**evaluation))
     return settings, (files[0], files[-1]), options
-
-
-def seen_words(folder: Path) -> frozenset[str] | None:
-    """Return the words that are beside the vocabulary in a folder, if any are."""
-    path = folder / SOURCE_WORDS
-    return frozenset(path.read_text(encoding="utf-8").split()) if path.is_file() else None
-
-
-def unseen_words(sentences: Iterable[str], seen: frozenset[str] | None) -> list[str]:
-    """Return the words that are not among those seen, in their order, each once.
-
-    :param seen: None: there are too many to tell, and so none is returned.
-    """
-    if seen is None:
-        return []
-    words = dict.fromkeys(word for text in sentences for word in words_of(normalise(text)))
-    # What is in the middle of a sentence can begin one.
-    return [w for w in words if w not in seen and w[0].lower() + w[1:] not in seen]
 
 
 def thread_count() -> int:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from sentencepiece import SentencePieceProcessor
 
+from data_prep.text import seen_words
 from models.export_format import ModelError, load_weights, read_ensemble, read_settings
 from pipeline.translation.serving import (
     Hypothesis,
     PairIds,
     Part,
     TextTranslator,
-    seen_words,
 )
 
 if TYPE_CHECKING:
