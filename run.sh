@@ -135,6 +135,7 @@ setup() {
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
     --no-build-isolation --editable "$ROOT"
   link_libsndfile
+  name_accelerator
   PATH=$VENV/bin:$PATH python -m pipeline.preflight || exit 1
   cp "$ROOT/requirements.lock" "$VENV/requirements.lock"
   say "set up in $((SECONDS - started)) s"
@@ -184,10 +185,14 @@ program() { printf '%s' "$ROOT/pipeline/$1.py"; }
 prepare() { supervise python "$(program prepare)" "$@"; }
 
 # DeepSpeed is told what it would warn of: no GPU, no file of hosts.
+name_accelerator() {
+  if [[ ! -e /dev/nvidiactl && ! -e /dev/dxg ]]; then export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}; fi
+}
+
 launch() {
   local level=error
   if [[ ${DEEPSPEED_ARGS:-} == *hostfile* ]]; then level=warning; fi
-  if [[ ! -e /dev/nvidiactl && ! -e /dev/dxg ]]; then export DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}; fi
+  name_accelerator
   # shellcheck disable=SC2046,SC2086  # several arguments in one variable
   supervise deepspeed --log_level $level $(rendezvous) ${DEEPSPEED_ARGS:-} "$@"
 }
