@@ -80,7 +80,7 @@ def log_data(tracker: Tracker, recipe: Recipe, data: DataFacts) -> None:
     if not tracker.has_records:
         tracker.log_status("SCHEDULED")
         tracker.log_tags(_code_tags() | _machine_tags())
-    tracker.log_json(RECIPE, recipe.model_dump(mode="json", by_alias=True))
+    _log_recipe(tracker, recipe)
     tracker.log_params(**_parameters(recipe, "data"), **data.names)
     if (manifest := data.manifest) is None:
         return
@@ -151,7 +151,7 @@ def log_training(tracker: Tracker, recipe: Recipe, facts: TrainingFacts) -> None
             "command": _command(),
         }
     )
-    tracker.log_json(RECIPE, recipe.model_dump(mode="json", by_alias=True))
+    _log_recipe(tracker, recipe)
     tracker.log_json("deepspeed.json", facts.deepspeed_config)
     tracker.log_status("RUNNING")
 
@@ -162,7 +162,20 @@ def _command() -> str:
     launcher = os.environ.get("DEEPSPEED_ARGS")
     prefix = f"DEEPSPEED_ARGS={shlex.quote(launcher)} " if launcher else ""
     command = prefix + shlex.join(["./run.sh", *given])
-    return re.sub("://[^/@]*@", "://", command)  # a tracking server's password is nobody's business
+    return without_password(command)
+
+
+def without_password(text: str) -> str:
+    """Return a text whose addresses name no user: a tracking server's password is nobody's
+    business."""
+    return re.sub(r"""(?<=://)[^\s/'"]*@""", "", text)
+
+
+def _log_recipe(tracker: Tracker, recipe: Recipe) -> None:
+    content = recipe.model_dump(mode="json", by_alias=True)
+    if uri := recipe.tracking.uri:
+        content["tracking"]["uri"] = without_password(uri)
+    tracker.log_json(RECIPE, content)
 
 
 def _folded(command: str) -> str:
