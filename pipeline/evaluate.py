@@ -105,7 +105,7 @@ def _evaluate(recipe: Recipe, arguments: argparse.Namespace) -> Evaluation[Any]:
     given = keys_on_command_line("evaluation", recipe.evaluation, arguments)
     search = {key: value for key, value in given.items() if key in SearchConfig.model_fields}
     if arguments.model:
-        for key in sorted(given.keys() - search.keys() - {"test_sets", "batch_size"}):
+        for key in sorted(given.keys() - search.keys() - {"test_sets", "batch_size", "comet"}):
             log.warning("evaluation.%s does not apply to an exported model: left out", key)
     if isinstance(recipe, ClassificationRecipe):
         return evaluate_images(recipe, arguments.model)

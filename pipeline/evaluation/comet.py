@@ -18,19 +18,24 @@ from data_prep.files import DataError, read_json
 from pipeline.recipe import UsageError
 
 PROGRAM = "comet-score"
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "PYTHONUTF8": "1",  # it reads files as the locale says
+}
 
 
 def check_comet(model: Path) -> None:
     """Find out whether COMET can run.
 
     :param model: file of a checkpoint.
-    :raises UsageError: the program or the file is not there.
+    :raises UsageError: the program or the file is not there, or the program takes the file's name
+        for that of a model to download.
     """
-    if not model.is_file():
+    if not (model.is_file() and model.suffix == ".ckpt"):
         raise UsageError(
-            f"evaluation.comet: there is no file {model}; name a COMET model's checkpoint "
-            "(checkpoints/model.ckpt in what you have downloaded)"
+            f"evaluation.comet: {model} is no file that ends in .ckpt; name a COMET model's "
+            "checkpoint (checkpoints/model.ckpt in what you have downloaded)"
         )
     if shutil.which(PROGRAM) is None:
         raise UsageError(
@@ -61,7 +66,7 @@ def comet_score(
                 PROGRAM, "--quiet", "--model", model, "-s", files["source"],
                 "-t", files["translation"], "-r", files["reference"], "--to_json", files["scores"],
             ],
-            capture_output=True, text=True, errors="replace", env={**environ, **OFFLINE},
+            capture_output=True, text=True, errors="replace", env={**environ, **ENVIRONMENT},
         )  # fmt: skip
         rows = read_json(files["scores"]).get(str(files["translation"]), [])
     if done.returncode or len(rows) != len(hypotheses):
