@@ -229,8 +229,15 @@ def draw(points: Mapping[str, Point], families: Mapping[str, str], path: Path) -
         for number, family in enumerate(dict.fromkeys(families.values())):
             own = [point for system, point in points.items() if families[system] == family]
             placed = sorted((min(costs(each)), mean(each.bleu)) for each in own if costs(each))
-            line = {"marker": "os^vD"[number % 5], "linestyle": "--" if "taught" in family else "-"}
-            axes.plot([x for x, _ in placed], [y for _, y in placed], label=family, **line)
+            marker = "os^vDPX"[number % 7]  # colours come again after ten
+            style = "--" if "taught" in family else "-"
+            axes.plot(
+                [x for x, _ in placed],
+                [y for _, y in placed],
+                label=family,
+                marker=marker,
+                linestyle=style,
+            )
         axes.set(xscale="log", xlabel=label)
         axes.grid(alpha=0.3, which="both")
     all_axes[0].set(ylabel="BLEU, test_2016_flickr")
