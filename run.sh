@@ -172,7 +172,7 @@ introduce() {
   recipe=${recipe:-$ROOT/recipes/quickstart.yaml}
   [[ -f $recipe ]] || return 0  # `prepare` says what is wrong
   folder=$(option run_dir "$@")
-  folder=${folder:-$(sed -n 's/^run_dir: *//p' "$recipe")}
+  folder=${folder:-$(sed -n "s/^run_dir: *//; T; s/ \+#.*//; s/[\"']//g; p" "$recipe")}
   [[ ! -d $folder/evaluation ]] || return 0
   sed -n '/^# /!q; s/^# /run.sh: /p' "$recipe" >&2
   say "prepare data → train → evaluate, all in ${folder:-run_dir}; Ctrl-C stops it, and the same" \
