@@ -45,7 +45,9 @@ def words_of(text: str) -> list[str]:
 def seen_words(folder: Path) -> frozenset[str] | None:
     """Return the words that are beside the vocabulary in a folder, if any are."""
     path = folder / SOURCE_WORDS
-    return frozenset(path.read_text(encoding="utf-8").split()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return frozenset(path.read_text(encoding="utf-8", errors="replace").split())
 
 
 def unseen_words(sentences: Iterable[str], seen: frozenset[str] | None) -> list[str]:
