@@ -16,7 +16,9 @@ PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3  # of every vocabulary
 SOURCE_WORDS = "source_words.txt"
 """A file beside a vocabulary that was made from a text of few different words: these words."""
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+# Thai to Lao, Burmese, Khmer, kana, Han: written without spaces, so that a character is the word.
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 _INVISIBLE = re.compile(r"[\u0000-\u0008\u000b\u000e-\u001f\u007f-\u009f\u200b\u2060\ufeff\ufffd]")
 # Where a line may be cut, the best kind of place first. Without any it is cut in its middle.
 BREAKS = [
