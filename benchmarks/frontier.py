@@ -8,8 +8,7 @@ of `RATES` with the lowest validation loss after a third of the steps.
 Students learn from the translations of `TEACHER`. What carries one of `CLAIMS` is trained with all
 seeds, the rest with the first. Then every model is exported in int8, in each format that takes it,
 and the exports translate in turns, a sentence at a time on one thread; not so with `--rounds 0`.
-What has been trained is not trained again. The program prints the tables of docs/results.md and
-draws its picture.
+What has been trained is not trained again. The program prints tables and draws a picture.
 """
 
 from __future__ import annotations

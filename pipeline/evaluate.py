@@ -189,10 +189,10 @@ def things_to_try(recipe: Recipe, arguments: argparse.Namespace, result: Result)
         answers = zip(result.test_set.sources, result.answers, strict=True)
         pairs, seen = [pair for pair in answers if pair[0].strip()], seen_words(recipe.shards)
         known = (pair for pair in pairs if not unseen_words(pair[:1], seen))
-        sentence, translation = next(known, pairs[0])
-        echo = f"echo {shlex.quote(sentence)} | ./run.sh translate{options}"
-        serve = f"{commands[0]} && ./run.sh serve --model my-model   # a page to type on"
-        commands = [f"{echo}   # {translation}", serve]
+        commands = [f"{commands[0]} && ./run.sh serve --model my-model   # a page to type on"]
+        for sentence, translation in [*known, *pairs][:1]:
+            echo = f"echo {shlex.quote(sentence)} | ./run.sh translate{options}"
+            commands.insert(0, f"{echo}   # {translation}")
     return "\n".join(["try:", *(f"  {line}" for line in (*commands, _dashboard_hint(recipe)))])
 
 
