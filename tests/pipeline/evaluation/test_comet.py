@@ -52,7 +52,8 @@ def recipe(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     (tmp_path / "model.ckpt").write_text("weights")
-    shutil.copytree(prepared.run_dir, tmp_path / "run")
+    others = shutil.ignore_patterns("checkpoints", "evaluation", "tracking")  # of other tests
+    shutil.copytree(prepared.run_dir, tmp_path / "run", ignore=others)
     keys = {"run_dir": str(tmp_path / "run"), "evaluation.comet": str(tmp_path / "model.ckpt")}
     recipe = load_recipe(tiny_recipe, list(keys.items()))
     save_checkpoint(untrained_model(recipe), recipe)

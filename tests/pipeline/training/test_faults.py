@@ -214,7 +214,10 @@ def test_gradients_that_are_not_finite(
     content = json.loads(dumps[0].read_text())
     assert f"the gradient of step {content['step']} is not finite" in said
     assert content["weights"]["encoder_frontend.embed.weight"]["not finite"] == 32
-    assert "nan" in [micro_batch["loss"] for micro_batch in content["micro_batches"]]
+    of_both_ranks = [json.loads(dump.read_text()) for dump in dumps[:2]]
+    assert {each["step"] for each in of_both_ranks} == {content["step"]}
+    losses = [each["loss"] for rank in of_both_ranks for each in rank["micro_batches"]]
+    assert "nan" in losses
     if policy == "stop":
         assert codes == [1, 1]
         assert "training.on_nonfinite skip" in said
