@@ -74,7 +74,7 @@ class Classifier(ABC):
         middle = centre_crop(images, self.settings.image_size)
         logits = self.logits(np.ascontiguousarray(middle)).astype(np.float64)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares: NDArray[np.float32] = weights / weights.sum(axis=1, keepdims=True)
+        shares: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
         return shares.astype(np.float32)
 
 

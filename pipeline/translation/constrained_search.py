@@ -150,7 +150,8 @@ def constrained_batch(
         size, widths = search.no_repeat_ngram_size, _widths(own, search)[:, None]
         named, left = _left_after(hypotheses, states, own, forced, room, size)
         moves = _moves(decoding, hypotheses, named, left, own, search)
-        candidates = _allocate(scores, moves, widths.max())
+        widest = int(widths.max())
+        candidates = _allocate(scores, moves, widest)
         collect_finished(finished, active, hypotheses, candidates, search, widths)
 
         kept = rows_to_keep(
@@ -159,7 +160,7 @@ def constrained_batch(
         if not len(kept):
             break
         candidates.scores[candidates.tokens == EOS_IDX] = -np.inf
-        hypotheses, scores, parents = extend_unfinished(hypotheses, candidates, widths.max())
+        hypotheses, scores, parents = extend_unfinished(hypotheses, candidates, widest)
         scores[np.arange(scores.shape[1]) >= widths] = -np.inf
         hypotheses, scores, parents = hypotheses[kept], scores[kept], parents[kept]
         states = [
