@@ -373,21 +373,22 @@ python -m benchmarks.feed --run_dir runs/quickstart --parts sharing --pairs 5000
 
 ## Serving many clients
 
-Measured once, on a machine that others kept busy (load 8 to 12 on 2 cores of an AMD EPYC, November
-2026), so processor time says more than the clock. 200 clients ask the
+Measured once, on 2 idle cores of an AMD EPYC (November 2026). 200 clients ask the
 [server](serving.md#a-server-and-a-page) for one sentence after the other; *in batch* are the same
 sentences by what `./run.sh translate` does. The model is about the smallest there is (319,104 core
 parameters, Multi30k, int8, CTranslate2, beam 4), so HTTP, half a millisecond of a request, weighs
-as much as it can.
+as much as it can. The clients run on the same two cores and take a sixth of them: processor time is
+what the server costs, sentences per second what is left of it here.
 
 ```sh
-python -m benchmarks.serve --model F --text test_2016_flickr.de --rounds 2 --seconds 25
+python -m benchmarks.serve --model F --text test_2016_flickr.de --rounds 3 --seconds 25
 ```
 
 | answers | errors | median, p95, ms | sentences/s | in batch | CPU ms for one | in batch |
 |---|---|---|---|---|---|---|
-| 1,224 | 0 | 4,529, 5,993 | 41 | 47 (0.88) | 3.97 | 3.76 (0.95) |
-| 1,096 | 0 | 5,131, 6,752 | 37 | 46 (0.81) | 4.44 | 3.84 (0.87) |
+| 11,656 | 0 | 415, 563 | 460 | 582 (0.79) | 3.64 | 3.35 (0.92) |
+| 11,592 | 0 | 424, 561 | 456 | 620 (0.74) | 3.63 | 3.15 (0.87) |
+| 11,592 | 0 | 419, 560 | 457 | 590 (0.77) | 3.65 | 3.31 (0.91) |
 
 A client waits for about as long as 200 sentences take.
 
