@@ -222,9 +222,9 @@ class BatchPlan:
 
     def _count_by_length(self) -> NDArray[np.int64]:
         """Return how many pairs have a longer side of 0, 1, … tokens."""
-        counts = np.zeros(1, dtype=np.int64)
+        counts: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
         for part in _parts(len(self._sides[0])):
-            more = np.bincount(self._longer(part), minlength=len(counts))
+            more: NDArray[np.int64] = np.bincount(self._longer(part), minlength=len(counts))
             more[: len(counts)] += counts
             counts = more
         return counts

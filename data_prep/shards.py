@@ -312,7 +312,8 @@ class ShardReader:
         dtype = np.dtype(np.min_scalar_type(longest))
         header = {"descr": dtype.str, "fortran_order": False, "shape": (len(self), 2)}
         with path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            write_header: Any = np.lib.format.write_array_header_1_0  # some NumPys have no types
+            write_header(file, header)
             for shard in self._lengths_by_shard():
                 file.write(shard.astype(dtype).tobytes())
 

@@ -94,8 +94,9 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _describe_field(field: Any) -> tuple[str, str, str]:
     """Return what values a field takes, its default, and its documentation."""
-    limited = Annotated[(field.annotation, *field.metadata, None)]  # Annotated wants two or more
-    schema = TypeAdapter(limited).json_schema()
+    annotated: Any = Annotated  # of parts that no type checker knows
+    parts = (field.annotation, *field.metadata, None)  # it wants two or more
+    schema = TypeAdapter(annotated[parts]).json_schema()
     sections = not field.is_required() and list(_sections_in(field.annotation)) and field.default
     if sections:
         default = ", ".join(f"`{next(iter(dict(each).values()))}`" for each in sections)

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,8 @@ def unpack_idx(path: Path, target: Path, dimensions: int, kind: str) -> tuple[in
     """
     with _opened(path) as file, target.open("wb") as array:
         shape = _read_head(file, path, dimensions, kind)
-        np.lib.format.write_array_header_1_0(
-            array, {"descr": "|u1", "fortran_order": False, "shape": shape}
-        )
+        write_header: Any = np.lib.format.write_array_header_1_0  # some NumPys have no types for it
+        write_header(array, {"descr": "|u1", "fortran_order": False, "shape": shape})
         left = math.prod(shape)
         while left and (block := file.read(min(left, BLOCK))):
             array.write(block)

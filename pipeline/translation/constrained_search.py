@@ -253,7 +253,7 @@ def _allocate(scores: Floats, moves: Moves, width: int) -> Candidates:
     """
     take = np.take_along_axis
     totals = (scores[:, :, None] + moves.log_probs).reshape(len(scores), -1)
-    banks = np.maximum(moves.left, 0).reshape(totals.shape)  # those that end are complete
+    banks: Ints = np.maximum(moves.left, 0).reshape(totals.shape)  # those that end are complete
     by_bank = np.lexsort((-totals, banks))
     banks, places = take(banks, by_bank, 1), np.arange(totals.shape[1])
     begins = np.diff(banks, axis=1, prepend=-1) != 0

@@ -159,7 +159,8 @@ class OnnxDecoding(Decoding):
                 levels, _, heads, _, dim = cache.shape
                 shape = (levels, len(sources), heads, 0, dim)
                 self.past[cache.name] = np.empty(shape, np.float32)
-        self.visible = np.empty((len(sources), 1, 0), np.bool_)  # [B, K, positions]
+        # [B, K, positions]
+        self.visible: Bools = np.empty((len(sources), 1, 0), np.bool_)
 
     def next_tokens(self, last: Ints, count: int, named: Ints | None = None) -> NextTokens:
         """Decode one position; see `Decoding`. Tokens that are named are found among all."""

@@ -59,7 +59,8 @@ class Shortlist:
         """
         lists = [0, *(token + 1 for token in source)]
         parts = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in lists]
-        return np.unique(np.concatenate(parts))
+        found: TokenIds = np.unique(np.concatenate(parts))
+        return found
 
     def to_text(self, source: Sequence[str], target: Sequence[str]) -> str:
         """Return the content of `vmap.txt`.

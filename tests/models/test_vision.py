@@ -181,7 +181,8 @@ def test_level_signals_are_the_papers_equations(signals: LevelSignals) -> None:
             return weights[f"{kind}_signal"][level].view(-1, 16)[index or (0,)]
         if f"{kind}_signal_a" not in weights:
             return 0.0
-        a, b = (weights[f"{kind}_signal_{which}"][(level, *index)] for which in "ab")
+        place = level, *index
+        a, b = (weights[f"{kind}_signal_{which}"][place] for which in "ab")
         return x @ (a.T @ b).T
 
     for i, level in enumerate(ring.levels()):
