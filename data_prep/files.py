@@ -14,13 +14,13 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 log = logging.getLogger("lock")
 
@@ -69,6 +69,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_array_head(file: BinaryIO, dtype: DTypeLike, shape: Sequence[int]) -> None:
+    """Write what a `.npy` file begins with; the numbers come behind it, row by row."""
+    write_header: Any = np.lib.format.write_array_header_1_0  # some NumPys have no types for it
+    head = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
+    write_header(file, head)
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data_prep.files import DataError, first_line, sha256_of
+from data_prep.files import DataError, first_line, sha256_of, write_array_head
 from data_prep.stage import Record, read_manifest
 from data_prep.vocabulary import Lost, Unknown, VocabularyInfo, vocabulary_digest, vocabulary_files
 
@@ -310,10 +310,8 @@ class ShardReader:
         """
         longest = max((int(shard.max(initial=0)) for shard in self._lengths_by_shard()), default=0)
         dtype = np.dtype(np.min_scalar_type(longest))
-        header = {"descr": dtype.str, "fortran_order": False, "shape": (len(self), 2)}
         with path.open("wb") as file:
-            write_header: Any = np.lib.format.write_array_header_1_0  # some NumPys have no types
-            write_header(file, header)
+            write_array_head(file, dtype, (len(self), 2))
             for shard in self._lengths_by_shard():
                 file.write(shard.astype(dtype).tobytes())
 

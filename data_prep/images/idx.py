@@ -9,12 +9,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import DataError, first_line
+from data_prep.files import DataError, first_line, write_array_head
 
 UINT8 = 0x08  # IDX has other types; images and labels are of this one
 BLOCK = 1 << 20
@@ -32,8 +32,7 @@ def unpack_idx(path: Path, target: Path, dimensions: int, kind: str) -> tuple[in
     """
     with _opened(path) as file, target.open("wb") as array:
         shape = _read_head(file, path, dimensions, kind)
-        write_header: Any = np.lib.format.write_array_header_1_0  # some NumPys have no types for it
-        write_header(array, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        write_array_head(array, np.uint8, shape)
         left = math.prod(shape)
         while left and (block := file.read(min(left, BLOCK))):
             array.write(block)
