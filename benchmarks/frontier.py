@@ -66,11 +66,9 @@ def shallow(name: str, dim: int, rate_of: str, **model: str) -> dict[str, System
     return {f"{name} {dim}, 6-2": System(f"{name} 6-2", keys, rate_of)}
 
 
-RING = family("RingFormer", (48, 96, 208))
-PLAIN = family("Transformer", (32, 56, 96, 108, 208), architecture="transformer")
 SYSTEMS = {
-    **RING,
-    **PLAIN,
+    **family("RingFormer", (48, 96, 208)),
+    **family("Transformer", (32, 56, 96, 108, 208), architecture="transformer"),
     **family("Universal Transformer", (96, 208), architecture="universal"),
     **shallow("RingFormer", 48, "RingFormer 48"),
     **shallow("RingFormer", 96, "RingFormer 96"),

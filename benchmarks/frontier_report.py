@@ -18,6 +18,7 @@ from benchmarks.architectures import core_parameters_of, translation_of
 from benchmarks.rounds import measure, print_table, ratios, three_digits
 from benchmarks.runs import Run
 from benchmarks.runs import mean as mean_and_deviation
+from data_prep.corpora import read_text
 from models.factory import abstract_model
 from pipeline import load
 from pipeline.evaluation.result import slug_of
@@ -119,7 +120,7 @@ def measure_all(systems: Mapping[str, Sequence[Run]], rounds: int) -> dict[str, 
     runs = {system: runs[0] for system, runs in systems.items()}
     folders = {system: exports_of(run) if rounds else {} for system, run in runs.items()}
     recipe = translation_of(next(iter(runs.values())))
-    sentences = lines(recipe.run_dir / "clean" / f"test.{recipe.data.source_lang}")
+    sentences = read_text(recipe.run_dir / "clean" / f"test.{recipe.data.source_lang}")
     every = list(chain.from_iterable(each.values() for each in folders.values()))
     translate = {str(folder): one_by_one(folder, sentences[:TIMED_SENTENCES]) for folder in every}
     seconds = measure(translate, rounds, torch.device("cpu")) if rounds else {}
@@ -142,11 +143,6 @@ def one_by_one(folder: Path, sentences: Sequence[str]) -> Callable[[], object]:
     """Return a function that translates sentences with an export, each by itself."""
     translator = load(folder, threads=1)
     return lambda: [translator.translate([sentence]) for sentence in sentences]
-
-
-def lines(path: Path) -> list[str]:
-    """Return the lines of a file."""
-    return path.read_text("utf-8").split("\n")[:-1]
 
 
 # ── Tables and pictures ─────────────────────────────────────────────────────────────────────────
@@ -205,9 +201,9 @@ def report_claims(points: Mapping[str, Point], claims: Sequence[Claim]) -> None:
 def paired(ours: Run, theirs: Run) -> Mapping[str, float]:
     """Compare the translations of two models with the same seed."""
     data = translation_of(ours).data
-    references = lines(ours.run_dir / "clean" / f"test.{data.target_lang}")
+    references = read_text(ours.run_dir / "clean" / f"test.{data.target_lang}")
     hypotheses = Path("evaluation", slug_of(data.test.name), "hypotheses.txt")
-    found, other = (lines(run.run_dir / hypotheses) for run in (ours, theirs))
+    found, other = (read_text(run.run_dir / hypotheses) for run in (ours, theirs))
     return paired_bootstrap(other, found, [references], data.target_lang)["bleu"]
 
 

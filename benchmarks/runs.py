@@ -118,7 +118,7 @@ def read_arguments(
 
 def slug(system: str) -> str:
     """Return a system's name as one for a folder."""
-    return system.lower().replace(",", "").replace("/", "-").replace(" ", "-")
+    return system.lower().replace(",", "").replace(" ", "-")
 
 
 def train_all(
