@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
+from itertools import chain, islice
 from typing import Any
 
 from data_prep.files import only_command_in
@@ -190,7 +191,7 @@ def things_to_try(recipe: Recipe, arguments: argparse.Namespace, result: Result)
         pairs, seen = [pair for pair in answers if pair[0].strip()], seen_words(recipe.shards)
         known = (pair for pair in pairs if not unseen_words(pair[:1], seen))
         commands = [f"{commands[0]} && ./run.sh serve --model my-model   # a page to type on"]
-        for sentence, translation in [*known, *pairs][:1]:
+        for sentence, translation in islice(chain(known, pairs), 1):
             echo = f"echo {shlex.quote(sentence)} | ./run.sh translate{options}"
             commands.insert(0, f"{echo}   # {translation}")
     return "\n".join(["try:", *(f"  {line}" for line in (*commands, _dashboard_hint(recipe)))])

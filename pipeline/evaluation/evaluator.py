@@ -128,8 +128,10 @@ class EvaluatedModel:
             "target_lang": self.recipe.data.target_lang,  # of BLEU's tokeniser
             "longest line": None if self.export else self.recipe.data.max_tokens_per_side,
         }
-        if self.has_comet(name):
-            depends_on["comet"] = self._comet
+        if comet := self.comet_model(name):
+            check_comet(comet)
+            status = comet.stat()
+            depends_on["comet"] = [str(comet), status.st_size, status.st_mtime_ns]
         folder = self.recipe.run_dir / "evaluation" / name
         return TranslationResult(
             folder, metric_prefix, digest_of(depends_on), test_set, self.recipe.data.target_lang
@@ -143,17 +145,9 @@ class EvaluatedModel:
         wanted = self.recipe.evaluation.untrained_baseline
         return wanted and self._is_of_recipe(test_set) and not self.export
 
-    def has_comet(self, name: str) -> bool:
-        """Tell whether COMET scores a test set too, by the name of its folder."""
-        return bool(self.recipe.evaluation.comet) and name != VALIDATION
-
-    @cached_property
-    def _comet(self) -> list[Any]:
-        """Return what tells COMET's model from another."""
-        path = self.recipe.evaluation.comet
-        assert path is not None
-        check_comet(path)
-        return [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+    def comet_model(self, name: str) -> Path | None:
+        """Return the COMET model that scores a set too, by the name of its folder; None: none."""
+        return None if name == VALIDATION else self.recipe.evaluation.comet
 
     def translator(self) -> TextTranslator:
         """Load the model, to translate with it."""
@@ -233,10 +227,10 @@ def _translate_and_score(
         lengths = [len(ids) for ids in translator.source_vocabulary.encode(lines)]
         overlap = overlap_of(recipe, test_set)
         more["in_training_text"] = overlap and overlap._asdict()
-        if recipe.evaluation.comet and model.has_comet(result.folder.name):
+        if comet := model.comet_model(result.folder.name):
             log.info("test set %s: COMET", test_set.name)
             each = (
-                comet_score(recipe.evaluation.comet, test_set.sources, hypotheses, reference)
+                comet_score(comet, test_set.sources, hypotheses, reference)
                 for reference in test_set.references
             )
             more["comet"] = round(mean(each), 4)
