@@ -4,7 +4,7 @@
 
 Every model is `./run.sh --config recipes/multi30k_de_en.yaml` with a seed, the overrides of
 `SYSTEMS` and `COMMON`, and any others that are given with a `--run_dir`. The learning rate is that
-of `RATES` with the lowest validation loss after a third of the steps.
+of `RATES` with the lowest validation loss after a sixth of the steps.
 Students learn from the translations of `TEACHER`. What carries one of `CLAIMS` is trained with all
 seeds, the rest with the first. Then every model is exported in int8, in each format that takes it,
 and the exports translate in turns, a sentence at a time on one thread; not so with `--rounds 0`.
@@ -137,7 +137,7 @@ class Trainings:
 
     def trials(self, system: str) -> list[Run]:
         """Return the short trainings that a system's learning rate is chosen by."""
-        steps = str(int(self.common["training.max_steps"]) // 3)
+        steps = str(int(self.common["training.max_steps"]) // 6)
         shorter = {"training.max_steps": steps}
         return [self._run(system, self.seeds[0], rate, "rates", shorter) for rate in RATES]
 
