@@ -1,9 +1,10 @@
-"""Measure what a model of a given size, file or speed is worth: BLEU on Multi30k, by family.
+"""Measure what a model of a given size, file or speed is worth: BLEU by family.
 
     python -m benchmarks.frontier --data ../shared/data [--seeds 1 2 3] [--jobs 2]
 
-Every model is `./run.sh --config recipes/multi30k_de_en.yaml` with a seed, the overrides of
-`SYSTEMS` and `COMMON`, and any others that are given with a `--run_dir`. The learning rate is that
+Every model is `./run.sh --config recipes/multi30k_de_en.yaml`, or another `--recipe` with one
+corpus to train on, with a seed, the overrides of `SYSTEMS` and `COMMON`, and any others that are
+given with a `--run_dir`. The learning rate is that
 of `RATES` with the lowest validation loss after a sixth of the steps.
 Students learn from the translations of `TEACHER`. What carries one of `CLAIMS` is trained with all
 seeds, the rest with the first. Then every model is exported in int8, in each format that takes it,
@@ -13,16 +14,18 @@ What has been trained is not trained again. The program prints tables and draws 
 
 from __future__ import annotations
 
-import gzip
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.architectures import translation_of
 from benchmarks.frontier_report import Claim, draw, exported, measure_all, report, report_claims
 from benchmarks.rounds import create_parser, progress
 from benchmarks.runs import Run, in_parallel, read_arguments, slug
+from data_prep.corpora import read_lines
 from data_prep.files import write_atomically
+from pipeline.command_line import load_recipe
 from pipeline.recipe import ROOT
 
 RECIPE = ROOT / "recipes" / "multi30k_de_en.yaml"
@@ -124,16 +127,17 @@ class Trainings:
     """The trainings of systems in one folder, each with the learning rate that suits it."""
 
     def __init__(
-        self, folder: Path, data: Path, seeds: Sequence[int], given: Mapping[str, str]
+        self, recipe_file: Path, folder: Path, seeds: Sequence[int], given: Mapping[str, str]
     ) -> None:
         """
-        :param data: where the corpora are.
         :param given: overrides for all.
         """
-        self.folder, self.seeds = folder, seeds
-        self.common = {**COMMON, "data.root": str(data), **given}
-        self.sources = data / "multi30k" / "train.de.gz"
-        self.lesson = folder / "taught.en"  # the teacher's translations
+        self.recipe_file, self.folder, self.seeds = recipe_file, folder, seeds
+        self.common = {**COMMON, **given}
+        data = load_recipe(recipe_file, list(self.common.items())).data
+        (corpus,) = data.train
+        self.source = corpus.files["source"]
+        self.lesson = folder / f"taught.{data.target_lang}"  # the teacher's translations
 
     def trials(self, system: str) -> list[Run]:
         """Return the short trainings that a system's learning rate is chosen by."""
@@ -148,9 +152,7 @@ class Trainings:
         rate = best.overrides["training.learning_rate"]
         data = {}
         if SYSTEMS[system].student:
-            data["data.train"] = (
-                f"[{{name: taught, source: {self.sources}, target: {self.lesson}}}]"
-            )
+            data["data.train"] = f"[{{name: taught, source: {self.source}, target: {self.lesson}}}]"
         seeds = self.seeds if system in CLAIMED else self.seeds[:1]
         return [self._run(system, seed, rate, "", data) for seed in seeds]
 
@@ -158,11 +160,13 @@ class Trainings:
         """Translate the training text by the first teacher, unless that is done."""
         if self.lesson.exists():
             return
-        model = exported(self.runs(TEACHER)[0], "ctranslate2")
+        teacher = self.runs(TEACHER)[0]
+        model = exported(teacher, "ctranslate2")
         progress(f"{TEACHER} translates the training text")
         command = [str(ROOT / "run.sh"), "translate", "--model", str(model)]
-        with gzip.open(self.sources) as text:
-            done = subprocess.run(command, input=text.read(), stdout=subprocess.PIPE, check=True)
+        source = translation_of(teacher).data.root / self.source
+        text = "".join(f"{line}\n" for line in read_lines(source)).encode()
+        done = subprocess.run(command, input=text, stdout=subprocess.PIPE, check=True)
         write_atomically(self.lesson, done.stdout)
 
     def _run(self, system: str, seed: int, rate: str, place: str, others: Mapping[str, str]) -> Run:
@@ -174,7 +178,7 @@ class Trainings:
             **others,
         }
         run_dir = self.folder / place / "-".join([slug(system), rate, str(seed)])
-        return Run(system, seed, RECIPE, run_dir, overrides, "bleu")
+        return Run(system, seed, self.recipe_file, run_dir, overrides, "bleu")
 
 
 def try_rate(trial: Run) -> None:
@@ -186,8 +190,10 @@ def try_rate(trial: Run) -> None:
 
 def main() -> None:
     """Train what is not trained yet, and print the tables."""
-    arguments, given = read_arguments(create_parser(__doc__), RECIPE, SYSTEMS)
-    trainings = Trainings(arguments.run_dir, arguments.data, arguments.seeds, given)
+    parser = create_parser(__doc__)
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"[{RECIPE.name}]")
+    arguments, given = read_arguments(parser, SYSTEMS)
+    trainings = Trainings(arguments.recipe, arguments.run_dir, arguments.seeds, given)
     chosen = list(dict.fromkeys([REFERENCE, *(arguments.only or SYSTEMS)]))
     students = [system for system in chosen if SYSTEMS[system].student]
     if students and TEACHER not in chosen:

@@ -236,6 +236,7 @@ def draw(points: Mapping[str, Point], families: Mapping[str, str], path: Path) -
             )
         axes.set(xscale="log", xlabel=label)
         axes.grid(alpha=0.3, which="both")
-    all_axes[0].set(ylabel="BLEU, test_2016_flickr")
+    test = translation_of(next(iter(points.values())).runs[0]).data.test
+    all_axes[0].set(ylabel=f"BLEU, {test.name}")
     all_axes[0].legend(fontsize="small", loc="lower right")
     figure.savefig(path, dpi=110, metadata={"Software": None})

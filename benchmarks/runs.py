@@ -92,14 +92,15 @@ class Run:
 
 
 def read_arguments(
-    parser: argparse.ArgumentParser, recipe_file: Path, systems: Iterable[str]
+    parser: argparse.ArgumentParser, systems: Iterable[str]
 ) -> tuple[argparse.Namespace, dict[str, str]]:
     """Read the command line of a benchmark that trains systems.
 
-    :returns: the arguments, and the recipe's keys that were given besides them.
+    :param parser: has a `recipe`.
+    :returns: the arguments, and the recipe's keys that were given, `data.root` among them.
     """
     parser.add_argument("--data", type=Path, default=Path("data"), help="data.root")
-    parser.add_argument("--run_dir", type=Path, help=f"[runs/{recipe_file.stem}-systems]")
+    parser.add_argument("--run_dir", type=Path, help="[runs/RECIPE-systems]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", choices=systems, metavar="SYSTEM")
     parser.add_argument("--jobs", type=int, default=1, help="trained at the same time")
@@ -109,11 +110,10 @@ def read_arguments(
     given = {key.removeprefix("--"): value for key, value in pairs}
     if given and not arguments.run_dir:
         parser.error("other recipes need a --run_dir of their own")
-    folder = arguments.run_dir or Path("runs", f"{recipe_file.stem}-systems")
+    folder = arguments.run_dir or Path("runs", f"{arguments.recipe.stem}-systems")
     arguments.run_dir = folder.absolute()
     arguments.picture = arguments.picture or folder / "results.png"
-    arguments.data = arguments.data.absolute()
-    return arguments, given
+    return arguments, {"data.root": str(arguments.data.absolute()), **given}
 
 
 def slug(system: str) -> str:
@@ -129,19 +129,16 @@ def train_all(
     :param reference: the system that is always among them.
     :returns: the arguments, and the runs of each system.
     """
-    arguments, given = read_arguments(create_parser(description), recipe_file, systems)
+    parser = create_parser(description)
+    parser.set_defaults(recipe=recipe_file)
+    arguments, given = read_arguments(parser, systems)
     chosen = list(arguments.only or systems)
     if reference not in chosen:
         chosen.append(reference)
     runs = []
     for seed in arguments.seeds:  # all with the first seed, then with the next
         for system in chosen:
-            overrides = {
-                "data.root": str(arguments.data),
-                "training.seed": str(seed),
-                **systems[system],
-                **given,
-            }
+            overrides = {"training.seed": str(seed), **systems[system], **given}
             run_dir = arguments.run_dir / f"{slug(system)}-{seed}"
             runs.append(Run(system, seed, recipe_file, run_dir, overrides, score))
     in_parallel(Run.train, runs, arguments.jobs)

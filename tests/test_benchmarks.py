@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.frontier import RATES, Trainings
+from benchmarks.frontier import RATES, RECIPE, Trainings
 from benchmarks.gpu import DRY, FULL, SECTIONS, plan
 from benchmarks.run_all import read_results
 from models.config import ModelConfig
@@ -107,9 +107,9 @@ def test_benchmarks_are_listed(command: Command) -> None:
 
 
 def test_a_frontiers_models_have_the_learning_rate_that_validates_best(tmp_path: Path) -> None:
-    trainings = Trainings(tmp_path, tmp_path / "data", [7, 8], {"training.max_steps": "600"})
+    trainings = Trainings(RECIPE, tmp_path, [7, 8], {"training.max_steps": "600"})
     for trial, losses in zip(trainings.trials("RingFormer 96"), [[3, 4], [5, 2], [4]], strict=True):
-        assert trial.recipe.training.max_steps == 200
+        assert trial.recipe.training.max_steps == 100
         journal = trial.run_dir / "tracking" / "journal.jsonl"
         journal.parent.mkdir(parents=True)
         for step, loss in enumerate(losses):
