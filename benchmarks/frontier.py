@@ -5,7 +5,8 @@
 Every model is `./run.sh --config recipes/multi30k_de_en.yaml`, or another `--recipe` with one
 corpus to train on, with a seed, the overrides of `SYSTEMS` and `COMMON`, and any others that are
 given with a `--run_dir`. The learning rate is that
-of `RATES` with the lowest validation loss after a sixth of the steps.
+of `RATES` with the lowest validation loss after a sixth of the steps: they are tried in turn until
+one is worse than the last.
 Students learn from the translations of `TEACHER`. What carries one of `CLAIMS` is trained with all
 seeds, the rest with the first. Then every model is exported in int8, in each format that takes it,
 and the exports translate in turns, a sentence at a time on one thread; not so with `--rounds 0`.
@@ -14,8 +15,9 @@ What has been trained is not trained again. The program prints tables and draws 
 
 from __future__ import annotations
 
+import math
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +35,7 @@ COMMON = {
     "training.max_steps": "9000",
     "training.deepspeed_config": "ds_configs/zero1_bf16.json",  # BLEU is as in float32, sooner
 }
-RATES = "1e-3", "2e-3", "4e-3"
+RATES = "1e-3", "2e-3", "4e-3", "8e-3"
 
 
 class System(NamedTuple):
@@ -148,7 +150,8 @@ class Trainings:
     def runs(self, system: str) -> list[Run]:
         """Return a system's trainings, once its learning rate has been looked for."""
         trials = self.trials(SYSTEMS[system].rate_of or system)
-        best = min(trials, key=lambda trial: trial.valid_loss)
+        tried = (trial for trial in trials if trial.valid_losses)
+        best = min(tried, key=lambda trial: trial.valid_loss)
         rate = best.overrides["training.learning_rate"]
         data = {}
         if SYSTEMS[system].student:
@@ -181,11 +184,16 @@ class Trainings:
         return Run(system, seed, self.recipe_file, run_dir, overrides, "bleu")
 
 
-def try_rate(trial: Run) -> None:
-    """Prepare and train, without an evaluation."""
-    trial.execute("prepare")
-    trial.execute("train")
-    progress(f"{trial.run_dir.name}: validation loss {trial.valid_loss:.3f}")
+def try_rates(trials: Iterable[Run]) -> None:
+    """Prepare and train, without an evaluation, until one is worse than the last."""
+    lowest = math.inf
+    for trial in trials:
+        trial.execute("prepare")
+        trial.execute("train")
+        progress(f"{trial.run_dir.name}: validation loss {trial.valid_loss:.3f}")
+        if trial.valid_loss > lowest:
+            return
+        lowest = trial.valid_loss
 
 
 def main() -> None:
@@ -199,8 +207,7 @@ def main() -> None:
     if students and TEACHER not in chosen:
         chosen.append(TEACHER)
     tried = dict.fromkeys(SYSTEMS[system].rate_of or system for system in chosen)
-    trials = [trial for system in tried for trial in trainings.trials(system)]
-    in_parallel(try_rate, trials, arguments.jobs)
+    in_parallel(try_rates, map(trainings.trials, tried), arguments.jobs)
 
     def train(systems: Sequence[str]) -> dict[str, list[Run]]:
         runs = {system: trainings.runs(system) for system in systems}

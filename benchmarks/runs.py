@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
@@ -22,6 +22,8 @@ from pipeline.evaluation.result import slug_of
 from pipeline.recipe import ROOT, Recipe
 from pipeline.tracking.tracker import history_of
 from pipeline.translation_recipe import TranslationRecipe
+
+T = TypeVar("T")
 
 Systems = Mapping[str, Mapping[str, str]]
 """Overrides of a recipe, by the name of the system that they make of it."""
@@ -57,9 +59,14 @@ class Run:
         return read_json(recipe.run_dir / "evaluation" / name / "scores.json")
 
     @property
+    def valid_losses(self) -> Mapping[int, float]:
+        """Return the validation losses of its training by step; none until it has trained."""
+        return history_of(self.recipe).get("valid_loss", {})
+
+    @property
     def valid_loss(self) -> float:
         """Return the lowest validation loss of its training."""
-        return min(history_of(self.recipe)["valid_loss"].values())
+        return min(self.valid_losses.values())
 
     def command(self, command: str, *more: str) -> list[str]:
         """Return the words of a command of run.sh on this run."""
@@ -145,10 +152,10 @@ def train_all(
     return arguments, {run.system: [r for r in runs if r.system == run.system] for run in runs}
 
 
-def in_parallel(do: Callable[[Run], object], runs: Iterable[Run], jobs: int) -> None:
-    """Do something with runs, so many at a time, in their order."""
+def in_parallel(do: Callable[[T], object], things: Iterable[T], jobs: int) -> None:
+    """Do something with runs, or other things, so many at a time, in their order."""
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(do, runs))
+        list(pool.map(do, things))
 
 
 def mean(values: Sequence[float]) -> str:

@@ -108,7 +108,8 @@ def test_benchmarks_are_listed(command: Command) -> None:
 
 def test_a_frontiers_models_have_the_learning_rate_that_validates_best(tmp_path: Path) -> None:
     trainings = Trainings(RECIPE, tmp_path, [7, 8], {"training.max_steps": "600"})
-    for trial, losses in zip(trainings.trials("RingFormer 96"), [[3, 4], [5, 2], [4]], strict=True):
+    trials = trainings.trials("RingFormer 96")
+    for trial, losses in zip(trials[:3], [[3, 4], [5, 2], [4]], strict=True):  # one is not tried
         assert trial.recipe.training.max_steps == 100
         journal = trial.run_dir / "tracking" / "journal.jsonl"
         journal.parent.mkdir(parents=True)
