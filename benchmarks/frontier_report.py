@@ -78,11 +78,15 @@ class Point:
 
     @property
     def training(self) -> tuple[float, float]:
-        """Return how long the first training took at its median speed, in minutes, and its memory
-        in GiB."""
-        history, steps = history_of(self.runs[0].recipe), self.runs[0].recipe.training.max_steps
-        speed, memory = (history[f"speed/{key}"] for key in ("steps_per_second", "memory_gib"))
-        return steps / median(speed.values()) / 60, max(memory.values())
+        """Return how long a training takes at its median speed, in minutes, and its memory in GiB:
+        of the fastest of the seeds, as others shared the machine with something else."""
+        return min(map(_time_and_memory, self.runs))
+
+
+def _time_and_memory(run: Run) -> tuple[float, float]:
+    history, steps = history_of(run.recipe), run.recipe.training.max_steps
+    speed, memory = (history[f"speed/{key}"] for key in ("steps_per_second", "memory_gib"))
+    return steps / median(speed.values()) / 60, max(memory.values())
 
 
 # ── Exports ─────────────────────────────────────────────────────────────────────────────────────

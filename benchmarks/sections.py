@@ -112,10 +112,9 @@ there.
 The same step in float32 and in bfloat16 (`--deepspeed_config ds_configs/zero1_bf16.json`; here
 without DeepSpeed's float32 copy of the weights). A CPU that has instructions for bfloat16
 (AVX512-BF16, AMX) multiplies matrices in it twice as fast and more; the wider the model, the larger
-the products' share of a step. The gradient of torch's fused attention takes it longer there, the
-fewer positions the worse, so training on a CPU attends by products and softmax. At base size
-attention is a small part of a step (*fused attention*), in a narrow model of small images a large
-one. A CPU without such instructions is slower in bfloat16, and training says so.
+the products' share of a step. The gradient of torch's fused attention takes it ten times as long
+there, so training on a CPU attends by products and softmax (`models/attention.py`). A CPU without
+such instructions is slower in bfloat16, and training says so.
 """,
         command="train_step --parts precision",
         cpu="--tokens 1024 --vocab_size 16000 --rounds 5",

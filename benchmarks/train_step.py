@@ -37,11 +37,9 @@ from models.factory import create_model
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 from pipeline.training.deepspeed_config import deepspeed_config
-from pipeline.training.kernels import choose_kernels
 from pipeline.translation.batches import PairBatch, collate_ids
 from pipeline.translation_recipe import TranslationTraining
 
-COMPUTES_IN = {"float32": "fp32", "bfloat16": "bf16"}  # as DeepSpeed's JSON calls them
 LONGEST = 32  # tokens a side; the shortest sentence of a batch has 3/4 of it
 
 
@@ -239,31 +237,19 @@ def compare_compilation(arguments: argparse.Namespace, tokens: int) -> None:
 
 
 def compare_precisions(arguments: argparse.Namespace, tokens: int) -> None:
-    """Time a training step in float32 and in bfloat16, and print a table.
-
-    In bfloat16 on a CPU, training does without fused attention; a row shows why.
-    """
+    """Time a training step in float32 and in bfloat16, and print a table."""
     loss = loss_of(random_batch(tokens, arguments.vocab_size, arguments.device))
     runs: dict[str, Callable[[], None]] = {}
     for name in ("RingFormer", "Transformer"):
         for dtype in ("float32", "bfloat16"):
             own = argparse.Namespace(**{**vars(arguments), "dtype": dtype})
             step = steps_of(trainable(name, own), [loss])
-            runs[f"{name}, {dtype}"] = partial(with_kernels, arguments.device, dtype, step)
-            if dtype == "bfloat16" and arguments.device.type == "cpu":
-                fused = partial(with_kernels, arguments.device, "float32", step)
-                runs[f"{name}, {dtype}, fused attention"] = fused
+            runs[f"{name}, {dtype}"] = step
     seconds = measure(runs, arguments.rounds, arguments.device)
     title = f"Training step, {size_of(arguments, tokens).rpartition(',')[0]}"
     print_report(
         title, seconds, ["RingFormer, float32", "Transformer, float32"], tokens, "target tokens"
     )
-
-
-def with_kernels(device: torch.device, dtype: str, step: Callable[[], None]) -> None:
-    """Make a step with the kernels that training in `dtype` takes."""
-    choose_kernels(device, COMPUTES_IN[dtype])
-    step()
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, int], None]] = {
@@ -285,7 +271,7 @@ def main() -> None:
     parser.add_argument("--model_dim", type=int, default=512, help="a multiple of 64")
     parser.add_argument("--only", default="", help="systems with this in their name")
     arguments = parser.parse_args()
-    choose_kernels(arguments.device, COMPUTES_IN[arguments.dtype])
+    torch.backends.cuda.matmul.allow_tf32 = True  # as training does
     for part in arguments.parts:
         for tokens in arguments.tokens:
             PARTS[part](arguments, tokens)

@@ -166,7 +166,9 @@ def _gradient(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
     grad = logits.softmax(dim=1)
     # 1 - p of the target would keep few of its digits; the sum of the others keeps all.
     others = grad.sum(dim=1, keepdim=True, dtype=torch.float32) - grad.gather(1, target)
-    return grad.scatter_(1, target, (label_smoothing - others).to(grad.dtype))
+    new = (label_smoothing - others).to(grad.dtype)
+    # On a CPU scatter_ works on a copy of all that is of 16 bits.
+    return grad.index_put_((torch.arange(len(grad), device=grad.device), target[:, 0]), new[:, 0])
 
 
 def _less(smoothing: float, rows: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from models.attention import attention_weights
 from models.stack import Stack
 
 
@@ -35,32 +36,6 @@ class StackRecording(NamedTuple):
     ffn_inputs: Tensor | None
     """What a ring's feed-forward network reads at each level, `[N, B, S, d]`; None: it has none, or
     the stack is no ring."""
-
-
-def attention_weights(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-) -> Tensor:
-    """Return the softmax(q kᵀ / √(d/H) + mask) that `F.scaled_dot_product_attention` multiplies
-    with v; the parameters are those of that function.
-
-    :param query: `[B, H, T, d/H]`.
-    :param key: `[B, H, S, d/H]`.
-    :returns: `[B, H, T, S]`, without dropout.
-    """
-    scores = query @ key.mT * (query.size(-1) ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, -torch.inf)
-    elif attn_mask is not None:
-        scores = scores + attn_mask
-    return scores.softmax(-1)
 
 
 class _LevelNotes:
@@ -105,7 +80,9 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self.level is not None and func is F.scaled_dot_product_attention:
-            self.level.attention.append(attention_weights(*args, **kwargs))
+            q, k, _ = args
+            weights = attention_weights(q, k, kwargs["attn_mask"], causal=kwargs["is_causal"])
+            self.level.attention.append(weights)
         return func(*args, **kwargs)
 
     def begin_level(self, notes: _StackNotes) -> _LevelNotes:

@@ -16,6 +16,7 @@ from fairseq2.nn import BatchLayout, IncrementalState, IncrementalStateBag, Stan
 from torch import Tensor, nn
 
 from models.config import ActivationCheckpointing, ModelConfig
+from models.dropout import replace_dropouts
 from models.output import OutputProjection
 from models.padding import PaddedLayout
 from models.positions import InterleavedSinusoids
@@ -71,6 +72,7 @@ class TranslationModel(Seq2SeqModel):
         else:
             linear = nn.Linear(dim, target_size)
             self.final_proj = OutputProjection(linear.weight, linear.bias, pad_idx)
+        replace_dropouts(self)
 
     @property
     def source_embed(self) -> StandardEmbedding:

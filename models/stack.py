@@ -9,10 +9,11 @@ from typing import Concatenate, Generic, NamedTuple, ParamSpec
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
-from torch.nn import functional as F
 
 from models.activation_checkpointing import recompute, recompute_but_attention
+from models.attention import attention
 from models.config import ActivationCheckpointing
+from models.dropout import dropout
 from models.positions import InterleavedSinusoids
 
 P = ParamSpec("P")  # what a layer takes after x
@@ -124,9 +125,15 @@ class Stack(nn.Module, Generic[P]):
         parts = x.unbind(2) if count > 1 else [x.squeeze(2)]
         return tuple(part.transpose(1, 2) for part in parts)
 
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Return softmax(q kᵀ / √(d/H)) v, head by head: `[B, H, S, d/H]` → `[B, S, d]`."""
+        return attention(q, k, v, mask, causal=causal).transpose(1, 2).flatten(2)
+
     def dropout(self, x: Tensor) -> Tensor:
         """Drop elements out while training."""
-        return F.dropout(x, self.dropout_p, self.training)
+        return dropout(x, self.dropout_p, self.training)
 
     def add_encodings(self, x: Tensor, level: int, positions: range) -> Tensor:
         """Add a Universal Transformer's encodings of level and positions; others have none.

@@ -21,8 +21,8 @@ from fairseq2.models.transformer import (
 from fairseq2.nn import BatchLayout, Linear, ResidualConnect, StandardLayerNorm
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch.nn import functional as F
 
+from models.attention import attention
 from models.config import LAYER_NORM_EPS, LayersConfig, ModelConfig
 from models.padding import padding_mask
 
@@ -57,14 +57,14 @@ class RightPaddedSDPA(SDPA):
         causal = self.causal
         if q.size(1) == 1:  # it is the last; `and` would leave a compiled graph with a symbol
             causal = False
-        attention = F.scaled_dot_product_attention(
+        heads = attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
             v.transpose(1, 2),
-            attn_mask=None if self.causal else padding_mask(k_layout, always=is_compiling()),
-            is_causal=causal,
+            None if self.causal else padding_mask(k_layout, always=is_compiling()),
+            causal=causal,
         )
-        return attention.transpose(1, 2), None
+        return heads.transpose(1, 2), None
 
 
 class ScaledResidual(ResidualConnect):
@@ -79,7 +79,7 @@ class ScaledResidual(ResidualConnect):
         return torch.add(seqs, residual, alpha=self.scale)
 
 
-def attention(
+def multihead_attention(
     config: LayersConfig, *, causal: bool = False, bias: bool = False
 ) -> StandardMultiheadAttention:
     """Build an attention, freshly initialised."""
@@ -116,7 +116,7 @@ def transformer_encoder(config: ModelConfig) -> StandardTransformerEncoder:
     encoder = StandardTransformerEncoder(
         [
             StandardTransformerEncoderLayer(
-                attention(config),
+                multihead_attention(config),
                 norm(config),
                 ffn(config),
                 norm(config),
@@ -137,9 +137,9 @@ def transformer_decoder(config: ModelConfig) -> StandardTransformerDecoder:
     decoder = StandardTransformerDecoder(
         [
             StandardTransformerDecoderLayer(
-                attention(config, causal=True),
+                multihead_attention(config, causal=True),
                 norm(config),
-                attention(config),
+                multihead_attention(config),
                 norm(config),
                 ffn(config),
                 norm(config),

@@ -16,6 +16,7 @@ from fairseq2.nn import Linear
 from torch import Tensor, nn
 
 from models.config import VisionConfig
+from models.dropout import replace_dropouts
 from models.padding import PaddedLayout
 from models.ringformer.vision_weights import (
     INIT_FFN,
@@ -25,7 +26,7 @@ from models.ringformer.vision_weights import (
     SelfAttention,
 )
 from models.stack import LayerNorm
-from models.transformer import attention, ffn, norm, start_small
+from models.transformer import ffn, multihead_attention, norm, start_small
 
 
 class VisionTransformer(nn.Module):
@@ -35,6 +36,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_levels))
         start_small(self, config.num_levels)
+        replace_dropouts(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a batch.
@@ -56,7 +58,7 @@ class VisionTransformer(nn.Module):
 
 def _layer(config: VisionConfig) -> StandardTransformerEncoderLayer:
     layer = StandardTransformerEncoderLayer(
-        attention(config, bias=True),
+        multihead_attention(config, bias=True),
         norm(config),
         ffn(config, bias=True, init=_init_ffn),
         norm(config),

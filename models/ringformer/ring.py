@@ -20,12 +20,6 @@ from models.ringformer.weights import CrossAttention, FeedForward, Level, RingWe
 from models.stack import LayerNorm
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
-    """Return softmax(q kᵀ / √(d/H)) v, head by head: `[B, H, S, d/H]` → `[B, S, d]`."""
-    heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    return heads.transpose(1, 2).flatten(2)
-
-
 class Ring(RingWeights):
     """Level i of a ring computes x ← LN_i(x + sublayer_i(x)), sublayer by sublayer."""
 
@@ -55,7 +49,7 @@ class Ring(RingWeights):
         q, k, v = self.qkv(x, own)
         if append is not None:
             k, v = append(k, v)
-        return F.linear(attend(q, k, v, mask, self.causal and mask is None), own.output)
+        return F.linear(self.attend(q, k, v, mask, self.causal and mask is None), own.output)
 
     def qkv(self, x: Tensor, own: SelfAttention) -> tuple[Tensor, ...]:
         """Return q_i = W_q x + A_iᵀ B_i x, and k_i and v_i alike."""
@@ -67,7 +61,7 @@ class Ring(RingWeights):
     def cross_attention(self, x: Tensor, cross: CrossAttention) -> Tensor:
         """Return W_o · softmax(q kᵀ / √(d/H)) v, where k and v are of the encoder output."""
         (q,) = self.heads(F.linear(x, cross.q), 1)
-        return F.linear(attend(q, cross.k, cross.v, cross.mask), cross.output)
+        return F.linear(self.attend(q, cross.k, cross.v, cross.mask), cross.output)
 
     def feed_forward(self, x: Tensor, own: FeedForward) -> Tensor:
         """Return FFN_i(x) = W_down · dropout(gelu(W_up (x + A_iᵀ B_i x)))."""

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from models.config import LAYER_NORM_EPS
 from models.ringformer.level_signal import apply
-from models.ringformer.ring import attend
 from models.ringformer.vision_weights import FeedForward, Level, SelfAttention, VisionRingWeights
 from models.stack import LayerNorm
 
@@ -41,7 +40,7 @@ class VisionRing(VisionRingWeights):
     def self_attention(self, x: Tensor, own: SelfAttention) -> Tensor:
         """Return W_o · softmax(q_i k_iᵀ / √(d/H)) v_i + b_o."""
         q, k, v = self.qkv(x, own)
-        return F.linear(attend(q, k, v, mask=None), own.output, own.output_bias)
+        return F.linear(self.attend(q, k, v), own.output, own.output_bias)
 
     def qkv(self, x: Tensor, own: SelfAttention) -> tuple[Tensor, ...]:
         """Return q_i = W_q LN_i(x) + b_q + A_iᵀ B_i x, and k_i and v_i alike."""

@@ -46,7 +46,6 @@ from pipeline.training.deepspeed_config import (
 )
 from pipeline.training.ema import MovingAverage
 from pipeline.training.feed import Share, feed
-from pipeline.training.kernels import choose_kernels
 from pipeline.training.learning_rate import learning_rate_factor
 from pipeline.training.nonfinite import dump
 from pipeline.training.progress import Window
@@ -100,7 +99,7 @@ class Trainer(Generic[Batch]):
         self.engine = self._create_engine()
         self.ema = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.device: torch.device = self.engine.device
-        choose_kernels(self.device, precision(self.deepspeed_config))
+        torch.backends.cuda.matmul.allow_tf32 = True  # what stays float32 takes its fast units
         self._shares: Iterator[Share[Batch]] | None = None
 
     def _create_engine(self) -> deepspeed.DeepSpeedEngine:

@@ -1,0 +1,46 @@
+"""Attention, by the kernels that are fastest where it runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+) -> Tensor:
+    """Return softmax(q kᵀ / √(d/H) + mask) v, head by head.
+
+    :param q: `[B, H, T, d/H]`.
+    :param k, v: `[B, H, S, d/H]`.
+    :param mask: which of the S may be looked at: 0, else -inf, or True, else False; None: all.
+    :param causal: a position looks at itself and those before it; in place of a mask.
+    :returns: `[B, H, T, d/H]`.
+    """
+    if q.requires_grad and q.device.type == "cpu" and q.dtype.itemsize == 2:
+        # There the fused kernel's gradient takes ten times as long as products and softmax.
+        return attention_weights(q, k, mask, causal=causal) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
+    """Return softmax(q kᵀ / √(d/H) + mask); the parameters are those of `attention`.
+
+    :returns: `[B, H, T, S]`; a row is a query's and sums to 1.
+    """
+    scores: Tensor = (q * q.size(-1) ** -0.5) @ k.mT
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1)
