@@ -110,7 +110,7 @@ def test_a_frontiers_models_have_the_learning_rate_that_validates_best(tmp_path:
     trainings = Trainings(RECIPE, tmp_path, [7, 8], {"training.max_steps": "600"})
     trials = trainings.trials("RingFormer 96")
     for trial, losses in zip(trials[:3], [[3, 4], [5, 2], [4]], strict=True):  # one is not tried
-        assert trial.recipe.training.max_steps == 100
+        assert trial.recipe.training.max_steps == 200
         journal = trial.run_dir / "tracking" / "journal.jsonl"
         journal.parent.mkdir(parents=True)
         for step, loss in enumerate(losses):
