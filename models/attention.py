@@ -39,8 +39,8 @@ def attention_weights(
     scores: Tensor = (q * q.size(-1) ** -0.5) @ k.mT
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    elif mask is not None:
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = scores.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         scores = scores + mask
     return scores.softmax(-1)

@@ -164,11 +164,11 @@ def _gradient(logits: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
     :param target: `[rows, 1]`.
     """
     grad = logits.softmax(dim=1)
+    # On a CPU, scatter_ and a sum into float32 would copy all of it.
+    place = torch.arange(len(grad), device=grad.device), target[:, 0]
+    grad.index_put_(place, grad.new_zeros(()))
     # 1 - p of the target would keep few of its digits; the sum of the others keeps all.
-    others = grad.sum(dim=1, keepdim=True, dtype=torch.float32) - grad.gather(1, target)
-    new = (label_smoothing - others).to(grad.dtype)
-    # On a CPU scatter_ works on a copy of all that is of 16 bits.
-    return grad.index_put_((torch.arange(len(grad), device=grad.device), target[:, 0]), new[:, 0])
+    return grad.index_put_(place, label_smoothing - grad.sum(dim=1))
 
 
 def _less(smoothing: float, rows: Tensor) -> Tensor:
