@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 BITS = 16  # of an element's random number: p is a multiple of 2⁻¹⁶
@@ -29,7 +28,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """
     if not training or not p:
         return x
-    if x.device.type != "cpu" or is_compiling():  # compiled, it is one kernel with its neighbours
+    if x.device.type != "cpu":
         return F.dropout(x, p)
     dropped = int(p * NUMBERS)
     # All 64 bits are random only if both bounds are given.

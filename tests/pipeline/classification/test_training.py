@@ -65,7 +65,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bits(
 def test_it_learns(trained_bars: ClassificationRecipe) -> None:
     accuracies = tracked(trained_bars.run_dir, "valid_accuracy")
     assert list(accuracies) == [10, 20, 30]
-    assert max(accuracies.values()) > 80
+    assert max(accuracies.values()) > 60  # of three classes, by chance 33
 
 
 def test_augmentation_depends_on_the_random_state_alone(
