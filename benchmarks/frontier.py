@@ -4,9 +4,8 @@
 
 Every model is `./run.sh --config recipes/multi30k_de_en.yaml`, or another `--recipe` with one
 corpus to train on, with a seed, the overrides of `SYSTEMS` and `COMMON`, and any others that are
-given with a `--run_dir`. The learning rate is that
-of `RATES` with the lowest validation loss after a third of the steps: they are tried in turn until
-one is worse than the last.
+given with a `--run_dir`. The learning rate is that of `RATES` with the lowest validation loss after
+a third of the steps: they are tried in turn until one is worse than the last.
 Students learn from the translations of `TEACHER`. What carries one of `CLAIMS` is trained with all
 seeds, the rest with the first. Then every model is exported in int8, in each format that takes it,
 and the exports translate in turns, a sentence at a time on one thread; not so with `--rounds 0`.
@@ -138,8 +137,9 @@ class Trainings:
         self.recipe_file, self.folder, self.seeds = recipe_file, folder, seeds
         self.common = {**COMMON, **given}
         data = load_recipe(recipe_file, list(self.common.items())).data
-        (corpus,) = data.train
-        self.source = corpus.files["source"]
+        if len(data.train) > 1:
+            raise SystemExit(f"{recipe_file}: data.train must be one corpus, which is taught anew")
+        self.source = data.train[0].files["source"]
         self.lesson = folder / f"taught.{data.target_lang}"  # the teacher's translations
 
     def trials(self, system: str) -> list[Run]:
