@@ -71,10 +71,22 @@ def shallow(name: str, dim: int, rate_of: str, **model: str) -> dict[str, System
     return {f"{name} {dim}, 6-2": System(f"{name} 6-2", keys, rate_of)}
 
 
+def thin(name: str, dims: Sequence[int], **model: str) -> dict[str, System]:
+    """Return the six-level models whose FFN is twice as wide as the rest, and not four times."""
+    return {
+        f"{name} {dim}, thin FFN": System(
+            f"{name}, thin FFN", sized(dim, ffn_inner_dim=2 * dim, **model)
+        )
+        for dim in dims
+    }
+
+
 SYSTEMS = {
     **family("RingFormer", (48, 96, 208)),
     **family("Transformer", (32, 56, 96, 108, 208), architecture="transformer"),
     **family("Universal Transformer", (96, 208), architecture="universal"),
+    **thin("RingFormer", (56, 108, 232)),
+    **thin("Transformer", (36, 64, 124), architecture="transformer"),
     **shallow("RingFormer", 48, "RingFormer 48"),
     **shallow("RingFormer", 96, "RingFormer 96"),
     **shallow("RingFormer", 208, "RingFormer 208"),
@@ -114,6 +126,8 @@ CLAIMS = (
     Claim("RingFormer 96", "Transformer 56"),
     Claim("RingFormer 208", "Transformer 108"),
     Claim("RingFormer 48", "Transformer 32"),
+    Claim("RingFormer 108, thin FFN", "Transformer 64, thin FFN"),
+    Claim("RingFormer 232, thin FFN", "Transformer 124, thin FFN"),
     Claim("RingFormer 96", "Transformer 96"),
     Claim("RingFormer 96, taught", "Transformer 96, taught"),
     Claim("RingFormer 96, taught", "Transformer 96"),
