@@ -54,15 +54,25 @@ class System(NamedTuple):
     """Whether it learns from the teacher's translations."""
 
 
-def sized(dim: int, **model: str | int) -> dict[str, str]:
-    """Return the overrides for a width and other keys of the section `model`."""
-    keys = {"model_dim": dim, "ffn_inner_dim": 4 * dim, **model}
+def sized(dim: int, ffn: int = 4, /, **model: str | int) -> dict[str, str]:
+    """Return the overrides for a width and other keys of the section `model`.
+
+    :param ffn: how many times as wide the FFN is.
+    """
+    keys = {"model_dim": dim, "ffn_inner_dim": ffn * dim, **model}
     return {f"model.{key}": str(value) for key, value in keys.items()}
 
 
-def family(name: str, dims: Sequence[int], **model: str) -> dict[str, System]:
-    """Return the six-level models of an architecture at some widths."""
-    return {f"{name} {dim}": System(name, sized(dim, **model)) for dim in dims}
+def family(
+    name: str, dims: Sequence[int], shape: str = "", ffn: int = 4, **model: str
+) -> dict[str, System]:
+    """Return the six-level models of an architecture at some widths.
+
+    :param shape: ends their names.
+    """
+    return {
+        f"{name} {dim}{shape}": System(f"{name}{shape}", sized(dim, ffn, **model)) for dim in dims
+    }
 
 
 def shallow(name: str, dim: int, rate_of: str, **model: str) -> dict[str, System]:
@@ -71,22 +81,12 @@ def shallow(name: str, dim: int, rate_of: str, **model: str) -> dict[str, System
     return {f"{name} {dim}, 6-2": System(f"{name} 6-2", keys, rate_of)}
 
 
-def thin(name: str, dims: Sequence[int], **model: str) -> dict[str, System]:
-    """Return the six-level models whose FFN is twice as wide as the rest, and not four times."""
-    return {
-        f"{name} {dim}, thin FFN": System(
-            f"{name}, thin FFN", sized(dim, ffn_inner_dim=2 * dim, **model)
-        )
-        for dim in dims
-    }
-
-
 SYSTEMS = {
     **family("RingFormer", (48, 96, 208)),
     **family("Transformer", (32, 56, 96, 108, 208), architecture="transformer"),
     **family("Universal Transformer", (96, 208), architecture="universal"),
-    **thin("RingFormer", (56, 108, 232)),
-    **thin("Transformer", (36, 64, 124), architecture="transformer"),
+    **family("RingFormer", (56, 108, 232), ", thin FFN", ffn=2),
+    **family("Transformer", (36, 64, 124), ", thin FFN", ffn=2, architecture="transformer"),
     **shallow("RingFormer", 48, "RingFormer 48"),
     **shallow("RingFormer", 96, "RingFormer 96"),
     **shallow("RingFormer", 208, "RingFormer 208"),
@@ -201,14 +201,15 @@ class Trainings:
 
 def try_rates(trials: Iterable[Run]) -> None:
     """Prepare and train, without an evaluation, until one is worse than the last."""
-    lowest = math.inf
+    last = math.inf
     for trial in trials:
         trial.execute("prepare")
         trial.execute("train")
-        progress(f"{trial.run_dir.name}: validation loss {trial.valid_loss:.3f}")
-        if trial.valid_loss > lowest:
+        loss = trial.valid_loss
+        progress(f"{trial.run_dir.name}: validation loss {loss:.3f}")
+        if loss > last:
             return
-        lowest = trial.valid_loss
+        last = loss
 
 
 def main() -> None:

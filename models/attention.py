@@ -38,9 +38,14 @@ def attention_weights(
     """
     scores: Tensor = (q * q.size(-1) ** -0.5) @ k.mT
     if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        mask = scores.new_full(scores.shape[-2:], -torch.inf).triu(1)
+    elif mask is not None and mask.dtype == torch.bool:
+        mask = bias_of(mask, scores.dtype)
     if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = scores.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         scores = scores + mask
     return scores.softmax(-1)
+
+
+def bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to scores where a mask is True: 0, and elsewhere: -inf."""
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)

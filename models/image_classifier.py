@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from models.config import ActivationCheckpointing, VisionConfig
-from models.dropout import Dropout
+from models.dropout import replace_dropouts
 from models.positions import InterleavedSinusoids
 from models.stack import checkpoint_activations, compile_layers
 
@@ -63,10 +63,11 @@ class ImageClassifier(nn.Module):
         self.pos_encoder: InterleavedSinusoids | None = None
         if config.architecture != "universal":  # which adds positions in every iteration
             self.pos_encoder = InterleavedSinusoids(dim, num_positions(config, image))
-        self.dropout = Dropout(config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
         self.encoder = encoder
         self.final_layer_norm = nn.LayerNorm(dim, eps=FINAL_LAYER_NORM_EPS)
         self.head = nn.Linear(dim, classes)
+        replace_dropouts(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         mean, std = self.mean, self.std

@@ -8,6 +8,8 @@ from fairseq2.nn import BatchLayout
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.attention import bias_of
+
 
 class PaddedLayout(BatchLayout):  # type: ignore[misc]  # it is final
     """This is fairseq2's layout of sequences, made on the host at once.
@@ -67,9 +69,7 @@ def padding_bias(layout: BatchLayout, dtype: torch.dtype, *, always: bool) -> Te
     :returns: `[B, 1, 1, S]`; None when nothing is padded.
     """
     mask = padding_mask(layout, always=always)
-    if mask is None:
-        return None
-    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+    return None if mask is None else bias_of(mask, dtype)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

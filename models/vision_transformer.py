@@ -16,7 +16,6 @@ from fairseq2.nn import Linear
 from torch import Tensor, nn
 
 from models.config import VisionConfig
-from models.dropout import replace_dropouts
 from models.padding import PaddedLayout
 from models.ringformer.vision_weights import (
     INIT_FFN,
@@ -36,7 +35,6 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_levels))
         start_small(self, config.num_levels)
-        replace_dropouts(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode a batch.
