@@ -4,24 +4,28 @@
 
 Every model is `./run.sh --config recipes/multi30k_de_en.yaml`, or another `--recipe` with one
 corpus to train on, with a seed, the overrides of `SYSTEMS` and `COMMON`, and any others that are
-given with a `--run_dir`. The learning rate is that of `RATES` with the lowest validation loss after
-a third of the steps: they are tried in turn until one is worse than the last.
+given with a `--run_dir`. Learning rates are tried with the first seed, uphill from `RATE`. That
+with the lowest validation loss is taken; one that does much worse than another is given up early.
 Students learn from the translations of `TEACHER`. What carries one of `CLAIMS` is trained with all
-seeds, the rest with the first. Then every model is exported in int8, in each format that takes it,
-and the exports translate in turns, a sentence at a time on one thread; not so with `--rounds 0`.
-What has been trained is not trained again. The program prints tables and draws a picture.
+seeds, the rest with the first. Then first models are exported in int8, in each format that takes
+them, and the exports translate in turns, a sentence at a time on one thread; not so with
+`--rounds 0`. What has been measured is in the file `--record` and is not measured again:
+`--record docs/frontier.jsonl` goes on with what docs/results.md shows. The program prints tables
+and draws a picture.
 """
 
 from __future__ import annotations
 
 import math
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.architectures import translation_of
-from benchmarks.frontier_report import Claim, draw, exported, measure_all, report, report_claims
+from benchmarks.frontier_export import exported, measure_exports
+from benchmarks.frontier_record import GivenUp, Record, Settings, Training, compared, measured
+from benchmarks.frontier_report import Claim, draw, report, report_claims, report_rates
 from benchmarks.rounds import create_parser, progress
 from benchmarks.runs import Run, in_parallel, read_arguments, slug
 from data_prep.corpora import read_lines
@@ -33,9 +37,9 @@ RECIPE = ROOT / "recipes" / "multi30k_de_en.yaml"
 COMMON = {
     "training.max_steps": "9000",
     "training.warmup_steps": "1000",  # with 400 a rate that is good for 1,500 steps can fail later
-    "training.deepspeed_config": "ds_configs/zero1_bf16.json",  # BLEU is as in float32, sooner
 }
-RATES = "1e-3", "2e-3", "4e-3", "8e-3"
+RATE, HIGHER, LOWER = "2e-3", ("4e-3", "8e-3"), ("1e-3", "5e-4")
+HOPELESS = 0.5  # validation loss above another rate's at the same step, after the warm-up
 
 
 class System(NamedTuple):
@@ -143,7 +147,12 @@ class Trainings:
     """The trainings of systems in one folder, each with the learning rate that suits it."""
 
     def __init__(
-        self, recipe_file: Path, folder: Path, seeds: Sequence[int], given: Mapping[str, str]
+        self,
+        recipe_file: Path,
+        folder: Path,
+        seeds: Sequence[int],
+        given: Mapping[str, str],
+        record_file: Path,
     ) -> None:
         """
         :param given: overrides for all.
@@ -155,30 +164,47 @@ class Trainings:
             raise SystemExit(f"{recipe_file}: data.train must be one corpus, which is taught anew")
         self.source = data.train[0].files["source"]
         self.lesson = folder / f"taught.{data.target_lang}"  # the teacher's translations
+        shown = {key: value for key, value in self.common.items() if key != "data.root"}
+        self.record = Record(record_file, Settings(recipe=recipe_file.name, overrides=shown))
 
-    def trials(self, system: str) -> list[Run]:
-        """Return the short trainings that a system's learning rate is chosen by."""
-        steps = str(int(self.common["training.max_steps"]) // 3)
-        shorter = {"training.max_steps": steps}
-        return [self._run(system, self.seeds[0], rate, "rates", shorter) for rate in RATES]
+    def find_rate(self, system: str) -> None:
+        """Train with the first seed at one learning rate after the other, while they get better."""
+        best = self._loss_at(system, RATE)
+        for rates in HIGHER, LOWER:
+            begun = best
+            for rate in rates:
+                loss = self._loss_at(system, rate)
+                if loss >= best:
+                    break
+                best = loss
+            if best < begun:
+                return
 
     def runs(self, system: str) -> list[Run]:
         """Return a system's trainings, once its learning rate has been looked for."""
-        trials = self.trials(SYSTEMS[system].rate_of or system)
-        tried = (trial for trial in trials if trial.valid_losses)
-        best = min(tried, key=lambda trial: trial.valid_loss)
-        rate = best.overrides["training.learning_rate"]
-        data = {}
-        if SYSTEMS[system].student:
-            data["data.train"] = f"[{{name: taught, source: {self.source}, target: {self.lesson}}}]"
+        rate = self.record.trainings(SYSTEMS[system].rate_of or system)[0].learning_rate
         seeds = self.seeds if system in CLAIMED else self.seeds[:1]
-        return [self._run(system, seed, rate, "", data) for seed in seeds]
+        return [self._run(system, seed, rate) for seed in seeds]
+
+    def train(self, run: Run) -> None:
+        """Train and evaluate, unless that is on record."""
+        if self.record.find(run) is None:
+            run.train()
+            self.record.add(measured(run))
+
+    def compare(self, claim: Claim) -> None:
+        """Compare two systems seed by seed, as far as their translations are here."""
+        known = {each.seed for each in self.record.comparisons(*claim)}
+        for ours, theirs in zip(*map(self.runs, claim), strict=True):
+            if ours.seed not in known and ours.scores and theirs.scores:
+                self.record.add(compared(ours, theirs))
 
     def teach(self) -> None:
         """Translate the training text by the first teacher, unless that is done."""
         if self.lesson.exists():
             return
         teacher = self.runs(TEACHER)[0]
+        teacher.train()  # it may have been measured elsewhere
         model = exported(teacher, "ctranslate2")
         progress(f"{TEACHER} translates the training text")
         command = [str(ROOT / "run.sh"), "translate", "--model", str(model)]
@@ -187,59 +213,77 @@ class Trainings:
         done = subprocess.run(command, input=text, stdout=subprocess.PIPE, check=True)
         write_atomically(self.lesson, done.stdout)
 
-    def _run(self, system: str, seed: int, rate: str, place: str, others: Mapping[str, str]) -> Run:
+    def _run(self, system: str, seed: int, rate: str) -> Run:
         overrides = {
             **self.common,
             "training.seed": str(seed),
             "training.learning_rate": rate,
             **SYSTEMS[system].keys,
-            **others,
         }
-        run_dir = self.folder / place / "-".join([slug(system), rate, str(seed)])
+        if SYSTEMS[system].student:
+            corpus = f"{{name: taught, source: {self.source}, target: {self.lesson}}}"
+            overrides["data.train"] = f"[{corpus}]"
+        run_dir = self.folder / "-".join([slug(system), rate, str(seed)])
         return Run(system, seed, self.recipe_file, run_dir, overrides, "bleu")
 
+    def _loss_at(self, system: str, rate: str) -> float:
+        """Return the validation loss with the first seed; infinity: it was given up."""
+        run = self._run(system, self.seeds[0], rate)
+        line = self.record.find(run)
+        if line is None:
+            best = self.record.trainings(system)
+            if run.train(lambda: bool(best) and self._is_hopeless(run, best[0])):
+                line = measured(run)
+            else:
+                step, loss = max(run.valid_losses.items())
+                line = GivenUp(
+                    system=system, seed=run.seed, learning_rate=rate, step=step, valid_loss=loss
+                )
+            self.record.add(line)
+        return line.valid_loss if isinstance(line, Training) else math.inf
 
-def try_rates(trials: Iterable[Run]) -> None:
-    """Prepare and train, without an evaluation, until one is worse than the last."""
-    last = math.inf
-    for trial in trials:
-        trial.execute("prepare")
-        trial.execute("train")
-        loss = trial.valid_loss
-        progress(f"{trial.run_dir.name}: validation loss {loss:.3f}")
-        if loss > last:
-            return
-        last = loss
+    def _is_hopeless(self, run: Run, best: Training) -> bool:
+        warmup = int(self.common["training.warmup_steps"])
+        return any(
+            step > warmup and loss > best.valid_losses.get(step, math.inf) + HOPELESS
+            for step, loss in run.valid_losses.items()
+        )
 
 
 def main() -> None:
     """Train what is not trained yet, and print the tables."""
     parser = create_parser(__doc__)
     parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"[{RECIPE.name}]")
+    parser.add_argument("--record", type=Path, help="[RUN_DIR/frontier.jsonl]")
     arguments, given = read_arguments(parser, SYSTEMS)
-    trainings = Trainings(arguments.recipe, arguments.run_dir, arguments.seeds, given)
+    record_file = arguments.record or arguments.run_dir / "frontier.jsonl"
+    trainings = Trainings(arguments.recipe, arguments.run_dir, arguments.seeds, given, record_file)
     chosen = list(dict.fromkeys([REFERENCE, *(arguments.only or SYSTEMS)]))
     students = [system for system in chosen if SYSTEMS[system].student]
     if students and TEACHER not in chosen:
         chosen.append(TEACHER)
-    tried = dict.fromkeys(SYSTEMS[system].rate_of or system for system in chosen)
-    in_parallel(try_rates, map(trainings.trials, tried), arguments.jobs)
+    searched = dict.fromkeys(SYSTEMS[system].rate_of or system for system in chosen)
+    in_parallel(trainings.find_rate, searched, arguments.jobs)
 
-    def train(systems: Sequence[str]) -> dict[str, list[Run]]:
-        runs = {system: trainings.runs(system) for system in systems}
-        in_order = sorted((run for each in runs.values() for run in each), key=seed_of)
-        in_parallel(Run.train, in_order, arguments.jobs)
-        return runs
+    def train(systems: Sequence[str]) -> None:
+        runs = [run for system in systems for run in trainings.runs(system)]
+        in_parallel(trainings.train, sorted(runs, key=seed_of), arguments.jobs)
 
-    runs = train([system for system in chosen if system not in students])
+    train([system for system in chosen if system not in students])
     if students:
         trainings.teach()
-        runs |= train(students)
-    points = measure_all(runs, arguments.rounds)
-    report(points, REFERENCE)
-    report_claims(points, CLAIMS)
-    families = {system: SYSTEMS[system].family for system in points}
-    draw(points, families, arguments.picture)
+        train(students)
+    for claim in CLAIMS:
+        if {*claim} <= {*chosen}:
+            trainings.compare(claim)
+    if arguments.rounds:
+        first = {system: trainings.runs(system)[0] for system in chosen}
+        measure_exports(trainings.record, first, REFERENCE, arguments.rounds)
+    families = {system: each.family for system, each in SYSTEMS.items()}
+    report(trainings.record, SYSTEMS, REFERENCE)
+    report_rates(trainings.record, SYSTEMS)
+    report_claims(trainings.record, CLAIMS)
+    draw(trainings.record, families, REFERENCE, arguments.picture)
 
 
 def seed_of(run: Run) -> int:

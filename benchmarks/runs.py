@@ -24,9 +24,15 @@ from pipeline.tracking.tracker import history_of
 from pipeline.translation_recipe import TranslationRecipe
 
 T = TypeVar("T")
+ASK_EVERY = 20  # seconds between two questions whether to give a training up
 
 Systems = Mapping[str, Mapping[str, str]]
 """Overrides of a recipe, by the name of the system that they make of it."""
+
+
+def never() -> bool:
+    """Return False."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -74,28 +80,45 @@ class Run:
         start = [str(ROOT / "run.sh"), command, "--config", str(self.recipe_file)]
         return [*start, "--run_dir", str(self.run_dir), *options, *more]
 
-    def execute(self, command: str, *more: str) -> None:
+    def execute(self, command: str, *more: str, give_up: Callable[[], bool] = never) -> bool:
         """Run a command of run.sh with one thread; the output goes to RUN_DIR.log.
 
+        :param give_up: is asked now and then whether to stop.
+        :returns: whether it came to its end.
         :raises subprocess.CalledProcessError: it failed.
         """
         log = self.run_dir.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as output:
-            subprocess.run(
-                self.command(command, *more),
-                check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdout=output, stderr=output,
-            )  # fmt: skip
+        words = self.command(command, *more)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        stopped = False
+        with (
+            log.open("a") as output,
+            subprocess.Popen(words, env=environment, stdout=output, stderr=output) as process,
+        ):
+            while process.returncode is None:
+                try:
+                    process.wait(ASK_EVERY)
+                except subprocess.TimeoutExpired:
+                    if not stopped and give_up():
+                        process.terminate()
+                        stopped = True
+        if process.returncode and not stopped:
+            raise subprocess.CalledProcessError(process.returncode, words)
+        return not stopped
 
-    def train(self) -> None:
+    def train(self, give_up: Callable[[], bool] = never) -> bool:
         """Prepare, train and evaluate; what has been done is not done again.
 
+        :param give_up: is asked now and then whether to stop.
+        :returns: whether it came to its end.
         :raises subprocess.CalledProcessError: the command failed.
         """
         progress(f"{self.system}, seed {self.seed}: {self.run_dir}.log")
-        self.execute("all")
-        progress(f"{self.system}, seed {self.seed}: {self.score} {self.scores[self.score]}")
+        finished = self.execute("all", give_up=give_up)
+        said = f"{self.score} {self.scores[self.score]}" if finished else "given up"
+        progress(f"{self.system}, seed {self.seed}: {said}")
+        return finished
 
 
 def read_arguments(

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.frontier import RATES, RECIPE, Trainings
+from benchmarks.frontier import RECIPE, Trainings
+from benchmarks.frontier_record import GivenUp, Record, Settings, Training
 from benchmarks.gpu import DRY, FULL, SECTIONS, plan
 from benchmarks.run_all import read_results
 from models.config import ModelConfig
@@ -106,29 +107,69 @@ def test_benchmarks_are_listed(command: Command) -> None:
     assert "decoding" in unknown.stderr
 
 
-def test_a_frontiers_models_have_the_learning_rate_that_validates_best(tmp_path: Path) -> None:
-    trainings = Trainings(RECIPE, tmp_path, [7, 8], {"training.max_steps": "600"})
-    trials = trainings.trials("RingFormer 96")
-    for trial, losses in zip(trials[:3], [[3, 4], [5, 2], [4]], strict=True):  # one is not tried
-        assert trial.recipe.training.max_steps == 200
-        journal = trial.run_dir / "tracking" / "journal.jsonl"
-        journal.parent.mkdir(parents=True)
-        for step, loss in enumerate(losses):
-            record = {"kind": "metrics", "time_ms": 0, "metrics": {"valid_loss": loss}}
-            with journal.open("a") as file:
-                file.write(json.dumps({**record, "step": step}) + "\n")
+def trained(system: str, seed: int, rate: str, loss: float) -> Training:
+    """Return what a training might have come to."""
+    return Training(
+        system=system, seed=seed, learning_rate=rate, core_parameters=1, parameters=2,
+        valid_losses={100: loss + 1, 200: loss}, bleu=30.0, chrf=50.0, minutes=1.0, memory_gib=1.0,
+    )  # fmt: skip
 
+
+def test_a_frontiers_models_have_the_learning_rate_that_validates_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"training.max_steps": "600", "training.warmup_steps": "100"}
+    record_file = tmp_path / "frontier.jsonl"
+    trainings = Trainings(RECIPE, tmp_path, [7, 8], given, record_file)
+    for line in (
+        trained("RingFormer 96", 7, "2e-3", 2.0),
+        trained("RingFormer 96", 7, "4e-3", 2.1),
+        trained("Transformer 56", 7, "2e-3", 2.0),
+    ):
+        trainings.record.add(line)
+    # A stand-in for run.sh, which trains at 1e-3 as badly as never ends.
+    script = """#!/bin/bash
+    while [ $1 != --run_dir ]; do shift; done
+    mkdir -p $2/tracking
+    echo '{"kind": "metrics", "time_ms": 0, "step": 200, "metrics": {"valid_loss": 2.6}}' \
+        > $2/tracking/journal.jsonl
+    exec sleep 60
+    """
+    (tmp_path / "run.sh").write_text(script.replace("\n    ", "\n"))
+    (tmp_path / "run.sh").chmod(0o755)
+    monkeypatch.setattr("benchmarks.runs.ROOT", tmp_path)
+    monkeypatch.setattr("benchmarks.runs.ASK_EVERY", 0.1)
+    trainings.find_rate("RingFormer 96")
+    (given_up,) = trainings.record.all(GivenUp)
+    assert (given_up.learning_rate, given_up.step, given_up.valid_loss) == ("1e-3", 200, 2.6)
+
+    again = Trainings(RECIPE, tmp_path, [7, 8], given, record_file)
+    again.find_rate("RingFormer 96")  # nothing is tried again
+    assert again.record.lines == trainings.record.lines
     of_claims, of_none = (
-        trainings.runs(system) for system in ("RingFormer 96, taught", "RingFormer 96, 6-1, taught")
+        again.runs(system) for system in ("RingFormer 96, taught", "RingFormer 96, 6-1, taught")
     )
     assert [run.recipe.training.seed for run in of_claims] == [7, 8]
     for run in (*of_claims, *of_none):
-        assert run.recipe.training.learning_rate == float(RATES[1])
+        assert run.recipe.training.learning_rate == 2e-3
         assert run.recipe.training.max_steps == 600
         assert isinstance(run.recipe, TranslationRecipe)
         (corpus,) = run.recipe.data.train
         assert corpus.target == str(trainings.lesson)
     assert len(of_none) == 1
+
+
+def test_a_frontiers_record_is_of_one_setting(tmp_path: Path) -> None:
+    record_file = tmp_path / "frontier.jsonl"
+    settings = Settings(recipe="a.yaml", overrides={"training.max_steps": "600"})
+    Record(record_file, settings).add(trained("RingFormer 96", 1, "2e-3", 2.0))
+    other = Settings(recipe="a.yaml", overrides={"training.max_steps": "900"})
+    with pytest.raises(SystemExit, match=r"line 1: measured with other settings"):
+        Record(record_file, other)
+    with record_file.open("a") as file:
+        file.write('{"kind": "training"}\n')
+    with pytest.raises(SystemExit, match=r"frontier\.jsonl, line 3: "):
+        Record(record_file, settings)
 
 
 def run_gpu(folder: Path, *options: str, **modules: str) -> tuple[list[dict[str, Any]], str]:
