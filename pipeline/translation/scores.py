@@ -65,7 +65,8 @@ def paired_bootstrap(
         name: {
             "baseline": round(before.score, 2),
             "difference": round(after.score - before.score, 2),
-            "p": round(after.p_value, 4),
+            # Of equal systems sacreBLEU says 0.001: it counts differences that are larger than 0.
+            "p": 1.0 if after.score == before.score else round(after.p_value, 4),
         }
         for name, (before, after) in found.items()
     }

@@ -84,6 +84,12 @@ def test_paired_bootstrap_is_sacrebleus(systems: tuple[Path, dict[str, list[str]
     )["bleu"]["p"]  # fmt: skip
 
 
+def test_equal_systems_differ_by_chance(systems: tuple[Path, dict[str, list[str]]]) -> None:
+    _, lines = systems
+    found = paired_bootstrap(lines["better"], lines["better"], [lines["ref0"]], "en")
+    assert {(score["difference"], score["p"]) for score in found.values()} == {(0.0, 1.0)}
+
+
 def test_buckets_hold_every_sentence(systems: tuple[Path, dict[str, list[str]]]) -> None:
     _, lines = systems
     lengths = [len(line.split()) for line in lines["ref0"]]
