@@ -250,45 +250,55 @@ class Trainings:
         )
 
 
-def main() -> None:
-    """Train what is not trained yet, and print the tables."""
-    parser = create_parser(__doc__)
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"[{RECIPE.name}]")
-    parser.add_argument("--record", type=Path, help="[RUN_DIR/frontier.jsonl]")
-    arguments, given = read_arguments(parser, SYSTEMS)
-    record_file = arguments.record or arguments.run_dir / "frontier.jsonl"
-    trainings = Trainings(arguments.recipe, arguments.run_dir, arguments.seeds, given, record_file)
-    chosen = list(dict.fromkeys([REFERENCE, *(arguments.only or SYSTEMS)]))
-    students = [system for system in chosen if SYSTEMS[system].student]
-    if students and TEACHER not in chosen:
-        chosen.append(TEACHER)
-    searched = dict.fromkeys(SYSTEMS[system].rate_of or system for system in chosen)
-    in_parallel(trainings.find_rate, searched, arguments.jobs)
+def measure(trainings: Trainings, systems: Sequence[str], jobs: int, rounds: int) -> None:
+    """Train what is not on record, compare it and export it.
 
-    def train(systems: Sequence[str]) -> None:
-        runs = [run for system in systems for run in trainings.runs(system)]
-        in_parallel(trainings.train, sorted(runs, key=seed_of), arguments.jobs)
+    :param jobs: trained at the same time.
+    :param rounds: of timing the exports; 0: there are none.
+    """
+    students = [system for system in systems if SYSTEMS[system].student]
+    needed = [REFERENCE, *([TEACHER] if students else []), *systems]
+    systems = list(dict.fromkeys(needed))
+    searched = dict.fromkeys(SYSTEMS[system].rate_of or system for system in systems)
+    in_parallel(trainings.find_rate, searched, jobs)
 
-    train([system for system in chosen if system not in students])
+    def train(some: Sequence[str]) -> None:
+        runs = [run for system in some for run in trainings.runs(system)]
+        in_parallel(trainings.train, sorted(runs, key=seed_of), jobs)
+
+    train([system for system in systems if system not in students])
     if students:
         trainings.teach()
         train(students)
     for claim in CLAIMS:
-        if {*claim} <= {*chosen}:
+        if {*claim} <= {*systems}:
             trainings.compare(claim)
-    if arguments.rounds:
-        first = {system: trainings.runs(system)[0] for system in chosen}
-        measure_exports(trainings.record, first, REFERENCE, arguments.rounds)
-    families = {system: each.family for system, each in SYSTEMS.items()}
-    report(trainings.record, SYSTEMS, REFERENCE)
-    report_rates(trainings.record, SYSTEMS)
-    report_claims(trainings.record, CLAIMS)
-    draw(trainings.record, families, REFERENCE, arguments.picture)
+    if rounds:
+        first = {system: trainings.runs(system)[0] for system in systems}
+        measure_exports(trainings.record, first, REFERENCE, rounds)
 
 
 def seed_of(run: Run) -> int:
     """Return the seed: all systems are trained with the first one, then with the next."""
     return run.seed
+
+
+def main() -> None:
+    """Measure what is not on record, and print the tables."""
+    parser = create_parser(__doc__)
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"[{RECIPE.name}]")
+    parser.add_argument("--record", type=Path, help="[RUN_DIR/frontier.jsonl]")
+    parser.add_argument("--report", action="store_true", help="measure nothing, print the record")
+    arguments, given = read_arguments(parser, SYSTEMS)
+    record_file = arguments.record or arguments.run_dir / "frontier.jsonl"
+    trainings = Trainings(arguments.recipe, arguments.run_dir, arguments.seeds, given, record_file)
+    if not arguments.report:
+        measure(trainings, arguments.only or list(SYSTEMS), arguments.jobs, arguments.rounds)
+    families = {system: each.family for system, each in SYSTEMS.items()}
+    report(trainings.record, SYSTEMS, REFERENCE)
+    report_rates(trainings.record, SYSTEMS)
+    report_claims(trainings.record, CLAIMS)
+    draw(trainings.record, families, REFERENCE, arguments.picture)
 
 
 if __name__ == "__main__":
