@@ -236,12 +236,13 @@ def test_another_model_is_champion_only_if_it_is_better(
     options = ["--evaluation.checkpoint", 40, "--evaluation.test_sets", more]
     done = command(*evaluate, *options, "--baseline", run_id_of(first))
     assert done.returncode == 0, done.stderr
-    assert f"version {before.version} stays champion: " in done.stderr
+    verdict = f"version {before.version} stays champion: on toy-valid "
+    assert verdict in done.stderr
     compared = rf"toy-test: [-+][\d.]+ BLEU, p = [\d.]+; .* against run {before.run_id}\)\n"
     assert re.search(compared, done.stdout)
     assert champion_of(client) == before
     run = client.get_run(str(run_id_of(second)))
-    assert f"version {before.version} stays champion: " in run.data.tags["registered"]
+    assert verdict in run.data.tags["registered"]
     assert 0 <= run.data.metrics["quality/p_against_champion"] <= 1
     assert list(told(run)) == ["test set", "toy-test", "more", "toy-valid"]
     # Of other weights the note has no more than they were scored on, and nothing of before.

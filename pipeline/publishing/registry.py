@@ -163,9 +163,10 @@ def _move_champion(client: MlflowClient, validation: Result, new: ModelVersion) 
             )
         step = validation.scores["step"]
         client.log_metric(str(new.run_id), "quality/p_against_champion", comparison.p, step=step)
+        told = f"on {validation.test_set_name} {comparison}"
         if not comparison.better:
-            return f"version {champion.version} stays champion: {comparison}"
-        verdict = f"champion instead of version {champion.version}: {comparison}"
+            return f"version {champion.version} stays champion: {told}"
+        verdict = f"champion instead of version {champion.version}: {told}"
     client.set_registered_model_alias(new.name, CHAMPION, new.version)
     return verdict
 
