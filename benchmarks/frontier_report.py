@@ -73,9 +73,8 @@ def report_rates(record: Record, systems: Iterable[str]) -> None:
     trials: dict[str, dict[str, str]] = {}
     for line in record.lines:
         if isinstance(line, Training):
-            trials.setdefault(line.system, {}).setdefault(
-                line.learning_rate, f"{line.valid_loss:.3f}"
-            )
+            said = f"{line.valid_loss:.3f}"
+            trials.setdefault(line.system, {}).setdefault(line.learning_rate, said)
         elif isinstance(line, GivenUp):
             said = f"{line.valid_loss:.2f} at step {line.step:,}, given up"
             trials.setdefault(line.system, {})[line.learning_rate] = said
@@ -85,15 +84,16 @@ def report_rates(record: Record, systems: Iterable[str]) -> None:
         for system in systems
         if len(trials.get(system, {})) > 1
     ]
-    print_table("Validation loss by learning rate, first seed", ["system", *rates], rows)
+    if rows:
+        print_table("Validation loss by learning rate, first seed", ["system", *rates], rows)
 
 
 def report_claims(record: Record, claims: Sequence[Claim]) -> None:
     """Print the differences that claims are made of, and whether they are more than chance."""
     rows = []
     for claim in claims:
-        ours, theirs = map(record.trainings, claim)
-        if not ours or not theirs:
+        ours, theirs = _of_same_seeds(*map(record.trainings, claim))
+        if not ours:
             continue
         core = ours[0].core_parameters / theirs[0].core_parameters
         every = ours[0].parameters / theirs[0].parameters
@@ -101,8 +101,7 @@ def report_claims(record: Record, claims: Sequence[Claim]) -> None:
         by_seed = ", ".join(f"{test.difference:+.2f}" for test in tests)
         chances = ", ".join(f"{test.p:.3f}" for test in tests)
         bleu, other = ([each.bleu for each in trainings] for trainings in (ours, theirs))
-        several = min(len(bleu), len(other)) > 1
-        over_seeds = f"{ttest_ind(bleu, other).pvalue:.3f}" if several else ""
+        over_seeds = f"{ttest_ind(bleu, other).pvalue:.3f}" if len(bleu) > 1 else ""
         difference = f"{mean(bleu) - mean(other):+.2f}"
         sizes = f"{core:.2f}", f"{every:.2f}"
         rows.append([*claim, *sizes, difference, by_seed, chances, over_seeds])
@@ -111,6 +110,15 @@ def report_claims(record: Record, claims: Sequence[Claim]) -> None:
         "p by seed (paired bootstrap)", "p over seeds (t-test)",
     ]  # fmt: skip
     print_table("Differences", header, rows)
+
+
+def _of_same_seeds(
+    ours: Sequence[Training], theirs: Sequence[Training]
+) -> tuple[list[Training], list[Training]]:
+    """Return the trainings with seeds that both systems have."""
+    seeds = {each.seed for each in ours} & {each.seed for each in theirs}
+    mine, others = ([each for each in some if each.seed in seeds] for some in (ours, theirs))
+    return mine, others
 
 
 class Point(NamedTuple):
@@ -132,7 +140,7 @@ def draw(record: Record, families: Mapping[str, str], reference: str, path: Path
         if (found := record.trainings(system))
     }
     panels: dict[str, Callable[[Point], list[float]]] = {
-        "parameters with embeddings": lambda point: [point.training.parameters],
+        "parameters with embeddings, millions": lambda p: [p.training.parameters / 1e6],
         "smallest int8 export, MB": lambda point: [each.megabytes for each in point.exports],
         f"one sentence on one thread, time over {reference}'s": lambda point: [
             median(each.milliseconds) / median(each.reference_milliseconds)
@@ -153,6 +161,8 @@ def draw(record: Record, families: Mapping[str, str], reference: str, path: Path
                 linestyle="--" if "taught" in family else "-",
             )
         axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.3, which="both")
     all_axes[0].set(ylabel="BLEU")
     all_axes[0].legend(fontsize="small", loc="lower right")
