@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from benchmarks.architectures import translation_of
 from benchmarks.frontier_export import exported, measure_exports
-from benchmarks.frontier_record import GivenUp, Record, Settings, Training, compared, measured
+from benchmarks.frontier_record import Record, Settings, Training, compared, given_up, measured
 from benchmarks.frontier_report import Claim, draw, report, report_claims, report_rates
 from benchmarks.rounds import create_parser, progress
 from benchmarks.runs import Run, in_parallel, read_arguments, slug
@@ -232,13 +232,8 @@ class Trainings:
         line = self.record.find(run)
         if line is None:
             best = self.record.trainings(system)
-            if run.train(lambda: bool(best) and self._is_hopeless(run, best[0])):
-                line = measured(run)
-            else:
-                step, loss = max(run.valid_losses.items())
-                line = GivenUp(
-                    system=system, seed=run.seed, learning_rate=rate, step=step, valid_loss=loss
-                )
+            finished = run.train(lambda: bool(best) and self._is_hopeless(run, best[0]))
+            line = measured(run) if finished else given_up(run)
             self.record.add(line)
         return line.valid_loss if isinstance(line, Training) else math.inf
 

@@ -43,6 +43,9 @@ class Training(Measurement):
 
     kind: Literal["training"] = "training"
     system: str
+    model: dict[str, str]
+    """The recipe's keys of the section `model` that make the system."""
+
     seed: int
     learning_rate: str
     core_parameters: int
@@ -69,6 +72,7 @@ class GivenUp(Measurement):
 
     kind: Literal["given up"] = "given up"
     system: str
+    model: dict[str, str]
     seed: int
     learning_rate: str
     step: int
@@ -137,10 +141,16 @@ class Record:
         return [line for line in self.lines if isinstance(line, kind)]
 
     def find(self, run: Run) -> Training | GivenUp | None:
-        """Return what a run came to, if it has been trained."""
+        """Return what a run came to, if it has been trained.
+
+        :raises SystemExit: a system of that name was another model.
+        """
         key = run.system, run.seed, run.overrides["training.learning_rate"]
         trained = (line for line in self.lines if isinstance(line, Training | GivenUp))
-        return next((t for t in trained if (t.system, t.seed, t.learning_rate) == key), None)
+        found = next((t for t in trained if (t.system, t.seed, t.learning_rate) == key), None)
+        if found and found.model != model_of(run):
+            raise SystemExit(f"{self.path}: {run.system} was {found.model}, now {model_of(run)}")
+        return found
 
     def trainings(self, system: str) -> Sequence[Training]:
         """Return a system's models with the learning rate that suits it, in the order of seeds."""
@@ -167,6 +177,11 @@ def _lines_of(path: Path) -> Iterator[Line]:
             raise SystemExit(f"{path}, line {number}: {error}") from error
 
 
+def model_of(run: Run) -> dict[str, str]:
+    """Return the overrides of the section `model`."""
+    return {key: value for key, value in run.overrides.items() if key.startswith("model.")}
+
+
 def measured(run: Run) -> Training:
     """Return what a trained and evaluated run came to."""
     recipe, history = translation_of(run), history_of(run.recipe)
@@ -174,6 +189,7 @@ def measured(run: Run) -> Training:
     speed = median(history["speed/steps_per_second"].values())
     return Training(
         system=run.system,
+        model=model_of(run),
         seed=run.seed,
         learning_rate=run.overrides["training.learning_rate"],
         core_parameters=core_parameters_of(recipe),
@@ -183,6 +199,20 @@ def measured(run: Run) -> Training:
         chrf=run.scores["chrf"],
         minutes=round(recipe.training.max_steps / speed / 60, 1),
         memory_gib=round(max(history["speed/memory_gib"].values()), 2),
+    )
+
+
+def given_up(run: Run) -> GivenUp:
+    """Return how far a run came that was given up."""
+    step, loss = max(run.valid_losses.items())
+    rate = run.overrides["training.learning_rate"]
+    return GivenUp(
+        system=run.system,
+        model=model_of(run),
+        seed=run.seed,
+        learning_rate=rate,
+        step=step,
+        valid_loss=round(loss, 4),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.frontier import RECIPE, Trainings
+from benchmarks.frontier import RECIPE, SYSTEMS, Trainings
 from benchmarks.frontier_record import GivenUp, Record, Settings, Training
 from benchmarks.gpu import DRY, FULL, SECTIONS, plan
 from benchmarks.run_all import read_results
@@ -110,7 +110,8 @@ def test_benchmarks_are_listed(command: Command) -> None:
 def trained(system: str, seed: int, rate: str, loss: float) -> Training:
     """Return what a training might have come to."""
     return Training(
-        system=system, seed=seed, learning_rate=rate, core_parameters=1, parameters=2,
+        system=system, model=dict(SYSTEMS[system].keys), seed=seed, learning_rate=rate,
+        core_parameters=1, parameters=2,
         valid_losses={100: loss + 1, 200: loss}, bleu=30.0, chrf=50.0, minutes=1.0, memory_gib=1.0,
     )  # fmt: skip
 
@@ -145,6 +146,9 @@ def test_a_frontiers_models_have_the_learning_rate_that_validates_best(
 
     again = Trainings(RECIPE, tmp_path, [7, 8], given, record_file)
     again.find_rate("RingFormer 96")  # nothing is tried again
+    monkeypatch.setitem(SYSTEMS, "Transformer 56", SYSTEMS["Transformer 108"])
+    with pytest.raises(SystemExit, match=r"Transformer 56 was \{'model.model_dim': '56'.*'108'"):
+        again.find_rate("Transformer 56")
     assert again.record.lines == trainings.record.lines
     of_claims, of_none = (
         again.runs(system) for system in ("RingFormer 96, taught", "RingFormer 96, 6-1, taught")
