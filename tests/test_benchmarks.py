@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.frontier import RECIPE, SYSTEMS, Trainings
+from benchmarks.frontier import CLAIMS, COMMON, RECIPE, REFERENCE, SYSTEMS, Trainings
 from benchmarks.frontier_record import GivenUp, Record, Settings, Training
+from benchmarks.frontier_report import report, report_claims
 from benchmarks.gpu import DRY, FULL, SECTIONS, plan
 from benchmarks.run_all import read_results
 from models.config import ModelConfig
@@ -174,6 +175,19 @@ def test_a_frontiers_record_is_of_one_setting(tmp_path: Path) -> None:
         file.write('{"kind": "training"}\n')
     with pytest.raises(SystemExit, match=r"frontier\.jsonl, line 3: "):
         Record(record_file, settings)
+
+
+def test_the_page_says_what_the_frontiers_record_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = ROOT / "docs" / "frontier.jsonl"
+    record = Record(file, Settings(recipe=RECIPE.name, overrides=COMMON))
+    report(record, SYSTEMS, REFERENCE)
+    report_claims(record, CLAIMS)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    page = (ROOT / "docs" / "results.md").read_text().splitlines()
+    assert [row for row in rows if row not in page] == []
 
 
 def run_gpu(folder: Path, *options: str, **modules: str) -> tuple[list[dict[str, Any]], str]:
