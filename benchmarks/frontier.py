@@ -229,13 +229,13 @@ class Trainings:
     def _loss_at(self, system: str, rate: str) -> float:
         """Return the validation loss with the first seed; infinity: it was given up."""
         run = self._run(system, self.seeds[0], rate)
-        line = self.record.find(run)
-        if line is None:
+        attempt = self.record.find(run)
+        if attempt is None:
             best = self.record.trainings(system)
             finished = run.train(lambda: bool(best) and self._is_hopeless(run, best[0]))
-            line = measured(run) if finished else given_up(run)
-            self.record.add(line)
-        return line.valid_loss if isinstance(line, Training) else math.inf
+            attempt = measured(run) if finished else given_up(run)
+            self.record.add(attempt)
+        return attempt.valid_loss if isinstance(attempt, Training) else math.inf
 
     def _is_hopeless(self, run: Run, best: Training) -> bool:
         warmup = int(self.common["training.warmup_steps"])

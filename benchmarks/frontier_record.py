@@ -18,7 +18,7 @@ from benchmarks.architectures import core_parameters_of, translation_of
 from benchmarks.runs import Run
 from data_prep.corpora import read_text
 from data_prep.files import write_atomically
-from models.factory import abstract_model
+from models.factory import parameter_count
 from pipeline.evaluation.result import slug_of
 from pipeline.tracking.tracker import history_of
 from pipeline.translation.scores import paired_bootstrap
@@ -29,6 +29,8 @@ class Measurement(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: str
+
 
 class Settings(Measurement):
     """What all the trainings have in common; the file's first line."""
@@ -38,16 +40,21 @@ class Settings(Measurement):
     overrides: dict[str, str]
 
 
-class Training(Measurement):
-    """A trained model."""
+class Attempt(Measurement):
+    """A training, whatever it came to."""
 
-    kind: Literal["training"] = "training"
     system: str
     model: dict[str, str]
     """The recipe's keys of the section `model` that make the system."""
 
     seed: int
     learning_rate: str
+
+
+class Training(Attempt):
+    """A trained model."""
+
+    kind: Literal["training"] = "training"
     core_parameters: int
     parameters: int
     """With embeddings."""
@@ -67,14 +74,10 @@ class Training(Measurement):
         return min(self.valid_losses.values())
 
 
-class GivenUp(Measurement):
+class GivenUp(Attempt):
     """A training that was stopped, since another learning rate did much better."""
 
     kind: Literal["given up"] = "given up"
-    system: str
-    model: dict[str, str]
-    seed: int
-    learning_rate: str
     step: int
     """The last that was validated."""
 
@@ -140,14 +143,14 @@ class Record:
         """Return the measurements of a kind."""
         return [line for line in self.lines if isinstance(line, kind)]
 
-    def find(self, run: Run) -> Training | GivenUp | None:
+    def find(self, run: Run) -> Attempt | None:
         """Return what a run came to, if it has been trained.
 
         :raises SystemExit: a system of that name was another model.
         """
         key = run.system, run.seed, run.overrides["training.learning_rate"]
-        trained = (line for line in self.lines if isinstance(line, Training | GivenUp))
-        found = next((t for t in trained if (t.system, t.seed, t.learning_rate) == key), None)
+        attempts = self.all(Attempt)
+        found = next((a for a in attempts if (a.system, a.seed, a.learning_rate) == key), None)
         if found and found.model != model_of(run):
             raise SystemExit(f"{self.path}: {run.system} was {found.model}, now {model_of(run)}")
         return found
@@ -193,7 +196,7 @@ def measured(run: Run) -> Training:
         seed=run.seed,
         learning_rate=run.overrides["training.learning_rate"],
         core_parameters=core_parameters_of(recipe),
-        parameters=sum(each.numel() for each in abstract_model(recipe.model, sizes).parameters()),
+        parameters=parameter_count(recipe.model, sizes),
         valid_losses={step: round(loss, 4) for step, loss in run.valid_losses.items()},
         bleu=run.scores["bleu"],
         chrf=run.scores["chrf"],

@@ -69,11 +69,6 @@ class Run:
         """Return the validation losses of its training by step; none until it has trained."""
         return history_of(self.recipe).get("valid_loss", {})
 
-    @property
-    def valid_loss(self) -> float:
-        """Return the lowest validation loss of its training."""
-        return min(self.valid_losses.values())
-
     def command(self, command: str, *more: str) -> list[str]:
         """Return the words of a command of run.sh on this run."""
         options = [word for key, value in self.overrides.items() for word in (f"--{key}", value)]
