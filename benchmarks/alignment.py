@@ -17,7 +17,8 @@ from pathlib import Path
 from benchmarks.rounds import print_table
 from data_prep.corpora import read_lines
 from data_prep.toy_corpus import lexicon
-from pipeline.command_line import DEFAULT_RECIPE, load_recipe
+from pipeline.command_line import DEFAULT_RECIPE
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.alignment import align_pairs
 from pipeline.translation.run_model import checkpoints_of_run
 from pipeline.translation.scoring import Pair

@@ -30,8 +30,8 @@ from benchmarks.rounds import create_parser, progress
 from benchmarks.runs import Run, in_parallel, read_arguments, slug
 from data_prep.corpora import read_lines
 from data_prep.files import write_atomically
-from pipeline.command_line import load_recipe
 from pipeline.recipe import ROOT
+from pipeline.recipe_file import load_recipe
 
 RECIPE = ROOT / "recipes" / "multi30k_de_en.yaml"
 COMMON = {

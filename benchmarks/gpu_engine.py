@@ -25,9 +25,9 @@ from benchmarks.train_step import POLICIES, random_batch
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.prepare import prepare
 from models.config import ActivationCheckpointing, ModelConfig
-from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed, without_greetings
 from pipeline.recipe import ROOT
+from pipeline.recipe_file import load_recipe
 from pipeline.training.feed import Share
 from pipeline.training.learning_rate import learning_rate_factor
 from pipeline.training.progress import Window

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from benchmarks.rounds import create_parser, progress
 from data_prep.files import read_json
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.command_line import load_recipe
 from pipeline.evaluation.result import slug_of
 from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.tracking.tracker import history_of
 from pipeline.translation_recipe import TranslationRecipe
 

@@ -32,8 +32,8 @@ from deepspeed import comm as dist
 
 from benchmarks.rounds import create_parser, print_table, progress, ratios, seconds_of, spread
 from pipeline.checkpoints.folder import ValidationState
-from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed
+from pipeline.recipe_file import load_recipe
 from pipeline.tracking.system_metrics import SystemMetrics
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.feed import Share

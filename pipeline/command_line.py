@@ -1,4 +1,4 @@
-"""Read recipes and command lines, and say what is wrong with them.
+"""Run commands, and say what is wrong with what they are given.
 
 Every command is called as `COMMAND --config RECIPE [--SECTION.KEY VALUE]...`, and begins with
 `run_command`, which parses that and reports errors.
@@ -7,28 +7,28 @@ Every command is called as `COMMAND --config RECIPE [--SECTION.KEY VALUE]...`, a
 from __future__ import annotations
 
 import argparse
-import copy
-import difflib
-import io
-import json
 import os
 import signal
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, overload
+from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import to_jsonable_python
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import BaseModel
 
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import ROOT, Recipe, UsageError
-from pipeline.translation_recipe import TranslationRecipe
+from pipeline.recipe_file import (
+    TASKS,
+    default_of,
+    kind_of,
+    load_recipe,
+    nearest_key_hint,
+    recipe_keys,
+)
 
 OUR_MODULES = {"data_prep", "models", "pipeline", "__main__"}
 DEFAULT_RECIPE = ROOT / "recipes" / "quickstart.yaml"
@@ -36,269 +36,12 @@ OTHER_DEFAULTS: dict[type[Recipe], Path] = {  # of commands for one task alone
     ClassificationRecipe: ROOT / "recipes" / "fashion_mnist.yaml"
 }
 
-TASKS: dict[str, type[Recipe]] = {
-    "translation": TranslationRecipe,
-    "classification": ClassificationRecipe,
-}
-"""What a recipe's `task` can be; the first is the default."""
-
 R = TypeVar("R", bound=Recipe)
-S = TypeVar("S", bound=BaseModel)
 
-Location = Sequence[str | int]  # a key of a recipe, as pydantic names it
 AddArguments = Callable[[argparse.ArgumentParser], None]
 
 STOPPED = 75  # exit code after a signal: EX_TEMPFAIL, "try again"
 AGAIN = "run the same command again to continue"
-
-
-def recipe_keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Return every dotted key that holds a value, with its pydantic field.
-
-    :param section: a task's recipe, or a section of it.
-    :param prefix: of the keys of `section`, with a dot at its end.
-    """
-    for name, field in section.model_fields.items():
-        name = field.alias or name
-        nested = [t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)]
-        if nested and not is_sequence(field.annotation):
-            yield from recipe_keys(nested[0], f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
-
-
-def is_sequence(annotation: object) -> bool:
-    """Tell whether a field with this annotation holds a list."""
-    return get_origin(annotation) in (tuple, list)
-
-
-def _is_text(annotation: object) -> bool:
-    """Tell whether a field with this annotation can hold text or a path."""
-    kinds = {annotation, *get_args(annotation)}
-    return not any(map(is_sequence, kinds)) and not {str, Path}.isdisjoint(kinds)
-
-
-def is_section(annotation: object) -> bool:
-    """Tell whether a field with this annotation holds a section with keys of its own."""
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-@overload
-def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = ()) -> TranslationRecipe: ...
-@overload
-def load_recipe(path: Path, overrides: Sequence[tuple[str, str]] = (), *, kind: type[R]) -> R: ...
-def load_recipe(
-    path: Path,
-    overrides: Sequence[tuple[str, str]] = (),
-    *,
-    kind: type[Recipe] = TranslationRecipe,
-) -> Recipe:
-    """Read a recipe, and apply overrides.
-
-    :param overrides: dotted keys, each with the text that is given for it.
-    :param kind: the task's, or `Recipe` for that of any task.
-    :raises UsageError: its one line names file, line, key, what was expected, and the nearest key.
-    """
-    return Draft(path, overrides, kind=kind).recipe()
-
-
-class Draft:
-    """A recipe as its file and the command line have it; keys can be given other values."""
-
-    def __init__(
-        self, path: Path, overrides: Sequence[tuple[str, str]] = (), *, kind: type[Recipe] = Recipe
-    ) -> None:
-        """Read the file, and apply overrides; parameters and errors as of `load_recipe`."""
-        self._path, self._content = path, _read_yaml(path)
-        self.kind = _recipe_of(self._content, path)
-        self._overridden = {key for key, _ in overrides}
-        if not issubclass(self.kind, kind):
-            raise UsageError(f"{path}: this command is not for the task {_task_of(self._content)}")
-        fields = dict(recipe_keys(self.kind))
-        for key, text in overrides:
-            if key not in fields:
-                hint = nearest_key_hint(key, self.kind, "--")
-                raise UsageError(f"unknown argument `--{key}`{hint}")
-            is_text = _is_text(fields[key].annotation) and text != "null"
-            _set_key(self._content, key, text if is_text else _parse_value(key, text))
-
-    def recipe(self, values: Mapping[str, Any] | None = None) -> Recipe:
-        """Return the recipe.
-
-        :param values: of some dotted keys, instead of those in the file.
-        :raises UsageError: as `load_recipe`.
-        """
-        content = self._with(values)
-        for location in _empty_texts(content):
-            where = _where(location, self._path, content, self._overridden)
-            raise UsageError(f"{where}: `{'.'.join(map(str, location))}`: must not be empty")
-        try:
-            return self.kind.model_validate(content)
-        except ValidationError as error:
-            raise UsageError(
-                _describe_error(error, self.kind, self._path, content, self._overridden)
-            ) from error
-
-    def text(self, values: Mapping[str, Any] | None = None) -> str:
-        """Return the recipe as YAML, with the comments of the file; `values` as in `recipe`."""
-        yaml, text = YAML(), io.StringIO()
-        yaml.width, yaml.preserve_quotes = 10_000, True
-        yaml.indent(mapping=2, sequence=4, offset=2)
-        yaml.dump(self._with(values), text)
-        return text.getvalue()
-
-    def _with(self, values: Mapping[str, Any] | None) -> Any:
-        content = copy.deepcopy(self._content)
-        for key, value in (values or {}).items():
-            _set_key(content, key, value)
-        return content
-
-
-def _set_key(content: Any, key: str, value: Any) -> None:
-    """Set a dotted key of a recipe's content; sections that it lacks are made."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(content.get(parent), dict):
-            content[parent] = {}
-        content = content[parent]
-    content[last] = value
-
-
-def load_section(path: Path, kind: type[S], what: str) -> tuple[S, Callable[[Location], str]]:
-    """Read a YAML file that is no recipe, but a section as recipes have them.
-
-    :param what: the file is called in messages.
-    :returns: the section, and what tells the file and line of a key in it.
-    :raises UsageError: as `load_recipe`.
-    """
-    content = _read_yaml(path, what)
-    try:
-        section = kind.model_validate(content)
-    except ValidationError as error:
-        raise UsageError(_describe_error(error, kind, path, content, set())) from error
-    return section, lambda location: _where(location, path, content, set())
-
-
-def _read_yaml(path: Path, what: str = "recipe") -> Any:
-    """Return the mapping in a recipe's file, with ruamel.yaml's line numbers.
-
-    :param what: the file is called in messages.
-    :raises UsageError: there is none.
-    """
-    try:
-        content = YAML().load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot read the {what}: {error}") from error
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        problem = " ".join(str(error.problem).split())
-        raise UsageError(f"{path}:{line}: not valid YAML: {problem}") from error
-    except YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        first = "run_dir" if what == "recipe" else "space"
-        raise UsageError(f"{path}: a {what} is a YAML mapping with a key `{first}`")
-    return content
-
-
-def _task_of(content: Any) -> Any:
-    return content.get("task", next(iter(TASKS)))
-
-
-def _recipe_of(content: Any, path: Path) -> type[Recipe]:
-    """Return what the keys of a recipe are: those of its task.
-
-    :raises UsageError: there is no such task.
-    """
-    task = _task_of(content)
-    if not isinstance(task, str) or task not in TASKS:
-        raise UsageError(
-            f"{_where(['task'], path, content, set())}: `task`: expected {' or '.join(TASKS)}, not "
-            f"{task!r}"
-        )
-    return TASKS[task]
-
-
-def _empty_texts(value: Any, location: Location = ()) -> Iterator[Location]:
-    """Return where there is text that says nothing: as a path it would be the current folder.
-
-    A download's `folder` may be empty.
-    """
-    inner = value.items() if isinstance(value, dict) else ()
-    for key, item in enumerate(value) if isinstance(value, list) else inner:
-        if isinstance(item, str):
-            if not item.strip(" \t\r\n\0") and key != "folder":
-                yield (*location, key)
-        else:
-            yield from _empty_texts(item, (*location, key))
-
-
-def _where(location: Location, path: Path, content: Any, overridden: set[str]) -> str:
-    """Return what messages begin with: the command line, or the file and line of a key.
-
-    :param content: the recipe as ruamel.yaml read it, with line numbers.
-    :param overridden: dotted keys that the command line has set.
-    """
-    key = ".".join(map(str, location))
-    if any(f"{key}.".startswith(f"{one}.") for one in overridden):
-        return "command line"
-    line = ""
-    for part in location:
-        try:
-            position = content.lc.item(part) if isinstance(part, int) else content.lc.key(part)
-            line = f":{position[0] + 1}"
-            content = content[part]
-        except (AttributeError, KeyError, TypeError):
-            break
-    return f"{path}{line}"
-
-
-def _parse_value(key: str, text: str) -> Any:
-    """Return the value that a recipe with `text` in it would have.
-
-    :raises UsageError: it is not YAML.
-    """
-    try:
-        return YAML(typ="safe").load(text)
-    except YAMLError as error:
-        raise UsageError(f"command line: `{key}`: cannot read {text!r} as YAML") from error
-
-
-def _describe_error(
-    error: ValidationError, kind: type[BaseModel], path: Path, content: Any, overridden: set[str]
-) -> str:
-    """Return one line about the first of the errors; parameters as of `_where`."""
-    # A default that is another key's value cannot be told where that one is wrong.
-    errors = [each for each in error.errors() if each["type"] != "default_factory_not_called"]
-    first = errors[0]
-    location = [part for part in first["loc"] if not str(part).startswith(("function-", "some "))]
-    key = ".".join(map(str, location))
-    where = _where(location, path, content, overridden)
-    more = f" (and {len(errors) - 1} more)" if errors[1:] else ""
-    if first["type"] == "extra_forbidden":
-        in_a_list = any(isinstance(part, int) for part in location)
-        hint = nearest_key_hint(key, kind)
-        if in_a_list and issubclass(kind, Recipe):
-            hint = f"; docs/{kind.page} has its keys"
-        return f"{where}: unknown key `{key}`{hint}{more}"
-    if first["type"] == "missing":
-        return f"{where}: key `{key}` is required{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
-    return f"{where}: `{key or 'recipe'}`: {message[:1].lower() + message[1:]}{given}{more}"
-
-
-def nearest_key_hint(key: str, recipe: type[BaseModel], prefix: str = "") -> str:
-    """Return the question whether the nearest key was meant; nothing if none is near."""
-    keys = {name: name for name, _ in recipe_keys(recipe)}
-    keys |= {name.rsplit(".", 1)[-1]: name for name in keys}
-    for wanted in (key, key.rsplit(".", 1)[-1]):
-        if near := difflib.get_close_matches(wanted, keys, n=1, cutoff=0.5):
-            return f"; did you mean `{prefix}{keys[near[0]]}`?"
-    return ""
-
-
-# ── Command lines ───────────────────────────────────────────────────────────────────────────────
 
 
 def keys_on_command_line(
@@ -367,16 +110,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see --help)")
-
-
-def default_of(field: Any) -> str:
-    """Return the default of a pydantic field in the form that a recipe has, or the name of the key
-    that it is."""
-    if field.default_factory:
-        return str(field.default_factory.__name__).lstrip("_")
-    value = to_jsonable_python(field.default)
-    text = value if value and isinstance(value, str) else json.dumps(value)
-    return text.removeprefix(f"{ROOT}/")
 
 
 def create_parser(
@@ -511,8 +244,7 @@ def _recipe_on_command_line(default: Path) -> type[Recipe]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path, default=default)
     try:
-        path = parser.parse_known_args()[0].config
-        return _recipe_of(_read_yaml(path), path)
+        return kind_of(parser.parse_known_args()[0].config)
     except (UsageError, argparse.ArgumentError):
         return TASKS[next(iter(TASKS))]
 

@@ -18,14 +18,8 @@ from pipeline import (
     train,
     translate,
 )
-from pipeline.command_line import (
-    DEFAULT_RECIPE,
-    TASKS,
-    AddArguments,
-    create_parser,
-    path_argument,
-    recipe_keys,
-)
+from pipeline.command_line import DEFAULT_RECIPE, AddArguments, create_parser, path_argument
+from pipeline.recipe_file import TASKS, recipe_keys
 
 COMMANDS: dict[str, AddArguments] = {
     "all": lambda parser: None,

@@ -22,7 +22,6 @@ from pipeline.command_line import (
     DEFAULT_RECIPE,
     Once,
     keys_on_command_line,
-    load_recipe,
     overrides_on_command_line,
     path_argument,
     run_command,
@@ -38,6 +37,7 @@ from pipeline.publishing.registry import register
 from pipeline.publishing.servable import Servable, servable_classifier, servable_translation
 from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank, world_size
 from pipeline.recipe import Recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.tasks import task_of
 from pipeline.tracking.note import log_note
 from pipeline.tracking.provenance import log_data

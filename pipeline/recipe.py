@@ -1,7 +1,7 @@
 """The keys that a recipe has whatever its task.
 
 A recipe is the YAML file that describes a run from data to scores. `translation_recipe.py` and
-`classification_recipe.py` have each task's own keys; `command_line.py` reads them.
+`classification_recipe.py` have each task's own keys; `recipe_file.py` reads them.
 """
 
 from __future__ import annotations

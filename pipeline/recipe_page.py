@@ -10,8 +10,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 
-from pipeline.command_line import TASKS, default_of, is_section, is_sequence
 from pipeline.recipe import ROOT
+from pipeline.recipe_file import TASKS, default_of, is_section, is_sequence
 
 PAGES = {task: ROOT / "docs" / recipe.page for task, recipe in TASKS.items()}
 HEAD = """\

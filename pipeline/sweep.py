@@ -10,7 +10,6 @@ from types import FrameType
 
 from data_prep.files import only_command_in
 from pipeline.command_line import (
-    Draft,
     on_signals,
     overrides_on_command_line,
     path_argument,
@@ -19,6 +18,7 @@ from pipeline.command_line import (
 )
 from pipeline.evaluation.test_sets import check_training_text
 from pipeline.recipe import Recipe
+from pipeline.recipe_file import Draft
 from pipeline.sweeping.config import read_sweep
 from pipeline.tasks import task_of
 from pipeline.tracking.tracker import run_id_of

@@ -15,8 +15,8 @@ import pytest
 import requests
 
 from data_prep.prepare import prepare
-from pipeline.command_line import load_recipe
 from pipeline.dashboard import SERVER_SETTINGS
+from pipeline.recipe_file import load_recipe
 from pipeline.translation_recipe import TranslationRecipe
 from tests.forked import run_module
 

@@ -14,8 +14,9 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipeline import recipe_page
-from pipeline.command_line import DEFAULT_RECIPE, TASKS, Draft, load_recipe, recipe_keys
+from pipeline.command_line import DEFAULT_RECIPE
 from pipeline.recipe import Recipe
+from pipeline.recipe_file import TASKS, Draft, load_recipe, recipe_keys
 from pipeline.sweeping.config import read_sweep
 from tests.conftest import ROOT
 

@@ -23,12 +23,12 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from pipeline.checkpoints.folder import list_checkpoints
-from pipeline.command_line import load_recipe
 from pipeline.evaluation.test_sets import load_test_sets, load_validation_set
 from pipeline.evaluation.translations import TranslationResult
 from pipeline.publishing.registry import register
 from pipeline.publishing.servable import servable_translation
 from pipeline.recipe import ROOT
+from pipeline.recipe_file import load_recipe
 from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command, free_port, mlflow_server, run_process, wait_for_answer

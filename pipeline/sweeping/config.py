@@ -13,8 +13,8 @@ from pydantic import Field as Limit
 
 from data_prep.section import Section
 from pipeline.checkpoints.folder import Criterion
-from pipeline.command_line import Draft, load_section, nearest_key_hint, recipe_keys
 from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe_file import Draft, load_section, nearest_key_hint, recipe_keys
 from pipeline.tasks import task_of
 
 MOST_TRIED = 100  # values of a range that are compared with the recipe; of longer ones its ends

@@ -18,8 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 from data_prep.files import read_json, write_atomically
 from data_prep.stage import PREPARED_FROM
 from pipeline.checkpoints.folder import Criterion
-from pipeline.command_line import Draft, load_recipe, on_signals
+from pipeline.command_line import on_signals
 from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe_file import Draft, load_recipe
 from pipeline.sweeping.config import SweepConfig
 from pipeline.sweeping.drawing import Drawn, draw_sweep
 from pipeline.sweeping.study import REASON, Asked, Study

@@ -14,8 +14,9 @@ from data_prep.files import DataError, only_command_in, write_atomically
 from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
 from pipeline.checkpoints.folder import CheckpointError, Criterion, list_checkpoints
 from pipeline.checkpoints.resume import is_finished
-from pipeline.command_line import STOPPED, Draft
+from pipeline.command_line import STOPPED
 from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe_file import Draft
 from pipeline.sweeping.study import Asked
 from pipeline.tracking.tracker import history_of
 

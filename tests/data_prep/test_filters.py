@@ -11,8 +11,8 @@ import pytest
 from data_prep.config import CleaningConfig
 from data_prep.files import DataError
 from data_prep.filters import Language
-from pipeline.command_line import load_recipe
 from pipeline.recipe import UsageError
+from pipeline.recipe_file import load_recipe
 
 QUICKSTART = Path("recipes/quickstart.yaml")
 

@@ -16,7 +16,7 @@ from data_prep.files import sha256_of
 from data_prep.shards import CorpusInfo, ShardReader, ShardsManifest
 from data_prep.text import SOURCE_WORDS, words_of
 from data_prep.vocabulary import EOS_IDX, load_vocabularies, load_vocabulary
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 

@@ -22,8 +22,8 @@ from data_prep.taken_vocabulary import (
 from data_prep.text import SOURCE_WORDS
 from data_prep.vocabulary import PreparedVocabulary, Unknown, load_vocabulary
 from models.export_format import ClassifierSettings, ExportSettings, write_settings
-from pipeline.command_line import load_recipe
 from pipeline.recipe import UsageError
+from pipeline.recipe_file import load_recipe
 from pipeline.translation_recipe import TranslationRecipe
 from tests.data_prep.test_prepare import GOOD, corpus, prepare, recipe_of, write_corpus
 

@@ -23,9 +23,9 @@ from pipeline.checkpoints.folder import (
     finish_checkpoint,
     tag_of,
 )
-from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
 from pipeline.recipe import Recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import model_identity, untrained_model
 from pipeline.translation.serving import TextTranslator
 from pipeline.translation_recipe import TranslationRecipe

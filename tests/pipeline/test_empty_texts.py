@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import load_recipe
 from pipeline.recipe import UsageError
+from pipeline.recipe_file import load_recipe
 
 
 @pytest.mark.parametrize("nothing", ["", "  ", "\t", "\0"])

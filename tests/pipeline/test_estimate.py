@@ -9,8 +9,8 @@ import torch
 
 from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model, parameter_count
-from pipeline.command_line import load_recipe
 from pipeline.estimate import activations_per_token, sent_bytes, state_bytes
+from pipeline.recipe_file import load_recipe
 from tests.conftest import Command
 
 QUICKSTART = Path("recipes/quickstart.yaml")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import load_recipe, recipe_keys
 from pipeline.recipe import ROOT, Recipe, UsageError
+from pipeline.recipe_file import load_recipe, recipe_keys
 from pipeline.training.deepspeed_config import json_of
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command

@@ -17,8 +17,8 @@ from ruamel.yaml import YAML
 
 from data_prep.files import DataError
 from pipeline.checkpoints.folder import Criterion, list_checkpoints
-from pipeline.command_line import Draft, load_recipe
 from pipeline.recipe import ROOT, UsageError
+from pipeline.recipe_file import Draft, load_recipe
 from pipeline.sweeping.config import SweepConfig, read_sweep
 from pipeline.sweeping.run import share_of_machine
 from pipeline.sweeping.study import Study

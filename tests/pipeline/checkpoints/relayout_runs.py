@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pipeline.checkpoints.folder import CheckpointError, ValidationState
 from pipeline.checkpoints.resume import checkpoint_to_resume
-from pipeline.command_line import load_recipe
 from pipeline.ranks import RankZeroFailed, init_distributed
+from pipeline.recipe_file import load_recipe
 from pipeline.training.progress import Window
 from pipeline.training.trainer import Trainer
 from pipeline.translation.batches import PairBatch

@@ -23,7 +23,7 @@ from pipeline.checkpoints.folder import (
     tag_of,
 )
 from pipeline.checkpoints.weights import load_weights, tensors_only
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command

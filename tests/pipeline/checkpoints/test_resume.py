@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.prepare import prepare
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from tests.conftest import Command
 from tests.pipeline.ranks import train
 

@@ -17,7 +17,7 @@ from pipeline.checkpoints.folder import (
     tag_of,
 )
 from pipeline.checkpoints.weights import checkpoints_to_average
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.ranks import finish, new_run, options, start, train
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_prep.images.prepare import prepare_images
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from tests.pipeline.ranks import finish, options, start
 
 CLASSES = ("across", "down", "slanting")

@@ -19,9 +19,9 @@ from pipeline.checkpoints.folder import CheckpointError
 from pipeline.classification.run_model import checkpoints_of_run, model_for, model_identity
 from pipeline.classification.serving import OnnxClassifier
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.command_line import load_recipe
 from pipeline.evaluation.images import evaluate_images, scores_of
 from pipeline.publishing.image_exports import export_classifier
+from pipeline.recipe_file import load_recipe
 from tests.pipeline.conftest import save_checkpoint
 
 

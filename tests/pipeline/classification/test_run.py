@@ -15,7 +15,7 @@ from data_prep.images.shards import ImageReader
 from pipeline.classification.classifier import classifier_of_export
 from pipeline.classification.scores import scores
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from tests.conftest import ROOT, Command, run_process
 from tests.pipeline.classification.conftest import CLASSES
 from tests.pipeline.ranks import finish, start

@@ -16,8 +16,8 @@ from pipeline.classification.batches import augment, augmentation
 from pipeline.classification.run_model import model_of_run
 from pipeline.classification.task import ClassificationTask
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.command_line import load_recipe
 from pipeline.publishing.image_exports import export_classifier
+from pipeline.recipe_file import load_recipe
 from tests.pipeline.classification.zero_matrix import CASES, main, task_of
 from tests.pipeline.ranks import finish, options, start, start_ranks, tracked, weights
 from tests.pipeline.training.zero_matrix import agree, reference

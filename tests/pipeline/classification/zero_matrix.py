@@ -13,9 +13,9 @@ from deepspeed import comm as dist
 
 from pipeline.classification.task import ClassificationTask
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed
 from pipeline.recipe import ROOT
+from pipeline.recipe_file import load_recipe
 from tests.pipeline.training.zero_matrix import POLICIES, train
 
 CASES = [

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import DataError, read_json
-from pipeline.command_line import load_recipe
 from pipeline.evaluation.comet import PROGRAM
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.recipe import UsageError
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import save_checkpoint

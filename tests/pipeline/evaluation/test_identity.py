@@ -12,10 +12,10 @@ import pytest
 from data_prep.files import DataError
 from models.export_format import SETTINGS
 from pipeline.checkpoints.folder import CheckpointError
-from pipeline.command_line import load_recipe
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.publishing.exports import export
 from pipeline.publishing.model_card import model_card
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipeline.command_line import load_recipe
 from pipeline.evaluate import summary
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.test_sets import Overlap, load_test_sets, overlap_of
 from pipeline.publishing.model_card import model_card
+from pipeline.recipe_file import load_recipe
 from pipeline.train import STEPS_LEFT
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation_recipe import TranslationRecipe
@@ -92,7 +92,7 @@ def test_sacrebleus_cache_is_looked_at_and_nothing_fetched(
     code = (
         "import sys, socket; from pathlib import Path;"
         "socket.getaddrinfo = socket.create_connection = lambda *_, **__: sys.exit('fetched');"
-        "from pipeline.command_line import load_recipe;"
+        "from pipeline.recipe_file import load_recipe;"
         "from pipeline.evaluation.test_sets import held_out_of;"
         "recipe = load_recipe(Path(sys.argv[1]), [('evaluation.test_sets', sys.argv[2])]);"
         "print([(t.name, len(t.files), bool(t.digest)) for t in held_out_of(recipe)])"

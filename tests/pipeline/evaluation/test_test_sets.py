@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import DataError
-from pipeline.command_line import load_recipe
 from pipeline.evaluation.test_sets import load_test_sets
 from pipeline.recipe import UsageError
+from pipeline.recipe_file import load_recipe
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import run_process
 
@@ -56,7 +56,7 @@ def test_a_test_set_of_sacrebleus_cache(
             shared / "data/newstest" / f"newstest2014.{side}", cache / f"wmt14_full.de-en.{field}"
         )
     code = (
-        "import sys; from pathlib import Path; from pipeline.command_line import load_recipe;"
+        "import sys; from pathlib import Path; from pipeline.recipe_file import load_recipe;"
         "from pipeline.evaluation.test_sets import load_test_sets;"
         "recipe = load_recipe(Path(sys.argv[1]), [('evaluation.test_sets', sys.argv[2])]);"
         "print([(t.slug, len(t.sources), len(t.references)) for t in load_test_sets(recipe)][1:])"

@@ -17,10 +17,10 @@ import torch
 from data_prep.prepare import prepare
 from data_prep.shards import ShardReader
 from models.export_format import SHORTLISTS, Format, ModelError
-from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
 from pipeline.publishing.shortlist import coverage, make_shortlist
 from pipeline.recipe import ROOT
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.serving import Part
 from pipeline.translation.shortlist import Shortlist
 from pipeline.translation.translator import Translator

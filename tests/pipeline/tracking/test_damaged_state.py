@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.command_line import load_recipe
 from pipeline.evaluation.result import read_scores
 from pipeline.evaluation.translations import TranslationResult
+from pipeline.recipe_file import load_recipe
 from pipeline.tracking.tracker import Tracker, run_id_of
 from pipeline.translation_recipe import TranslationRecipe
 

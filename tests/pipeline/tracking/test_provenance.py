@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.tracking.provenance import TrainingFacts, log_training
 from pipeline.tracking.tracker import Tracker
 from tests.conftest import free_port

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.tracking.mlflow_records import metric_key
 from pipeline.tracking.tracker import Tracker
 

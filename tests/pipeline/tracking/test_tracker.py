@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import free_port, mlflow_server

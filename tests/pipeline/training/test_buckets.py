@@ -14,7 +14,7 @@ from tests.conftest import run_process
 ENGINE = """
 import os, sys, torch
 from pathlib import Path
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import init_distributed
 from pipeline.training.trainer import Trainer

@@ -20,9 +20,9 @@ import torch
 
 from data_prep.shards import ShardReader
 from pipeline.checkpoints.folder import list_checkpoints
-from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
 from pipeline.recipe import ROOT
+from pipeline.recipe_file import load_recipe
 from pipeline.tracking.mlflow_records import metric_key
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation_recipe import TranslationRecipe

@@ -10,7 +10,7 @@ from data_prep.prepare import prepare
 from data_prep.shards import read_shards_manifest
 from data_prep.vocabulary import vocabulary_digest
 from pipeline.checkpoints.folder import CheckpointError
-from pipeline.command_line import load_recipe
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import exported

@@ -12,10 +12,10 @@ from data_prep.vocabulary import PAD_IDX
 from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.checkpoints.weights import load_average, load_weights
-from pipeline.command_line import load_recipe
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.publishing.exports import export
 from pipeline.recipe import ROOT
+from pipeline.recipe_file import load_recipe
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.ranks import new_run, tracked, train
 

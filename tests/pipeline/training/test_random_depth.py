@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from models.ringformer import RingDecoder
-from pipeline.command_line import load_recipe
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.publishing.exports import export
 from pipeline.recipe import UsageError
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command

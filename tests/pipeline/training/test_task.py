@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices
 from pipeline.checkpoints.folder import Criterion, list_checkpoints
 from pipeline.checkpoints.resume import checkpoint_to_resume, is_finished
-from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed, leave_ranks, rank
+from pipeline.recipe_file import load_recipe
 from pipeline.tracking.provenance import DataFacts
 from pipeline.training.progress import start_logging
 from pipeline.training.run import check_run, train

@@ -16,9 +16,9 @@ from typing import Any
 from deepspeed import comm as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed
 from pipeline.recipe import ROOT
+from pipeline.recipe_file import load_recipe
 from pipeline.training.loop import Loop
 from pipeline.training.trainer import Trainer
 from pipeline.translation.task import TranslationTask

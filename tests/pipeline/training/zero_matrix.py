@@ -15,9 +15,9 @@ import torch
 from deepspeed import comm as dist
 from deepspeed.accelerator import get_accelerator
 
-from pipeline.command_line import load_recipe
 from pipeline.ranks import init_distributed
 from pipeline.recipe import ROOT
+from pipeline.recipe_file import load_recipe
 from pipeline.training.learning_rate import learning_rate_factor
 from pipeline.training.progress import Window
 from pipeline.training.task import Task

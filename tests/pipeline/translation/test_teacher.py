@@ -24,8 +24,8 @@ from data_prep.filters import Repetition
 from data_prep.prepare import prepare
 from models.export_format import ModelError
 from pipeline.checkpoints.folder import list_checkpoints
-from pipeline.command_line import load_recipe
 from pipeline.recipe import UsageError
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.teacher import open_teacher
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe

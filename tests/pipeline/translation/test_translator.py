@@ -19,8 +19,8 @@ from data_prep.vocabulary import (
     load_vocabularies,
 )
 from pipeline.checkpoints.weights import checkpoints_to_average
-from pipeline.command_line import load_recipe
 from pipeline.publishing.exports import export
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
