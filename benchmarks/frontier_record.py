@@ -19,7 +19,7 @@ from benchmarks.runs import Run
 from data_prep.corpora import read_text
 from data_prep.files import write_atomically
 from models.factory import parameter_count
-from pipeline.evaluation.result import slug_of
+from pipeline.recipe import slug_of
 from pipeline.tracking.tracker import history_of
 from pipeline.translation.scores import paired_bootstrap
 

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from benchmarks.rounds import create_parser, progress
 from data_prep.files import read_json
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.evaluation.result import slug_of
-from pipeline.recipe import ROOT, Recipe
+from pipeline.recipe import ROOT, Recipe, slug_of
 from pipeline.recipe_file import load_recipe
 from pipeline.tracking.tracker import history_of
 from pipeline.translation_recipe import TranslationRecipe

@@ -150,6 +150,12 @@ def _build(
     for name, pairs in ((config.valid.name, normal_valid), (config.test.name, test)):
         if not any(source.strip() and target.strip() for source, target in pairs):
             raise DataError(f"{name}: no pair with text on both sides")
+    tested = set(normal_test)
+    if both := sum(pair in tested for pair in normal_valid):
+        log.warning(
+            "clean: %d of %d pairs of %s are also in %s, and so help to choose the model",
+            both, len(valid), config.valid.name, config.test.name,
+        )  # fmt: skip
     held_out = [*normal_valid, *normal_test, *_pairs_of(config, test_sets)]
     hashes = _write_hashes(folder / "scratch-held-out", held_out)
     filtered, kept = _clean_pieces(config, fetched.pieces, hashes, source, executor, folder)

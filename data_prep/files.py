@@ -157,10 +157,15 @@ def only_command_in(run_dir: Path, *, make: bool = True) -> Iterator[None]:
 
     :param make: make it if need be; otherwise one that is not there, or cannot be written to, needs
         no lock.
-    :raises DataError: another command is writing to it.
+    :raises DataError: another command is writing to it, or it cannot be made.
     """
     if make:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{run_dir}: there can be no such folder ({error.strerror}); choose another run_dir"
+            ) from error
     elif not os.access(run_dir, os.W_OK):
         yield
         return

@@ -13,6 +13,7 @@ from data_prep.config import Preparation
 from data_prep.files import DataError, digest_of, read_json, sha256_of
 from data_prep.stage import FINGERPRINTS, Record
 
+DEPTH = 2  # how far down files are looked for: a folder has folders, and they have files
 NO_FILE = ""  # the sha256 of a folder, of a link to nowhere, of what cannot be read
 
 
@@ -21,6 +22,10 @@ class Fingerprint(Record):
 
     bytes: int
     mtime_ns: int
+    ctime_ns: int
+    """When it became this file: nobody can set that."""
+
+    inode: int
     sha256: str
 
 
@@ -28,7 +33,8 @@ def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
     """Return what the input files are that lie below `data.root`, by their paths; where the recipe
     names a folder, what everything in it and in its folders is.
 
-    A file of the size and time that the fetch stage has seen is not read again.
+    The file that the fetch stage has seen is not read again. Size and time of change alone do not
+    tell that it is that one: unpacked archives and images of containers have one time for all.
 
     :param folder: of the fetch stage.
     :raises DataError: the name of a file in a folder is not UTF-8.
@@ -41,7 +47,12 @@ def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
 
     def look(path: str) -> Fingerprint:
         status = (config.root / path).stat()
-        seen = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+        seen = {
+            "bytes": status.st_size,
+            "mtime_ns": status.st_mtime_ns,
+            "ctime_ns": status.st_ctime_ns,
+            "inode": status.st_ino,
+        }
         if (before := known.get(path, {})).items() >= seen.items():
             return Fingerprint.model_validate(before)
         return Fingerprint(**seen, sha256=sha256_of(config.root / path))
@@ -50,7 +61,7 @@ def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
         with suppress(OSError):
             if stat.S_ISREG((config.root / path).stat().st_mode):  # a pipe could be read for ever
                 return look(path)
-        return Fingerprint(bytes=0, mtime_ns=0, sha256=NO_FILE)
+        return Fingerprint(bytes=0, mtime_ns=0, ctime_ns=0, inode=0, sha256=NO_FILE)
 
     with ThreadPoolExecutor() as threads:
         found = dict(zip(named, threads.map(look, named), strict=True))
@@ -71,8 +82,11 @@ def digests(config: Preparation, found: Mapping[str, Fingerprint]) -> dict[str, 
 
 
 def entries_of(folder: str, found: Mapping[str, Fingerprint]) -> Iterator[tuple[str, Fingerprint]]:
-    """Yield what `fingerprints` has found in a folder that the recipe names, in order."""
-    return ((path, file) for path, file in found.items() if path.startswith(f"{folder}/"))
+    """Yield what `fingerprints` has found in a folder that the recipe names, in order; but not what
+    is further down, in a folder there that the recipe names, too."""
+    for path, file in found.items():
+        if path.startswith(f"{folder}/") and path.count("/", len(folder)) <= DEPTH:
+            yield path, file
 
 
 def _entries(root: Path, folder: str) -> Iterator[str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+LARGEST = 2**53  # the whole numbers up to it are exact in JSON, in MLflow and as floats
 
 
 class Section(BaseModel):
@@ -15,3 +19,10 @@ class Section(BaseModel):
         allow_inf_nan=False,
         serialize_by_alias=True,  # a key that Python cannot have as a name
     )
+
+    @field_validator("*")
+    @classmethod
+    def _is_within_reach(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(f"expected a number of at most {LARGEST}, not {value}")
+        return value

@@ -53,6 +53,10 @@ SHORTLISTS: dict[Format, str] = {
 }
 
 
+MAX_PIXELS = 50_000_000  # of an image: few bytes can claim more than fits into memory
+DIVERGED = "The model's output is not a number; its training has diverged"
+
+
 class ModelError(Exception):
     """A folder is not an exported model, or the model gives no usable probabilities."""
 
@@ -109,6 +113,9 @@ class ClassifierSettings:
     classes: list[str]
     """Their names, in the order of the logits."""
 
+    max_pixels: int = MAX_PIXELS
+    """Files of images with more pixels are refused."""
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of export.json."""
         return {"task": CLASSIFICATION, **asdict(self)}
@@ -130,6 +137,7 @@ CLASSIFIER_TYPES: dict[str, tuple[type, ...]] = {
     "image_size": (int,),
     "stored_size": (int,),
     "classes": (list,),
+    "max_pixels": (int,),
 }
 
 # Keys of `evaluation` that translating without PyTorch needs. (pydantic, which checks the others'
@@ -190,7 +198,8 @@ def read_classifier_settings(folder: Path) -> ClassifierSettings:
 
     :raises ModelError: there is no exported model, or it is of another task.
     """
-    found = _read(folder, CLASSIFICATION, get_args(ClassifierFormat))
+    # Exports of older versions do not say how large images may be.
+    found = {"max_pixels": MAX_PIXELS, **_read(folder, CLASSIFICATION, get_args(ClassifierFormat))}
     types = CLASSIFIER_TYPES.items()
     wrong = [key for key, allowed in types if type(found.get(key)) not in allowed]
     if not wrong and not all(isinstance(name, str) for name in found["classes"]):

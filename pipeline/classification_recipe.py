@@ -125,6 +125,10 @@ class ClassificationRecipe(Recipe):
     training: ClassificationTraining = ClassificationTraining()
     evaluation: ClassificationEvaluation = ClassificationEvaluation()
 
+    @property
+    def test_set_names(self) -> tuple[str, ...]:
+        return (self.data.test.name,)
+
     @model_validator(mode="after")
     def _fits_together(self) -> ClassificationRecipe:
         if self.data.image_size % self.model.patch_size:

@@ -16,6 +16,8 @@ from pipeline.recipe import UsageError
 if TYPE_CHECKING:
     from pipeline.classification.serving import Classifier
 
+ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})  # a line is one image's
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
@@ -51,7 +53,8 @@ def main(recipe: ClassificationRecipe, arguments: argparse.Namespace) -> None:
             detail = f" ({error.detail})" if error.detail else ""
             print(f"classify: {path}: {error}{detail}", file=sys.stderr)
             continue
-        line = "\t".join([str(path), *(f"{name} {share:.4f}" for name, share in found)])
+        name_of_file = str(path).translate(ESCAPES)
+        line = "\t".join([name_of_file, *(f"{name} {share:.4f}" for name, share in found)])
         # A path may be of any bytes.
         sys.stdout.buffer.write(f"{line}\n".encode("utf-8", "surrogateescape"))
         sys.stdout.buffer.flush()

@@ -226,6 +226,8 @@ def run_command(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except MemoryError as error:
+        _exit_with_error(program, f"not enough memory: {error}".rstrip(": "), debug, exit_code=1)
     except Exception as error:
         # Our own errors say everything; a library's message often makes no sense without the type.
         ours = type(error).__module__.split(".")[0] in OUR_MODULES

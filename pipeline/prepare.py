@@ -8,6 +8,7 @@ import time
 
 from data_prep.prepare import prepare
 from data_prep.stage import log
+from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import run_command
 from pipeline.evaluation.test_sets import held_out_of
@@ -29,7 +30,13 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     made = _prepare(recipe)
     tracker = open_tracker(recipe)
-    log_data(tracker, recipe, task_of(recipe).data_facts())
+    task = task_of(recipe)
+    log_data(tracker, recipe, task.data_facts())
+    for newest in list_checkpoints(recipe.checkpoints)[-1:]:
+        try:
+            newest.refuse_other(task.identity())
+        except CheckpointError as error:
+            log.warning("%s", error)
     log.info("done in %.1f s: %s in %s", time.monotonic() - started, made, recipe.shards)
     tracker.close(status=None)
 

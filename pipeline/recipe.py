@@ -6,6 +6,7 @@ A recipe is the YAML file that describes a run from data to scores. `translation
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import quote
@@ -21,11 +22,18 @@ from models.config import ActivationCheckpointing, LayersConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
+VALIDATION = "validation"  # the folder of its scores, and the name of its metrics
+
 Decay = Annotated[float, Limit(ge=0, lt=1)]
 
 
 class UsageError(Exception):
     """The command line or the recipe is wrong; commands exit with code 2."""
+
+
+def slug_of(name: str) -> str:
+    """Return `name` as file systems and MLflow take it for a name, not for a path."""
+    return re.sub(r"^\.+|[^\w.-]", "-", name)
 
 
 class TrainingConfig(Section):
@@ -193,6 +201,11 @@ class Recipe(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @property
+    def test_set_names(self) -> tuple[str, ...]:
+        """Return what the test sets are called, that of `data.test` first."""
+        raise NotImplementedError
+
+    @property
     def shards(self) -> Path:
         """Return the folder of binarized examples."""
         return self.run_dir / SHARDS
@@ -212,6 +225,16 @@ class Recipe(Section):
             # MLflow takes the path in a `sqlite:` URI literally, and makes its folders so.
             return f"sqlite+pysqlite:///{quote(store, safe='/ ')}"
         return f"sqlite:///{store}"
+
+    @model_validator(mode="after")
+    def _test_sets_have_names_of_their_own(self) -> Self:
+        taken = {VALIDATION: "what the validation set is called"}
+        for name in self.test_set_names:
+            slug = slug_of(name)
+            if slug in taken:
+                raise ValueError(f"the test set {name} must not be called {slug}: {taken[slug]}")
+            taken |= {slug: "another test set is", "test": "in MLflow data.test is"}
+        return self
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:

@@ -121,9 +121,9 @@ class Draft:
         :raises UsageError: as `load_recipe`.
         """
         content = self._with(values)
-        for location in _empty_texts(content):
+        for location, problem in _bad_texts(content):
             where = _where(location, self._path, content, self._overridden)
-            raise UsageError(f"{where}: `{'.'.join(map(str, location))}`: must not be empty")
+            raise UsageError(f"{where}: `{'.'.join(map(str, location))}`: {problem}")
         try:
             return self.kind.model_validate(content)
         except ValidationError as error:
@@ -215,18 +215,20 @@ def _kind_of(content: Any, path: Path) -> type[Recipe]:
     return TASKS[task]
 
 
-def _empty_texts(value: Any, location: Location = ()) -> Iterator[Location]:
-    """Return where there is text that says nothing: as a path it would be the current folder.
+def _bad_texts(value: Any, location: Location = ()) -> Iterator[tuple[Location, str]]:
+    """Return where there is text that says nothing, which as a path would be the current folder, or
+    that no file can hold; and what is wrong with it.
 
     A download's `folder` may be empty.
     """
     inner = value.items() if isinstance(value, dict) else ()
     for key, item in enumerate(value) if isinstance(value, list) else inner:
-        if isinstance(item, str):
-            if not item.strip(" \t\r\n\0") and key != "folder":
-                yield (*location, key)
-        else:
-            yield from _empty_texts(item, (*location, key))
+        if not isinstance(item, str):
+            yield from _bad_texts(item, (*location, key))
+        elif not item.strip(" \t\r\n\0") and key != "folder":
+            yield (*location, key), "must not be empty"
+        elif any("\ud800" <= character <= "\udfff" for character in item):
+            yield (*location, key), f"{item!r} is not text in UTF-8"
 
 
 def _where(location: Location, path: Path, content: Any, overridden: set[str]) -> str:
@@ -274,14 +276,32 @@ def _describe_error(
     if first["type"] == "extra_forbidden":
         in_a_list = any(isinstance(part, int) for part in location)
         hint = nearest_key_hint(key, kind)
-        if in_a_list and issubclass(kind, Recipe):
-            hint = f"; docs/{kind.page} has its keys"
+        if issubclass(kind, Recipe):
+            if in_a_list:
+                hint = f"; docs/{kind.page} has its keys"
+            hint = _task_hint(first["loc"], kind, content) or hint
         return f"{where}: unknown key `{key}`{hint}{more}"
     if first["type"] == "missing":
         return f"{where}: key `{key}` is required{more}"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] == "value_error" else f", not {first['input']!r}"
     return f"{where}: `{key or 'recipe'}`: {message[:1].lower() + message[1:]}{given}{more}"
+
+
+def _task_hint(location: Location, kind: type[Recipe], content: Any) -> str:
+    """Return that the recipe lacks its task, if another one has the key; else nothing."""
+    for task, other in TASKS.items():
+        if other is not kind and "task" not in content:
+            try:
+                other.model_validate({**content, "task": task})
+                unknown = []
+            except ValidationError as error:
+                unknown = [
+                    each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"
+                ]
+            if location not in unknown:
+                return f"; it is one of `task: {task}`, which the recipe does not say"
+    return ""
 
 
 def nearest_key_hint(key: str, recipe: type[BaseModel], prefix: str = "") -> str:

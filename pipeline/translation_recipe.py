@@ -167,6 +167,12 @@ class TranslationRecipe(Recipe):
         return self.model.model_copy(update={"decoder_levels": levels})
 
     @property
+    def test_set_names(self) -> tuple[str, ...]:
+        others = self.evaluation.test_sets
+        names = (each if isinstance(each, str) else each.name for each in others)
+        return (self.data.test.name, *names)
+
+    @property
     def clean_text(self) -> Path:
         """Return the folder of cleaned text."""
         return self.run_dir / CLEAN

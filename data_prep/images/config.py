@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field as Limit
 from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
@@ -14,6 +15,9 @@ from data_prep.section import Section
 
 MAX_CLASSES = 1 << 16
 PILLOWS_LIMIT = 178_956_970  # pixels; Pillow itself opens no larger image
+
+Side = Annotated[int, Limit(gt=0, le=math.isqrt(PILLOWS_LIMIT))]
+"""Of a square image, in pixels."""
 
 
 class ImageSet(Section):
@@ -75,10 +79,10 @@ class ImagesConfig(Preparation):
     """Names of the classes, that of label 0 first. Null: the names of the folders of `train`,
     sorted; for IDX files the numbers from 0 to the largest label of `train`."""
 
-    image_size: PositiveInt
+    image_size: Side
     """Side of the images that a model sees, in pixels."""
 
-    stored_size: PositiveInt | None = None
+    stored_size: Side | None = None
     """Side of the images in the shards; null: `image_size`. A larger one leaves something to crop
     in training."""
 

@@ -19,7 +19,7 @@ import PIL
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.files import DataError, sha256_of, write_json
+from data_prep.files import DataError, digest_of, sha256_of, write_json
 from data_prep.images.config import ImagesConfig
 from data_prep.images.convert import Piece, convert_piece
 from data_prep.images.fetch import Fetched
@@ -38,7 +38,7 @@ from data_prep.stage import log, run_stage
 
 SPLITS = ("train", "valid", "test")
 NAMED = 5  # files that the log names of those refused
-VERSION = 1  # raise it when the same inputs would give other bytes
+VERSION = 2  # raise it when the same inputs would give other bytes
 
 
 class Plan(NamedTuple):
@@ -135,7 +135,7 @@ def _sets(
     sets = []
     for number, each in enumerate(fetched.sets):
         own = [made for piece, made in zip(pieces, converted, strict=True) if piece.set == number]
-        refused = Counter(reason for made in own for _, reason, _ in made["refused"])
+        names_and_reasons = [(name, why) for made in own for name, why, _ in made["refused"]]
         kinds: Counter[str] = Counter()
         for made in own:
             kinds.update(made["converted"])
@@ -145,7 +145,8 @@ def _sets(
                 name=each.name,
                 read=each.images,
                 kept=sum(made["kept"] for made in own),
-                refused=dict(refused.most_common()),
+                refused=dict(Counter(why for _, why in names_and_reasons).most_common()),
+                refused_names=digest_of([name for name, _ in names_and_reasons]),
                 converted=dict(kinds.most_common()),
             )
         )
@@ -167,7 +168,7 @@ def _log_refused(sets: Sequence[SetInfo], refused: Sequence[Sequence[str]]) -> N
     for name, reason, detail in refused[:NAMED]:
         log.warning("shards: refused %s: %s%s", name, reason, detail and f" ({detail})")
     if len(refused) > NAMED:
-        log.warning("shards: report.json names all %d", len(refused))
+        log.warning("shards: and %d more, which report.json will name", len(refused) - NAMED)
 
 
 # ── Splits ──────────────────────────────────────────────────────────────────────────────────────
@@ -348,4 +349,9 @@ def _log_made(made: ImagesManifest) -> None:
             repeats.valid,
             repeats.test,
             repeats.dropped,
+        )
+    if repeats.valid_and_test:
+        log.warning(
+            "shards: %d validation images are also test images, and so help to choose the model",
+            repeats.valid_and_test,
         )

@@ -52,6 +52,7 @@ def read_image(source: Path | bytes, max_pixels: int) -> tuple[Image.Image, list
                 if image.width * image.height > max_pixels:
                     raise Refused("too many pixels", f"{image.width} × {image.height}")
                 kinds = _kinds(image)
+                _scale_transparent_colour(image)
                 image.load()
                 upright = _upright(image, kinds)
                 flat = _on_white(_eight_bits(upright))
@@ -95,7 +96,7 @@ def _kinds(image: Image.Image) -> list[str]:
     kinds = []
     if getattr(image, "n_frames", 1) > 1:
         kinds.append("several frames (the first is taken)")
-    if any(";16" in str(tile[3]) for tile in getattr(image, "tile", [])):
+    if ";16" in _layout(image):
         kinds.append("16-bit")
     if image.mode in ("1", "P", "PA"):
         kinds.append("1-bit" if image.mode == "1" else "palette")
@@ -104,6 +105,23 @@ def _kinds(image: Image.Image) -> list[str]:
     if image.has_transparency_data:
         kinds.append("transparent (put on white)")
     return kinds
+
+
+def _layout(image: Image.Image) -> str:
+    """Return how the pixels of an image that was not loaded yet lie in the file, as Pillow calls
+    it: `L;4` is grey of 4 bits."""
+    tiles = getattr(image, "tile", [])
+    return str(tiles[0][3]) if tiles else ""
+
+
+def _scale_transparent_colour(image: Image.Image) -> None:
+    """Bring the colour that stands for transparency in an image that was not loaded yet to 8 bits,
+    where its pixels will be; Pillow leaves it as it is in the file."""
+    layout, colour = _layout(image), image.info.get("transparency")
+    if isinstance(colour, int) and layout in ("L;2", "L;4"):
+        image.info["transparency"] = colour * 255 // (2 ** int(layout[-1]) - 1)
+    elif isinstance(colour, tuple) and ";16" in layout:
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
 def _upright(image: Image.Image, kinds: list[str]) -> Image.Image:
@@ -123,7 +141,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """Return an image of 16 bits with the upper 8, which Pillow itself takes of 16-bit RGB."""
     if not image.mode.startswith("I"):
         return image
-    return Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    values = np.asarray(image).clip(0, 0xFFFF)
+    grey = (values >> 8).astype(np.uint8)
+    if not image.has_transparency_data:
+        return Image.fromarray(grey)
+    opaque = values != image.info["transparency"]
+    return Image.fromarray(np.stack([grey, opaque * np.uint8(255)], axis=2), "LA")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -64,7 +64,7 @@ def picture(made: ImagesManifest, shards: Path) -> Figure:
     axes.set_yticks(
         np.arange(rows) + 0.5,
         [
-            f"{_shortened(name)}   {' / '.join(f'{count:,}' for count in of_class)}"
+            f"{shortened(name)}   {' / '.join(f'{count:,}' for count in of_class)}"
             for name, of_class in zip(names, counts, strict=True)
         ],
         parse_math=False,
@@ -100,5 +100,6 @@ def _contact_sheet(made: ImagesManifest, shards: Path, rows: int) -> NDArray[np.
     return sheet.reshape(rows * side, EXAMPLES * side, 3)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """Return a class's name as pictures have room for it."""
     return name if len(name) <= 24 else f"{name[:23]}…"

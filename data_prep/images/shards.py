@@ -66,6 +66,9 @@ class SetInfo(Record):
     refused: dict[str, int]
     """The others, by reason; `report.json` names them."""
 
+    refused_names: str
+    """A digest of their names."""
+
     converted: dict[str, int]
     """Images kept that were not as they are stored, by what they were."""
 
@@ -81,6 +84,9 @@ class Repeats(Record):
 
     test: int
     """Training images that a test image equals."""
+
+    valid_and_test: int
+    """Validation images that a test image equals."""
 
     dropped: int
     """Training images dropped for one of the latter two."""

@@ -64,6 +64,12 @@ def hold_out(images: Images, wanted: int, classes: int, seed: int) -> tuple[Imag
     :raises DataError: not every class would keep an image.
     """
     counts = np.bincount(images.label, minlength=classes)
+    too_many = DataError(
+        f"data.valid_images {wanted} leaves some class no image to train on: there are "
+        f"{len(images)} training images of {np.count_nonzero(counts)} classes; hold out fewer"
+    )
+    if wanted >= len(images):
+        raise too_many
     share, remainder = np.divmod(wanted * counts, len(images))
     by_remainder = np.argsort(-remainder, kind="stable")
     while (missing := wanted - share.sum()) > 0:
@@ -72,10 +78,7 @@ def hold_out(images: Images, wanted: int, classes: int, seed: int) -> tuple[Imag
             break
         share[more] += 1
     if missing or np.any(share >= np.maximum(counts, 1)):
-        raise DataError(
-            f"data.valid_images {wanted} leaves some class no image to train on: there are "
-            f"{len(images)} training images of {np.count_nonzero(counts)} classes; hold out fewer"
-        )
+        raise too_many
     held_out = np.zeros(len(images), bool)
     for label in range(classes):
         own = np.flatnonzero(images.label == label)
@@ -94,6 +97,7 @@ def find_repeats(train: Images, valid: Images, test: Images) -> tuple[Repeats, N
         train=len(train) - len(np.unique(train.digest)),
         valid=int(in_valid.sum()),
         test=int(in_test.sum()),
+        valid_and_test=int(np.isin(valid.digest, test.digest).sum()),
         dropped=0,
     )
     return repeats, in_valid | in_test

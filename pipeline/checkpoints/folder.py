@@ -54,6 +54,9 @@ class ValidationState(BaseModel):
     criterion: str
     """The metric that says which step is the best."""
 
+    validation_set: str | None = None
+    """A digest of the examples that it is of; None: a checkpoint of an older version."""
+
     best: float | None = None
     """Its best value."""
 

@@ -176,10 +176,18 @@ def load_average(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def average_weights(
     checkpoints: Sequence[Checkpoint], *, use_ema: bool = False
 ) -> dict[str, Tensor]:
-    """Return the mean of the weights of several checkpoints, summed in float64."""
+    """Return the mean of the weights of several checkpoints, summed in float64.
+
+    :raises CheckpointError: one is damaged, lacks a moving average, or not all are numbers.
+    """
     load = load_average if use_ema else load_weights
     total = {name: tensor.double() for name, tensor in load(checkpoints[0]).items()}
     for checkpoint in checkpoints[1:]:
         for name, tensor in load(checkpoint).items():
             total[name] += tensor
+    if not all(tensor.isfinite().all() for tensor in total.values()):
+        raise CheckpointError(
+            f"{', '.join(str(each.folder) for each in checkpoints)}: not all weights are numbers; "
+            "training has diverged"
+        )
     return {name: (tensor / len(checkpoints)).float() for name, tensor in total.items()}

@@ -52,6 +52,7 @@ def settings_of_run(recipe: ClassificationRecipe) -> ClassifierSettings:
         image_size=recipe.data.image_size,
         stored_size=data.stored_size,
         classes=list(data.classes),
+        max_pixels=recipe.data.max_pixels,
     )
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from data_prep.images.read import as_stored, read_image
 from models.export_format import (
     CLASSIFIER,
+    DIVERGED,
     ClassifierSettings,
     ModelError,
     read_classifier_settings,
@@ -24,8 +25,6 @@ from models.export_format import (
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MAX_PIXELS = 50_000_000  # few bytes can claim more than fits into memory
 
 Pixels = NDArray[np.uint8]
 """Images `[B, C, S, S]`."""
@@ -58,9 +57,10 @@ class Classifier(ABC):
 
         :param source: a JPEG or PNG file, or the content of one.
         :raises Refused: it is no such image, or damaged.
+        :raises ModelError: the model's output is not a number.
         """
         settings = self.settings
-        image, _ = read_image(source, MAX_PIXELS)
+        image, _ = read_image(source, settings.max_pixels)
         pixels, _ = as_stored(image, settings.channels, settings.stored_size)
         (probabilities,) = self.probabilities(pixels[None])
         order = np.argsort(-probabilities, kind="stable")
@@ -70,9 +70,12 @@ class Classifier(ABC):
         """Return the probability of each class `[B, classes]`.
 
         :param images: of at least the size that the model takes, which is cut out of their middle.
+        :raises ModelError: the model's output is not a number.
         """
         middle = centre_crop(images, self.settings.image_size)
         logits = self.logits(np.ascontiguousarray(middle)).astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise ModelError(DIVERGED)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
         return shares.astype(np.float32)

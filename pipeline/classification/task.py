@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
+from data_prep.files import digest_of
 from data_prep.identity import check_corpora
 from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
@@ -57,6 +58,10 @@ class ClassificationTask(Task["ImageBatch"]):
     def valid_images(self) -> ImageReader:
         """Open the validation images."""
         return ImageReader(self.recipe.shards, "valid")
+
+    @property
+    def validation_set(self) -> str:
+        return digest_of([shard.sha256 for shard in self.valid_images.shards])
 
     @cached_property
     def plan(self) -> BatchPlan:

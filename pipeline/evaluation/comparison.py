@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.evaluation.result import Result, slug_of
-from pipeline.recipe import Recipe
+from pipeline.evaluation.result import Result
+from pipeline.recipe import Recipe, slug_of
 from pipeline.tracking.mlflow_records import client_of, describe_error
 
 if TYPE_CHECKING:

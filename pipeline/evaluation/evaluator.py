@@ -22,7 +22,7 @@ from data_prep.vocabulary import load_vocabularies
 from models.export_format import read_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.evaluation.comet import check_comet, comet_score
-from pipeline.evaluation.result import VALIDATION, Evaluation, share_progress, slug_of
+from pipeline.evaluation.result import Evaluation, share_progress
 from pipeline.evaluation.test_sets import (
     TestSet,
     load_test_sets,
@@ -31,6 +31,7 @@ from pipeline.evaluation.test_sets import (
 )
 from pipeline.evaluation.translations import TranslationResult, weights_digest
 from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
+from pipeline.recipe import VALIDATION, slug_of
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.scores import bleu
 from pipeline.translation_recipe import TranslationRecipe

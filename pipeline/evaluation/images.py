@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from data_prep.files import DataError, digest_of, write_atomically, write_json
+from data_prep.files import digest_of, write_atomically, write_json
 from data_prep.identity import check_corpora
+from data_prep.images.report import shortened
 from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
-from models.export_format import ModelError, read_classifier_settings
+from models.export_format import read_classifier_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.classification.run_model import checkpoints_of_run
 from pipeline.classification.scores import Probabilities, by_class, confusion, mcnemar, scores
@@ -29,17 +30,16 @@ from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.answers_page import write_answers_page
 from pipeline.evaluation.result import (
     NUMBERS,
-    VALIDATION,
     Evaluation,
     Result,
     Scores,
     digest_of_weights,
     read_scores,
     share_progress,
-    slug_of,
 )
 from pipeline.pictures import draw_confusion, draw_images
 from pipeline.ranks import from_rank_0, gather_shares, rank, world_size
+from pipeline.recipe import VALIDATION, slug_of
 
 if TYPE_CHECKING:
     from pipeline.classification.serving import Classifier
@@ -74,13 +74,14 @@ def images_digest(recipe: ClassificationRecipe, reader: ImageReader, split: str)
     """Return a digest of the images of valid or test, with their classes, however they are stored:
     models that see them at other scales or in other colours answer the same questions."""
     data = recipe.data
-    sets = {"test": [data.test], "valid": [data.valid] if data.valid else data.train}[split]
     held_out = split == "valid" and data.valid is None
-    paths = [path for each in sets for path in each.paths]
+    source = "train" if held_out else split
+    paths = [path for name, each in data.sets() if name == source for path in each.paths]
+    left_out = [each.refused_names for each in reader.data.sets if each.split == source]
     drawn = [data.valid_images, data.seed] if held_out else None
     labels = hashlib.sha256(reader.labels().tobytes()).hexdigest()
     files = [reader.data.files[path] for path in paths]
-    return digest_of([list(reader.data.classes), files, drawn, labels])
+    return digest_of([list(reader.data.classes), files, left_out, drawn, labels])
 
 
 @dataclass
@@ -169,7 +170,8 @@ class ImageResult(Result):
         worst_first = self._write_predictions(title, probabilities)
         if drawn != classes:
             title += f"; the first {len(drawn)} of {len(classes)} classes"
-        draw_confusion(title, counts, drawn, self.folder / "confusion.png")
+        names = list(map(shortened, drawn))
+        draw_confusion(title, counts, names, self.folder / "confusion.png")
         self._draw_most_wrong(probabilities, worst_first)
         write_json(self.folder / "scores.json", content)
         self.scores = content
@@ -201,8 +203,9 @@ class ImageResult(Result):
         wrong = int((probabilities.argmax(axis=1) != self.reader.labels()).sum())
         chosen = np.array(worst_first[: max(1, min(wrong, MOST_WRONG))])
         images, labels = self.reader.read(chosen)
+        names = list(map(shortened, classes))
         captions = [
-            f"{classes[label]}\nas {classes[best]}, {share:.0%}"
+            f"{names[label]}\nas {names[best]}, {share:.0%}"
             for label, best, share in zip(
                 labels,
                 probabilities[chosen].argmax(axis=1),
@@ -305,10 +308,6 @@ class EvaluatedClassifier:
         else:
             variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
             name = recipe.data.test.name
-            if slug_of(name) == VALIDATION:
-                raise DataError(
-                    f"data.test.name {name}: the validation set is called so; rename it"
-                )
             folder, prefix = f"{slug_of(name)}{variant}", f"test{variant}"
         sha256 = images_digest(recipe, reader, split)
         depends_on = {
@@ -376,8 +375,6 @@ def _classify_and_score(
             found.append(classifier.probabilities(images))
             advance(len(images))
     probabilities = np.concatenate(gather_shares(found))
-    if not np.isfinite(probabilities).all():
-        raise ModelError(f"{model}: the model gives no usable probabilities")
     seconds = time.monotonic() - started
     more = {
         **model.description,

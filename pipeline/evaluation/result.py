@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +12,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 from data_prep.files import digest_of, read_json
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.ranks import rank
-from pipeline.recipe import Recipe
+from pipeline.recipe import VALIDATION, Recipe
 from pipeline.tracking.tracker import Tracker
-
-VALIDATION = "validation"  # the folder of its scores, and the name of its metrics
 
 Scores = dict[str, Any]  # contents of a scores.json
 
@@ -37,11 +34,6 @@ def read_scores(folder: Path, types: Mapping[str, tuple[type, ...]]) -> Scores:
         and type(step) is int
     )
     return found if whole else {}
-
-
-def slug_of(name: str) -> str:
-    """Return `name` with only such characters as MLflow and file systems take."""
-    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
 
 
 def digest_of_weights(recipe: Recipe, checkpoints: Sequence[Checkpoint], *more: Any) -> str:

@@ -16,8 +16,7 @@ from data_prep.files import DataError, digest_of
 from data_prep.held_out import HeldOut, in_training_text
 from data_prep.identity import check_test_sets
 from data_prep.text import normalise
-from pipeline.evaluation.result import VALIDATION, slug_of
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, slug_of
 from pipeline.translation_recipe import TestSetFiles, TranslationRecipe
 
 
@@ -45,9 +44,8 @@ def load_test_sets(recipe: TranslationRecipe) -> Iterator[TestSet]:
     """Read `data.test`, then those of `evaluation.test_sets`.
 
     :raises DataError: a test set cannot be read or fetched, is empty, or has sides of different
-        length; or two have the same name.
+        length.
     """
-    slugs: set[str] = set()
     for test_set in _read_test_sets(recipe):
         for reference in test_set.references:
             if len(reference) != len(test_set.sources):
@@ -57,13 +55,6 @@ def load_test_sets(recipe: TranslationRecipe) -> Iterator[TestSet]:
                 )
         if not test_set.sources:
             raise DataError(f"{test_set.name}: no sentences")
-        if test_set.slug in slugs:
-            raise DataError(f"evaluation.test_sets: two test sets are called {test_set.slug}")
-        if slugs and test_set.slug == "test":
-            raise DataError("evaluation.test_sets: `test` is the recipe's own in MLflow; rename it")
-        if test_set.slug == VALIDATION:
-            raise DataError(f"{test_set.name}: the validation set is called so; rename this one")
-        slugs.add(test_set.slug)
         yield test_set
 
 

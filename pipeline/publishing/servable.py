@@ -13,10 +13,10 @@ from pipeline.checkpoints.folder import Checkpoint
 from pipeline.classification.serving import png_of
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.images import ImageResult
-from pipeline.evaluation.result import slug_of
 from pipeline.evaluation.translations import TranslationResult
 from pipeline.publishing.exports import export
 from pipeline.publishing.image_exports import export_classifier
+from pipeline.recipe import slug_of
 from pipeline.translation_recipe import TranslationRecipe
 
 SERVED_TRANSLATION = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from data_prep.batch_plan import BatchPlan, Indices
 from pipeline.checkpoints.folder import ValidationState
 from pipeline.training.trainer import Trainer
+
+log = logging.getLogger("train")
 
 SECONDS_BETWEEN_QUESTIONS = 1.0  # whether a signal has come to another rank
 
@@ -71,18 +74,29 @@ class Validation:
 
     def __init__(self, trainer: Trainer[Any], interruption: Interruption) -> None:
         self.trainer, self.interruption = trainer, interruption
-        self.state = ValidationState(criterion=trainer.task.criterion.metric)
+        self.state = ValidationState(
+            criterion=trainer.task.criterion.metric,
+            validation_set=trainer.task.validation_set,
+        )
 
     def put_off(self, due: bool) -> None:
         """Note that the validation of this step is still to be done, if it is `due`."""
         self.state = self.state.put_off(due)
 
     def resume(self, state: ValidationState) -> None:
-        """Go on with the state of a checkpoint; with another criterion, the best is begun anew."""
-        if state.criterion == self.state.criterion:
-            self.state = state
+        """Go on with the state of a checkpoint. By another criterion, or of other examples, its
+        values say nothing, and the best is looked for anew."""
+        own = self.state
+        if state.criterion != own.criterion:
+            why = f"it is chosen by {own.criterion} now, and was by {state.criterion}"
+        elif state.validation_set not in (None, own.validation_set):
+            why = "the validation set has changed"
         else:
-            self.put_off(state.due)
+            self.state = state.model_copy(update={"validation_set": own.validation_set})
+            return
+        if self.trainer.rank == 0:
+            log.warning("the best step is looked for anew: %s", why)
+        self.put_off(state.due)
 
     def run(self) -> dict[str, float]:
         """Validate, and judge this step by the criterion, if it is among the metrics.

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import ctranslate2
 
 from data_prep.text import seen_words
-from models.export_format import ModelError
+from models.export_format import DIVERGED, ModelError
 from pipeline.translation.serving import (
-    DIVERGED,
     Hypothesis,
     PairIds,
     Part,

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
-from models.export_format import ModelError
-from pipeline.translation.serving import DIVERGED, Hypothesis, length_limit
+from models.export_format import DIVERGED, ModelError
+from pipeline.translation.serving import Hypothesis, length_limit
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
     from pipeline.translation_recipe import SearchConfig

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from sentencepiece import SentencePieceProcessor
 
 from data_prep.text import normalise, split_to_fit, unseen_words
-from models.export_format import SHORTLISTS, ExportSettings, Format, ModelError, read_settings
+from models.export_format import (
+    DIVERGED,
+    SHORTLISTS,
+    ExportSettings,
+    Format,
+    ModelError,
+    read_settings,
+)
 from pipeline.translation.scoring import Forced
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
@@ -29,7 +36,6 @@ if TYPE_CHECKING:  # where this file is served there is no recipe
 
 log = logging.getLogger("translate")
 
-DIVERGED = "The model's output is not a number; its training has diverged"
 VOCABULARIES = (("spm.model",), ("spm.source.model", "spm.target.model"))
 
 NEWER = {  # search keys that older exports do not have

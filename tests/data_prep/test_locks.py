@@ -52,6 +52,17 @@ def test_one_command_at_a_time_on_a_machine(
         assert warnings[0].startswith(f"{folder}: the file system there has no locks (")
 
 
+def test_a_run_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(
+            DataError, match=r"file: there can be no such folder \(File exists\); choose"
+        ),
+        only_command_in(tmp_path / "file"),
+    ):
+        pass
+
+
 def test_other_errors_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(file: int, operation: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

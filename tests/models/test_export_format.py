@@ -126,7 +126,11 @@ def test_settings_of_a_classifier_come_back(format: ClassifierFormat, tmp_path: 
     write_settings(tmp_path, settings)
     assert read_classifier_settings(tmp_path) == settings
     keys = list(json.loads((tmp_path / "export.json").read_text()))
-    assert keys == ["task", "format", "model", "channels", "image_size", "stored_size", "classes"]
+    sizes = ["channels", "image_size", "stored_size"]
+    assert keys == ["task", "format", "model", *sizes, "classes", "max_pixels"]
+    without = {key: value for key, value in settings.to_json().items() if key != "max_pixels"}
+    (tmp_path / "export.json").write_text(json.dumps(without))  # an older export
+    assert read_classifier_settings(tmp_path) == settings
 
 
 def test_a_model_for_another_task_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,11 @@ def test_on_the_command_line(tiny_recipe: Path, key: str, nothing: str) -> None:
         load_recipe(tiny_recipe, [(key, nothing)])
 
 
+def test_what_no_file_can_hold(tiny_recipe: Path) -> None:
+    with pytest.raises(UsageError, match=r"`data.train.0.name`: '\\ud800' is not text in UTF-8"):
+        load_recipe(tiny_recipe, [("data.train", '[{name: "\\ud800", source: a, target: b}]')])
+
+
 def test_in_a_list_of_the_recipe(tiny_recipe: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     text = tiny_recipe.read_text()

@@ -7,7 +7,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,13 +34,17 @@ ORIENTATION = 0x0112
 CUT_EXIF = b"Exif\0\0MM\0*\xff\xff\xff\xff"
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+def png(
+    width: int, height: int, depth: int, colour: int, rows: bytes, hole: Sequence[int] = ()
+) -> bytes:
     """Return a PNG file whose head may say anything.
 
     :param colour: 0 grey, 2 RGB.
+    :param hole: the colour that stands for transparency; none: nothing is transparent.
     """
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks[1:1] = [(b"tRNS", struct.pack(f">{len(hole)}H", *hole))] if hole else []
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
@@ -57,6 +61,11 @@ def with_alpha(image: NDArray[np.uint8], alpha: NDArray[np.uint8]) -> Image.Imag
     made = Image.fromarray(image)
     made.putalpha(Image.fromarray(alpha))
     return made
+
+
+def deep_rows(image: NDArray[np.uint16]) -> bytes:
+    """Return the rows of a PNG of 16 bits."""
+    return b"".join(b"\0" + row.astype(">u2").tobytes() for row in image)
 
 
 def halves(value: int, other: int) -> NDArray[np.uint8]:
@@ -83,8 +92,12 @@ def kinds() -> dict[str, Kind]:
     exif = Image.Exif()
     exif[ORIENTATION] = 6  # seen turned clockwise by a quarter
     deep = np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE) * 1000
-    deep_rgb = (COLOUR.astype(np.uint16) * 256 + 255).astype(">u2")
-    rows = b"".join(b"\0" + row.tobytes() for row in deep_rgb)
+    deep_rgb = COLOUR.astype(np.uint16) * 256 + 255
+    # On the left the colour of the hole, on the right nearly that.
+    hole = np.where(half == 255, np.uint16(1000), np.uint16(1001))
+    hole_rgb = np.where(
+        half[..., None] == 255, np.array([1000, 2000, 3000], np.uint16), np.uint16(40000)
+    )
     wide = np.concatenate([halves(0, 0), half, half], axis=1)  # the middle third is `half`
     left_red = np.where(half[..., None] == 255, RED, 255).astype(np.uint8)
     return {
@@ -112,7 +125,27 @@ def kinds() -> dict[str, Kind]:
             in_colour((deep >> 8).astype(np.uint8)),
             {"16-bit", "grey"},
         ),
-        "deep_rgb.png": Kind(png(SIZE, SIZE, 16, 2, rows), COLOUR, {"16-bit"}),
+        "deep_rgb.png": Kind(png(SIZE, SIZE, 16, 2, deep_rows(deep_rgb)), COLOUR, {"16-bit"}),
+        "deep_hole.png": Kind(
+            png(SIZE, SIZE, 16, 0, deep_rows(hole), [1000]),
+            in_colour(halves(255, 3)),
+            {"16-bit", "grey", "transparent (put on white)"},
+        ),
+        "deep_rgb_hole.png": Kind(
+            png(SIZE, SIZE, 16, 2, deep_rows(hole_rgb), [1000, 2000, 3000]),
+            in_colour(halves(255, 156)),
+            {"16-bit", "transparent (put on white)"},
+        ),
+        "four_bits.png": Kind(
+            png(SIZE, SIZE, 4, 0, (b"\0" + b"\x33" * 2 + b"\xcc" * 2) * SIZE, [3]),
+            in_colour(halves(255, 204)),
+            {"grey", "transparent (put on white)"},
+        ),
+        "two_bits.png": Kind(
+            png(SIZE, SIZE, 2, 0, (b"\0" + b"\x55" + b"\xaa") * SIZE, [1]),
+            in_colour(halves(255, 170)),
+            {"grey", "transparent (put on white)"},
+        ),
         "cmyk.jpg": Kind(
             saved(Image.fromarray(RED.copy()).convert("CMYK"), "JPEG"), RED, {"CMYK"}, near=3
         ),
@@ -268,7 +301,7 @@ def test_the_log_names_the_first(
     refused = [message for message in caplog.messages if "shards: refused test/" in message]
     assert "shards: refused test/README: not in the folder of a class" in refused
     assert len(refused) == 5
-    assert f"shards: report.json names all {len(REFUSED)}" in caplog.messages
+    assert f"shards: and {len(REFUSED) - 5} more, which report.json will name" in caplog.messages
 
 
 def test_wrong_sizes_can_be_refused(folders: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -77,13 +78,39 @@ def test_repeats_are_counted_and_do_not_leak(
     valid = {"name": "valid", "images": "valid-images", "labels": "valid-labels"}
     sets = {**IDX_SETS, "valid": valid, "valid_images": 0}
     made = prepare(config_of(tmp_path, sets), tmp_path / "run")
-    assert made.repeats.model_dump() == {"train": 2, "valid": 1, "test": 3, "dropped": 3}
+    counts = {"train": 2, "valid": 1, "test": 3, "valid_and_test": 1, "dropped": 3}
+    assert made.repeats.model_dump() == counts
     assert made.totals["train"].images == 57
     assert any("1 training images are also validation images, 3 also" in m for m in caplog.messages)
+    assert any("1 validation images are also test images, and" in m for m in caplog.messages)
     report = json.loads((tmp_path / "run" / "shards" / "report.json").read_text())
     assert report["repeats"] == made.repeats.model_dump()
     made = prepare(config_of(tmp_path, sets, drop_repeated=False), tmp_path / "run")
     assert (made.repeats.test, made.repeats.dropped, made.totals["train"].images) == (3, 0, 60)
+
+
+def test_a_set_in_a_folder_of_another_one(tmp_path: Path) -> None:
+    """The test set's images are in a folder of the training set's folder of cats."""
+    write_folders(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "train" / "cat" / "test")
+    test = {"name": "photos-test", "folder": "train/cat/test"}
+    made = prepare(config_of(tmp_path, {**FOLDER_SETS, "test": test}), tmp_path / "run")
+    assert made.totals["train"].classes == made.totals["test"].classes == (4, 4)
+    (train,) = (each for each in made.sets if each.split == "train")
+    assert train.refused == {"a folder in the folder of a class": 1}
+
+
+def test_other_files_of_the_same_size_and_time(tmp_path: Path) -> None:
+    """As archives have them whose files all have one time: below another root, or put there."""
+    made = []
+    for root, seed in (("one", 1), ("other", 7), ("one", 8)):
+        write_idx_sets(tmp_path / root)
+        write_idx(tmp_path / root / "train-images", draw_images(60, seed))
+        for path in (tmp_path / root).iterdir():
+            os.utime(path, ns=(0, 0))
+        made.append(prepare(config_of(tmp_path / root, IDX_SETS), tmp_path / "run"))
+    assert len({each.files["train-images"] for each in made}) == 3
+    assert len({each.of_split("train")[0].sha256 for each in made}) == 3
 
 
 def test_a_class_that_is_all_in_the_test_set(tmp_path: Path) -> None:

@@ -10,17 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
-from data_prep.files import DataError
 from data_prep.images.prepare import prepare_images
-from data_prep.images.shards import read_images_manifest
+from data_prep.images.shards import ImageReader, read_images_manifest
 from models.export_format import SETTINGS, ModelError
 from pipeline.checkpoints.folder import CheckpointError
+from pipeline.classification.classifier import TorchClassifier, settings_of_run
 from pipeline.classification.run_model import checkpoints_of_run, model_for, model_identity
 from pipeline.classification.serving import OnnxClassifier
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.evaluation.images import evaluate_images, scores_of
+from pipeline.evaluation.images import evaluate_images, images_digest, scores_of
 from pipeline.publishing.image_exports import export_classifier
+from pipeline.recipe import UsageError, slug_of
 from pipeline.recipe_file import load_recipe
 from tests.pipeline.conftest import save_checkpoint
 
@@ -67,7 +70,7 @@ def test_a_path_of_any_bytes_comes_back(
     bars: Path, run: ClassificationRecipe, tmp_path: Path
 ) -> None:
     export_classifier(run, tmp_path / "export", "onnx")
-    strange = os.fsencode(tmp_path) + b"/\xff.png"
+    strange = os.fsencode(tmp_path) + b"/\xff\n.png"
     shutil.copyfile(bars.parent / "data" / "test" / "down" / "00.png", strange)
     options = ["--config", str(bars), "--model", str(tmp_path / "export")]
     done = subprocess.run(
@@ -77,7 +80,7 @@ def test_a_path_of_any_bytes_comes_back(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(strange + b"\t")
+    assert done.stdout.startswith(strange.replace(b"\n", rb"\n") + b"\t")
 
 
 def test_scores_of_other_test_images_are_not_told_on_the_card(
@@ -95,8 +98,40 @@ def test_scores_of_other_test_images_are_not_told_on_the_card(
     assert scores_of(fewer, checkpoints)["images"] == 59
 
 
-def test_a_test_set_is_not_called_as_the_validation_set_is(
-    bars: Path, run: ClassificationRecipe
-) -> None:
-    with pytest.raises(DataError, match="validation: the validation set is called so"):
-        evaluate_images(recipe_of(bars, run.run_dir, **{"test.name": "validation"}))
+def test_names_of_a_test_set_stay_in_their_folder(bars: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="validation must not be called validation: what the va"):
+        recipe_of(bars, tmp_path, **{"test.name": "validation"})
+    assert slug_of("..") == "-"
+    assert slug_of("ü/тест") == "ü-тест"
+
+
+def test_images_that_were_left_out_make_another_test_set(bars: Path, tmp_path: Path) -> None:
+    """Of the same files one run takes half and another one the rest."""
+    data = tmp_path / "data"
+    shutil.copytree(bars.parent / "data", data)
+    for path in data.glob("*/*/*[13579].png"):
+        Image.open(path).resize((15, 15)).save(path)
+    digests = set()
+    for size in ("14", "15"):
+        keys = {"root": str(data), "stored_size": size, "wrong_size": "refuse", "valid_images": "9"}
+        recipe = recipe_of(bars, tmp_path / size, **keys)
+        for split in ("valid", "test"):
+            reader = ImageReader(recipe.shards, split)
+            digests.add((split, len(reader), images_digest(recipe, reader, split)))
+    assert [size for _, size, _ in sorted(digests)] == [30, 30, 9, 9]
+
+
+def test_a_diverged_model_is_named(bars: Path, run: ClassificationRecipe, tmp_path: Path) -> None:
+    image = bars.parent / "data" / "test" / "down" / "00.png"
+    model = model_for(run, read_images_manifest(run.shards))
+    with torch.no_grad():
+        model.head.weight[0, 0] = 1e38  # a number, but what is computed with it is not
+        model.final_layer_norm.weight.fill_(1e30)
+    with pytest.raises(ModelError, match="output is not a number"):
+        TorchClassifier(model, settings_of_run(run)).classify(image)
+    with torch.no_grad():
+        model.head.weight[0, 0] = torch.nan
+    shutil.rmtree(run.checkpoints)
+    save_checkpoint(model, run, model_identity(run))
+    with pytest.raises(CheckpointError, match="not all weights are numbers; training has diverged"):
+        export_classifier(run, tmp_path / "export", "onnx")

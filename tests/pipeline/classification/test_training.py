@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.images.prepare import prepare_images
 from models.image_classifier import ImageClassifier
 from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
 from pipeline.classification.batches import augment, augmentation
@@ -59,6 +60,29 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bits(
     for name, tensor in weights(run_dir).items():
         assert torch.equal(tensor, theirs[name]), name
     assert tracked(run_dir, "valid_accuracy") == tracked(trained_bars.run_dir, "valid_accuracy")
+
+
+@pytest.mark.slow
+def test_another_validation_set_looks_for_the_best_anew(bars: Path, tmp_path: Path) -> None:
+    """What a model was worth on the old one is nothing to compare with."""
+    data, run_dir, log = tmp_path / "data", tmp_path / "run", tmp_path / "log"
+    shutil.copytree(bars.parent / "data", data)
+    shutil.copytree(data / "test", data / "valid")
+    keys = {"root": str(data), "valid.folder": "valid", "valid.name": "v", "valid_images": "0"}
+    pairs = [(f"data.{key}", value) for key, value in keys.items()]
+    recipe = load_recipe(bars, [("run_dir", str(run_dir)), *pairs], kind=ClassificationRecipe)
+    for steps in (20, 30):
+        prepare_images(recipe.data, run_dir)
+        more = [word for key, value in pairs for word in (f"--{key}", value)]
+        processes = start([*options(bars, run_dir, max_steps=steps), *more], log, ranks=1)
+        assert finish(processes) == [0], log.read_text()
+        for name, other in (("across", "x"), ("down", "across"), ("slanting", "down")):
+            (data / "valid" / name).rename(data / "valid" / other)
+        (data / "valid" / "x").rename(data / "valid" / "slanting")
+    newest = list_checkpoints(recipe.checkpoints)[-1].info.validation
+    assert newest.best_step == 30
+    assert newest.best == tracked(run_dir, "valid_accuracy")[30] < 60
+    assert log.read_text().count("looked for anew: the validation set has changed") == 1
 
 
 @pytest.mark.slow

@@ -33,7 +33,6 @@ def test_test_sets_from_files(prepared: TranslationRecipe, tmp_path: Path) -> No
     wrong = {
         "[{name: x, source: a.de, references: [a.en, b.en]}]": "x: 2 source lines but 1 in a ref",
         "[{name: x, source: nowhere, references: [a.en]}]": "x: .*nowhere does not exist",
-        "[{name: toy-test, source: a.de, references: [a.en]}]": "two test sets are called toy-test",
         "[wmt14/ful]": "sacreBLEU has no test set wmt14/ful; it has wmt14, wmt14/full",
         "[wmt08/nc]": "wmt08/nc has no de-en, but ",
     }
@@ -42,6 +41,14 @@ def test_test_sets_from_files(prepared: TranslationRecipe, tmp_path: Path) -> No
             list(load_test_sets(with_test_sets(prepared, tmp_path, text)))
     with pytest.raises(UsageError, match=r"command line: .*test_sets\.0\.source` is required"):
         with_test_sets(prepared, tmp_path, "[{name: x, references: [a.en]}]")
+    for name, why in {
+        "toy-test": "another test set is",
+        "test": "in MLflow data.test is",
+        "validation": "what the validation set is called",
+    }.items():
+        text = f"[{{name: {name}, source: a.de, references: [a.en]}}]"
+        with pytest.raises(UsageError, match=f"the test set {name} must not be .*: {why}"):
+            with_test_sets(prepared, tmp_path, text)
 
 
 @pytest.mark.slow

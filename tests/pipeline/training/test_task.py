@@ -91,6 +91,10 @@ class ParityTask(Task[NumberBatch]):
     def identity(self) -> dict[str, Any]:
         return {"model": "parity of bits", "data": [self.recipe.training.seed, TRAIN]}
 
+    @property
+    def validation_set(self) -> str:
+        return f"{VALID} numbers"
+
     def check_data(self) -> str:
         return f"{TRAIN} numbers"
 
