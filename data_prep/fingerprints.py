@@ -21,9 +21,8 @@ class Fingerprint(Record):
     """A fingerprint says what a file below `data.root` was when it was last read."""
 
     bytes: int
-    mtime_ns: int
     ctime_ns: int
-    """When it became this file: nobody can set that."""
+    """When it was last written, or its time was set: nobody can set this one."""
 
     inode: int
     sha256: str
@@ -33,8 +32,8 @@ def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
     """Return what the input files are that lie below `data.root`, by their paths; where the recipe
     names a folder, what everything in it and in its folders is.
 
-    The file that the fetch stage has seen is not read again. Size and time of change alone do not
-    tell that it is that one: unpacked archives and images of containers have one time for all.
+    A file that the fetch stage has seen is not read again. Its modification time would not tell
+    that it is that one: those in an archive or a container can all have the same.
 
     :param folder: of the fetch stage.
     :raises DataError: the name of a file in a folder is not UTF-8.
@@ -49,7 +48,6 @@ def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
         status = (config.root / path).stat()
         seen = {
             "bytes": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
             "ctime_ns": status.st_ctime_ns,
             "inode": status.st_ino,
         }
@@ -61,7 +59,7 @@ def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
         with suppress(OSError):
             if stat.S_ISREG((config.root / path).stat().st_mode):  # a pipe could be read for ever
                 return look(path)
-        return Fingerprint(bytes=0, mtime_ns=0, ctime_ns=0, inode=0, sha256=NO_FILE)
+        return Fingerprint(bytes=0, ctime_ns=0, inode=0, sha256=NO_FILE)
 
     with ThreadPoolExecutor() as threads:
         found = dict(zip(named, threads.map(look, named), strict=True))

@@ -132,7 +132,7 @@ class EvaluatedModel:
         if comet := self.comet_model(name):
             check_comet(comet)
             status = comet.stat()
-            depends_on["comet"] = [str(comet), status.st_size, status.st_mtime_ns]
+            depends_on["comet"] = [str(comet), status.st_size, status.st_ctime_ns]
         folder = self.recipe.run_dir / "evaluation" / name
         return TranslationResult(
             folder, metric_prefix, digest_of(depends_on), test_set, self.recipe.data.target_lang
