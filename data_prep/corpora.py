@@ -20,10 +20,10 @@ from pydantic import Field
 from data_prep import toy_corpus
 from data_prep.config import DataConfig, ToyCorpusConfig, TrainingCorpus
 from data_prep.downloads import download
-from data_prep.files import DataError, first_line, sha256_of, write_json
-from data_prep.fingerprints import fingerprints
+from data_prep.files import DataError, first_line, sha256_of
+from data_prep.fingerprints import fingerprints, keep
 from data_prep.pieces import map_pieces
-from data_prep.stage import FINGERPRINTS, Record, run_stage
+from data_prep.stage import Record, run_stage
 from data_prep.text import normalise_lines
 
 VERSION = 1  # raise it when the same files would be cut differently
@@ -147,7 +147,7 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
         return fetched.model_copy(update={"pieces": pieces}).model_dump()
 
     fetched = Fetched.model_validate(run_stage(folder, inputs, build))
-    write_json(folder / FINGERPRINTS, {path: file.model_dump() for path, file in found.items()})
+    keep(found, folder)
     return fetched
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_prep.config import Preparation
-from data_prep.files import DataError, digest_of, read_json, sha256_of
+from data_prep.files import DataError, digest_of, read_json, sha256_of, write_json
 from data_prep.stage import FINGERPRINTS, Record
 
 DEPTH = 2  # how far down files are looked for: a folder has folders, and they have files
@@ -64,6 +64,14 @@ def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
     with ThreadPoolExecutor() as threads:
         found = dict(zip(named, threads.map(look, named), strict=True))
         return found | dict(zip(inside, threads.map(look_inside, inside), strict=True))
+
+
+def keep(found: Mapping[str, Fingerprint], folder: Path) -> None:
+    """Keep fingerprints for the next command, if the folder of the fetch stage can be written."""
+    content = {path: file.model_dump() for path, file in found.items()}
+    if read_json(folder / FINGERPRINTS) != content:
+        with suppress(OSError):
+            write_json(folder / FINGERPRINTS, content)
 
 
 def digests(config: Preparation, found: Mapping[str, Fingerprint]) -> dict[str, str]:

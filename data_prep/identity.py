@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.config import Preparation
 from data_prep.files import DataError, fsync, read_json, write_json
-from data_prep.fingerprints import digests, fingerprints
+from data_prep.fingerprints import digests, fingerprints, keep
 from data_prep.held_out import Digests, HeldOut
 from data_prep.stage import FETCH, PREPARED_FROM, SHARDS
 
@@ -76,7 +76,9 @@ def check_corpora(config: Preparation, run_dir: Path) -> None:
     check_recipe(config, run_dir)
     shards = run_dir / SHARDS
     files = read_json(shards / PREPARED_FROM)["files"]
-    for path, digest in digests(config, fingerprints(config, run_dir / FETCH)).items():
+    found = fingerprints(config, run_dir / FETCH)
+    keep(found, run_dir / FETCH)
+    for path, digest in digests(config, found).items():
         if digest != files.get(path):
             raise DataError(
                 f"{config.root / path} has changed since {shards} were prepared from it; {REMEDY}"

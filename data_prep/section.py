@@ -24,5 +24,5 @@ class Section(BaseModel):
     @classmethod
     def _is_within_reach(cls, value: Any) -> Any:
         if isinstance(value, int) and abs(value) > LARGEST:
-            raise ValueError(f"expected a number of at most {LARGEST}, not {value}")
+            raise ValueError(f"expected a number between ±{LARGEST}, not {value}")
         return value

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data_prep.files import DataError, first_line, sha256_of, write_array_head
+from data_prep.files import DataError, digest_of, first_line, sha256_of, write_array_head
 from data_prep.stage import Record, read_manifest
 from data_prep.vocabulary import Lost, Unknown, VocabularyInfo, vocabulary_digest, vocabulary_files
 
@@ -143,6 +143,15 @@ def read_shards_manifest(folder: Path) -> ShardsManifest:
     :raises DataError: the folder is not a finished data set, or its manifest lacks something.
     """
     return read_manifest_of(folder, ShardsManifest)
+
+
+def split_digest(folder: Path, split: str) -> str:
+    """Return a digest of the examples of train, valid or test, as shards of any kind hold them.
+
+    :param folder: of the shards; without any the digest is of nothing.
+    """
+    shards = (read_manifest(folder) or {}).get("shards", [])
+    return digest_of([shard["sha256"] for shard in shards if shard["split"] == split])
 
 
 def read_manifest_of(folder: Path, record: type[RecordT]) -> RecordT:

@@ -228,12 +228,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _test_sets_have_names_of_their_own(self) -> Self:
-        taken = {VALIDATION: "what the validation set is called"}
+        taken = {VALIDATION: "the validation set is"}
         for name in self.test_set_names:
             slug = slug_of(name)
             if slug in taken:
                 raise ValueError(f"the test set {name} must not be called {slug}: {taken[slug]}")
-            taken |= {slug: "another test set is", "test": "in MLflow data.test is"}
+            taken |= {slug: "another test set is", "test": "data.test is, in MLflow"}
         return self
 
     @model_validator(mode="after")

@@ -299,7 +299,7 @@ def _task_hint(location: Location, kind: type[Recipe], content: Any) -> str:
                 unknown = [
                     each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"
                 ]
-            if location not in unknown:
+            if not any(location[: len(each)] == each for each in unknown):
                 return f"; it is one of `task: {task}`, which the recipe does not say"
     return ""
 

@@ -82,7 +82,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
             with failing_together(f"; {AGAIN} from the newest checkpoint"):
                 newest = wait_for_rank_0(lambda: _check(task, held), timeout)
                 join_ranks(timeout)
-                if newest is not None and is_finished(recipe.training, task.criterion, newest):
+                if newest is not None and is_finished(recipe, task.criterion, newest):
                     log.info("%s", finished_note(recipe, newest))
                 else:
                     train(task, newest, console)
@@ -102,7 +102,7 @@ def _check(task: Task[Any], held: ExitStack) -> Checkpoint | None:
     from pipeline.training.run import check_run
 
     recipe, newest = task.recipe, check_run(task, held)
-    if newest is None or not is_finished(recipe.training, task.criterion, newest):
+    if newest is None or not is_finished(recipe, task.criterion, newest):
         check_training_text(recipe)
     return newest
 
@@ -116,7 +116,7 @@ def tell_steps_left(task: Task[Any]) -> NoReturn:
     recipe = task.recipe
     task.check_recipe()
     newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
-    if newest is None or not is_finished(recipe.training, task.criterion, newest):
+    if newest is None or not is_finished(recipe, task.criterion, newest):
         check_training_text(recipe)
         sys.exit(STEPS_LEFT)
     print(f"train: {finished_note(recipe, newest)}", file=sys.stderr)

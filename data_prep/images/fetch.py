@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.downloads import download
-from data_prep.files import DataError, write_json
-from data_prep.fingerprints import NO_FILE, Fingerprint, digests, entries_of, fingerprints
+from data_prep.files import DataError
+from data_prep.fingerprints import NO_FILE, Fingerprint, digests, entries_of, fingerprints, keep
 from data_prep.images.config import MAX_CLASSES, ImagesConfig, ImageSet
 from data_prep.images.idx import load_idx, unpack_idx
 from data_prep.shards import write_shard
-from data_prep.stage import DIGEST, FINGERPRINTS, Record, run_stage
+from data_prep.stage import DIGEST, Record, run_stage
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
 VERSION = 2  # raise it when the same files would be listed differently
@@ -95,7 +95,7 @@ def fetch(config: ImagesConfig, folder: Path) -> Fetched:
         }
 
     made = run_stage(folder, inputs, build)
-    write_json(folder / FINGERPRINTS, {path: file.model_dump() for path, file in found.items()})
+    keep(found, folder)
     return Fetched.model_validate({**made, "digest": made[DIGEST]})
 
 

@@ -116,12 +116,15 @@ def _layout(image: Image.Image) -> str:
 
 def _scale_transparent_colour(image: Image.Image) -> None:
     """Bring the colour that stands for transparency in an image that was not loaded yet to 8 bits,
-    where its pixels will be; Pillow leaves it as it is in the file."""
+    where its pixels will be; Pillow leaves it as it is in the file.
+
+    :raises Refused: it is one of 16-bit RGB, whose lower bits Pillow does not tell.
+    """
     layout, colour = _layout(image), image.info.get("transparency")
     if isinstance(colour, int) and layout in ("L;2", "L;4"):
         image.info["transparency"] = colour * 255 // (2 ** int(layout[-1]) - 1)
     elif isinstance(colour, tuple) and ";16" in layout:
-        image.info["transparency"] = tuple(value >> 8 for value in colour)
+        raise Refused("16-bit RGB with a transparent colour")
 
 
 def _upright(image: Image.Image, kinds: list[str]) -> Image.Image:

@@ -69,6 +69,10 @@ class ValidationState(BaseModel):
     due: bool = False
     """Whether the validation of the newest step was put off by a signal."""
 
+    def is_of(self, criterion: str, validation_set: str) -> bool:
+        """Tell whether its values are to be compared with those that are found now."""
+        return self.criterion == criterion and self.validation_set in (None, validation_set)
+
     def judged(self, value: float, step: int, *, larger_is_better: bool) -> ValidationState:
         """Return the state after a validation that gave `value`."""
         sign = 1 if larger_is_better else -1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from data_prep.shards import split_digest
 from pipeline.checkpoints.folder import (
     Checkpoint,
     CheckpointError,
@@ -46,9 +47,7 @@ def checkpoint_to_resume(
             log.warning("%s; going back to the one before", damage)
             continue
         newest.refuse_other(identity)
-        if recipe.training.resume == "never" and not is_finished(
-            recipe.training, criterion, newest
-        ):
+        if recipe.training.resume == "never" and not is_finished(recipe, criterion, newest):
             raise CheckpointError(
                 f"{newest.folder} exists and training.resume is `never`; choose another run_dir"
             )
@@ -67,10 +66,10 @@ def last_step(training: TrainingConfig, steps_per_epoch: int) -> int:
     return min(training.max_steps, math.ceil(training.max_epochs * steps_per_epoch))
 
 
-def is_finished(training: TrainingConfig, criterion: Criterion, newest: Checkpoint) -> bool:
+def is_finished(recipe: Recipe, criterion: Criterion, newest: Checkpoint) -> bool:
     """Tell whether nothing is left to train."""
-    validation = newest.info.validation
-    judged = validation.criterion == criterion.metric
+    training, validation = recipe.training, newest.info.validation
+    judged = validation.is_of(criterion.metric, split_digest(recipe.shards, "valid"))
     stopped_early = judged and validation.gives_up(training.early_stopping)
     over = newest.step >= last_step(training, newest.info.steps_per_epoch)
     return (stopped_early or over) and not validation.due

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.files import first_line
 from data_prep.identity import check_recipe
+from data_prep.shards import split_digest
 from pipeline.checkpoints.folder import (
     EMA_FILE,
     Checkpoint,
@@ -67,7 +68,8 @@ def fitting_checkpoints(
     """Return the checkpoints that `checkpoints_to_average` does, if they fit the recipe.
 
     :param identity: gives what a model of a recipe is bound to.
-    :raises CheckpointError: there is none, or one belongs to something else.
+    :raises CheckpointError: there is none, or one belongs to something else; or it is the best by
+        another validation set.
     :raises DataError: the data were not prepared as the recipe says.
     """
     checkpoints = checkpoints_to_average(recipe)
@@ -75,6 +77,14 @@ def fitting_checkpoints(
     bound_to = identity(recipe)
     for checkpoint in checkpoints:
         checkpoint.refuse_other(bound_to)
+    if recipe.evaluation.checkpoint == "best":
+        (best,) = checkpoints
+        judged_by = list_checkpoints(recipe.checkpoints)[-1].info.validation.validation_set
+        if judged_by not in (None, split_digest(recipe.shards, "valid")):
+            raise CheckpointError(
+                f"{best.folder} was found best by another validation set than that of "
+                f"{recipe.shards}; train on, or name a step by evaluation.checkpoint"
+            )
     return checkpoints
 
 

@@ -63,6 +63,8 @@ class Classifier(ABC):
         image, _ = read_image(source, settings.max_pixels)
         pixels, _ = as_stored(image, settings.channels, settings.stored_size)
         (probabilities,) = self.probabilities(pixels[None])
+        if not np.isfinite(probabilities).all():
+            raise ModelError(DIVERGED)
         order = np.argsort(-probabilities, kind="stable")
         return {settings.classes[i]: float(probabilities[i]) for i in order}
 
@@ -70,13 +72,11 @@ class Classifier(ABC):
         """Return the probability of each class `[B, classes]`.
 
         :param images: of at least the size that the model takes, which is cut out of their middle.
-        :raises ModelError: the model's output is not a number.
         """
         middle = centre_crop(images, self.settings.image_size)
         logits = self.logits(np.ascontiguousarray(middle)).astype(np.float64)
-        if not np.isfinite(logits).all():
-            raise ModelError(DIVERGED)
-        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        with np.errstate(invalid="ignore"):  # what is not a number stays so
+            weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
         return shares.astype(np.float32)
 

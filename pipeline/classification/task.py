@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
-from data_prep.files import digest_of
 from data_prep.identity import check_corpora
 from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
@@ -58,10 +58,6 @@ class ClassificationTask(Task["ImageBatch"]):
     def valid_images(self) -> ImageReader:
         """Open the validation images."""
         return ImageReader(self.recipe.shards, "valid")
-
-    @property
-    def validation_set(self) -> str:
-        return digest_of([shard.sha256 for shard in self.valid_images.shards])
 
     @cached_property
     def plan(self) -> BatchPlan:
@@ -217,6 +213,8 @@ class ClassificationTask(Task["ImageBatch"]):
                 interruption.agree()
         means = trainer.mean_over_ranks(*totals)
         loss, accuracy = (mean * trainer.world_size / len(reader) for mean in means)
+        if not math.isfinite(loss):  # the largest of logits that are no numbers says nothing
+            accuracy = math.nan
         return {"valid_loss": loss, "valid_accuracy": 100 * accuracy}
 
     def in_words(self, metrics: Mapping[str, float]) -> str:

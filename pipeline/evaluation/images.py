@@ -22,7 +22,7 @@ from data_prep.identity import check_corpora
 from data_prep.images.report import shortened
 from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
-from models.export_format import read_classifier_settings
+from models.export_format import DIVERGED, ModelError, read_classifier_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.classification.run_model import checkpoints_of_run
 from pipeline.classification.scores import Probabilities, by_class, confusion, mcnemar, scores
@@ -299,7 +299,7 @@ class EvaluatedClassifier:
         """Return the result on test or validation set: where its files belong, with the scores
         found there.
 
-        :raises DataError: a shard is damaged, or the test set has the name of the validation set.
+        :raises DataError: a shard is damaged.
         """
         recipe, reader = self.recipe, ImageReader(self.recipe.shards, split, verify=True)
         if split == "valid":
@@ -315,7 +315,7 @@ class EvaluatedClassifier:
             "weights": weights_digest(recipe, self.checkpoints),
             "export": read_manifest(self.export) if self.export else None,
             "images": [shard.sha256 for shard in reader.shards],
-            "test set": name,
+            "test set": [name, sha256],
         }
         place = recipe.run_dir / "evaluation" / folder
         return ImageResult(place, f"{prefix}_", digest_of(depends_on), name, sha256, reader)
@@ -375,6 +375,8 @@ def _classify_and_score(
             found.append(classifier.probabilities(images))
             advance(len(images))
     probabilities = np.concatenate(gather_shares(found))
+    if not np.isfinite(probabilities).all():  # on whichever rank
+        raise ModelError(f"{model}: {DIVERGED}")
     seconds = time.monotonic() - started
     more = {
         **model.description,

@@ -41,7 +41,8 @@ def digest_of_weights(recipe: Recipe, checkpoints: Sequence[Checkpoint], *more: 
 
     :param more: what else of the recipe says which.
     """
-    infos = (checkpoint.info.model_dump(mode="json") for checkpoint in checkpoints)
+    no_part = {"validation": {"validation_set"}}
+    infos = (each.info.model_dump(mode="json", exclude=no_part) for each in checkpoints)
     return digest_of([recipe.evaluation.use_ema, *more, *infos])
 
 

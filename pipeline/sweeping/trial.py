@@ -143,9 +143,7 @@ class TrainingTrial:
         """
         checkpoints = list_checkpoints(self.recipe.checkpoints)
         with suppress(CheckpointError):  # it is damaged, and training has said so
-            return bool(checkpoints) and is_finished(
-                self.recipe.training, criterion, checkpoints[-1]
-            )
+            return bool(checkpoints) and is_finished(self.recipe, criterion, checkpoints[-1])
         return False
 
     def reason(self) -> str:

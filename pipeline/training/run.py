@@ -42,7 +42,7 @@ def check_run(task: Task[Batch], held: ExitStack) -> Checkpoint | None:
     task.check_recipe()
     data = task.check_data()
     newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
-    if newest is not None and is_finished(recipe.training, task.criterion, newest):
+    if newest is not None and is_finished(recipe, task.criterion, newest):
         return newest
     if newest is not None:
         set_aside_damaged(recipe.checkpoints, newest)

@@ -60,14 +60,6 @@ class Task(ABC, Generic[Batch]):
         :raises DataError: there are no prepared data.
         """
 
-    @property
-    @abstractmethod
-    def validation_set(self) -> str:
-        """Return a digest of the examples that `validate` judges by.
-
-        :raises DataError: there are no prepared data.
-        """
-
     def check_recipe(self) -> None:
         """Compare the recipe and the files that it names with what the data were made from.
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.batch_plan import BatchPlan, Indices
+from data_prep.shards import split_digest
 from pipeline.checkpoints.folder import ValidationState
 from pipeline.training.trainer import Trainer
 
@@ -76,7 +77,7 @@ class Validation:
         self.trainer, self.interruption = trainer, interruption
         self.state = ValidationState(
             criterion=trainer.task.criterion.metric,
-            validation_set=trainer.task.validation_set,
+            validation_set=split_digest(trainer.recipe.shards, "valid"),
         )
 
     def put_off(self, due: bool) -> None:
@@ -86,16 +87,15 @@ class Validation:
     def resume(self, state: ValidationState) -> None:
         """Go on with the state of a checkpoint. By another criterion, or of other examples, its
         values say nothing, and the best is looked for anew."""
-        own = self.state
-        if state.criterion != own.criterion:
-            why = f"it is chosen by {own.criterion} now, and was by {state.criterion}"
-        elif state.validation_set not in (None, own.validation_set):
-            why = "the validation set has changed"
-        else:
-            self.state = state.model_copy(update={"validation_set": own.validation_set})
+        criterion, validation_set = self.state.criterion, self.state.validation_set
+        assert validation_set is not None
+        if state.is_of(criterion, validation_set):
+            self.state = state.model_copy(update={"validation_set": validation_set})
             return
         if self.trainer.rank == 0:
-            log.warning("the best step is looked for anew: %s", why)
+            which = f"criterion is {criterion} now, and was {state.criterion}"
+            why = which if state.criterion != criterion else "validation set has changed"
+            log.warning("the best step is looked for anew: the %s", why)
         self.put_off(state.due)
 
     def run(self) -> dict[str, float]:

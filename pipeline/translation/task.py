@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices, map_lengths
-from data_prep.files import DataError, digest_of
+from data_prep.files import DataError
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.stage import read_manifest
@@ -60,10 +60,6 @@ class TranslationTask(Task["PairBatch"]):
     def valid_pairs(self) -> ShardReader:
         """Open the validation pairs."""
         return ShardReader(self.recipe.shards, "valid")
-
-    @property
-    def validation_set(self) -> str:
-        return digest_of([shard.sha256 for shard in self.valid_pairs.shards])
 
     @cached_property
     def plan(self) -> BatchPlan:

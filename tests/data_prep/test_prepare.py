@@ -177,6 +177,15 @@ def test_cleaning_counts_what_it_drops(corpus: Path) -> None:
     }
 
 
+def test_validation_pairs_that_are_in_the_test_set_are_warned_of(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = [("Nein.", "No."), ("Guten  Abend, Anna.", "Good evening, Anna.")]
+    write_corpus(corpus / "data", "valid", pairs)
+    prepare(recipe_of(corpus))
+    assert "clean: 1 of 2 pairs of valid are also in test, and so help to choose" in caplog.text
+
+
 def test_repeats_over_all_corpora(corpus: Path) -> None:
     """The first of equal pairs stays, and of a side's many translations the first `max`."""
     repeated = [("Ja doch.", f"Yes {i}.") for i in range(5)]
@@ -389,7 +398,7 @@ def damage_empty_files(folder: Path) -> None:
         (damage_empty_files, ["No training pair is left", "train: kept 0 of 0 pairs"]),
         (damage_empty, ["No training pair is left", "50 empty_side"]),
         (damage_vocabulary, ["data.vocabulary.size 30000", "800 lines"]),
-        (damage_run_dir, ["/run'", "File exists"]),
+        (damage_run_dir, ["/run: there can be no such folder", "File exists"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -95,9 +95,6 @@ def kinds() -> dict[str, Kind]:
     deep_rgb = COLOUR.astype(np.uint16) * 256 + 255
     # On the left the colour of the hole, on the right nearly that.
     hole = np.where(half == 255, np.uint16(1000), np.uint16(1001))
-    hole_rgb = np.where(
-        half[..., None] == 255, np.array([1000, 2000, 3000], np.uint16), np.uint16(40000)
-    )
     wide = np.concatenate([halves(0, 0), half, half], axis=1)  # the middle third is `half`
     left_red = np.where(half[..., None] == 255, RED, 255).astype(np.uint8)
     return {
@@ -130,11 +127,6 @@ def kinds() -> dict[str, Kind]:
             png(SIZE, SIZE, 16, 0, deep_rows(hole), [1000]),
             in_colour(halves(255, 3)),
             {"16-bit", "grey", "transparent (put on white)"},
-        ),
-        "deep_rgb_hole.png": Kind(
-            png(SIZE, SIZE, 16, 2, deep_rows(hole_rgb), [1000, 2000, 3000]),
-            in_colour(halves(255, 156)),
-            {"16-bit", "transparent (put on white)"},
         ),
         "four_bits.png": Kind(
             png(SIZE, SIZE, 4, 0, (b"\0" + b"\x33" * 2 + b"\xcc" * 2) * SIZE, [3]),
@@ -198,6 +190,7 @@ REFUSED = {
     "cat/empty.png": "empty",
     "cat/large_bomb.png": "too many pixels",
     "cat/notes.txt": "another suffix",
+    "cat/deep_rgb_hole.png": "16-bit RGB with a transparent colour",
     "cat/film.png": "neither JPEG nor PNG",
     "cat/text.jpeg": "neither JPEG nor PNG",
     ".hidden/secret.png": "not in the folder of a class",
@@ -216,6 +209,8 @@ def write_refused(folder: Path) -> None:
     (cat / "cut.png").write_bytes(whole[: len(whole) // 2])
     (cat / "broken.png").write_bytes(whole[:8] + b"\xff" * 40)
     (cat / "cut.jpg").write_bytes(saved(Image.fromarray(draw_images(1, 1, 64)[0]), "JPEG")[:900])
+    rows = deep_rows(COLOUR.astype(np.uint16))
+    (cat / "deep_rgb_hole.png").write_bytes(png(SIZE, SIZE, 16, 2, rows, [1, 2, 3]))
     (cat / "deeper").mkdir()
     (cat / "deeper" / "inside.png").write_bytes(whole)
     (cat / "empty.png").touch()

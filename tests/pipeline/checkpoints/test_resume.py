@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.prepare import prepare
-from pipeline.recipe_file import load_recipe
 from tests.conftest import Command
 from tests.pipeline.ranks import train
 
@@ -21,8 +19,9 @@ def test_checkpoints_of_another_vocabulary_are_refused(
     run_dir = six_steps.with_name("foreign")
     shutil.copytree(six_steps, run_dir)
     arguments = ["--config", tiny_recipe, "--run_dir", run_dir, "--data.vocabulary.size", "310"]
-    recipe = load_recipe(tiny_recipe, [("run_dir", str(run_dir)), ("data.vocabulary.size", "310")])
-    prepare(recipe.data, run_dir)
+    prepared = command("pipeline.prepare", *arguments)
+    assert prepared.returncode == 0
+    assert "belongs to another vocabulary" in prepared.stderr
     for module in (["pipeline.train", "--steps_left"], ["pipeline.evaluate"], ["pipeline.export"]):
         done = command(*module, *arguments)
         assert done.returncode == 1

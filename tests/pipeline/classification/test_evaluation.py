@@ -99,7 +99,7 @@ def test_scores_of_other_test_images_are_not_told_on_the_card(
 
 
 def test_names_of_a_test_set_stay_in_their_folder(bars: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="validation must not be called validation: what the va"):
+    with pytest.raises(UsageError, match="validation must not be called validation: the valid"):
         recipe_of(bars, tmp_path, **{"test.name": "validation"})
     assert slug_of("..") == "-"
     assert slug_of("ü/тест") == "ü-тест"
@@ -125,12 +125,9 @@ def test_a_diverged_model_is_named(bars: Path, run: ClassificationRecipe, tmp_pa
     image = bars.parent / "data" / "test" / "down" / "00.png"
     model = model_for(run, read_images_manifest(run.shards))
     with torch.no_grad():
-        model.head.weight[0, 0] = 1e38  # a number, but what is computed with it is not
-        model.final_layer_norm.weight.fill_(1e30)
+        model.head.weight[0, 0] = torch.nan
     with pytest.raises(ModelError, match="output is not a number"):
         TorchClassifier(model, settings_of_run(run)).classify(image)
-    with torch.no_grad():
-        model.head.weight[0, 0] = torch.nan
     shutil.rmtree(run.checkpoints)
     save_checkpoint(model, run, model_identity(run))
     with pytest.raises(CheckpointError, match="not all weights are numbers; training has diverged"):

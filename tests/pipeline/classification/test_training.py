@@ -14,7 +14,7 @@ from data_prep.images.prepare import prepare_images
 from models.image_classifier import ImageClassifier
 from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
 from pipeline.classification.batches import augment, augmentation
-from pipeline.classification.run_model import model_of_run
+from pipeline.classification.run_model import checkpoints_of_run, model_of_run
 from pipeline.classification.task import ClassificationTask
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.publishing.image_exports import export_classifier
@@ -70,15 +70,29 @@ def test_another_validation_set_looks_for_the_best_anew(bars: Path, tmp_path: Pa
     shutil.copytree(data / "test", data / "valid")
     keys = {"root": str(data), "valid.folder": "valid", "valid.name": "v", "valid_images": "0"}
     pairs = [(f"data.{key}", value) for key, value in keys.items()]
-    recipe = load_recipe(bars, [("run_dir", str(run_dir)), *pairs], kind=ClassificationRecipe)
-    for steps in (20, 30):
-        prepare_images(recipe.data, run_dir)
-        more = [word for key, value in pairs for word in (f"--{key}", value)]
-        processes = start([*options(bars, run_dir, max_steps=steps), *more], log, ranks=1)
+    words = [word for key, value in pairs for word in (f"--{key}", value)]
+    overrides = [("run_dir", str(run_dir)), ("evaluation.checkpoint", "best"), *pairs]
+    recipe = load_recipe(bars, overrides, kind=ClassificationRecipe)
+
+    def train(steps: int) -> None:
+        training = {"max_steps": steps, "early_stopping": 1}
+        processes = start([*options(bars, run_dir, **training), *words], log, ranks=1)
         assert finish(processes) == [0], log.read_text()
-        for name, other in (("across", "x"), ("down", "across"), ("slanting", "down")):
-            (data / "valid" / name).rename(data / "valid" / other)
-        (data / "valid" / "x").rename(data / "valid" / "slanting")
+
+    prepare_images(recipe.data, run_dir)
+    train(20)
+    assert checkpoints_of_run(recipe)[0].tag == (recipe.checkpoints / "best").read_text()
+    for name, other in (
+        ("across", "x"),
+        ("down", "across"),
+        ("slanting", "down"),
+        ("x", "slanting"),
+    ):
+        (data / "valid" / name).rename(data / "valid" / other)
+    prepare_images(recipe.data, run_dir)
+    with pytest.raises(CheckpointError, match="was found best by another validation set than"):
+        checkpoints_of_run(recipe)
+    train(30)
     newest = list_checkpoints(recipe.checkpoints)[-1].info.validation
     assert newest.best_step == 30
     assert newest.best == tracked(run_dir, "valid_accuracy")[30] < 60

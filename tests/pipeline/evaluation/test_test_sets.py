@@ -43,8 +43,8 @@ def test_test_sets_from_files(prepared: TranslationRecipe, tmp_path: Path) -> No
         with_test_sets(prepared, tmp_path, "[{name: x, references: [a.en]}]")
     for name, why in {
         "toy-test": "another test set is",
-        "test": "in MLflow data.test is",
-        "validation": "what the validation set is called",
+        "test": "data.test is, in MLflow",
+        "validation": "the validation set is",
     }.items():
         text = f"[{{name: {name}, source: a.de, references: [a.en]}}]"
         with pytest.raises(UsageError, match=f"the test set {name} must not be .*: {why}"):

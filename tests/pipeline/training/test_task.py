@@ -91,10 +91,6 @@ class ParityTask(Task[NumberBatch]):
     def identity(self) -> dict[str, Any]:
         return {"model": "parity of bits", "data": [self.recipe.training.seed, TRAIN]}
 
-    @property
-    def validation_set(self) -> str:
-        return f"{VALID} numbers"
-
     def check_data(self) -> str:
         return f"{TRAIN} numbers"
 
@@ -192,7 +188,7 @@ def test_another_task_is_trained(tiny_recipe: Path, trained: Path) -> None:
     newest = checkpoint_to_resume(task.recipe, task.identity(), task.criterion)
     assert newest is not None
     assert newest.step == STEPS
-    assert is_finished(task.recipe.training, task.criterion, newest)
+    assert is_finished(task.recipe, task.criterion, newest)
 
 
 @pytest.mark.slow
