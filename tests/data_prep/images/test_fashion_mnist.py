@@ -50,7 +50,7 @@ def test_all_of_it(shared: Path, tmp_path: Path) -> None:
     assert found == wanted
     assert Counter(label for _, label in wanted) == dict.fromkeys(range(10), 6000)
 
-    assert made.repeats.model_dump() == {"train": 0, "valid": 0, "test": 0, "dropped": 0}
+    assert set(made.repeats.model_dump().values()) == {0}
     assert made.classes[9] == "Ankle boot"
     np.testing.assert_allclose(made.mean, (read["train"][0] / 255).mean(), rtol=1e-12)
     np.testing.assert_allclose(made.std, (read["train"][0] / 255).std(), rtol=1e-12)

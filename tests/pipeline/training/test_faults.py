@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from data_prep.shards import ShardReader
+from models.export_format import write_weights
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.publishing.exports import export
 from pipeline.recipe import ROOT
@@ -236,14 +237,16 @@ def test_gradients_that_are_not_finite(
 
 @pytest.fixture(scope="module")
 def poisoned(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
-    """Export a model in which one rare token's source embedding is infinite."""
+    """Return an export in which one rare token's source embedding is infinite. Such a model cannot
+    be exported, only made."""
     run_dir = run_dir_of(prepared, "poisoned")
     keys = {"run_dir": str(run_dir), "model.tied_embeddings": "false"}
     recipe = load_recipe(tiny_recipe, list(keys.items()))
     model = untrained_model(recipe)
-    model.state_dict()["encoder_frontend.embed.weight"][rare_token(prepared)] = torch.inf
     save_checkpoint(model, recipe)
     export(recipe, run_dir / "export")
+    model.state_dict()["encoder_frontend.embed.weight"][rare_token(prepared)] = torch.inf
+    write_weights(model, run_dir / "export")
     return run_dir / "export"
 
 
