@@ -69,9 +69,9 @@ class ValidationState(BaseModel):
     due: bool = False
     """Whether the validation of the newest step was put off by a signal."""
 
-    def is_of(self, criterion: str, validation_set: str) -> bool:
-        """Tell whether its values are to be compared with those that are found now."""
-        return self.criterion == criterion and self.validation_set in (None, validation_set)
+    def is_of(self, validation_set: str | None) -> bool:
+        """Tell whether its values are of these examples, as far as that is known."""
+        return self.validation_set in (None, validation_set)
 
     def judged(self, value: float, step: int, *, larger_is_better: bool) -> ValidationState:
         """Return the state after a validation that gave `value`."""

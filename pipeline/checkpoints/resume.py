@@ -69,8 +69,11 @@ def last_step(training: TrainingConfig, steps_per_epoch: int) -> int:
 def is_finished(recipe: Recipe, criterion: Criterion, newest: Checkpoint) -> bool:
     """Tell whether nothing is left to train."""
     training, validation = recipe.training, newest.info.validation
-    judged = validation.is_of(criterion.metric, split_digest(recipe.shards, "valid"))
-    stopped_early = judged and validation.gives_up(training.early_stopping)
+    stopped_early = (
+        validation.gives_up(training.early_stopping)
+        and validation.criterion == criterion.metric
+        and validation.is_of(split_digest(recipe.shards, "valid"))
+    )
     over = newest.step >= last_step(training, newest.info.steps_per_epoch)
     return (stopped_early or over) and not validation.due
 

@@ -79,8 +79,8 @@ def fitting_checkpoints(
         checkpoint.refuse_other(bound_to)
     if recipe.evaluation.checkpoint == "best":
         (best,) = checkpoints
-        judged_by = list_checkpoints(recipe.checkpoints)[-1].info.validation.validation_set
-        if judged_by not in (None, split_digest(recipe.shards, "valid")):
+        verdict = list_checkpoints(recipe.checkpoints)[-1].info.validation
+        if not verdict.is_of(split_digest(recipe.shards, "valid")):
             raise CheckpointError(
                 f"{best.folder} was found best by another validation set than that of "
                 f"{recipe.shards}; train on, or name a step by evaluation.checkpoint"

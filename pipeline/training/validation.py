@@ -87,15 +87,16 @@ class Validation:
     def resume(self, state: ValidationState) -> None:
         """Go on with the state of a checkpoint. By another criterion, or of other examples, its
         values say nothing, and the best is looked for anew."""
-        criterion, validation_set = self.state.criterion, self.state.validation_set
-        assert validation_set is not None
-        if state.is_of(criterion, validation_set):
-            self.state = state.model_copy(update={"validation_set": validation_set})
+        own = self.state
+        if state.criterion != own.criterion:
+            why = f"the criterion is {own.criterion} now, and was {state.criterion}"
+        elif not state.is_of(own.validation_set):
+            why = "the validation set has changed"
+        else:
+            self.state = state.model_copy(update={"validation_set": own.validation_set})
             return
         if self.trainer.rank == 0:
-            which = f"criterion is {criterion} now, and was {state.criterion}"
-            why = which if state.criterion != criterion else "validation set has changed"
-            log.warning("the best step is looked for anew: the %s", why)
+            log.warning("the best step is looked for anew: %s", why)
         self.put_off(state.due)
 
     def run(self) -> dict[str, float]:
