@@ -242,7 +242,7 @@ tests() {
 }
 
 # The command may come behind options; each of them has a value, but for these.
-flag='^(-h|--help|--help_keys|--debug|--.*=.*)$'
+flag='^(-h|--help|--help_keys|--debug|--alignment|--fold|--prefix|--scores|--steps_left|--tokens|--.*=.*)$'
 options=()
 while [[ ${1:-} == -* && $# != 1 ]]; do
   options+=("$1")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep.config import DataConfig, TrainingCorpus
+from data_prep.pictures import new_figure, write_png
 from data_prep.pieces import Result
 
 if TYPE_CHECKING:
@@ -78,16 +79,14 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 
     :param path: of the PNG; the same report has the same bytes.
     """
-    picture(report).savefig(path, dpi=110, metadata={"Software": None})
+    write_png(picture(report), path)
 
 
 def picture(report: Mapping[str, Any]) -> Figure:
     """Return what each filter dropped from each corpus, and lengths and ratios of what was kept."""
-    from matplotlib.figure import Figure  # takes a second to import
-
     corpora = report["corpora"]
     names = [corpus["corpus"] for corpus in corpora]
-    figure = Figure(figsize=(11, 5 + 0.5 * len(corpora)), layout="constrained")
+    figure = new_figure(11, 5 + 0.5 * len(corpora))
     grid = figure.add_gridspec(2, 2, height_ratios=(1 + 0.3 * len(corpora), 3))
     shares = figure.add_subplot(grid[0, :])
     rows, left = range(len(corpora)), np.zeros(len(corpora))

@@ -51,7 +51,7 @@ class Slice(Record):
         """
         if self.made:  # `..` is of the name: the folder may be a link
             return Path(os.path.normpath(folder / self.path))
-        return config.root.absolute() / self.path
+        return config.root / self.path
 
 
 class Piece(Record):
@@ -104,7 +104,7 @@ class Fetched(Record):
 
         :param folder: of the fetch stage.
         """
-        return (folder if self.files[path].made else config.root.absolute()) / path
+        return (folder if self.files[path].made else config.root) / path
 
 
 def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:

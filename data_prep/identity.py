@@ -50,9 +50,10 @@ def write_identity(
         write_json(path, content)
 
 
-def check_recipe(config: Preparation, run_dir: Path) -> None:
+def check_recipe(config: Preparation, run_dir: Path) -> dict[str, str]:
     """Compare what the data of `run_dir` were made from with what the recipe says now.
 
+    :returns: the digests of the input files that they were made from.
     :raises DataError: they differ; it names the key and both values, and what to do.
     """
     shards = run_dir / SHARDS
@@ -65,6 +66,8 @@ def check_recipe(config: Preparation, run_dir: Path) -> None:
         raise DataError(
             f"{shards} were prepared with {key} {then}, the recipe says {now}; {REMEDY}"
         )
+    files: dict[str, str] = made_from["files"]
+    return files
 
 
 def check_corpora(config: Preparation, run_dir: Path) -> None:
@@ -73,15 +76,14 @@ def check_corpora(config: Preparation, run_dir: Path) -> None:
 
     :raises DataError: one has changed, or the recipe has (`check_recipe`).
     """
-    check_recipe(config, run_dir)
-    shards = run_dir / SHARDS
-    files = read_json(shards / PREPARED_FROM)["files"]
+    files = check_recipe(config, run_dir)
     found = fingerprints(config, run_dir / FETCH)
     keep(found, run_dir / FETCH)
     for path, digest in digests(config, found).items():
         if digest != files.get(path):
             raise DataError(
-                f"{config.root / path} has changed since {shards} were prepared from it; {REMEDY}"
+                f"{config.root / path} has changed since {run_dir / SHARDS} were prepared from it; "
+                f"{REMEDY}"
             )
 
 

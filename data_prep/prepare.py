@@ -35,6 +35,7 @@ def prepare(
         finished stays, and the next call goes on from there.
     """
     folder = run_dir.absolute()
+    config = config.model_copy(update={"root": config.root.absolute()})  # for workers elsewhere
     raw, text, models, shards = (folder / name for name in (FETCH, CLEAN, VOCABULARY, SHARDS))
     with only_command_in(folder), open_executor(config) as executor:
         begin_identity(config, folder)

@@ -13,6 +13,11 @@ from data_prep.section import Section
 Architecture = Literal["ringformer", "transformer", "universal", "one_wide_ffn"]
 LevelSignals = Literal["all", "attention", "ffn", "static", "none"]
 
+EXPRESSIBLE: tuple[Architecture, ...] = ("ringformer", "transformer")
+"""Those whose levels can be written as the layers of a standard Transformer. Not `universal`
+(encodings are added before each layer), not `one_wide_ffn` (decoder layers have no feed-forward
+network)."""
+
 LAYER_NORM_EPS = 1e-5
 """The LayerNorms' of every architecture."""
 

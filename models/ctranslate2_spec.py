@@ -16,13 +16,13 @@ from fairseq2.models.transformer import TransformerEmbeddingFrontend
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.config import LAYER_NORM_EPS
+from models.config import EXPRESSIBLE, LAYER_NORM_EPS
 from models.positions import InterleavedSinusoids
 from models.ringformer.of_transformer import decoder_rings, encoder_rings
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 from models.stack import LayerNorm
-from models.standard_transformer import EXPRESSIBLE, standard_layers
+from models.standard_transformer import standard_layers
 
 
 def ctranslate2_spec(model: TranslationModel) -> TransformerSpec:

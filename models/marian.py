@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
+from models.config import EXPRESSIBLE
 from models.ringformer.of_transformer import decoder_rings, encoder_rings
 from models.seq2seq import TranslationModel
 from models.stack import LayerNorm
-from models.standard_transformer import EXPRESSIBLE, Layer, standard_layers
+from models.standard_transformer import Layer, standard_layers
 
 Named = Iterator[tuple[str, Tensor]]
 

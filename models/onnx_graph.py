@@ -26,7 +26,7 @@ from torch import Tensor
 
 from data_prep.files import write_atomically
 from data_prep.vocabulary import EOS_IDX
-from models.config import LAYER_NORM_EPS, Architecture, ModelConfig
+from models.config import EXPRESSIBLE, LAYER_NORM_EPS, ModelConfig
 from models.export_format import DECODER, ENCODER, ONNX_WEIGHTS, Quantization
 from models.onnx_builder import (
     BOOL,
@@ -44,8 +44,6 @@ from models.ringformer import RingDecoder, RingEncoder
 from models.ringformer.of_transformer import decoder_rings, encoder_rings
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
-
-EXPRESSIBLE: tuple[Architecture, ...] = ("ringformer", "transformer")
 
 
 def why_inexpressible(config: ModelConfig, quantization: Quantization | None) -> str | None:

@@ -85,10 +85,9 @@ class _Recorder(TorchFunctionMode):
             self.level.attention.append(weights)
         return func(*args, **kwargs)
 
-    def begin_level(self, notes: _StackNotes) -> _LevelNotes:
+    def begin_level(self, notes: _StackNotes) -> None:
         self.level = _LevelNotes()
         notes.levels.append(self.level)
-        return self.level
 
     def end_level(self, notes: _StackNotes, state: Tensor) -> None:
         self.level = None

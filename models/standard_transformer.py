@@ -10,15 +10,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from models.config import Architecture
 from models.ringformer import RingDecoder
 from models.ringformer.ring import Ring
 from models.ringformer.weights import FeedForward, SelfAttention
 from models.stack import LayerNorm
-
-EXPRESSIBLE: tuple[Architecture, ...] = ("ringformer", "transformer")
-"""Not `universal` (encodings are added before each layer), not `one_wide_ffn` (decoder layers have
-no feed-forward network)."""
 
 
 class CrossAttention(NamedTuple):

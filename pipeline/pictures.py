@@ -1,22 +1,15 @@
 """Pictures of a run: losses over time, BLEU by sentence length, what a classifier confuses."""
 
-# Functions import matplotlib themselves: that takes a second, and few commands draw.
-
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import write_atomically
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from data_prep.pictures import new_figure, write_png
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE = "#2b6cb0", "#dd6b20"
@@ -28,15 +21,13 @@ def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
     :param history: metric → step → value. Without losses nothing is drawn.
     :param path: of the PNG.
     """
-    from matplotlib.figure import Figure
-
     curves = {
         "train_loss": ("training", BLUE, "-"),
         "valid_loss": ("validation", ORANGE, "o-"),
     }
     if not any(history.get(key) for key in curves):
         return
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     for key, (label, colour, style) in curves.items():
         if points := sorted(history.get(key, {}).items()):
@@ -61,9 +52,7 @@ def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: 
     :param buckets: what `scores.by_source_length` returned.
     :param path: of the PNG.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     heights = [bucket["bleu"] for bucket in buckets]
     intervals = [bucket["bleu_ci"] for bucket in buckets]
@@ -76,7 +65,7 @@ def draw_bleu_by_length(title: str, buckets: Sequence[Mapping[str, Any]], path: 
     axes.set_xticks(range(len(buckets)), [bucket["source_tokens"] for bucket in buckets])
     axes.set_xlabel("source tokens (in the bar: sentences)")
     axes.set_ylabel("BLEU, 95% confidence interval")
-    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
     write_png(figure, path)
 
 
@@ -88,18 +77,16 @@ def draw_confusion(
     :param counts: `[classes, classes]`.
     :param path: of the PNG.
     """
-    from matplotlib.figure import Figure
-
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     number = len(classes)
     side = min(20.0, 2.5 + 0.55 * number)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = new_figure(side, side)
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.spines[:].set_visible(False)
     if number <= 50:
-        axes.set_xticks(range(number), classes, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(number), classes, parse_math=False)
+        axes.set_xticks(range(number), classes, rotation=45, ha="right")
+        axes.set_yticks(range(number), classes)
     if number <= 20:
         for row, column in zip(*np.nonzero(counts), strict=True):
             share = shares[row, column]
@@ -109,7 +96,7 @@ def draw_confusion(
             )  # fmt: skip
     axes.set_xlabel("predicted (% of the class)")
     axes.set_ylabel("class")
-    axes.set_title(title, loc="left", fontsize=11, color=INK, parse_math=False)
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
     write_png(figure, path)
 
 
@@ -119,17 +106,15 @@ def draw_images(title: str, images: NDArray[np.uint8], captions: Sequence[str], 
     :param images: `[images, C, S, S]`, grey or RGB.
     :param path: of the PNG.
     """
-    from matplotlib.figure import Figure
-
     columns = 8
     rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(12, 0.6 + 1.75 * rows), layout="constrained")
+    figure = new_figure(12, 0.6 + 1.75 * rows)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis("off")
     for axes, image, caption in zip(figure.axes, images, captions, strict=False):
         axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(caption, fontsize=8, color=INK, parse_math=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, parse_math=False)
+        axes.set_title(caption, fontsize=8, color=INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
     write_png(figure, path)
 
 
@@ -138,12 +123,3 @@ def style_axes(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID)
     axes.set_axisbelow(True)
-
-
-def write_png(figure: Figure, path: Path) -> None:
-    """Write a PNG; the same picture has the same bytes."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # in names of classes and test sets
-        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())

@@ -176,7 +176,7 @@ class TrackingConfig(Section):
     """The run_dir of the run that this one is shown below in MLflow, as trials are below their
     sweep."""
 
-    registered_model: str | None = None
+    registered_model: str | None = Limit(default=None, pattern="^[^/:]+$")
     """Name in MLflow's model registry; null: EXPERIMENT-TEST_SET, of translation
     EXPERIMENT-SOURCE_LANG-TARGET_LANG-TEST_SET, because champions are only compared on the same
     test set."""

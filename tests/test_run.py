@@ -266,8 +266,8 @@ def test_another_model_is_champion_only_if_it_is_better(
             words = kept if sentences is valid_set else 6
             hypotheses = [" ".join(line.split()[:words]) for line in sentences.references[0]]
             place = tmp_path / "again" / "evaluation" / folder
-            fingerprint = f"{name}-{folder}"
-            result = TranslationResult(place, f"{folder}_", fingerprint, sentences, "en")
+            identity = f"{name}-{folder}", sentences.name, sentences.sha256
+            result = TranslationResult(place, f"{folder}_", *identity, sentences, "en")
             result.write(hypotheses, [9] * len(hypotheses), facts)
             results.append(result)
         tracker = Tracker(second)

@@ -45,6 +45,18 @@ def test_help() -> None:
     assert shown.stdout.index("--input") < shown.stdout.index("--config") < 1500
 
 
+@pytest.mark.parametrize(
+    ("flag", "command"),
+    [
+        ("--alignment", "translate"), ("--fold", "export"), ("--prefix", "translate"),
+        ("--scores", "translate"), ("--steps_left", "train"), ("--tokens", "score"),
+    ],
+)  # fmt: skip
+def test_a_command_may_come_behind_an_option_without_a_value(flag: str, command: str) -> None:
+    shown = run_process([RUN, flag, command, "--help"])
+    assert shown.stdout.startswith(f"usage: {command} "), shown.stderr
+
+
 def test_version() -> None:
     done = run_process([RUN, "--version"])
     assert done.stdout == f"ringformer-pipeline {version('ringformer-pipeline')}\n"

@@ -51,15 +51,15 @@ class Candidate(NamedTuple):
 
 def convert_piece(config: ImagesConfig, raw: Path, piece: Piece, folder: Path) -> dict[str, Any]:
     """Write the images of a piece to `images.npy` `[images, C, S, S]`; the numbers of their classes
-    to `labels.npy`, digests of their pixels to `digests.npy`, their rows in the set to `rows.npy`.
+    to `labels.npy`, and digests of their pixels to `digests.npy`.
 
     :param raw: folder of the fetch stage.
     :returns: names, reasons and details of what was refused, and counts of what was converted.
     """
-    images, labels, digests, rows = [], [], [], []
+    images, labels, digests = [], [], []
     refused: list[tuple[str, str, str]] = []
     converted: Counter[str] = Counter()
-    for row, candidate in enumerate(_candidates(config, raw, piece), start=piece.begin):
+    for candidate in _candidates(config, raw, piece):
         try:
             image, kinds = candidate.read()
             resize = config.wrong_size == "resize"
@@ -71,12 +71,10 @@ def convert_piece(config: ImagesConfig, raw: Path, piece: Piece, folder: Path) -
         images.append(pixels)
         labels.append(candidate.label)
         digests.append(hashlib.blake2b(pixels.tobytes(), digest_size=DIGEST_BYTES).digest())
-        rows.append(row)
     shape = (len(images), config.channels, config.stored, config.stored)
     save_array(folder / "images.npy", np.array(images, np.uint8).reshape(shape))
     save_array(folder / "labels.npy", np.array(labels, np.uint16))
     save_array(folder / "digests.npy", np.array(digests, f"S{DIGEST_BYTES}"))
-    save_array(folder / "rows.npy", np.array(rows, np.int64))
     return {"kept": len(images), "refused": refused, "converted": dict(converted)}
 
 

@@ -32,9 +32,6 @@ class FetchedSet(Record):
     """The split it belongs to: train, valid or test."""
 
     name: str
-    idx: bool
-    """Whether it is a pair of IDX files; else a folder."""
-
     images: int
     """Images, or files that may be some."""
 
@@ -183,9 +180,7 @@ def _label(
         write_shard(
             place / "files.arrow", pa.record_batch(columns, names=["path", "label", "refused"])
         )
-        return FetchedSet(
-            split=split, name=images.name, idx=False, images=len(rows), classes=tuple(own)
-        )
+        return FetchedSet(split=split, name=images.name, images=len(rows), classes=tuple(own))
     labels = load_idx(place / "labels.npy")
     if (beyond := np.flatnonzero(labels >= len(classes))).size:
         raise DataError(
@@ -193,7 +188,7 @@ def _label(
             f"{labels[beyond[0]]}, but there are {len(classes)} classes, from 0 to "
             f"{len(classes) - 1} ({len(beyond)} such images); correct data.classes, or the file"
         )
-    return FetchedSet(split=split, name=images.name, idx=True, images=len(labels), classes=())
+    return FetchedSet(split=split, name=images.name, images=len(labels), classes=())
 
 
 def _list_folder(

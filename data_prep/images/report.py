@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.images.shards import ImagesManifest, open_images
+from data_prep.pictures import new_figure, write_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,19 +45,15 @@ def draw(made: ImagesManifest, shards: Path, path: Path) -> None:
     :param shards: folder of the shards.
     :param path: of the PNG; the same shards have the same bytes.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # in names of classes
-        picture(made, shards).savefig(path, dpi=110, metadata={"Software": None})
+    write_png(picture(made, shards), path)
 
 
 def picture(made: ImagesManifest, shards: Path) -> Figure:
     """Return a row for each class: its name, its numbers of images, the first of training."""
-    from matplotlib.figure import Figure  # takes a second to import
-
     names = made.classes[:MOST_CLASSES]
     sheet = _contact_sheet(made, shards, len(names))
     rows = len(names)
-    figure = Figure(figsize=(9.5, 1.2 + 0.55 * rows), layout="constrained")
+    figure = new_figure(9.5, 1.2 + 0.55 * rows)
     axes = figure.add_subplot()
     axes.imshow(sheet, extent=(0, EXAMPLES, rows, 0), interpolation="nearest", cmap="gray")
     counts = [[total.classes[label] for total in made.totals.values()] for label in range(rows)]
@@ -67,7 +63,6 @@ def picture(made: ImagesManifest, shards: Path) -> Figure:
             f"{shortened(name)}   {' / '.join(f'{count:,}' for count in of_class)}"
             for name, of_class in zip(names, counts, strict=True)
         ],
-        parse_math=False,
     )
     axes.set_xticks([])
     axes.tick_params(length=0)

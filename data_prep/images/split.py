@@ -25,7 +25,6 @@ class Images:
     row: NDArray[np.int64]
     """Its row in what the piece has."""
 
-    row_in_set: NDArray[np.int64]
     label: NDArray[np.int64]
     digest: NDArray[np.bytes_]
 
@@ -45,13 +44,12 @@ def load_images(folders: Sequence[Path], numbers: Sequence[int]) -> Images:
     """
     columns: dict[str, list[NDArray[Any]]] = {
         name: [np.load(folders[number] / f"{name}.npy") for number in numbers]
-        for name in ("rows", "labels", "digests")
+        for name in ("labels", "digests")
     }
-    sizes = [len(rows) for rows in columns["rows"]]
+    sizes = list(map(len, columns["labels"]))
     return Images(
         piece=np.repeat(np.array(numbers, np.int64), sizes),
         row=np.concatenate([np.arange(size) for size in sizes]),
-        row_in_set=np.concatenate(columns["rows"]),
         label=np.concatenate(columns["labels"]).astype(np.int64),
         digest=np.concatenate(columns["digests"]),
     )

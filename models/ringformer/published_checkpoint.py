@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from data_prep.files import first_line
 
 TRANSLATION, VISION = "encoder.lev_param_FF_01", "transformer.encoder.lev_embed_FF_01"
 """Tensors that tell by their names which model a checkpoint is of."""
@@ -21,9 +22,10 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path}: not a file of tensors only: {reason}") from error
+    except OSError:
+        raise
+    except Exception as error:  # of many types, where a file is damaged
+        raise ValueError(f"{path}: not a file of tensors only: {first_line(error)}") from error
     for state_dict in (content, *(content.values() if isinstance(content, dict) else ())):
         if isinstance(state_dict, dict) and not state_dict.keys().isdisjoint((TRANSLATION, VISION)):
             return state_dict

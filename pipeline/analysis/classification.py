@@ -14,7 +14,7 @@ from pipeline.analysis.examples import AnalysedModel, Settings, Subject, exporte
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.classification.run_model import checkpoints_of_run, model_of_run
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.evaluation.images import weights_digest
+from pipeline.evaluation.result import digest_of_weights
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ def subject_of_run(recipe: ClassificationRecipe) -> Subject:
     data = read_images_manifest(recipe.shards)
     return Subject(
         name=recipe.run_dir.absolute().name,
-        weights=weights_digest(recipe, checkpoints),
+        weights=digest_of_weights(recipe, checkpoints),
         bound_to=digest_of(
             [data.channels, recipe.data.image_size, data.stored_size, list(data.classes)]
         ),

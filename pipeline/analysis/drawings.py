@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from pipeline.pictures import BLUE, INK, MUTED, ORANGE, style_axes, write_png
+from data_prep.pictures import new_figure, write_png
+from pipeline.pictures import BLUE, INK, MUTED, ORANGE, style_axes
 
 Floats = NDArray[np.floating[Any]]
 
@@ -29,7 +30,7 @@ def draw_cka(names: tuple[str, str], stacks: Mapping[str, Floats], path: Path) -
     :param names: of the models whose levels are the rows and the columns.
     :param stacks: CKA by the stack's name, `[N + 1, M + 1]`.
     """
-    figure = Figure(figsize=(5.2 * len(stacks), 4.8), layout="constrained")
+    figure = new_figure(5.2 * len(stacks), 4.8)
     colours = ScalarMappable(Normalize(0, 1), GREEN_TO_YELLOW)
     panels = _panels(figure, len(stacks))
     for axes, (stack, cka) in zip(panels, stacks.items(), strict=True):
@@ -107,7 +108,7 @@ def draw_signals(stacks: Mapping[str, Mapping[str, tuple[Floats, Floats]]], path
     :param stacks: by the stack's name, and the projection's: relative to its input, and the change
         of what it gives, each `[N]`.
     """
-    figure = Figure(figsize=(max(7, 4.8 * len(stacks)), 6.4), layout="constrained")
+    figure = new_figure(max(7, 4.8 * len(stacks)), 6.4)
     panels = figure.subplots(2, len(stacks), squeeze=False, sharex=True)
     labels = ("signal, relative to its input", "its change of the projection")
     for column, (stack, projections) in enumerate(stacks.items()):
@@ -144,7 +145,7 @@ def draw_attention(
     across = min(3, len(levels))
     down = -(-len(levels) // across)
     size = (0.19 * len(columns) + 1.2) * across, (0.19 * len(rows) + 1.3) * down
-    figure = Figure(figsize=(max(size[0], 6), max(size[1], 3)), layout="constrained")
+    figure = new_figure(max(size[0], 6), max(size[1], 3))
     panels = figure.subplots(down, across, squeeze=False).flatten()
     for number, axes in enumerate(panels):
         if number >= len(levels):
@@ -175,7 +176,7 @@ def draw_class_attention(images: Sequence[LookedAt], path: Path) -> None:
     """
     levels = len(images[0].levels)
     size = 1.5 * (levels + 1), 1.7 * len(images)
-    figure = Figure(figsize=(max(size[0], 5), size[1]), layout="constrained")
+    figure = new_figure(max(size[0], 5), size[1])
     rows = figure.subplots(len(images), levels + 1, squeeze=False)
     for number, (row, image) in enumerate(zip(rows, images, strict=True)):
         grey = image.pixels.mean(2)
@@ -202,7 +203,7 @@ def _panels(figure: Figure, count: int) -> Sequence[Any]:
 
 def _figure_of_stacks(stacks: Sequence[str]) -> tuple[Figure, dict[str, Any]]:
     """Return a figure, and its panels by the name of a stack."""
-    figure = Figure(figsize=(max(7, 4.8 * len(stacks)), 4.2), layout="constrained")
+    figure = new_figure(max(7, 4.8 * len(stacks)), 4.2)
     panels = dict(zip(stacks, _panels(figure, len(stacks)), strict=True))
     for stack, axes in panels.items():
         style_axes(axes)

@@ -27,7 +27,7 @@ PROJECTIONS = ("q", "k", "v", "ffn")
 Ring = RingEncoder | RingDecoder | VisionRing
 
 
-class Share(NamedTuple):
+class Sizes(NamedTuple):
     """A signal's size at each level, averaged over tokens, `[N]`."""
 
     of_input: Tensor
@@ -56,12 +56,12 @@ class SignalSizes:
             self._sums[projection] = self._sums.get(projection, torch.zeros(())) + ratios
         self._tokens += int(real.sum())
 
-    def value(self) -> dict[str, Share]:
+    def value(self) -> dict[str, Sizes]:
         """Return the sizes by projection; none where the stack has no signals."""
         means = {
             name: self._sums[name] / self._tokens for name in PROJECTIONS if name in self._sums
         }
-        return {name: Share(*mean) for name, mean in means.items()}
+        return {name: Sizes(*mean) for name, mean in means.items()}
 
 
 def _ratios(ring: Ring, recorded: StackRecording, real: Tensor) -> Iterator[tuple[str, Tensor]]:

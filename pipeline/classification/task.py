@@ -9,11 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
+from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices
 from data_prep.identity import check_corpora
 from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
@@ -41,6 +41,7 @@ class ClassificationTask(Task["ImageBatch"]):
 
     unit = "images"
     target_unit = "images"
+    words: ClassVar[Mapping[str, str]] = {**Task.words, "valid_accuracy": "accuracy %.2f%%"}
     recipe: ClassificationRecipe
 
     @property
@@ -66,18 +67,9 @@ class ClassificationTask(Task["ImageBatch"]):
             len(self.images), training.batch_size, training.micro_batch_size, training.seed
         )
 
-    def identity(self) -> dict[str, Any]:
-        training = self.recipe.training
-        return {
-            **model_identity(self.recipe),
-            "batch plan": [
-                BATCH_PLAN_VERSION,
-                training.seed,
-                training.batch_size,
-                training.micro_batch_size,
-            ],
-            "frozen parameters": training.freeze,
-        }
+    @cached_property
+    def model_identity(self) -> dict[str, Any]:
+        return model_identity(self.recipe)
 
     def check_recipe(self) -> None:
         check_corpora(self.recipe.data, self.recipe.run_dir)
@@ -98,9 +90,6 @@ class ClassificationTask(Task["ImageBatch"]):
 
     def units(self, batch: GlobalBatch) -> int:
         return batch.source_tokens  # an image is one
-
-    def normaliser(self, batch: GlobalBatch) -> int:
-        return batch.target_tokens
 
     def data_facts(self) -> DataFacts:
         shards, data = self.recipe.shards, self.recipe.data
@@ -197,33 +186,23 @@ class ClassificationTask(Task["ImageBatch"]):
 
         from pipeline.classification.batches import collate
         from pipeline.classification.serving import centre_crop
-        from pipeline.training.validation import shared_micro_batches
+        from pipeline.training.validation import sum_over
 
         reader, training = self.valid_images, self.recipe.training
         plan = _plan(len(reader), training.micro_batch_size or training.batch_size, None, 0)
-        totals = torch.zeros(2, device=trainer.device)
-        trainer.engine.eval()  # the next step switches back
-        with torch.no_grad():
-            for examples in shared_micro_batches(plan, trainer):
-                batch = collate(reader, examples, trainer.device)
-                images = centre_crop(batch.images, self.recipe.data.image_size)
-                logits = trainer.engine(images.to(trainer.device))
-                right = (logits.argmax(dim=1) == batch.labels).sum()
-                totals += torch.stack([_cross_entropy(logits, batch), right])
-                interruption.agree()
-        means = trainer.mean_over_ranks(*totals)
-        loss, accuracy = (mean * trainer.world_size / len(reader) for mean in means)
+
+        def measure(examples: Indices) -> Tensor:
+            batch = collate(reader, examples, trainer.device)
+            images = centre_crop(batch.images, self.recipe.data.image_size)
+            logits = trainer.engine(images.to(trainer.device))
+            right = (logits.argmax(dim=1) == batch.labels).sum()
+            return torch.stack([_cross_entropy(logits, batch), right])
+
+        sums = sum_over(plan, trainer, interruption, measure)
+        loss, accuracy = (value / len(reader) for value in sums)
         if not math.isfinite(loss):  # the largest of logits that are no numbers says nothing
             accuracy = math.nan
         return {"valid_loss": loss, "valid_accuracy": 100 * accuracy}
-
-    def in_words(self, metrics: Mapping[str, float]) -> str:
-        words = {
-            "train_loss": "loss %.4f",
-            "valid_loss": "valid loss %.4f",
-            "valid_accuracy": "accuracy %.2f%%",
-        }
-        return " | ".join(words[name] % value for name, value in metrics.items())
 
 
 def _cross_entropy(logits: Tensor, batch: ImageBatch, label_smoothing: float = 0.0) -> Tensor:

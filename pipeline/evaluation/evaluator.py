@@ -20,9 +20,9 @@ from data_prep.stage import read_manifest
 from data_prep.text import normalise
 from data_prep.vocabulary import load_vocabularies
 from models.export_format import read_settings
-from pipeline.checkpoints.folder import Checkpoint, CheckpointError
+from pipeline.checkpoints.folder import CheckpointError
 from pipeline.evaluation.comet import check_comet, comet_score
-from pipeline.evaluation.result import Evaluation, share_progress
+from pipeline.evaluation.result import EvaluatedModel, Evaluation, share_progress
 from pipeline.evaluation.test_sets import (
     TestSet,
     load_test_sets,
@@ -31,7 +31,7 @@ from pipeline.evaluation.test_sets import (
 )
 from pipeline.evaluation.translations import TranslationResult, weights_digest
 from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
-from pipeline.recipe import VALIDATION, slug_of
+from pipeline.recipe import VALIDATION
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.scores import bleu
 from pipeline.translation_recipe import TranslationRecipe
@@ -46,16 +46,8 @@ NO_SEARCH_KEYS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class EvaluatedModel:
-    """The model to evaluate: the average of checkpoints of the run, or an exported model."""
-
-    recipe: TranslationRecipe
-
-    checkpoints: Sequence[Checkpoint]
-    """None of them if an export is evaluated."""
-
-    export: Path | None
-    """The folder of an exported model."""
+class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
+    """The translation model to evaluate."""
 
     search: Mapping[str, Any]
     """Search keys: all of them for checkpoints; for an export those that differ from its own."""
@@ -63,7 +55,7 @@ class EvaluatedModel:
     @classmethod
     def of(
         cls, recipe: TranslationRecipe, export: Path | None, search: Mapping[str, Any]
-    ) -> EvaluatedModel:
+    ) -> EvaluatedTranslator:
         """Return the model in the folder `export`, or that of the run's checkpoints if it is None.
 
         :param search: search keys that differ from those of the export.
@@ -89,29 +81,18 @@ class EvaluatedModel:
 
     @cached_property
     def weights(self) -> str:
-        """Return a digest of what the checkpoints hold."""
         return weights_digest(self.recipe, self.checkpoints)
 
     @property
     def description(self) -> dict[str, Any]:
-        """Return what scores.json says about the model."""
-        if self.export:
-            return {"model": str(self.export)}
-        return {
-            "checkpoints": [checkpoint.tag for checkpoint in self.checkpoints],
-            "step": self.checkpoints[-1].step,
-            "decoder_levels": self.recipe.evaluated_model.decoder_levels,
-            "weights_sha256": self.weights,
-        }
-
-    def __str__(self) -> str:
-        return str(self.export or ", ".join(checkpoint.tag for checkpoint in self.checkpoints))
+        levels = {"decoder_levels": self.recipe.evaluated_model.decoder_levels}
+        return super().description | ({} if self.export else levels)
 
     def result(self, test_set: TestSet) -> TranslationResult:
         """Return the result on `test_set`: where its files belong, with the scores found there."""
-        variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
         prefix = "test" if self._is_of_recipe(test_set) else test_set.slug
-        return self._result(test_set, f"{test_set.slug}{variant}", f"{prefix}{variant}_")
+        name = f"{test_set.slug}{self.variant}"
+        return self._result(test_set, name, f"{prefix}{self.variant}_")
 
     def result_on_validation(self) -> TranslationResult:
         """Return where the scores on the validation set belong: models are compared by them, so
@@ -119,13 +100,14 @@ class EvaluatedModel:
         return self._result(load_validation_set(self.recipe), VALIDATION, f"{VALIDATION}_")
 
     def _result(self, test_set: TestSet, name: str, metric_prefix: str) -> TranslationResult:
+        sha256 = test_set.sha256
         depends_on = {
             "version": VERSION,
             "search": dict(self.search),
             "weights": self.weights,
             "export": read_manifest(self.export) if self.export else None,
             "untrained": self.recipe.training.seed if self.has_baseline(test_set) else None,
-            "test set": test_set.sha256,
+            "test set": sha256,
             "target_lang": self.recipe.data.target_lang,  # of BLEU's tokeniser
             "longest line": None if self.export else self.recipe.data.max_tokens_per_side,
         }
@@ -134,8 +116,9 @@ class EvaluatedModel:
             status = comet.stat()
             depends_on["comet"] = [str(comet), status.st_size, status.st_ctime_ns]
         folder = self.recipe.run_dir / "evaluation" / name
+        identity = digest_of(depends_on), test_set.name, sha256
         return TranslationResult(
-            folder, metric_prefix, digest_of(depends_on), test_set, self.recipe.data.target_lang
+            folder, metric_prefix, *identity, test_set, self.recipe.data.target_lang
         )
 
     def _is_of_recipe(self, test_set: TestSet) -> bool:
@@ -173,8 +156,8 @@ def evaluate(
     :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
     :raises DataError: a test set cannot be read or fetched.
     """
-    model, evaluation = from_rank_0(lambda: _find_results(recipe, export, search))
-    if missing := evaluation.missing:
+    model, evaluation, missing = from_rank_0(lambda: _find_results(recipe, export, search))
+    if missing:
         translator = model.translator()
         for result in missing:
             _translate_and_score(model, translator, result)
@@ -183,19 +166,20 @@ def evaluate(
 
 def _find_results(
     recipe: TranslationRecipe, export: Path | None, search: Mapping[str, Any]
-) -> tuple[EvaluatedModel, Evaluation[TranslationResult]]:
-    """Find what there is to evaluate, and which results are there."""
-    model = EvaluatedModel.of(recipe, export, search)
+) -> tuple[EvaluatedTranslator, Evaluation[TranslationResult], list[TranslationResult]]:
+    """Find what there is to evaluate, and which results are missing."""
+    model = EvaluatedTranslator.of(recipe, export, search)
     results = [model.result(test_set) for test_set in load_test_sets(recipe)]
     for result in results:
         if result.up_to_date:
             log.info("%s: up to date, reused (%s)", result.test_set.name, result.folder)
     validation = None if export else model.result_on_validation()
-    return model, Evaluation(model.checkpoints, export, results, validation)
+    evaluation = Evaluation(model.checkpoints, export, results, validation)
+    return model, evaluation, evaluation.missing
 
 
 def _translate_and_score(
-    model: EvaluatedModel, translator: TextTranslator, result: TranslationResult
+    model: EvaluatedTranslator, translator: TextTranslator, result: TranslationResult
 ) -> None:
     """Translate a test set on all ranks; score the translations and write `result` on rank 0."""
     recipe, test_set = model.recipe, result.test_set

@@ -30,6 +30,7 @@ from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.answers_page import write_answers_page
 from pipeline.evaluation.result import (
     NUMBERS,
+    EvaluatedModel,
     Evaluation,
     Result,
     Scores,
@@ -53,11 +54,6 @@ TABLE_ROWS = 100
 COLUMNS = ("image", "class", "predicted", "probability of its class", "of the predicted one")
 
 
-def weights_digest(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
-    """Return a digest of the weights that evaluation takes from `checkpoints`."""
-    return digest_of_weights(recipe, checkpoints)
-
-
 def scores_of(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -> Scores:
     """Return the scores of these checkpoints on the test set as it is now; empty without any."""
     folder = recipe.run_dir / "evaluation" / slug_of(recipe.data.test.name)
@@ -65,7 +61,7 @@ def scores_of(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -
     wanted = {
         "test_set": recipe.data.test.name,
         "test_set_sha256": images_digest(recipe, ImageReader(recipe.shards, "test"), "test"),
-        "weights_sha256": weights_digest(recipe, checkpoints),
+        "weights_sha256": digest_of_weights(recipe, checkpoints),
     }
     return found if wanted.items() <= found.items() else {}
 
@@ -107,22 +103,8 @@ class ImageResult(Result):
     )  # fmt: skip
     logged_tags: ClassVar[dict[str, str]] = {}
 
-    name: str
-    """Of the test set."""
-
-    sha256: str
-    """What `images_digest` says of it."""
-
     reader: ImageReader
     """Of its images."""
-
-    @property
-    def test_set_name(self) -> str:
-        return self.name
-
-    @property
-    def test_set_sha256(self) -> str:
-        return self.sha256
 
     @property
     def size(self) -> int:
@@ -153,7 +135,7 @@ class ImageResult(Result):
         drawn = classes[:MOST_CLASSES]
         counts = confusion(predicted, labels, len(drawn))
         content = {
-            "test_set": self.name,
+            "test_set": self.test_set_name,
             "images": len(labels),
             **scores(probabilities, labels),
             "by_class": by_class(predicted, labels, classes),
@@ -166,7 +148,7 @@ class ImageResult(Result):
         (self.folder / "scores.json").unlink(missing_ok=True)  # what is there describes all of them
         answers = "".join(f"{classes[label]}\n" for label in predicted)
         write_atomically(self.folder / "predictions.txt", answers)
-        title = f"accuracy {content['accuracy']:.2f}% on {self.name}"
+        title = f"accuracy {content['accuracy']:.2f}% on {self.test_set_name}"
         worst_first = self._write_predictions(title, probabilities)
         if drawn != classes:
             title += f"; the first {len(drawn)} of {len(classes)} classes"
@@ -213,9 +195,9 @@ class ImageResult(Result):
                 strict=True,
             )
         ]
-        title = f"{self.name}: what the model is most wrong about"
+        title = f"{self.test_set_name}: what the model is most wrong about"
         if not wrong:
-            title = f"{self.name}: nothing is wrong; what the model is least sure of"
+            title = f"{self.test_set_name}: nothing is wrong; what the model is least sure of"
         draw_images(title, images, captions, self.folder / "most_wrong.png")
 
     def tables(self) -> dict[str, dict[str, list[Any]]]:
@@ -245,17 +227,8 @@ def table_of(scores: Sequence[Scores]) -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class EvaluatedClassifier:
-    """The model to evaluate: the average of checkpoints of the run, or an exported model."""
-
-    recipe: ClassificationRecipe
-
-    checkpoints: Sequence[Checkpoint]
-    """None of them if an export is evaluated."""
-
-    export: Path | None
-    """The folder of an exported model."""
+class EvaluatedClassifier(EvaluatedModel[ClassificationRecipe]):
+    """The classifier to evaluate."""
 
     @classmethod
     def of(cls, recipe: ClassificationRecipe, export: Path | None) -> EvaluatedClassifier:
@@ -281,20 +254,6 @@ class EvaluatedClassifier:
             )
         return cls(recipe, [], export)
 
-    def __str__(self) -> str:
-        return str(self.export or ", ".join(checkpoint.tag for checkpoint in self.checkpoints))
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """Return what scores.json says about the model."""
-        if self.export:
-            return {"model": str(self.export)}
-        return {
-            "checkpoints": [checkpoint.tag for checkpoint in self.checkpoints],
-            "step": self.checkpoints[-1].step,
-            "weights_sha256": weights_digest(self.recipe, self.checkpoints),
-        }
-
     def result(self, split: str) -> ImageResult:
         """Return the result on test or validation set: where its files belong, with the scores
         found there.
@@ -306,13 +265,12 @@ class EvaluatedClassifier:
             valid = recipe.data.valid
             name, folder, prefix = valid.name if valid else VALIDATION, VALIDATION, VALIDATION
         else:
-            variant = f"--{slug_of(self.export.resolve().name)}" if self.export else ""
             name = recipe.data.test.name
-            folder, prefix = f"{slug_of(name)}{variant}", f"test{variant}"
+            folder, prefix = f"{slug_of(name)}{self.variant}", f"test{self.variant}"
         sha256 = images_digest(recipe, reader, split)
         depends_on = {
             "version": VERSION,
-            "weights": weights_digest(recipe, self.checkpoints),
+            "weights": self.weights,
             "export": read_manifest(self.export) if self.export else None,
             "images": [shard.sha256 for shard in reader.shards],
             "test set": [name, sha256],
@@ -340,8 +298,8 @@ def evaluate_images(
     :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
     :raises DataError: the images are missing or damaged.
     """
-    model, evaluation = from_rank_0(lambda: _find_results(recipe, export))
-    if missing := evaluation.missing:
+    model, evaluation, missing = from_rank_0(lambda: _find_results(recipe, export))
+    if missing:
         classifier = model.classifier()
         for result in missing:
             _classify_and_score(model, classifier, result)
@@ -350,21 +308,22 @@ def evaluate_images(
 
 def _find_results(
     recipe: ClassificationRecipe, export: Path | None
-) -> tuple[EvaluatedClassifier, Evaluation[ImageResult]]:
-    """Find what there is to evaluate, and which results are there."""
+) -> tuple[EvaluatedClassifier, Evaluation[ImageResult], list[ImageResult]]:
+    """Find what there is to evaluate, and which results are missing."""
     model = EvaluatedClassifier.of(recipe, export)
     result = model.result("test")
     if result.up_to_date:
-        log.info("%s: up to date, reused (%s)", result.name, result.folder)
+        log.info("%s: up to date, reused (%s)", result.test_set_name, result.folder)
     validation = None if export else model.result("valid")
-    return model, Evaluation(model.checkpoints, export, [result], validation)
+    evaluation = Evaluation(model.checkpoints, export, [result], validation)
+    return model, evaluation, evaluation.missing
 
 
 def _classify_and_score(
     model: EvaluatedClassifier, classifier: Classifier, result: ImageResult
 ) -> None:
     """Classify a test set on all ranks; score that and write `result` on rank 0."""
-    log.info("test set %s, %d images; %s", result.name, len(result.reader), model)
+    log.info("test set %s, %d images; %s", result.test_set_name, len(result.reader), model)
     started = time.monotonic()
     share = np.array_split(np.arange(len(result.reader)), world_size())[rank()]
     found = []

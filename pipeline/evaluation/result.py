@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from data_prep.files import digest_of, read_json
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.ranks import rank
-from pipeline.recipe import VALIDATION, Recipe
+from pipeline.recipe import VALIDATION, Recipe, slug_of
 from pipeline.tracking.tracker import Tracker
 
 Scores = dict[str, Any]  # contents of a scores.json
@@ -97,21 +98,16 @@ class Result(ABC):
     fingerprint: str
     """A digest of everything that the scores depend on."""
 
+    test_set_name: str
+
+    test_set_sha256: str
+    """A digest of what is in the test set."""
+
     scores: Scores = field(init=False)
     """Contents of scores.json; empty if there is none."""
 
     def __post_init__(self) -> None:
         self.scores = read_scores(self.folder, self.types)
-
-    @property
-    @abstractmethod
-    def test_set_name(self) -> str:
-        """Return the name of the test set."""
-
-    @property
-    @abstractmethod
-    def test_set_sha256(self) -> str:
-        """Return a digest of the test set."""
 
     @property
     @abstractmethod
@@ -173,7 +169,45 @@ class Result(ABC):
         tracker.log_tags({**tags, f"evaluation.{name}": self.artifact_folder})
 
 
+P = TypeVar("P", bound=Recipe)
 R = TypeVar("R", bound=Result)
+
+
+@dataclass(frozen=True)
+class EvaluatedModel(Generic[P]):
+    """The model to evaluate: the average of checkpoints of the run, or an exported model."""
+
+    recipe: P
+
+    checkpoints: Sequence[Checkpoint]
+    """None of them if an export is evaluated."""
+
+    export: Path | None
+    """The folder of an exported model."""
+
+    def __str__(self) -> str:
+        return str(self.export or ", ".join(checkpoint.tag for checkpoint in self.checkpoints))
+
+    @cached_property
+    def weights(self) -> str:
+        """Return a digest of what the checkpoints hold."""
+        return digest_of_weights(self.recipe, self.checkpoints)
+
+    @property
+    def variant(self) -> str:
+        """Return what the names of an export's results end with, to be beside the checkpoints'."""
+        return f"--{slug_of(self.export.resolve().name)}" if self.export else ""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Return what scores.json says about the model."""
+        if self.export:
+            return {"model": str(self.export)}
+        return {
+            "checkpoints": [checkpoint.tag for checkpoint in self.checkpoints],
+            "step": self.checkpoints[-1].step,
+            "weights_sha256": self.weights,
+        }
 
 
 @dataclass(frozen=True)

@@ -97,14 +97,6 @@ class TranslationResult(Result):
     target_lang: str
 
     @property
-    def test_set_name(self) -> str:
-        return self.test_set.name
-
-    @property
-    def test_set_sha256(self) -> str:
-        return self.test_set.sha256
-
-    @property
     def size(self) -> int:
         return len(self.test_set.sources)
 
@@ -149,7 +141,7 @@ class TranslationResult(Result):
             "copy_rate": round(len(wrong["copied"]) / len(sources), 4),
             "by_source_length": buckets,
             **more,
-            "test_set_sha256": self.test_set.sha256,
+            "test_set_sha256": self.test_set_sha256,
             "fingerprint": self.fingerprint,
         }
         self._warn(scores["length_ratio"], wrong)

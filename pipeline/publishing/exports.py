@@ -17,7 +17,7 @@ from data_prep.shards import ShardReader
 from data_prep.stage import run_stage
 from data_prep.text import SOURCE_WORDS
 from data_prep.vocabulary import load_vocabularies, vocabulary_files
-from models.config import ModelConfig
+from models.config import EXPRESSIBLE, ModelConfig
 from models.export_format import (
     SHORTLISTS,
     ExportSettings,
@@ -127,7 +127,7 @@ def export(
 def serving_format(model: ModelConfig) -> Format:
     """Return the format that serves a model best where sentences come one at a time: ONNX Runtime
     is quicker with each product, CTranslate2 with what is between them (docs/design.md)."""
-    if model.architecture not in ("ringformer", "transformer"):
+    if model.architecture not in EXPRESSIBLE:
         return "safetensors"
     return "onnx" if model.model_dim >= ONNX_FROM_WIDTH else "ctranslate2"
 
@@ -151,14 +151,11 @@ def _refuse_impossible(
 
         if reason := why_inexpressible(recipe.model, quantization):
             raise UsageError(f"--format onnx: {reason}; --format safetensors takes it")
-    else:
-        from models.standard_transformer import EXPRESSIBLE
-
-        if architecture not in EXPRESSIBLE:
-            raise UsageError(
-                f"--format {format}: model.architecture {architecture} is not a "
-                "standard Transformer; --format safetensors takes it"
-            )
+    elif architecture not in EXPRESSIBLE:
+        raise UsageError(
+            f"--format {format}: model.architecture {architecture} is not a "
+            "standard Transformer; --format safetensors takes it"
+        )
 
 
 def _write_shortlist(recipe: TranslationRecipe, format: Format, folder: Path) -> dict[str, float]:

@@ -18,7 +18,7 @@ from models.export_format import ClassifierFormat, write_settings, write_weights
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.classification.run_model import checkpoints_of_run, model_of_run
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.evaluation.images import weights_digest
+from pipeline.evaluation.result import digest_of_weights
 
 log = logging.getLogger("export")
 
@@ -63,7 +63,7 @@ def export_classifier(
     inputs = {
         "version": VERSION,
         **settings.to_json(),
-        "weights": weights_digest(recipe, checkpoints),
+        "weights": digest_of_weights(recipe, checkpoints),
         "card": card,
     }
     run_stage(folder, inputs, build, log, stage="export")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ from pipeline.checkpoints.folder import Checkpoint
 from pipeline.classification.serving import png_of
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.images import ImageResult
+from pipeline.evaluation.result import Result
 from pipeline.evaluation.translations import TranslationResult
 from pipeline.publishing.exports import export
 from pipeline.publishing.image_exports import export_classifier
-from pipeline.recipe import slug_of
+from pipeline.recipe import Recipe, slug_of
 from pipeline.translation_recipe import TranslationRecipe
 
 SERVED_TRANSLATION = (
@@ -30,6 +32,13 @@ SERVED_TRANSLATION = (
     "pipeline/translation/scoring.py",
     "pipeline/translation/serving.py",
 )
+
+
+def _model_name(recipe: Recipe, result: Result, *more: str) -> str:
+    """Return a name for the registered model. MLflow takes none with `/` or `:`, which an
+    experiment may have."""
+    name = "-".join([recipe.tracking.experiment, *more, slug_of(result.test_set_name)])
+    return re.sub("[/:]", "-", name)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ def servable_translation(
     """
     languages = f"{recipe.data.source_lang}-{recipe.data.target_lang}"
     return Servable(
-        default_name=f"{recipe.tracking.experiment}-{languages}-{result.test_set.slug}",
+        default_name=_model_name(recipe, result, languages),
         export=lambda folder: export(recipe, folder, "ctranslate2", checkpoints=checkpoints),
         program="served_translator.py",
         code=SERVED_TRANSLATION,
@@ -98,7 +107,7 @@ def servable_classifier(
     """
     images, _ = result.reader.read(np.arange(1))
     return Servable(
-        default_name=f"{recipe.tracking.experiment}-{slug_of(result.name)}",
+        default_name=_model_name(recipe, result),
         export=lambda folder: export_classifier(recipe, folder, checkpoints=checkpoints),
         program="served_classifier.py",
         code=SERVED_CLASSIFIER,

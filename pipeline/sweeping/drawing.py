@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.pictures import new_figure, write_png
 from pipeline.checkpoints.folder import Criterion
-from pipeline.pictures import BLUE, INK, MUTED, ORANGE, style_axes, write_png
+from pipeline.pictures import BLUE, INK, MUTED, ORANGE, style_axes
 from pipeline.sweeping.config import Choices, Range
 
 COLUMNS = 3
@@ -38,12 +39,10 @@ def draw_sweep(
     :param criterion: says which values are better.
     :param path: of the PNG.
     """
-    from matplotlib.figure import Figure
-
     panels = 1 + len(space)
     columns = min(COLUMNS, panels)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(4 * columns, 0.4 + 3.2 * rows), layout="constrained")
+    figure = new_figure(4 * columns, 0.4 + 3.2 * rows)
     history, *others = figure.subplots(rows, columns, sharey=True, squeeze=False).flat
     _draw_history(history, trials, criterion)
     for axes, (key, dimension) in zip(others, space.items(), strict=False):
@@ -53,7 +52,7 @@ def draw_sweep(
     for number, axes in enumerate(figure.axes[:panels]):
         style_axes(axes)
         if number % columns == 0:
-            axes.set_ylabel(criterion.metric.replace("_", " "), parse_math=False)
+            axes.set_ylabel(criterion.metric.replace("_", " "))
     figure.legend(frameon=False, loc="outside upper left", ncols=4)
     write_png(figure, path)
 
@@ -93,7 +92,7 @@ def _draw_parameter(
                  for choice in dimension.choices]  # fmt: skip
         choices = list(dimension.choices)
         places = [choices.index(place) for place in places]
-        axes.set_xticks(range(len(names)), names, parse_math=False)
+        axes.set_xticks(range(len(names)), names)
         axes.set_xlim(-0.5, len(names) - 0.5)
     elif dimension.log:
         margin = (dimension.high / dimension.low) ** 0.03
@@ -106,7 +105,7 @@ def _draw_parameter(
         margin = 0.03 * (dimension.high - dimension.low)
         axes.set_xlim(dimension.low - margin, dimension.high + margin)
     _scatter(axes, trials, places)
-    axes.set_xlabel(key, parse_math=False)
+    axes.set_xlabel(key)
 
 
 def _scatter(

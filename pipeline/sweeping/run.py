@@ -293,7 +293,7 @@ def share_of_machine(slot: int, jobs: int) -> dict[str, str]:
     if "OMP_NUM_THREADS" not in os.environ:
         variables["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // jobs))
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = given.split(",") if given else [str(n) for n in range(len(gpu_names()))]
+    gpus = [str(n) for n in range(len(gpu_names()))] if given is None else given.split(",")
     if len(gpus) > 1:
         own = gpus[slot::jobs] or [gpus[slot % len(gpus)]]
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(own)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tracking")
 
-MAX_PARAMS = 100  # MLflow's limit for one request; that of metrics is 1,000
 METRICS_RECORDS = 50  # journal records of metrics sent together
 METRIC_DIGITS = 6  # significant ones; the journal has all
 TRAINING_METRICS = ("epoch", "grad_norm", "learning_rate", "skipped_steps")
@@ -134,8 +133,7 @@ def _send_params(client: MlflowClient, run_id: str, record: Record) -> None:
             ", ".join(changed),
         )
     new = [Param(key, value) for key, value in params.items() if key not in known]
-    for begin in range(0, len(new), MAX_PARAMS):
-        client.log_batch(run_id, params=new[begin : begin + MAX_PARAMS])
+    client.log_batch(run_id, params=new)
 
 
 def _send_tags(client: MlflowClient, run_id: str, record: Record) -> None:

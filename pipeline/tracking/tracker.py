@@ -190,7 +190,9 @@ class Tracker:
         try:
             descriptor = os.open(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
+                before = os.fstat(descriptor).st_size
                 if os.write(descriptor, line) < len(line):
+                    os.ftruncate(descriptor, before)  # the next record begins a line
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             finally:
                 os.close(descriptor)

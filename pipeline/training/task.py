@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices
+from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
 from pipeline.checkpoints.folder import Criterion
 from pipeline.recipe import Recipe
 from pipeline.tracking.provenance import DataFacts
@@ -44,6 +45,9 @@ class Task(ABC, Generic[Batch]):
     target_unit: str
     """What the loss is summed over, likewise."""
 
+    words: ClassVar[Mapping[str, str]] = {"train_loss": "loss %.4f"}
+    """How the log says a metric, if not by its name and four digits."""
+
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
 
@@ -52,13 +56,25 @@ class Task(ABC, Generic[Batch]):
     def criterion(self) -> Criterion:
         """Which of the metrics of `validate` says which step is the best."""
 
+    @cached_property
     @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """Return what a checkpoint is bound to, the model and what a step counts batches of: JSON
-        values, each under the words that an error calls it.
+    def model_identity(self) -> dict[str, Any]:
+        """Return what a model's weights are bound to: JSON values, each under the words that an
+        error calls it.
 
         :raises DataError: there are no prepared data.
         """
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint is bound to: besides the weights what a step counts batches of.
+
+        :raises DataError: there are no prepared data.
+        """
+        training = self.recipe.training
+        sizes = (training.batch_key, training.micro_batch_key)
+        batches = [BATCH_PLAN_VERSION, training.seed, *(getattr(training, key) for key in sizes)]
+        frozen = training.freeze
+        return {**self.model_identity, "batch plan": batches, "frozen parameters": frozen}
 
     def check_recipe(self) -> None:
         """Compare the recipe and the files that it names with what the data were made from.
@@ -107,9 +123,9 @@ class Task(ABC, Generic[Batch]):
     def loss(self, model: Model, batch: Batch) -> Tensor:
         """Return the training loss of `batch`, summed over the targets that `normaliser` counts."""
 
-    @abstractmethod
     def normaliser(self, batch: GlobalBatch) -> int:
         """Return the number of targets of a global batch: what its summed loss is divided by."""
+        return batch.target_tokens
 
     @abstractmethod
     def units(self, batch: GlobalBatch) -> int:
@@ -140,5 +156,6 @@ class Task(ABC, Generic[Batch]):
     def in_words(self, metrics: Mapping[str, float]) -> str:
         """Return what the log says of the metrics of `validate`, or of `loss_metrics`."""
         return " | ".join(
-            f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items()
+            self.words.get(name, f"{name.replace('_', ' ')} %.4f") % value
+            for name, value in metrics.items()
         )

@@ -266,11 +266,7 @@ class Trainer(Generic[Batch]):
             self.engine.save_checkpoint(
                 str(checkpoints),
                 tag=folder.name,
-                client_state={
-                    "recipe": self.recipe.model_dump(mode="json"),
-                    **info.model_dump(mode="json"),
-                    "universal_checkpoint_info": {"universal_checkpoint_version": 0.2},
-                },
+                client_state={"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}},
                 save_latest=False,
             )
             if self.ema and self.rank == 0:

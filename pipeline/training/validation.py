@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.shards import split_digest
@@ -124,7 +126,28 @@ class Validation:
         return self.state.gives_up(self.trainer.config.early_stopping)
 
 
-def shared_micro_batches(plan: BatchPlan, trainer: Trainer[Any]) -> Iterator[Indices]:
+def sum_over(
+    plan: BatchPlan,
+    trainer: Trainer[Any],
+    interruption: Interruption,
+    measure: Callable[[Indices], Tensor],
+) -> list[float]:
+    """Return sums over a validation set, the same on every rank, and every rank must call this.
+
+    :param measure: returns the sums over some of its examples `[sums]`, by `trainer.engine`, which
+        neither drops out nor keeps anything for gradients.
+    :raises Stopped: on every rank, when a signal has come to one.
+    """
+    total = torch.zeros((), device=trainer.device)
+    trainer.engine.eval()  # the next step switches back
+    with torch.no_grad():
+        for examples in _shared_micro_batches(plan, trainer):
+            total = total + measure(examples)
+            interruption.agree()
+    return [mean * trainer.world_size for mean in trainer.mean_over_ranks(*total)]
+
+
+def _shared_micro_batches(plan: BatchPlan, trainer: Trainer[Any]) -> Iterator[Indices]:
     """Yield this rank's micro-batches of a validation set, equally many on every rank: ZeRO-3
     gathers parameters in each forward pass. Those that make up the number are empty."""
     micro_batches = plan.sorted_micro_batches()

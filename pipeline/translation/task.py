@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices, map_lengths
+from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices, map_lengths
 from data_prep.files import DataError
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
@@ -41,6 +41,9 @@ class TranslationTask(Task["PairBatch"]):
 
     unit = "tokens"
     target_unit = "target_tokens"
+    words: ClassVar[Mapping[str, str]] = {
+        **Task.words, "train_ppl": "ppl %.2f", "valid_ppl": "ppl %.2f", "valid_bleu": "BLEU %.2f",
+    }  # fmt: skip
     recipe: TranslationRecipe
 
     @property
@@ -75,21 +78,8 @@ class TranslationTask(Task["PairBatch"]):
         )
 
     @cached_property
-    def _model_identity(self) -> dict[str, Any]:
+    def model_identity(self) -> dict[str, Any]:
         return model_identity(self.recipe)
-
-    def identity(self) -> dict[str, Any]:
-        training = self.recipe.training
-        return {
-            **self._model_identity,
-            "batch plan": [
-                BATCH_PLAN_VERSION,
-                training.seed,
-                training.max_tokens,
-                training.micro_batch_tokens,
-            ],
-            "frozen parameters": training.freeze,
-        }
 
     def check_recipe(self) -> None:
         check_decoder_levels(self.recipe, self.recipe.training.model_dump())
@@ -112,9 +102,6 @@ class TranslationTask(Task["PairBatch"]):
 
     def units(self, batch: GlobalBatch) -> int:
         return batch.source_tokens + batch.target_tokens
-
-    def normaliser(self, batch: GlobalBatch) -> int:
-        return batch.target_tokens
 
     def data_facts(self) -> DataFacts:
         recipe, data = self.recipe, self.recipe.data
@@ -247,13 +234,3 @@ class TranslationTask(Task["PairBatch"]):
         if every and (step % every == 0 or step == trainer.last_step):
             metrics |= valid_bleu(self, trainer, interruption)
         return metrics
-
-    def in_words(self, metrics: Mapping[str, float]) -> str:
-        words = {
-            "train_loss": "loss %.4f",
-            "train_ppl": "ppl %.2f",
-            "valid_loss": "valid loss %.4f",
-            "valid_ppl": "ppl %.2f",
-            "valid_bleu": "BLEU %.2f",
-        }
-        return " | ".join(words[name] % value for name, value in metrics.items())

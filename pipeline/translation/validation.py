@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import torch
+from torch import Tensor
 
-from data_prep.batch_plan import BatchPlan
+from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.corpora import read_lines
 from data_prep.vocabulary import PAD_IDX, load_vocabularies
 from models.factory import create_model
 from pipeline.ranks import gather_shares, share_of
 from pipeline.training.trainer import Trainer
-from pipeline.training.validation import Interruption, Stopped, shared_micro_batches
+from pipeline.training.validation import Interruption, Stopped, sum_over
 from pipeline.translation.batches import PairBatch, collate
 from pipeline.translation.scores import bleu
 from pipeline.translation.serving import batches_by_length
@@ -39,15 +39,13 @@ def valid_metrics(
     config, lengths = task.recipe.training, task.valid_pairs.lengths()
     budget = config.micro_batch_tokens or config.max_tokens
     plan = BatchPlan(*lengths, max_tokens=budget, micro_batch_tokens=None, seed=0)
-    total = torch.zeros((), device=trainer.device)
-    trainer.engine.eval()  # the next step switches back
-    with torch.no_grad():
-        for pairs in shared_micro_batches(plan, trainer):
-            batch = collate(task.valid_pairs, pairs, trainer.device)
-            total += task.cross_entropy(trainer.engine, batch)
-            interruption.agree()
-    (mean,) = trainer.mean_over_ranks(total)
-    loss = mean * float(trainer.world_size) / int(lengths[1].sum())
+
+    def measure(pairs: Indices) -> Tensor:
+        batch = collate(task.valid_pairs, pairs, trainer.device)
+        return task.cross_entropy(trainer.engine, batch)[None]
+
+    (total,) = sum_over(plan, trainer, interruption, measure)
+    loss = total / int(lengths[1].sum())
     return {"valid_loss": loss, "valid_ppl": perplexity(loss)}
 
 

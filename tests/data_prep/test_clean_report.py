@@ -43,6 +43,7 @@ def corpus(name: str, read: int, *dropped: int) -> dict[str, Any]:
         ),
         ([corpus("a", 500, 500, 0)], ["100.00 % of 500 dropped, 0 kept"]),
         ([corpus("a", 0, 0, 0)], ["none of 0 dropped, 0 kept"]),
+        ([corpus("a$_$", 500, 0, 0)], ["none of 500 dropped, 500 kept"]),
     ],
 )
 def test_every_corpus_has_a_row_that_can_be_read(

@@ -142,8 +142,8 @@ def test_a_killed_worker_is_a_clear_error_and_costs_nothing(
 
 
 @pytest.fixture
-def scheduler() -> Iterator[str]:
-    """Start a Dask scheduler and two workers."""
+def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start a Dask scheduler and two workers, in another folder than the command's."""
     address = f"tcp://127.0.0.1:{free_port()}"
     cli = [sys.executable, "-m"]
     host, port = address.removeprefix("tcp://").split(":")
@@ -152,8 +152,12 @@ def scheduler() -> Iterator[str]:
         [*cli, "distributed.cli.dask_worker", address, "--nworkers", "2", "--nthreads", "1",
          "--no-dashboard", "--death-timeout", "60"],
     ]  # fmt: skip
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     processes = [
-        subprocess.Popen(each, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+        subprocess.Popen(
+            each, cwd=elsewhere, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         for each in commands
     ]
     yield address
@@ -166,7 +170,8 @@ def scheduler() -> Iterator[str]:
 def test_dask_changes_nothing(
     recipe: Path, undisturbed: dict[str, str], tmp_path: Path, scheduler: str
 ) -> None:
-    options = ["--data.executor", "dask", "--data.scheduler", scheduler]
+    root = os.path.relpath(recipe.parent / "data")
+    options = ["--data.executor", "dask", "--data.scheduler", scheduler, "--data.root", root]
     done = run_process(command(recipe, tmp_path, *options))
     assert done.returncode == 0, done.stderr
     assert files_of(tmp_path) == undisturbed

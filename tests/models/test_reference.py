@@ -140,6 +140,16 @@ def test_what_is_no_checkpoint_is_refused(
     assert not Path("/tmp/evil-was-here").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"PK\x03\x04", b"no checkpoint"])
+def test_half_a_file_is_refused(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their.pt").write_bytes(content)
+    monkeypatch.setattr("sys.argv", ["reference", str(tmp_path / "their.pt"), str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"their\.pt: not a file of tensors only: \w"):
+        reference.main()
+
+
 def test_missing_tensor_is_named(golden: dict[str, Tensor]) -> None:
     weights = {k.removeprefix("weight."): v for k, v in golden.items() if k.startswith("weight.")}
     del weights["decoder.lev_param_SA_K_02"]

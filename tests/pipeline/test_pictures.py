@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.pictures import draw_bleu_by_length, draw_losses
+import numpy as np
+
+from pipeline.analysis.drawings import draw_attention, draw_cka, draw_cosines
+from pipeline.pictures import draw_bleu_by_length, draw_confusion, draw_losses
 
 PNG = b"\x89PNG"
 
@@ -18,6 +21,15 @@ def test_bleu_by_length(tmp_path: Path) -> None:
     draw_bleu_by_length("title", buckets, tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+
+
+def test_a_dollar_is_a_dollar(tmp_path: Path) -> None:
+    name, path, ones = "a$_$", tmp_path / "picture.png", np.ones((2, 2))
+    draw_confusion(name, ones.astype(np.int64), [name, "▁$$"], path)
+    draw_attention(name, ones[None], [name, "▁$$"], ["▁$$", name], path)
+    draw_cka((name, name), {name: ones}, path)
+    draw_cosines({name: {name: ones}}, path)
+    assert path.read_bytes().startswith(PNG)
 
 
 def test_losses(tmp_path: Path) -> None:

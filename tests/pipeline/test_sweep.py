@@ -206,6 +206,9 @@ def test_trainings_at_once_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch)
     }  # fmt: skip
     assert share_of_machine(4, 5)["CUDA_VISIBLE_DEVICES"] == "1"
     assert share_of_machine(4, 10 * cores)["OMP_NUM_THREADS"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none of them
+    monkeypatch.setattr("pipeline.sweeping.run.gpu_names", lambda: ["one", "another"])
+    assert "CUDA_VISIBLE_DEVICES" not in share_of_machine(0, 2)
 
 
 # ── Trainings ───────────────────────────────────────────────────────────────────────────────────

@@ -18,7 +18,7 @@ from models.image_classifier import ImageClassifier, ImageShape
 from models.recording import StackRecording, record
 from models.ringformer import VisionRing
 from models.ringformer.vision_reference import classifier_from_reference
-from pipeline.analysis.signals import Share, SignalSizes
+from pipeline.analysis.signals import SignalSizes, Sizes
 from tests.pipeline.analysis.test_recording import KernelCalls
 
 MODELS: list[Any] = [
@@ -88,7 +88,7 @@ def test_attention_is_that_of_the_published_implementation(shared: Path) -> None
         )
 
 
-def sizes(model: ImageClassifier, images: Tensor) -> Mapping[str, Share]:
+def sizes(model: ImageClassifier, images: Tensor) -> Mapping[str, Sizes]:
     """Return the sizes of the signals in a batch."""
     measure = SignalSizes()
     assert isinstance(model.encoder, VisionRing)

@@ -46,6 +46,8 @@ training:
   log_every: 5
   validate_every: 10
   checkpoint_every: 10
+tracking:
+  experiment: teams/bars
 """
 
 

@@ -73,7 +73,7 @@ def test_what_mlflow_has(
     done: subprocess.CompletedProcess[str], recipe: ClassificationRecipe
 ) -> None:
     client = MlflowClient(recipe.tracking_uri)
-    champion = client.get_model_version_by_alias("ringformer-bars-test", "champion")
+    champion = client.get_model_version_by_alias("teams-bars-bars-test", "champion")
     run = client.get_run(str(champion.run_id))
     folder = recipe.run_dir / "evaluation" / "bars-test"
     found = json.loads((folder / "scores.json").read_text())
@@ -105,7 +105,7 @@ def test_the_registered_model_classifies_files(
     code = (
         "import sys, mlflow; from pathlib import Path\n"
         f"mlflow.set_tracking_uri({recipe.tracking_uri!r})\n"
-        "model = mlflow.pyfunc.load_model('models:/ringformer-bars-test@champion')\n"
+        "model = mlflow.pyfunc.load_model('models:/teams-bars-bars-test@champion')\n"
         "print(model.predict([Path(name).read_bytes() for name in sys.argv[1:]]))\n"
         "assert 'torch' not in sys.modules"
     )

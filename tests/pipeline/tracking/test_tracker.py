@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.recipe_file import load_recipe
-from pipeline.tracking.tracker import Tracker, run_id_of, send_left_over
+from pipeline.tracking.tracker import Tracker, history_of, run_id_of, send_left_over
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import free_port, mlflow_server
 
@@ -157,3 +158,23 @@ def test_a_refused_record_does_not_hold_up_the_others(
     client = MlflowClient(recipe.tracking_uri)
     history = client.get_metric_history(tracker.run_id, "loss/train_loss")
     assert [metric.step for metric in history] == [1, 2]
+
+
+def test_a_record_that_does_not_fit_on_the_disk_leaves_nothing_behind(
+    tiny_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_of(tiny_recipe, tmp_path, free_port())
+    journal = recipe.run_dir / "tracking" / "journal.jsonl"
+    tracker = Tracker(recipe)
+    tracker.log_metrics({"train_loss": 3.0}, 1)
+    whole, limits = journal.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, limits[1]))
+    try:
+        tracker.log_metrics({"train_loss": 2.0}, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "not logged: No space left on device" in caplog.text
+    assert journal.read_bytes() == whole
+    tracker.log_metrics({"train_loss": 1.0}, 3)
+    tracker.close()
+    assert history_of(recipe)["train_loss"] == {1: 3.0, 3: 1.0}

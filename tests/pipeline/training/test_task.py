@@ -26,7 +26,7 @@ from pipeline.training.progress import start_logging
 from pipeline.training.run import check_run, train
 from pipeline.training.task import Task
 from pipeline.training.trainer import Trainer
-from pipeline.training.validation import Interruption, shared_micro_batches
+from pipeline.training.validation import Interruption, sum_over
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.ranks import finish, start_ranks, tracked, weights
 
@@ -88,7 +88,8 @@ class ParityTask(Task[NumberBatch]):
             seed=training.seed,
         )
 
-    def identity(self) -> dict[str, Any]:
+    @cached_property
+    def model_identity(self) -> dict[str, Any]:
         return {"model": "parity of bits", "data": [self.recipe.training.seed, TRAIN]}
 
     def check_data(self) -> str:
@@ -114,27 +115,20 @@ class ParityTask(Task[NumberBatch]):
     def loss(self, model: Model, batch: NumberBatch) -> Tensor:
         return cross_entropy(model(batch.bits), batch.parities, reduction="sum")
 
-    def normaliser(self, batch: GlobalBatch) -> int:
-        return batch.target_tokens  # of one number each
-
     def units(self, batch: GlobalBatch) -> int:
         return batch.source_tokens
 
     def validate(
         self, trainer: Trainer[NumberBatch], interruption: Interruption
     ) -> dict[str, float]:
-        loss, right = torch.zeros(()), torch.zeros(())
-        trainer.engine.eval()
-        with torch.no_grad():
-            for examples in shared_micro_batches(self._plan(VALID), trainer):
-                batch = self.collate(TRAIN + examples, trainer.device)
-                logits = trainer.engine(batch.bits)
-                loss += cross_entropy(logits, batch.parities, reduction="sum")
-                right += (logits.argmax(1) == batch.parities).sum()
-                interruption.agree()
-        means = trainer.mean_over_ranks(loss, right)
-        loss_sum, right_sum = (mean * trainer.world_size for mean in means)
-        return {"valid_loss": loss_sum / VALID, "valid_accuracy": right_sum / VALID}
+        def measure(examples: Indices) -> Tensor:
+            batch = self.collate(TRAIN + examples, trainer.device)
+            logits = trainer.engine(batch.bits)
+            right = (logits.argmax(1) == batch.parities).sum()
+            return torch.stack([cross_entropy(logits, batch.parities, reduction="sum"), right])
+
+        loss, right = sum_over(self._plan(VALID), trainer, interruption, measure)
+        return {"valid_loss": loss / VALID, "valid_accuracy": right / VALID}
 
 
 def recipe_of(path: Path, run_dir: Path) -> TranslationRecipe:
