@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field as Limit
 from pydantic import PositiveInt, field_validator, model_validator
@@ -18,6 +18,9 @@ from data_prep.filters import (
     TestOverlap,
 )
 from data_prep.section import Section
+from data_prep.text import sacrebleu_language
+
+LanguageCode = Annotated[str, Limit(pattern="^[a-z]{2,3}([-_][A-Za-z0-9]+)*$")]
 
 
 class Corpus(Section):
@@ -334,11 +337,12 @@ class Preparation(Section):
 class DataConfig(Preparation):
     """Corpora and how they become shards."""
 
-    source_lang: str = "de"
-    """Source language code."""
+    source_lang: LanguageCode = "de"
+    """Source language: two or three letters, with a script or a region if you like: zh, zh-TW,
+    deu_Latn."""
 
-    target_lang: str = "en"
-    """Target language code."""
+    target_lang: LanguageCode = "en"
+    """Target language, likewise."""
 
     train: tuple[TrainingCorpus, ...] = Limit(min_length=1)
     """Training corpora."""
@@ -405,14 +409,15 @@ def _check_that_bleu_knows(target_lang: str) -> None:
 
     :raises ValueError: sacreBLEU splits this language into words by packages that are not there.
     """
-    if target_lang not in ("ja", "ko"):  # sacreBLEU splits all others itself
+    language = sacrebleu_language(target_lang)
+    if language not in ("ja", "ko"):  # sacreBLEU splits all others itself
         return
     from sacrebleu import BLEU
 
     try:
-        BLEU(trg_lang=target_lang)
+        BLEU(trg_lang=language)
     except RuntimeError as error:
         raise ValueError(
             f"target_lang: sacreBLEU needs more packages to score {target_lang}; "
-            f".venv/bin/python -m pip install 'sacrebleu[{target_lang}]' brings them"
+            f".venv/bin/python -m pip install 'sacrebleu[{language}]' brings them"
         ) from error

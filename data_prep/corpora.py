@@ -304,8 +304,9 @@ def read_lines(path: Path) -> Iterator[str]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             lines: Iterable[bytes] = _segments(file.read()) if ".sgm" in path.suffixes else file
-            for number, line in enumerate(lines, start=1):  # noqa: B007 (the handlers use it)
-                yield line.decode("utf-8").rstrip("\r\n")
+            for number, line in enumerate(lines, start=1):
+                text = line.decode("utf-8").rstrip("\r\n")
+                yield text.removeprefix("\ufeff") if number == 1 else text  # the file's, no word's
     except UnicodeDecodeError as error:
         raise _not_utf8(path, number, error.start) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

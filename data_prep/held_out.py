@@ -69,6 +69,12 @@ def in_training_text(
         if not files or not all(path.is_file() for path in files):
             return None
         found.append(set())
+        of_source = lang == config.source_lang
+        tags = {f"{each.tag} ".encode() for each in config.train if each.tag and of_source}
         for path in files:
-            found[-1] |= lines.intersection(path.read_bytes().split(b"\n"))
+            text_of_piece = path.read_bytes().split(b"\n")
+            found[-1] |= lines.intersection(text_of_piece)
+            for tag in tags:
+                bare = (line[len(tag) :] for line in text_of_piece if line.startswith(tag))
+                found[-1] |= lines.intersection(bare)
     return found

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 LARGEST = 2**53  # the whole numbers up to it are exact in JSON, in MLflow and as floats
 
@@ -19,6 +19,16 @@ class Section(BaseModel):
         allow_inf_nan=False,
         serialize_by_alias=True,  # a key that Python cannot have as a name
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, content: Any) -> Any:
+        """Python takes True for 1."""
+        for key, field in cls.model_fields.items() if isinstance(content, dict) else ():
+            value, kind = content.get(key), field.annotation
+            if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+                raise ValueError(f"{key} cannot be {str(value).lower()}")
+        return content
 
     @field_validator("*")
     @classmethod

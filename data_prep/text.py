@@ -28,6 +28,15 @@ BREAKS = [
 ]
 
 
+def sacrebleu_language(code: str) -> str:
+    """Return what sacreBLEU calls a language: it chooses a tokeniser by a bare code of two letters.
+
+    :param code: with or without a script or region; of two or three letters.
+    """
+    language = re.split("[-_]", code)[0]
+    return {"zho": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko"}.get(language, language)
+
+
 def normalise(text: str) -> str:
     """Return text in Unicode NFC, without control characters, with single spaces."""
     return normalise_lines(text.replace("\n", " "))[0]

@@ -233,7 +233,11 @@ class Recipe(Section):
             slug = slug_of(name)
             if slug in taken:
                 raise ValueError(f"the test set {name} must not be called {slug}: {taken[slug]}")
-            taken |= {slug: "another test set is", "test": "data.test is, in MLflow"}
+            taken |= {
+                slug: "another test set is",
+                "test": "data.test is, in MLflow",
+                "valid": "the validation set is, in MLflow",
+            }
         return self
 
     @model_validator(mode="after")

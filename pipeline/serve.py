@@ -110,6 +110,11 @@ def load_model(folder: Path, search: Mapping[str, Any]) -> Model:
     if not settings.source_lang or not settings.target_lang:
         raise ModelError(f"{folder}: export.json does not say which languages the model is for")
     translator = Translator.of_export(folder, **search)
+    if translator.search.sampling_topk is not None:  # what is drawn depends on a line's place
+        raise ModelError(
+            f"{folder} draws its translations, and what a client gets would depend on the others: "
+            "serve it with --evaluation.sampling_topk null"
+        )
     translator.warns = False  # of the lines of clients
     return Model(settings.source_lang, settings.target_lang, folder, translator)
 

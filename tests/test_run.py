@@ -337,10 +337,12 @@ def test_other_settings_after_training_are_pointed_out(
     trained: subprocess.CompletedProcess[str], recipe: Path, command: Command
 ) -> None:
     done = command(
-        "pipeline.train", "--steps_left", "--config", recipe, "--training.learning_rate", 1e-4
-    )
+        "pipeline.train", "--steps_left", "--config", recipe, "--training.learning_rate", 1e-4,
+        "--training.init_from", "gone", "--training.random_depth", "true",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "it was trained with other values of learning_rate" in done.stderr
+    others = "init_from, learning_rate, random_depth"
+    assert f"it was trained with other values of {others}; for a new" in done.stderr
     done = command("pipeline.train", "--steps_left", "--config", recipe, "--training.seed", 7)
     assert done.returncode == 1
     assert "belongs to another batch plan" in done.stderr

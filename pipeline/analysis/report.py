@@ -27,7 +27,10 @@ log = logging.getLogger("analyse")
 
 VERSION = 1  # raise it when the same model would give other files
 SUMMARY = "analysis.json"  # written last: it describes the others
-WHAT_MODELS_SHARE = {"translation": "vocabularies are", "classification": "classes or images are"}
+WHAT_MODELS_SHARE = {
+    "translation": "languages or vocabularies are",
+    "classification": "classes or images are",
+}
 LIBRARIES = ("torch", "matplotlib")  # that files can differ by
 
 

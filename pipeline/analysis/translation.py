@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.files import digest_of
 from data_prep.vocabulary import vocabulary_digest
 from models.export_format import read_settings
 from pipeline.analysis.examples import AnalysedModel, Settings, Subject, exported
@@ -31,7 +32,7 @@ def subject_of_run(recipe: TranslationRecipe) -> Subject:
     return Subject(
         name=recipe.run_dir.absolute().name,
         weights=weights_digest(recipe, checkpoints),
-        bound_to=vocabulary_digest(recipe.shards),
+        bound_to=digest_of([vocabulary_digest(recipe.shards), recipe.data.languages]),
         heads=recipe.model.num_heads,
         load=partial(_load_run, recipe, checkpoints),
     )
@@ -44,8 +45,12 @@ def subject_of_export(folder: Path) -> Subject:
     :raises UsageError: its format does not hold the model as PyTorch runs it.
     """
     settings = read_settings(folder)
+    languages = settings.source_lang, settings.target_lang
     return exported(
-        folder, settings, lambda: vocabulary_digest(folder), partial(_load_export, folder)
+        folder,
+        settings,
+        lambda: digest_of([vocabulary_digest(folder), languages]),
+        partial(_load_export, folder),
     )
 
 

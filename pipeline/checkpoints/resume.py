@@ -27,6 +27,10 @@ OPTIMISATION = (
     "weight_decay",
     "clip_norm",
     "label_smoothing",
+    "init_from",
+    "random_depth",
+    "ema_decay",
+    "augmentation",
 )
 
 
@@ -96,4 +100,5 @@ def finished_note(recipe: Recipe, newest: Checkpoint) -> str:
 def _changed_optimisation(training: TrainingConfig, checkpoint: Checkpoint) -> list[str]:
     """Return the keys of OPTIMISATION that were others when the checkpoint was trained."""
     then, now = checkpoint.info.training, training.model_dump(mode="json")
-    return sorted(key for key in OPTIMISATION if then.get(key) != now[key])
+    known = now.keys() & then.keys()  # each task has some; those of an older version lack the new
+    return sorted(key for key in OPTIMISATION if key in known and then[key] != now[key])

@@ -19,7 +19,7 @@ from data_prep.identity import check_corpora
 from data_prep.stage import read_manifest
 from data_prep.text import normalise
 from data_prep.vocabulary import load_vocabularies
-from models.export_format import read_settings
+from models.export_format import digest_of_export, read_settings
 from pipeline.checkpoints.folder import CheckpointError
 from pipeline.evaluation.comet import check_comet, comet_score
 from pipeline.evaluation.result import EvaluatedModel, Evaluation, share_progress
@@ -31,7 +31,7 @@ from pipeline.evaluation.test_sets import (
 )
 from pipeline.evaluation.translations import TranslationResult, weights_digest
 from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
-from pipeline.recipe import VALIDATION
+from pipeline.recipe import VALIDATION, UsageError
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.scores import bleu
 from pipeline.translation_recipe import TranslationRecipe
@@ -105,8 +105,8 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
             "version": VERSION,
             "search": dict(self.search),
             "weights": self.weights,
-            "export": read_manifest(self.export) if self.export else None,
-            "untrained": self.recipe.training.seed if self.has_baseline(test_set) else None,
+            "export": digest_of_export(self.export) if self.export else None,
+            "untrained": self._step_0 if self.has_baseline(test_set) else None,
             "test set": sha256,
             "target_lang": self.recipe.data.target_lang,  # of BLEU's tokeniser
             "longest line": None if self.export else self.recipe.data.max_tokens_per_side,
@@ -124,10 +124,28 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
     def _is_of_recipe(self, test_set: TestSet) -> bool:
         return test_set.name == self.recipe.data.test.name
 
+    @cached_property
+    def _step_0(self) -> Any:
+        """What the weights before the first step come from."""
+        seed, base = self.recipe.training.seed, self.recipe.training.init_from
+        return [seed, digest_of_export(base)] if base else seed
+
     def has_baseline(self, test_set: TestSet) -> bool:
         """Tell whether an untrained model is scored on `test_set` too."""
         wanted = self.recipe.evaluation.untrained_baseline
         return wanted and self._is_of_recipe(test_set) and not self.export
+
+    @cached_property
+    def has_learnt_here(self) -> bool:
+        """Whether the training text of `run_dir` is what the model has learnt from."""
+        if self.export is None:
+            return True
+        try:
+            own = weights_digest(self.recipe, checkpoints_of_run(self.recipe))
+        except (CheckpointError, UsageError):
+            return False
+        manifest = read_manifest(self.export) or {"inputs": {}}
+        return bool(manifest["inputs"].get("weights") == own)
 
     def comet_model(self, name: str) -> Path | None:
         """Return the COMET model that scores a set too, by the name of its folder; None: none."""
@@ -210,7 +228,7 @@ def _translate_and_score(
     if rank() == 0:
         lines = list(map(normalise, test_set.sources))
         lengths = [len(ids) for ids in translator.source_vocabulary.encode(lines)]
-        overlap = overlap_of(recipe, test_set)
+        overlap = overlap_of(recipe, test_set) if model.has_learnt_here else None
         more["in_training_text"] = overlap and overlap._asdict()
         if comet := model.comet_model(result.folder.name):
             log.info("test set %s: COMET", test_set.name)

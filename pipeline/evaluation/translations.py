@@ -29,6 +29,7 @@ log = logging.getLogger("evaluate")
 
 TABLE_ROWS = 100  # the first sentences, in MLflow's table
 SENTENCE_COLUMNS = ("line", "chrf", "source", "translation", "reference")
+NO_CELL = str.maketrans("\r\0", "  ")  # what would end a row of a table, or the table
 USUAL_LENGTH_RATIO = (0.9, 1.1)  # of translations to references; beyond, a warning
 WARNINGS = {
     "copied": "are their source again",
@@ -176,7 +177,11 @@ class TranslationResult(Result):
         chrf = sentence_scores(hypotheses, references)
         joined = [" ‖ ".join(row) for row in zip(*references, strict=True)]
         lines = range(1, len(chrf) + 1)
-        columns = (lines, chrf, self.test_set.sources, hypotheses, joined)
+        texts = (
+            [text.translate(NO_CELL) for text in column]
+            for column in (self.test_set.sources, hypotheses, joined)
+        )
+        columns = (lines, chrf, *texts)
         rows: list[tuple[Any, ...]] = list(zip(*columns, strict=True))
         rows.sort(key=lambda row: (row[1], row[0]))
         text = io.StringIO()

@@ -35,10 +35,13 @@ class Logged(NamedTuple):
     digests: dict[str, str]
     """Of the last record about each subject."""
 
+    statuses: list[str]
+    """Of the run, one after the other."""
+
 
 def read_journal(journal: Path) -> Logged:
     """Read what was logged before."""
-    logged = Logged({}, {}, {})
+    logged = Logged({}, {}, {}, [])
     if journal.exists():
         with journal.open("rb") as lines:
             for line in lines:
@@ -48,7 +51,9 @@ def read_journal(journal: Path) -> Logged:
                     del record["time_ms"]
                     if kind == "metrics":
                         add_to_history(logged.history, record["metrics"], record["step"])
-                    elif kind != "status":
+                    elif kind == "status":
+                        logged.statuses.append(record["status"])
+                    else:
                         logged.digests[subject_of(kind, record)] = digest_of(record)
                     if kind == "tags":
                         logged.tags.update(record["tags"])

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,16 +57,30 @@ class Tracker:
         self._journal, self._state_file = _journal_and_state_file(recipe)
         self._journal.parent.mkdir(parents=True, exist_ok=True)
         self._state = _read_state(recipe) or {"run_id": run_id, "sent": 0}
+        if original := self._original():
+            text = "%s is a copy of %s, which keeps the run in MLflow; this one gets another"
+            log.warning(text, recipe.run_dir, original)
+            self._state = {"run_id": None, "sent": 0}
         self._run_exists = False
         end_torn_line(self._journal)
         if not self._journal.exists():
             self._state["sent"] = 0
-        self.history, self.tags, self._logged = read_journal(self._journal)
+        self.history, self.tags, self._logged, _ = read_journal(self._journal)
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(
             target=self._send_until_closed, name="tracking", daemon=True
         )
         self._thread.start()
+
+    def _original(self) -> Path | None:
+        """Return the `run_dir` that this one is a copy of, if that goes on with the same run."""
+        recipe, place = self._recipe, self._state.get("run_dir")
+        if not isinstance(place, str) or not Path(place).is_dir():
+            return None
+        if Path(place).samefile(recipe.run_dir):
+            return None
+        original = recipe.model_copy(update={"run_dir": Path(place)})
+        return original.run_dir if run_id_of(original) == self.run_id else None
 
     @property
     def run_id(self) -> str | None:
@@ -204,7 +218,8 @@ class Tracker:
 
     def _save_state(self) -> None:
         """Write the run id and how much was sent; states of other tracking stores stay."""
-        states = {**_read_states(self._recipe), self._recipe.tracking_uri: self._state}
+        own = {**self._state, "run_dir": str(self._recipe.run_dir.resolve())}
+        states = {**_read_states(self._recipe), self._recipe.tracking_uri: own}
         write_json(self._state_file, states)
 
     def _send_until_closed(self) -> None:
@@ -259,7 +274,12 @@ class Tracker:
 
         if self.run_id is not None:
             try:
-                self._run_exists = client.get_run(self.run_id).info.lifecycle_stage == "active"
+                run = client.get_run(self.run_id)
+                self._run_exists = run.info.lifecycle_stage == "active"
+                name = client.get_experiment(run.info.experiment_id).name
+                if name != self._recipe.tracking.experiment:
+                    text = "MLflow run %s stays in its experiment, %s; tracking.experiment says %s"
+                    log.warning(text, self.run_id, name, self._recipe.tracking.experiment)
             except MlflowException as error:
                 if error.get_http_status_code() != 404:  # type: ignore[no-untyped-call]
                     raise
@@ -311,6 +331,17 @@ def open_tracker(recipe: Recipe) -> Tracker:
         with suppress(CheckpointError):  # a command that reads the checkpoint will say so
             run_id = checkpoints[-1].info.tracker_run_id
     return Tracker(recipe, run_id)
+
+
+def set_aside_finished(recipe: Recipe) -> None:
+    """Rename the folder of the records if they are of a training that came to an end. A new one in
+    the same `run_dir` gets a run of its own: its curves are not those of the one before."""
+    journal, _ = _journal_and_state_file(recipe)
+    logged, folder = read_journal(journal), journal.parent
+    if "train_loss" in logged.history and not {"FINISHED", "KILLED"}.isdisjoint(logged.statuses):
+        number = next(n for n in count(1) if not folder.with_name(f"tracking-{n}").exists())
+        kept = folder.rename(folder.with_name(f"tracking-{number}"))
+        log.info("training anew, as another run in MLflow; records of the one before: %s", kept)
 
 
 def history_of(recipe: Recipe) -> History:

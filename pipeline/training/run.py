@@ -18,7 +18,7 @@ from pipeline.recipe import Recipe
 from pipeline.tracking.note import LOSSES, log_note
 from pipeline.tracking.provenance import TrainingFacts, log_data, log_training
 from pipeline.tracking.system_metrics import SystemMetrics
-from pipeline.tracking.tracker import Tracker, open_tracker
+from pipeline.tracking.tracker import Tracker, open_tracker, set_aside_finished
 from pipeline.training.deepspeed_config import precision
 from pipeline.training.loop import Loop
 from pipeline.training.rehearsal import rehearse
@@ -70,6 +70,8 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
     if trainer.rank == 0:
         log.info("preflight: %s", fits)
         _introduce(trainer, newest)
+        if newest is None:
+            set_aside_finished(task.recipe)
         tracker = open_tracker(task.recipe)
         data = task.data_facts()
         log_data(tracker, task.recipe, data)
@@ -84,7 +86,7 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
         raise
     finally:
         if tracker:
-            _draw_losses(tracker, task.recipe)
+            _draw_losses(tracker, task.recipe, trainer.step)
             log_note(tracker, task.recipe, data, scores=None)
             tracker.close(status)
 
@@ -128,10 +130,18 @@ def _facts(trainer: Trainer[Batch]) -> TrainingFacts:
     )
 
 
-def _draw_losses(tracker: Tracker, recipe: Recipe) -> None:
-    """Draw the picture of the run, which its note shows."""
+def _draw_losses(tracker: Tracker, recipe: Recipe, last: int) -> None:
+    """Draw the picture of the run, which its note shows.
+
+    :param last: the step that it has come to. What is logged of others was trained before, from
+        checkpoints that are no more.
+    """
     picture = recipe.run_dir / LOSSES
+    history = {
+        name: {step: value for step, value in values.items() if step <= last}
+        for name, values in tracker.history.items()
+    }
     try:
-        draw_losses(tracker.history, picture)
+        draw_losses(history, picture)
     except OSError as error:  # a full disk: training ends as it has, not with a traceback
         log.warning("%s: not drawn: %s", picture, error.strerror)

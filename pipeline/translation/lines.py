@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from data_prep.files import DataError
-from pipeline.command_line import keys_on_command_line, on_signals, path_argument
+from pipeline.command_line import Once, keys_on_command_line, on_signals, path_argument
 from pipeline.recipe import UsageError
 from pipeline.translation_recipe import SearchConfig, TranslationRecipe
 
@@ -64,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser, content: str) -> None:
 
     :param content: what a line is, in the plural.
     """
-    parser.add_argument("--input", type=path_argument, help=f"file of {content}; default: stdin")
+    parser.add_argument(
+        "--input", type=path_argument, action=Once, help=f"file of {content}; default: stdin"
+    )
     parser.add_argument(
         "--model",
         type=path_argument,

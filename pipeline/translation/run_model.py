@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sentencepiece import SentencePieceProcessor
@@ -14,7 +15,8 @@ from data_prep.files import digest_of
 from data_prep.shards import read_shards_manifest
 from data_prep.vocabulary import PAD_IDX, load_vocabularies, vocabulary_digest
 from models.config import ModelConfig
-from pipeline.checkpoints.folder import Checkpoint
+from models.export_format import ModelError, read_settings
+from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.checkpoints.weights import average_weights, fitting_checkpoints
 from pipeline.recipe import UsageError
 from pipeline.translation_recipe import TranslationRecipe
@@ -64,11 +66,39 @@ def check_decoder_levels(recipe: TranslationRecipe, trained_with: Mapping[str, A
 
 
 def untrained_model(recipe: TranslationRecipe) -> TranslationModel:
-    """Return the model with the random weights that training starts with."""
+    """Return the model with the weights that training starts with.
+
+    :raises CheckpointError: `training.init_from` does not fit.
+    """
     import torch
 
     torch.manual_seed(recipe.training.seed)
-    return model_for(recipe.model, load_vocabularies(recipe.shards))
+    model = model_for(recipe.model, load_vocabularies(recipe.shards))
+    if recipe.training.init_from:
+        load_initial_weights(recipe, model, recipe.training.init_from)
+    return model
+
+
+def load_initial_weights(recipe: TranslationRecipe, model: TranslationModel, folder: Path) -> None:
+    """Load the weights of an export into `model`.
+
+    :raises CheckpointError: it has another vocabulary than the shards, or is of another model.
+    """
+    from pipeline.training import initial_weights
+
+    shards = recipe.shards
+    try:
+        settings = read_settings(folder)
+        if vocabulary_digest(folder) != vocabulary_digest(shards):
+            raise ModelError(
+                f"{folder} has another vocabulary than {shards}; prepare them with its own: "
+                f"data.vocabulary.from: {folder}"
+            )
+    except (ModelError, OSError) as error:
+        raise CheckpointError(f"training.init_from: {error}") from error
+    initial_weights.load_initial_weights(
+        model, folder, settings.format, settings.model, recipe.model
+    )
 
 
 def model_for(

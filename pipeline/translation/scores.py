@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from data_prep.text import sacrebleu_language
+
 if TYPE_CHECKING:
     from sacrebleu.metrics.bleu import BLEU, BLEUScore
 
@@ -166,4 +168,4 @@ def _all_metrics(target_lang: str) -> Metrics:
 def _bleu(target_lang: str) -> BLEU:
     from sacrebleu.metrics.bleu import BLEU
 
-    return BLEU(trg_lang=target_lang)
+    return BLEU(trg_lang=sacrebleu_language(target_lang))

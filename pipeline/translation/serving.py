@@ -8,6 +8,7 @@ is served (`ctranslate2_translator.py`, `onnx_translator.py`).
 from __future__ import annotations
 
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,15 @@ NEWER = {  # search keys that older exports do not have
     "sampling_temperature": 1.0,
     "sampling_seed": 1,
 }
+
+WHOLE = {
+    "beam_size": 1, "no_repeat_ngram_size": 0, "max_length_offset": 0, "sampling_topk": 0,
+    "sampling_seed": 0,
+}  # fmt: skip
+"""Search keys that are whole numbers, and the least that each can be."""
+
+ABOVE = {"length_penalty": -math.inf, "max_length_ratio": 0.0, "sampling_temperature": 0.0}
+"""Those that are finite numbers, and what each must be above."""
 
 PairIds = tuple[list[list[int]], list[list[int]]]
 """Token ids of sources, and of their targets, each with EOS."""
@@ -383,6 +393,7 @@ def open_export(
     :param search: `evaluation` keys that differ from what the model was exported with.
     :raises ModelError: `folder` holds no exported model of that format.
     :raises TypeError: there is no such key.
+    :raises ValueError: a key cannot have this value.
     """
     settings = read_settings(folder)
     if settings.format != format:
@@ -398,9 +409,29 @@ def open_export(
     except (OSError, RuntimeError) as error:
         raise ModelError(f"{folder}: not an exported model: {error}") from error
     evaluation = {**evaluation, **search}
+    _check_search(search, evaluation)
     evaluation["shortlist"] = settings.shortlist and evaluation["shortlist"] is not False
     options = cast("SearchConfig", SimpleNamespace(**evaluation))
     return settings, (files[0], files[-1]), options
+
+
+def _check_search(given: Mapping[str, object], search: Mapping[str, object]) -> None:
+    """Check values as a recipe does, without what that needs.
+
+    :param search: all keys, those that are given among them.
+    :raises ValueError: a key cannot have its value.
+    """
+    for key, value in given.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        good = True
+        if key in WHOLE:
+            good = isinstance(value, int) and number and value >= WHOLE[key]
+        elif key in ABOVE:
+            good = isinstance(value, int | float) and number and ABOVE[key] < value < math.inf
+        if not good and not (key == "sampling_topk" and value is None):
+            raise ValueError(f"{key} cannot be {value!r}")
+    if search["sampling_topk"] is None and search["sampling_temperature"] != 1:
+        raise ValueError("sampling_temperature is for sampling: set sampling_topk, too")
 
 
 def thread_count() -> int:

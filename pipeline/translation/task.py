@@ -17,12 +17,17 @@ from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.stage import read_manifest
 from data_prep.taken_vocabulary import check_taken_vocabulary
-from data_prep.vocabulary import PAD_IDX, vocabulary_digest, vocabulary_files
-from pipeline.checkpoints.folder import CheckpointError, Criterion
+from data_prep.vocabulary import PAD_IDX, vocabulary_files
+from pipeline.checkpoints.folder import Criterion
 from pipeline.tracking.provenance import DataFacts
 from pipeline.training.deepspeed_config import activation_checkpointing
 from pipeline.training.task import Task
-from pipeline.translation.run_model import check_decoder_levels, model_identity
+from pipeline.translation.run_model import (
+    check_decoder_levels,
+    load_initial_weights,
+    model_identity,
+)
+from pipeline.translation.teacher import check_teachers
 from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
@@ -85,6 +90,7 @@ class TranslationTask(Task["PairBatch"]):
         check_decoder_levels(self.recipe, self.recipe.training.model_dump())
         check_corpora(self.recipe.data, self.recipe.run_dir)
         check_taken_vocabulary(self.recipe.data, self.recipe.shards)
+        check_teachers(self.recipe.data, self.recipe.run_dir)
 
     def check_data(self) -> str:
         recipe = self.recipe
@@ -150,31 +156,11 @@ class TranslationTask(Task["PairBatch"]):
         recipe, training = self.recipe, self.recipe.training
         model = create_model(recipe.model, self.vocab_sizes, PAD_IDX)
         if training.init_from:
-            self._load_initial_weights(model, training.init_from)
+            load_initial_weights(recipe, model, training.init_from)
         model.checkpoint_activations(activation_checkpointing(training, recipe.model))
         if training.compile:
             model.compile_layers()
         return model
-
-    def _load_initial_weights(self, model: TranslationModel, folder: Path) -> None:
-        """Load the weights of an export into `model`.
-
-        :raises CheckpointError: it has another vocabulary than the shards, or is of another model.
-        """
-        from models.export_format import ModelError, read_settings
-        from pipeline.training.initial_weights import load_initial_weights
-
-        shards = self.recipe.shards
-        try:
-            settings = read_settings(folder)
-            if vocabulary_digest(folder) != vocabulary_digest(shards):
-                raise ModelError(
-                    f"{folder} has another vocabulary than {shards}; prepare them with its own: "
-                    f"data.vocabulary.from: {folder}"
-                )
-        except (ModelError, OSError) as error:
-            raise CheckpointError(f"training.init_from: {error}") from error
-        load_initial_weights(model, folder, settings.format, settings.model, self.recipe.model)
 
     def loss(self, model: Model, batch: PairBatch) -> Tensor:
         training, levels = self.recipe.training, None

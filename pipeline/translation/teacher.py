@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from data_prep.config import TrainingCorpus
+from data_prep.config import DataConfig, TrainingCorpus
 from data_prep.files import DataError, digest_of
+from data_prep.stage import SYNTHETIC, read_manifest
 from models.export_format import SETTINGS, ModelError, digest_of_export, read_ensemble
 from pipeline.translation.serving import TextTranslator, Translation
 from pipeline.translation_recipe import SearchConfig
@@ -88,6 +89,27 @@ def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> Exported
         draws_in_order=format == "ctranslate2" and search.sampling_topk is not None,
         workers=1 if format == "safetensors" and _has_gpu() else None,
     )
+
+
+def check_teachers(data: DataConfig, run_dir: Path) -> None:
+    """Compare the models that have made sides of corpora with those that the recipe names, as far
+    as they are at hand.
+
+    :raises DataError: one has changed.
+    """
+    for corpus in data.train:
+        made = read_manifest(run_dir / SYNTHETIC / corpus.name)
+        if corpus.translate_with is None or made is None:
+            continue
+        folders = corpus.translate_with.models
+        if not all(folder.is_dir() for folder in folders):
+            continue
+        if made["inputs"].get("model") != digest_of([digest_of_export(each) for each in folders]):
+            names = ", ".join(map(str, folders))
+            raise DataError(
+                f"data.train: {corpus.name} was translated by another model than {names} is now; "
+                "run `./run.sh prepare` to translate it anew"
+            )
 
 
 def _has_gpu() -> bool:

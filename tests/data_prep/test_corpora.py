@@ -187,3 +187,8 @@ def test_sgm_test_sets(tmp_path: Path) -> None:
     zipped = path.with_name(f"{path.name}.gz")
     zipped.write_bytes(gzip.compress(path.read_bytes()))
     assert list(read_lines(zipped)) == list(read_lines(path)) == ["Müller & Söhne", "zwei Zeilen'"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path: Path) -> None:
+    (tmp_path / "a.de").write_text("\ufeffEins\n\ufeffzwei\n", encoding="utf-8")
+    assert list(read_lines(tmp_path / "a.de")) == ["Eins", "\ufeffzwei"]

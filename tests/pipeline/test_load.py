@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +33,23 @@ def test_any_export_translates_and_scores_for_many_threads(
             assert scored == scores
     with pytest.raises(TypeError, match="a list of sentences"):
         translator.translate("Ja.")
+
+
+@pytest.mark.parametrize("format", ["safetensors", "ctranslate2", "onnx"])
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"beam_size": 0}, {"beam_size": True}, {"beam_size": "x"}, {"length_penalty": math.nan},
+        {"max_length_ratio": 0}, {"sampling_topk": -1}, {"no_repeat_ngram_size": None},
+        {"sampling_temperature": 0.5}, {"sampling_topk": 0, "sampling_temperature": 0.0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_that_search_cannot_have_are_refused(
+    format: Format, search: dict[str, Any], talkative_run: TranslationRecipe
+) -> None:
+    with pytest.raises(ValueError, match=list(search)[-1]):
+        load(exported(talkative_run, format), **search)
 
 
 def test_the_code_of_the_page_runs(

@@ -26,9 +26,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
+from models.export_format import ModelError
 from pipeline import load
 from pipeline.recipe import UsageError
-from pipeline.serve import main
+from pipeline.serve import load_model, main
 from pipeline.server.batching import Batcher, Found
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import ROOT, wait_for_answer
@@ -347,3 +348,5 @@ def test_bad_usage(ctranslate2_folder: Path, talkative_run: TranslationRecipe) -
             arguments.port = port
             with pytest.raises(UsageError, match=said):
                 main(talkative_run, arguments)
+    with pytest.raises(ModelError, match="serve it with --evaluation"):
+        load_model(ctranslate2_folder, {"sampling_topk": 5})

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from models.export_format import SETTINGS
 from pipeline.analysis.examples import Settings
 from pipeline.analysis.report import Report
 from pipeline.recipe import UsageError
@@ -162,9 +163,14 @@ def test_what_is_refused(
     other = shutil.copytree(exported(talkative_run, "safetensors"), tmp_path / "other")
     with (other / "spm.model").open("ab") as vocabulary:
         vocabulary.write(b"\0")
+    back = shutil.copytree(exported(talkative_run, "safetensors"), tmp_path / "back")
+    settings = json.loads((back / SETTINGS).read_text())
+    way = {"source_lang": "en", "target_lang": "de"}
+    (back / SETTINGS).write_text(json.dumps({**settings, **way}))
     for against, expected in (
         (tmp_path / "nothing", "neither a recipe nor the folder of an export"),
-        (other, "its vocabularies are not those of"),
+        (other, "its languages or vocabularies are not those of"),
+        (back, "its languages or vocabularies are not those of"),
         (ctranslate2_folder, "export with `--format safetensors`"),
     ):
         with pytest.raises(UsageError, match=expected):

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from data_prep.files import DataError
 from models.export_format import SETTINGS
@@ -21,6 +23,13 @@ from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 from tests.pipeline.conftest import save_checkpoint
+
+
+def nudge(module: nn.Module) -> None:
+    """Change the weights of a layer."""
+    with torch.no_grad():
+        for parameter in module.parameters(recurse=False):
+            parameter.add_(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +102,28 @@ def test_an_export_of_other_languages_is_not_evaluated(
     )
     with pytest.raises(CheckpointError, match="translates en to de, the recipe says"):
         evaluate(run, folder)
+
+
+def test_an_export_is_its_files(run: TranslationRecipe, tmp_path: Path) -> None:
+    """Also where the name stays, and manifest.json."""
+    folder, training = tmp_path / "export", run.training.model_copy(update={"warmup_steps": 51})
+    other = run.model_copy(update={"run_dir": tmp_path / "run", "training": training})
+    export(run, folder)
+    scores = evaluate(run, folder).results[0].scores
+    assert scores["in_training_text"] == {"sources": 0, "references": 0}
+    assert evaluate(run, folder).missing == []
+    shutil.copytree(run.run_dir, other.run_dir)
+    shutil.rmtree(other.checkpoints)
+    save_checkpoint(untrained_model(other).apply(nudge), other)
+    export(other, tmp_path / "other")
+    for name in ("model.bin", "model.safetensors"):
+        if (folder / name).exists():
+            shutil.copy(tmp_path / "other" / name, folder / name)
+    again = evaluate(run, folder)
+    assert again.results[0].fingerprint != scores["fingerprint"]
+    # It has learnt from what the other run has, and is not the model of this one.
+    theirs = evaluate(run, tmp_path / "other").results[0].scores
+    assert theirs["in_training_text"] is None
 
 
 def test_a_card_says_what_the_model_was_trained_with(

@@ -28,7 +28,7 @@ def leaking(prepared: TranslationRecipe, tmp_path: Path) -> TranslationRecipe:
     shutil.copytree(prepared.run_dir, tmp_path / "run", ignore=lambda _, names: {"checkpoints"})
     train = tmp_path / "run" / "clean" / "train" / "00000"
     german, english = ((train / f"text.{lang}").read_text().split("\n") for lang in ("de", "en"))
-    sources = [f"\ufeff{german[0]} ", german[5], "Neu.", ""]
+    sources = [f"\ufeff{german[0]} ", german[5], "Neu\rund\0alt.", ""]
     files = {
         "late.de": sources,
         "late.a.en": ["a", "b", "c", ""],
@@ -54,6 +54,8 @@ def test_leakage_is_said_beside_the_score(leaking: TranslationRecipe) -> None:
     own, late = (result.scores["in_training_text"] for result in results)
     assert own == {"sources": 0, "references": 0}
     assert late == {"sources": 2, "references": 1}
+    table = results[1].tables()["translations"]
+    assert table["source"][1:3] == [list(load_test_sets(leaking))[1].sources[1], "Neu und alt."]
     of_late, of_own = summary(leaking, results).split("\n")
     assert "of its 4 sentences the training text has 2 sources and 1 references" in of_late
     assert "training text" not in of_own
@@ -78,6 +80,11 @@ def test_training_wants_test_sets_taken_out_first(
 def test_without_the_training_text_it_is_not_known(leaking: TranslationRecipe) -> None:
     test_sets = list(load_test_sets(leaking))
     assert [overlap_of(leaking, each) for each in test_sets] == [Overlap(0, 0), Overlap(2, 1)]
+    text = leaking.clean_text / "train" / "00000" / "text.de"
+    text.write_text("".join(f"<BT> {line}\n" for line in text.read_text().splitlines()))
+    tagged = leaking.data.train[0].model_copy(update={"tag": "<BT>"})
+    data = leaking.data.model_copy(update={"train": (tagged,)})
+    assert overlap_of(leaking.model_copy(update={"data": data}), test_sets[1]) == Overlap(2, 1)
     shutil.rmtree(leaking.clean_text / "train")
     assert overlap_of(leaking, test_sets[1]) is None
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_prep.prepare import prepare
 from data_prep.shards import read_shards_manifest
 from data_prep.vocabulary import vocabulary_digest
 from pipeline.checkpoints.folder import CheckpointError
 from pipeline.recipe_file import load_recipe
+from pipeline.translation.run_model import untrained_model
 from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import exported
@@ -48,6 +50,10 @@ def test_an_export_is_trained_on_other_text(
     assert made.vocabulary.sha256 == vocabulary_digest(export) == vocabulary_digest(before.shards)
     assert made.of_split("train") != read_shards_manifest(before.shards).of_split("train")
     assert made.of_split("valid") == read_shards_manifest(before.shards).of_split("valid")
+    assert torch.equal(
+        untrained_model(recipe).source_embed.weight,
+        TranslationTask(recipe).create_model().source_embed.weight,
+    )
     arguments = [f"--{key}={value}" for key, value in keys[1:]]
     codes, said = train(
         fine, recipe.run_dir, *arguments, max_steps=1, learning_rate=1e-12, validate_every=1,

@@ -107,3 +107,16 @@ def test_suspicious_translations() -> None:
     assert suspicious(sources, hypotheses, references) == {
         "copied": [1], "empty": [2], "overlong": [4],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("codes", "tokeniser"),
+    [(("zh", "zh-CN", "zh_Hant", "cmn", "zho_Hans"), "zh"), (("en", "en-GB", "deu_Latn"), "13a")],
+)
+def test_the_tokeniser_is_the_languages_whatever_its_code(
+    codes: tuple[str, ...], tokeniser: str
+) -> None:
+    hypotheses, references = ["我今天去了北京的学校。", "猫"], [["我昨天去了北京的学校。", "猫"]]
+    found = [corpus_scores(hypotheses, references, code) for code in codes]
+    assert all(scores == found[0] for scores in found)
+    assert f"tok:{tokeniser}|" in found[0]["bleu_signature"]

@@ -26,6 +26,7 @@ from models.export_format import ModelError
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.recipe import UsageError
 from pipeline.recipe_file import load_recipe
+from pipeline.translation.task import TranslationTask
 from pipeline.translation.teacher import open_teacher
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
@@ -278,6 +279,12 @@ def test_a_student_of_the_recipe(
     assert isinstance(recipe, TranslationRecipe)
     prepare(recipe.data, recipe.run_dir, open_teacher=open_teacher)
     flags = [f"--{key}={value}" for key, value in keys.items() if key != "run_dir"]
+    teacher = Path("runs", "quickstart", "export").rename("teacher")
+    TranslationTask(recipe).check_recipe()
+    copy_of(teacher, Path("runs", "quickstart", "export"), evaluation={"beam_size": 1})
+    with pytest.raises(DataError, match=r"translated by another model than .*/export is now"):
+        TranslationTask(recipe).check_recipe()
+    shutil.rmtree(Path("runs", "quickstart", "export"))
     steps = {"max_steps": 2, "warmup_steps": 1, "validate_every": 2, "checkpoint_every": 2}
     codes, said = train(path, recipe.run_dir, *flags, **steps)
     assert codes == [0], said

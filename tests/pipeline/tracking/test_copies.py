@@ -1,0 +1,63 @@
+"""A run_dir that was copied, or trained anew, has a run of its own in MLflow."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.recipe_file import load_recipe
+from pipeline.tracking.tracker import Tracker, history_of, run_id_of, set_aside_finished
+from pipeline.translation_recipe import TranslationRecipe
+
+
+def run_in(tiny_recipe: Path, folder: Path) -> TranslationRecipe:
+    keys = {"run_dir": folder, "tracking.uri": f"sqlite:///{folder.parent}/mlflow.db"}
+    return load_recipe(tiny_recipe, [(key, str(value)) for key, value in keys.items()])
+
+
+def logged(recipe: TranslationRecipe, loss: float, step: int) -> str:
+    """Log a loss; return the id of the run that has it."""
+    tracker = Tracker(recipe)
+    tracker.log_metrics({"train_loss": loss}, step)
+    tracker.close()
+    assert tracker.run_id is not None
+    return tracker.run_id
+
+
+def test_a_copy_and_a_move(
+    tiny_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second, third = (run_in(tiny_recipe, tmp_path / name) for name in ("a", "b", "c"))
+    own = logged(first, 3.0, 1)
+    shutil.copytree(first.run_dir, second.run_dir)
+    copied = logged(second, 2.0, 2)
+    assert copied != own
+    assert f"{second.run_dir} is a copy of {first.run_dir}" in caplog.text
+    client = MlflowClient(first.tracking_uri)
+
+    def losses(run_id: str) -> list[float]:
+        return [each.value for each in client.get_metric_history(run_id, "loss/train_loss")]
+
+    assert losses(own) == [3.0]
+    assert losses(copied) == [3.0, 2.0]
+    assert logged(first, 1.0, 2) == own
+    first.run_dir.rename(third.run_dir)
+    assert logged(third, 0.5, 3) == own
+    assert losses(own) == [3.0, 1.0, 0.5]
+
+
+def test_training_anew(tiny_recipe: Path, tmp_path: Path) -> None:
+    recipe = run_in(tiny_recipe, tmp_path / "run")
+    tracker = Tracker(recipe)
+    tracker.log_metrics({"train_loss": 3.0}, 1)
+    tracker.close("FAILED")  # killed before its first checkpoint, for example
+    before = run_id_of(recipe)
+    set_aside_finished(recipe)
+    assert logged(recipe, 2.0, 2) == before
+    set_aside_finished(recipe)
+    assert history_of(recipe) == {}
+    assert logged(recipe, 2.5, 1) != before
+    assert (recipe.run_dir / "tracking-1" / "journal.jsonl").exists()
