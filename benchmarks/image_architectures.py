@@ -20,11 +20,12 @@ from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import ROOT
 
 RECIPE = ROOT / "recipes" / "fashion_mnist.yaml"
+VIT = {"model.architecture": "transformer"}
 SMALL = {"model.model_dim": "60", "model.ffn_inner_dim": "240"}
-SYSTEMS = {
+SYSTEMS = {  # each at the learning rate that suits it, by validation
     "RingFormer": {},
-    "ViT": {"model.architecture": "transformer"},
-    "ViT of the ring's size": {"model.architecture": "transformer", **SMALL},
+    "ViT": {**VIT, "training.learning_rate": "7.5e-4"},
+    "ViT of the ring's size": {**VIT, **SMALL, "training.learning_rate": "3e-3"},
     "Universal Transformer": {"model.architecture": "universal"},
     "One-Wide-FFN": {"model.architecture": "one_wide_ffn"},
     "RingFormer, signals on attention only": {"model.level_signals": "attention"},
