@@ -20,7 +20,7 @@ from benchmarks.runs import Run, draw, mean, train_all
 from benchmarks.train_step import loss_of, steps_of
 from data_prep.batch_plan import BatchPlan
 from data_prep.shards import ShardReader
-from data_prep.vocabulary import PAD_IDX
+from data_prep.text import PAD_IDX
 from models.factory import abstract_model, create_model
 from models.seq2seq import core_parameters
 from pipeline.checkpoints.weights import checkpoints_to_average

@@ -40,7 +40,7 @@ from benchmarks.rounds import (
     ratios,
 )
 from data_prep.corpora import read_lines
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
+from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from models.ctranslate2_spec import ctranslate2_spec
 from models.export_format import SHORTLISTS
 from models.seq2seq import TranslationModel

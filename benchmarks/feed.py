@@ -31,7 +31,7 @@ from benchmarks.rounds import create_parser, print_table, progress, seconds_of, 
 from data_prep.batch_plan import BatchPlan, map_lengths
 from data_prep.files import read_json, write_json
 from data_prep.shards import ShardReader, TokenIds, open_shard, read_shards_manifest, write_shard
-from data_prep.vocabulary import vocabulary_files
+from data_prep.text import vocabulary_files
 from pipeline.command_line import DEFAULT_RECIPE
 from pipeline.recipe_file import load_recipe
 from pipeline.training.feed import feed

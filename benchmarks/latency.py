@@ -33,7 +33,7 @@ from transformers import MarianConfig, MarianMTModel
 from benchmarks.decode import write_ctranslate2
 from benchmarks.latency_server import LENGTH, SHORTLIST_SHARE, Request
 from benchmarks.rounds import create_parser, print_table, progress, ratios, three_digits
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
+from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import ModelConfig
 from models.export_format import SHORTLISTS, Quantization
 from models.factory import create_model

@@ -20,7 +20,7 @@ from benchmarks.rounds import add_device_options, create_parser, dtype_of, measu
 from benchmarks.train_step import loss_of, steps_of
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.shards import ShardReader
-from data_prep.vocabulary import PAD_IDX
+from data_prep.text import PAD_IDX
 from models.config import ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel

@@ -35,10 +35,8 @@ from data_prep.shards import (
     write_shard,
 )
 from data_prep.stage import log, run_stage
-from data_prep.text import SOURCE_WORDS, normalise, words_of
+from data_prep.text import EOS_IDX, SOURCE_WORDS, UNK_IDX, normalise, vocabulary_files, words_of
 from data_prep.vocabulary import (
-    EOS_IDX,
-    UNK_IDX,
     Lost,
     PreparedVocabulary,
     Unknown,
@@ -46,7 +44,6 @@ from data_prep.vocabulary import (
     load_vocabularies,
     lost_by,
     unknown_characters,
-    vocabulary_files,
 )
 
 TokenIdsOf = Callable[[Sequence[Sequence[str]]], pa.RecordBatch]

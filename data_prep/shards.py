@@ -21,7 +21,8 @@ from pydantic import ValidationError
 
 from data_prep.files import DataError, digest_of, first_line, sha256_of, write_array_head
 from data_prep.stage import Record, read_manifest
-from data_prep.vocabulary import Lost, Unknown, VocabularyInfo, vocabulary_digest, vocabulary_files
+from data_prep.text import vocabulary_files
+from data_prep.vocabulary import Lost, Unknown, VocabularyInfo, vocabulary_digest
 
 RecordT = TypeVar("RecordT", bound=Record)
 TokenIds = NDArray[np.unsignedinteger[Any]]

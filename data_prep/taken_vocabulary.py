@@ -13,15 +13,12 @@ from sentencepiece import SentencePieceProcessor
 from data_prep.config import DataConfig, VocabularyConfig
 from data_prep.files import DataError, digest_of, read_json, sha256_of
 from data_prep.stage import SHARDS, VOCABULARY, log, run_stage
+from data_prep.text import JOINT, SEPARATE, UNK_IDX, vocabulary_files
 from data_prep.vocabulary import (
-    JOINT,
-    SEPARATE,
-    UNK_IDX,
     PreparedVocabulary,
     load_vocabularies,
     load_vocabulary,
     vocabulary_digest,
-    vocabulary_files,
 )
 
 KEY = "data.vocabulary.from"

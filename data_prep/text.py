@@ -13,6 +13,9 @@ from pathlib import Path
 
 PAD_IDX, UNK_IDX, BOS_IDX, EOS_IDX = 0, 1, 2, 3  # of every vocabulary
 
+JOINT, SEPARATE = ("spm.model",), ("spm.source.model", "spm.target.model")
+"""Files of a vocabulary of both sides, and of one for each."""
+
 SOURCE_WORDS = "source_words.txt"
 """A file beside a vocabulary that was made from a text of few different words: these words."""
 
@@ -26,6 +29,12 @@ BREAKS = [
     re.compile(r"[,;:)–—]\s+|[、，；：]"),
     re.compile(r"\s+"),
 ]
+
+
+def vocabulary_files(folder: Path) -> list[Path]:
+    """Return the path of a joint `spm.model`, or of `spm.source.model` and `spm.target.model`."""
+    joint, separate = ([folder / name for name in names] for names in (JOINT, SEPARATE))
+    return separate if separate[0].exists() and not joint[0].exists() else joint
 
 
 def sacrebleu_language(code: str) -> str:

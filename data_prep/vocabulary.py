@@ -24,15 +24,10 @@ from data_prep.corpora import read_lines
 from data_prep.files import DataError, digest_of, first_line, sha256_of
 from data_prep.pieces import map_pieces
 from data_prep.stage import Record, run_stage
-from data_prep.text import BOS_IDX as BOS_IDX
-from data_prep.text import EOS_IDX as EOS_IDX
-from data_prep.text import PAD_IDX as PAD_IDX
-from data_prep.text import UNK_IDX as UNK_IDX
+from data_prep.text import BOS_IDX, EOS_IDX, JOINT, PAD_IDX, SEPARATE, UNK_IDX, vocabulary_files
 
 VERSION = 3  # raise it when the same inputs would give another vocabulary
 SHOWN = 10  # characters that a line of the log names
-JOINT = ("spm.model",)
-SEPARATE = ("spm.source.model", "spm.target.model")
 
 
 class VocabularyInfo(Record):
@@ -138,12 +133,6 @@ def load_vocabulary(path: Path) -> SentencePieceProcessor:
             "2 and 3"
         )
     return model
-
-
-def vocabulary_files(folder: Path) -> list[Path]:
-    """Return the path of a joint `spm.model`, or of `spm.source.model` and `spm.target.model`."""
-    joint, separate = ([folder / name for name in names] for names in (JOINT, SEPARATE))
-    return separate if separate[0].exists() and not joint[0].exists() else joint
 
 
 def load_vocabularies(folder: Path) -> tuple[SentencePieceProcessor, SentencePieceProcessor]:

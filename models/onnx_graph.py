@@ -25,7 +25,7 @@ import numpy as np
 from torch import Tensor
 
 from data_prep.files import write_atomically
-from data_prep.vocabulary import EOS_IDX
+from data_prep.text import EOS_IDX
 from models.config import EXPRESSIBLE, LAYER_NORM_EPS, ModelConfig
 from models.export_format import DECODER, ENCODER, ONNX_WEIGHTS, Quantization
 from models.onnx_builder import (

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from data_prep.batch_plan import passes
 from data_prep.taken_vocabulary import vocabulary_sizes
-from data_prep.vocabulary import PAD_IDX
+from data_prep.text import PAD_IDX
 from models.factory import create_model, parameter_count
 from models.seq2seq import TranslationModel
 from pipeline.command_line import positive_argument, run_command

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from data_prep.files import only_command_in
-from data_prep.vocabulary import PAD_IDX
+from data_prep.text import PAD_IDX
 from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.recipe import ROOT

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data_prep.files import DataError, sha256_of
 from data_prep.stage import run_stage
-from data_prep.vocabulary import JOINT, PAD_IDX, SEPARATE
+from data_prep.text import JOINT, PAD_IDX, SEPARATE
 from models.config import ModelConfig
 from models.export_format import ClassifierSettings, ExportSettings, write_settings, write_weights
 from models.image_classifier import ImageClassifier

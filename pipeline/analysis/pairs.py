@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.shards import ShardReader
-from data_prep.vocabulary import BOS_IDX, PAD_IDX, load_vocabularies
+from data_prep.text import BOS_IDX, PAD_IDX
+from data_prep.vocabulary import load_vocabularies
 from models.recording import record
 from pipeline.analysis.distance import token_distances
 from pipeline.analysis.drawings import draw_attention

@@ -15,8 +15,8 @@ from data_prep.files import sha256_of, write_atomically
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.stage import run_stage
-from data_prep.text import SOURCE_WORDS
-from data_prep.vocabulary import load_vocabularies, vocabulary_files
+from data_prep.text import SOURCE_WORDS, vocabulary_files
+from data_prep.vocabulary import load_vocabularies
 from models.config import EXPRESSIBLE, ModelConfig
 from models.export_format import (
     SHORTLISTS,

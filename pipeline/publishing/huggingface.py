@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import write_atomically
-from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX, UNK_IDX
-from data_prep.vocabulary import load_vocabularies, vocabulary_files
+from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX, UNK_IDX, vocabulary_files
+from data_prep.vocabulary import load_vocabularies
 from models.export_format import WEIGHTS, ExportSettings
 from pipeline.translation.serving import length_limit, tokens_of
 from pipeline.translation_recipe import SearchConfig

@@ -22,7 +22,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from scipy.sparse import csr_matrix, vstack
 
 from data_prep.shards import ShardReader, TokenIds
-from data_prep.vocabulary import EOS_IDX, UNK_IDX, load_vocabularies
+from data_prep.text import EOS_IDX, UNK_IDX
+from data_prep.vocabulary import load_vocabularies
 from models.export_format import SHORTLISTS, Format
 from pipeline.translation.serving import tokens_of
 from pipeline.translation.shortlist import Shortlist

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_prep.batch_plan import Indices
 from data_prep.shards import ShardReader, TokenIds
-from data_prep.vocabulary import BOS_IDX, PAD_IDX
+from data_prep.text import BOS_IDX, PAD_IDX
 from models.padding import PaddedLayout, to_device
 
 Ids = TokenIds | Sequence[int]

@@ -13,7 +13,7 @@ import torch
 from fairseq2.nn import IncrementalStateBag
 from torch import Tensor
 
-from data_prep.vocabulary import EOS_IDX
+from data_prep.text import EOS_IDX
 from models.padding import PaddedLayout, to_device
 from models.recording import record
 from models.seq2seq import TranslationModel

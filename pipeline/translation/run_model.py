@@ -13,7 +13,8 @@ from sentencepiece import SentencePieceProcessor
 
 from data_prep.files import digest_of
 from data_prep.shards import read_shards_manifest
-from data_prep.vocabulary import PAD_IDX, load_vocabularies, vocabulary_digest
+from data_prep.text import PAD_IDX
+from data_prep.vocabulary import load_vocabularies, vocabulary_digest
 from models.config import ModelConfig
 from models.export_format import ModelError, read_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError

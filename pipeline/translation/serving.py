@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.text import normalise, split_to_fit, unseen_words
+from data_prep.text import normalise, split_to_fit, unseen_words, vocabulary_files
 from models.export_format import (
     DIVERGED,
     SHORTLISTS,
@@ -36,8 +36,6 @@ if TYPE_CHECKING:  # where this file is served there is no recipe
     from pipeline.translation_recipe import SearchConfig
 
 log = logging.getLogger("translate")
-
-VOCABULARIES = (("spm.model",), ("spm.source.model", "spm.target.model"))
 
 NEWER = {  # search keys that older exports do not have
     "shortlist": None,
@@ -403,9 +401,8 @@ def open_export(
     evaluation = {**NEWER, **(settings.evaluation or {})}
     if unknown := search.keys() - evaluation.keys():
         raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
-    names = VOCABULARIES[not (folder / VOCABULARIES[0][0]).exists()]
     try:
-        files = [SentencePieceProcessor(model_file=str(folder / name)) for name in names]
+        files = [SentencePieceProcessor(model_file=str(path)) for path in vocabulary_files(folder)]
     except (OSError, RuntimeError) as error:
         raise ModelError(f"{folder}: not an exported model: {error}") from error
     evaluation = {**evaluation, **search}

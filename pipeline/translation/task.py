@@ -17,7 +17,7 @@ from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.stage import read_manifest
 from data_prep.taken_vocabulary import check_taken_vocabulary
-from data_prep.vocabulary import PAD_IDX, vocabulary_files
+from data_prep.text import PAD_IDX, vocabulary_files
 from pipeline.checkpoints.folder import Criterion
 from pipeline.tracking.provenance import DataFacts
 from pipeline.training.deepspeed_config import activation_checkpointing

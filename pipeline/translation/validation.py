@@ -9,7 +9,8 @@ from torch import Tensor
 
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.corpora import read_lines
-from data_prep.vocabulary import PAD_IDX, load_vocabularies
+from data_prep.text import PAD_IDX
+from data_prep.vocabulary import load_vocabularies
 from models.factory import create_model
 from pipeline.ranks import gather_shares, share_of
 from pipeline.training.trainer import Trainer

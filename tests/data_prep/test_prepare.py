@@ -14,8 +14,8 @@ import pytest
 from data_prep import prepare as stages
 from data_prep.files import sha256_of
 from data_prep.shards import CorpusInfo, ShardReader, ShardsManifest
-from data_prep.text import SOURCE_WORDS, words_of
-from data_prep.vocabulary import EOS_IDX, load_vocabularies, load_vocabulary
+from data_prep.text import EOS_IDX, SOURCE_WORDS, words_of
+from data_prep.vocabulary import load_vocabularies, load_vocabulary
 from pipeline.recipe_file import load_recipe
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command

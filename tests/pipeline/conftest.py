@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
+from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from models.export_format import Format, Quantization
 from models.ringformer import RingDecoder
 from models.seq2seq import TranslationModel

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.vocabulary import PAD_IDX
+from data_prep.text import PAD_IDX
 from models.factory import create_model, parameter_count
 from pipeline.estimate import activations_per_token, sent_bytes, state_bytes
 from pipeline.recipe_file import load_recipe

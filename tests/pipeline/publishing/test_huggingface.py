@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
+from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from models.config import ModelConfig
 from models.export_format import ModelError
 from models.factory import create_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep.vocabulary import PAD_IDX
+from data_prep.text import PAD_IDX
 from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.checkpoints.weights import load_average, load_weights

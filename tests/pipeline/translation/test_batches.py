@@ -8,7 +8,7 @@ import torch
 
 from data_prep.batch_plan import BatchPlan
 from data_prep.shards import ShardReader
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
+from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from pipeline.translation.batches import collate
 from pipeline.translation_recipe import TranslationRecipe
 

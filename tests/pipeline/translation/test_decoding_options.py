@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.vocabulary import BOS_IDX, EOS_IDX, PAD_IDX
+from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from models.export_format import Format, ModelError
 from models.seq2seq import TranslationModel
 from pipeline.translation.beam_search import beam_search, force

@@ -11,13 +11,8 @@ from sentencepiece import SentencePieceTrainer
 from transformers import AutoTokenizer
 
 from data_prep.identity import write_identity
-from data_prep.vocabulary import (
-    BOS_IDX,
-    EOS_IDX,
-    PAD_IDX,
-    UNK_IDX,
-    load_vocabularies,
-)
+from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX, UNK_IDX
+from data_prep.vocabulary import load_vocabularies
 from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.publishing.exports import export
 from pipeline.recipe_file import load_recipe
