@@ -126,7 +126,7 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
 
     @cached_property
     def _step_0(self) -> Any:
-        """What the weights before the first step come from."""
+        """Return what the weights before the first step come from."""
         seed, base = self.recipe.training.seed, self.recipe.training.init_from
         return [seed, digest_of_export(base)] if base else seed
 
