@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Lock
+
 import torch
 
 from models.config import ModelConfig, VisionConfig
@@ -11,6 +13,8 @@ from models.seq2seq import TranslationModel
 from models.transformer import transformer_decoder, transformer_encoder
 from models.vision_transformer import VisionTransformer
 
+ONE_AT_A_TIME = Lock()  # fairseq2 sets itself up with the first model, not for two threads at once
+
 
 def create_model(
     config: ModelConfig, vocab_sizes: tuple[int, int], pad_idx: int
@@ -19,10 +23,12 @@ def create_model(
 
     :param vocab_sizes: of the source and the target side.
     """
-    if config.architecture == "transformer":
-        encoder, decoder = transformer_encoder(config), transformer_decoder(config)
-        return TranslationModel(config, vocab_sizes, pad_idx, encoder, decoder)
-    return TranslationModel(config, vocab_sizes, pad_idx, RingEncoder(config), RingDecoder(config))
+    with ONE_AT_A_TIME:
+        if config.architecture == "transformer":
+            encoder, decoder = transformer_encoder(config), transformer_decoder(config)
+            return TranslationModel(config, vocab_sizes, pad_idx, encoder, decoder)
+        rings = RingEncoder(config), RingDecoder(config)
+        return TranslationModel(config, vocab_sizes, pad_idx, *rings)
 
 
 def create_classifier(config: VisionConfig, image: ImageShape, classes: int) -> ImageClassifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, get_args
 
 import numpy as np
@@ -23,6 +24,7 @@ from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel, core_parameters
 from pipeline.translation.batches import PairBatch, collate_ids
 from pipeline.translation.task import TranslationTask
+from tests.conftest import run_process
 
 PAD, VOCAB = 0, 40
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
@@ -578,3 +580,16 @@ def test_tied_embeddings_of_two_sizes_are_refused() -> None:
 def test_a_sequence_over_the_limit_is_refused(architecture: Architecture) -> None:
     with pytest.raises(ValueError, match="max_seq_len"):
         tiny(architecture, max_seq_len=8).logits(sequences(9), sequences(3))
+
+
+def test_two_threads_may_build_the_first_models_of_a_process() -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+from models.config import ModelConfig
+from models.factory import abstract_model
+config = ModelConfig(architecture="transformer", model_dim=32, num_heads=4, ffn_inner_dim=64)
+with ThreadPoolExecutor(4) as threads:
+    list(threads.map(lambda _: abstract_model(config, (50, 50)), range(4)))
+"""
+    done = run_process([sys.executable, "-c", code])
+    assert done.returncode == 0, done.stderr
