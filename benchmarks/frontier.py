@@ -136,6 +136,7 @@ CLAIMS = (
     Claim("RingFormer 96, taught", "Transformer 96, taught"),
     Claim("RingFormer 96, taught", "Transformer 96"),
     Claim("RingFormer 96, taught", "Transformer 56, taught"),
+    Claim("RingFormer 96, 6-2", "Transformer 64, 6-2"),
     Claim("RingFormer 96, 6-2", "RingFormer 96"),
     Claim("RingFormer 96, 12-2", "RingFormer 96, 6-2"),
 )
