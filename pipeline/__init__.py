@@ -28,8 +28,7 @@ def load(
     :param search: `evaluation` keys that differ from what the model was exported with.
     :raises ModelError: the folder is not an exported translation model.
     :raises TypeError: there is no such key.
-    :raises ValueError: a key cannot have this value; other engines than PyTorch say so when they
-        translate.
+    :raises ValueError: a key cannot have this value.
     """
     from pathlib import Path
 

@@ -105,7 +105,7 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
             "version": VERSION,
             "search": dict(self.search),
             "weights": self.weights,
-            "export": digest_of_export(self.export) if self.export else None,
+            "export": self.export_digest,
             "untrained": self._step_0 if self.has_baseline(test_set) else None,
             "test set": sha256,
             "target_lang": self.recipe.data.target_lang,  # of BLEU's tokeniser
@@ -116,9 +116,9 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
             status = comet.stat()
             depends_on["comet"] = [str(comet), status.st_size, status.st_ctime_ns]
         folder = self.recipe.run_dir / "evaluation" / name
-        identity = digest_of(depends_on), test_set.name, sha256
+        fingerprint, target_lang = digest_of(depends_on), self.recipe.data.target_lang
         return TranslationResult(
-            folder, metric_prefix, *identity, test_set, self.recipe.data.target_lang
+            folder, metric_prefix, fingerprint, test_set.name, sha256, test_set, target_lang
         )
 
     def _is_of_recipe(self, test_set: TestSet) -> bool:

@@ -22,12 +22,7 @@ from data_prep.identity import check_corpora
 from data_prep.images.report import shortened
 from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
-from models.export_format import (
-    DIVERGED,
-    ModelError,
-    digest_of_export,
-    read_classifier_settings,
-)
+from models.export_format import DIVERGED, ModelError, read_classifier_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.classification.run_model import checkpoints_of_run
 from pipeline.classification.scores import Probabilities, by_class, confusion, mcnemar, scores
@@ -276,7 +271,7 @@ class EvaluatedClassifier(EvaluatedModel[ClassificationRecipe]):
         depends_on = {
             "version": VERSION,
             "weights": self.weights,
-            "export": digest_of_export(self.export) if self.export else None,
+            "export": self.export_digest,
             "images": [shard.sha256 for shard in reader.shards],
             "test set": [name, sha256],
         }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from data_prep.files import digest_of, read_json
+from models.export_format import digest_of_export
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.ranks import rank
 from pipeline.recipe import VALIDATION, Recipe, slug_of
@@ -192,6 +193,11 @@ class EvaluatedModel(Generic[P]):
     def weights(self) -> str:
         """Return a digest of what the checkpoints hold."""
         return digest_of_weights(self.recipe, self.checkpoints)
+
+    @cached_property
+    def export_digest(self) -> str | None:
+        """Return a digest of the export's files; None if checkpoints are evaluated."""
+        return digest_of_export(self.export) if self.export else None
 
     @property
     def variant(self) -> str:

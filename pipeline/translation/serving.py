@@ -412,6 +412,18 @@ def open_export(
     return settings, (files[0], files[-1]), options
 
 
+def _is_possible(key: str, value: object) -> bool:
+    if key == "sampling_topk" and value is None:
+        return True
+    if key not in WHOLE and key not in ABOVE:
+        return True
+    if isinstance(value, bool):  # Python takes True for 1
+        return False
+    if key in WHOLE:
+        return isinstance(value, int) and value >= WHOLE[key]
+    return isinstance(value, int | float) and ABOVE[key] < value < math.inf
+
+
 def _check_search(given: Mapping[str, object], search: Mapping[str, object]) -> None:
     """Check values as a recipe does, without what that needs.
 
@@ -419,13 +431,7 @@ def _check_search(given: Mapping[str, object], search: Mapping[str, object]) -> 
     :raises ValueError: a key cannot have its value.
     """
     for key, value in given.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        good = True
-        if key in WHOLE:
-            good = isinstance(value, int) and number and value >= WHOLE[key]
-        elif key in ABOVE:
-            good = isinstance(value, int | float) and number and ABOVE[key] < value < math.inf
-        if not good and not (key == "sampling_topk" and value is None):
+        if not _is_possible(key, value):
             raise ValueError(f"{key} cannot be {value!r}")
     if search["sampling_topk"] is None and search["sampling_temperature"] != 1:
         raise ValueError("sampling_temperature is for sampling: set sampling_topk, too")

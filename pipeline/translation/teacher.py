@@ -60,7 +60,7 @@ def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> Exported
         keys.setdefault("beam_size", 1)  # one is drawn
     try:
         exports = read_ensemble(folders)
-        digest = digest_of([digest_of_export(folder) for folder in folders])
+        digest = _digest_of(folders)
         format = exports[0].format
         if format == "ctranslate2":
             keys["shortlist"] = False  # with one it would translate sentences one by one
@@ -98,18 +98,25 @@ def check_teachers(data: DataConfig, run_dir: Path) -> None:
     :raises DataError: one has changed.
     """
     for corpus in data.train:
-        made = read_manifest(run_dir / SYNTHETIC / corpus.name)
-        if corpus.translate_with is None or made is None:
+        if corpus.translate_with is None:
             continue
-        folders = corpus.translate_with.models
-        if not all(folder.is_dir() for folder in folders):
+        made, folders = (
+            read_manifest(run_dir / SYNTHETIC / corpus.name),
+            corpus.translate_with.models,
+        )
+        if made is None or not all(folder.is_dir() for folder in folders):
             continue
-        if made["inputs"].get("model") != digest_of([digest_of_export(each) for each in folders]):
+        if made["inputs"].get("model") != _digest_of(folders):
             names = ", ".join(map(str, folders))
             raise DataError(
                 f"data.train: {corpus.name} was translated by another model than {names} is now; "
                 "run `./run.sh prepare` to translate it anew"
             )
+
+
+def _digest_of(folders: Sequence[Path]) -> str:
+    """Return a digest of the exports that are one teacher."""
+    return digest_of([digest_of_export(folder) for folder in folders])
 
 
 def _has_gpu() -> bool:
@@ -138,7 +145,7 @@ def _load(
         import torch
 
         torch.set_num_threads(1)
-    if digest_of([digest_of_export(folder) for folder in folders]) != digest:
+    if _digest_of(folders) != digest:
         names = ", ".join(map(str, folders))
         raise ModelError(f"{names} has changed since this command began; run it again")
     return translator
