@@ -28,10 +28,10 @@ from models.config import ActivationCheckpointing, ModelConfig
 from pipeline.ranks import init_distributed, without_greetings
 from pipeline.recipe import ROOT
 from pipeline.recipe_file import load_recipe
-from pipeline.training.feed import Share
+from pipeline.training.feed import Share, micro_batch_seed
 from pipeline.training.learning_rate import learning_rate_factor
 from pipeline.training.progress import Window
-from pipeline.training.trainer import Trainer, micro_batch_seed
+from pipeline.training.trainer import Trainer
 from pipeline.translation.batches import PairBatch, collate_ids
 from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe
@@ -73,7 +73,7 @@ class RandomPairs(TranslationTask):
             seed=training.seed,
         )
 
-    def collate(self, examples: Indices, device: torch.device) -> PairBatch:
+    def collate(self, examples: Indices, seed: int, device: torch.device) -> PairBatch:
         generator = np.random.default_rng(examples.astype(np.int64))
         source, target = (
             [generator.integers(4, self.vocab_size, n) for n in side[examples]]
@@ -162,7 +162,7 @@ def random_steps(
     task = RandomPairs(recipe_of(bench.scratch, stage, model=model, max_tokens=tokens))
     task.vocab_size = bench.sizes.vocab_size
     batch = random_batch(tokens, task.vocab_size, bench.device)
-    share = Share([batch], [], units=2 * tokens, normaliser=tokens)
+    share = Share([batch], [0], [], units=2 * tokens, normaliser=tokens)
     with trainer_of(task) as trainer:
 
         def step() -> None:
@@ -210,8 +210,9 @@ def plain_training(task: TranslationTask, device: torch.device, steps: int) -> F
         batch, total = task.plan[step], torch.zeros((), device=device)
         optimizer.zero_grad()
         for number, indices in enumerate(batch.micro_batches):
-            torch.manual_seed(micro_batch_seed(config.seed, step, number))
-            loss = task.loss(model, task.collate(indices, device)) / task.normaliser(batch)
+            seed = micro_batch_seed(config.seed, step, number)
+            torch.manual_seed(seed)
+            loss = task.loss(model, task.collate(indices, seed, device)) / task.normaliser(batch)
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         if step == steps:
@@ -242,11 +243,11 @@ def engine_training(task: TranslationTask, steps: int, *, gradients: bool = True
             return Found(losses, {})
         assert trainer._shares is not None
         share, engine = next(trainer._shares), trainer.engine
-        for number, batch in enumerate(share.micro_batches):
-            torch.manual_seed(micro_batch_seed(trainer.config.seed, trainer.step, number))
+        for batch, seed in zip(share.micro_batches, share.seeds, strict=True):
+            torch.manual_seed(seed)
             scale = trainer.accumulation_steps / share.normaliser
             engine.backward(task.loss(engine, batch) * scale)
-            if number + 1 < len(share.micro_batches):
+            if batch is not share.micro_batches[-1]:
                 engine.step()
         found = {n: safe_get_full_grad(p) for n, p in trainer.model.named_parameters()}
         return Found(losses, {n: g.clone() for n, g in found.items() if g is not None})

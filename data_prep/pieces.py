@@ -59,11 +59,11 @@ def open_executor(config: Preparation) -> Iterator[Executor]:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # others keep freed memory
     # Not forked: a child would inherit the lock on run_dir and hold it after its parent is killed.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_tie_to_parent) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=tie_to_parent) as pool:
         yield pool
 
 
-def _tie_to_parent() -> None:
+def tie_to_parent() -> None:
     """Let this worker leave Ctrl-C to its parent, and end when its parent has ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -22,6 +22,9 @@ from data_prep.stage import Record
 Pixels = NDArray[np.uint8]
 """Images `[images, channels, size, size]`."""
 
+LabelledImages = tuple[Pixels, NDArray[np.int64]]
+"""Images, and the numbers of their classes `[images]`."""
+
 
 def write_images(path: Path, images: Pixels, labels: NDArray[np.integer[Any]]) -> None:
     """Write a shard. Equal images give equal bytes.
@@ -203,7 +206,7 @@ class ImageReader:
     def __len__(self) -> int:
         return int(self._first[-1])
 
-    def read(self, indices: NDArray[np.integer[Any]]) -> tuple[Pixels, NDArray[np.int64]]:
+    def read(self, indices: NDArray[np.integer[Any]]) -> LabelledImages:
         """Return images `[B, C, S, S]` and the numbers of their classes `[B]`, copied, in the
         order of `indices`.
 

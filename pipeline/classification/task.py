@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from models.image_classifier import ImageClassifier
+    from pipeline.classification.augmentation import AugmentedImages
     from pipeline.classification.batches import ImageBatch
     from pipeline.training.task import Model
     from pipeline.training.trainer import Trainer
@@ -43,6 +45,10 @@ class ClassificationTask(Task["ImageBatch"]):
     target_unit = "images"
     words: ClassVar[Mapping[str, str]] = {**Task.words, "valid_accuracy": "accuracy %.2f%%"}
     recipe: ClassificationRecipe
+
+    def __init__(self, recipe: ClassificationRecipe) -> None:
+        super().__init__(recipe)
+        self._starting = Lock()  # the feed's threads start with the same step
 
     @property
     def criterion(self) -> Criterion:
@@ -83,10 +89,24 @@ class ClassificationTask(Task["ImageBatch"]):
         ImageReader(self.recipe.shards, "valid", verify=True)
         return f"{len(train):,} training images of {len(train.data.classes)} classes"
 
-    def collate(self, examples: Indices, device: torch.device) -> ImageBatch:
+    @cached_property
+    def _augmented(self) -> AugmentedImages:
+        from pipeline.classification.augmentation import AugmentedImages
+
+        recipe = self.recipe
+        transforms, size = recipe.training.augmentation, recipe.data.image_size
+        images = AugmentedImages(recipe.shards, transforms, size)
+        self.end.callback(images.close)
+        return images
+
+    def collate(self, examples: Indices, seed: int, device: torch.device) -> ImageBatch:
         from pipeline.classification.batches import collate
 
-        return collate(self.images, examples, device)
+        read = self.images.read
+        if self.recipe.training.augmentation:
+            with self._starting:
+                read = partial(self._augmented.read, seed=seed)
+        return collate(read, examples, self.recipe.data.image_size, device)
 
     def units(self, batch: GlobalBatch) -> int:
         return batch.source_tokens  # an image is one
@@ -156,26 +176,8 @@ class ClassificationTask(Task["ImageBatch"]):
             raise CheckpointError(f"training.init_from: {error}") from error
         load_initial_weights(model, folder, settings.format, settings.model, self.recipe.model)
 
-    @cached_property
-    def _augment(self) -> Callable[[Tensor], Tensor]:
-        from pipeline.classification.batches import augmentation
-
-        return augmentation(self.recipe.training.augmentation, self.recipe.data.image_size)
-
     def loss(self, model: Model, batch: ImageBatch) -> Tensor:
-        from pipeline.classification.batches import augment
-        from pipeline.classification.serving import centre_crop
-
-        training, size = self.recipe.training, self.recipe.data.image_size
-        # Torch's random numbers are those of the micro-batch's place in training: an image is
-        # changed in the same way whoever works on it.
-        changed = training.augmentation
-        images = (
-            augment(batch.images, self._augment) if changed else centre_crop(batch.images, size)
-        )
-        return _cross_entropy(
-            model(images.to(batch.labels.device)), batch, training.label_smoothing
-        )
+        return _cross_entropy(model(batch.images), batch, self.recipe.training.label_smoothing)
 
     # ── Validation ──────────────────────────────────────────────────────────────────────────────
 
@@ -185,16 +187,14 @@ class ClassificationTask(Task["ImageBatch"]):
         import torch
 
         from pipeline.classification.batches import collate
-        from pipeline.classification.serving import centre_crop
         from pipeline.training.validation import sum_over
 
         reader, training = self.valid_images, self.recipe.training
         plan = _plan(len(reader), training.micro_batch_size or training.batch_size, None, 0)
 
         def measure(examples: Indices) -> Tensor:
-            batch = collate(reader, examples, trainer.device)
-            images = centre_crop(batch.images, self.recipe.data.image_size)
-            logits = trainer.engine(images.to(trainer.device))
+            batch = collate(reader.read, examples, self.recipe.data.image_size, trainer.device)
+            logits = trainer.engine(batch.images)
             right = (logits.argmax(dim=1) == batch.labels).sum()
             return torch.stack([_cross_entropy(logits, batch), right])
 

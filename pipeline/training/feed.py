@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Generic
 
+import numpy as np
 import torch
 
 from data_prep.batch_plan import Indices
@@ -20,6 +21,9 @@ class Share(Generic[Batch]):
     """One rank's share of a global batch, collated."""
 
     micro_batches: list[Batch]
+
+    seeds: list[int]
+    """Of what is random in each of them, and in the forward pass."""
 
     examples: list[Indices]
     """The numbers of the examples in each of them."""
@@ -34,6 +38,18 @@ class Share(Generic[Batch]):
     def positions(self) -> int:
         """Positions that this rank computes, padding included."""
         return sum(batch.positions for batch in self.micro_batches)
+
+
+def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
+    """Return the seed of a micro-batch, numbered within its global batch.
+
+    It depends on the place of a micro-batch in training alone: whoever works on it, and however
+    often training was resumed.
+
+    :param seed: the recipe's.
+    """
+    entropy = np.random.SeedSequence([seed, step, micro_batch])
+    return int(entropy.generate_state(1, np.uint64)[0]) >> 1
 
 
 def feed(
@@ -53,8 +69,13 @@ def feed(
     def prepare(step: int) -> Share[Batch]:
         batch = task.plan[step]
         examples = batch.share(rank, world_size)
-        collated = [task.collate(indices, device) for indices in examples]
-        return Share(collated, examples, task.units(batch), task.normaliser(batch))
+        places = range(rank, len(examples) * world_size, world_size)
+        seeds = [micro_batch_seed(task.recipe.training.seed, step, place) for place in places]
+        collated = [
+            task.collate(indices, seed, device)
+            for indices, seed in zip(examples, seeds, strict=True)
+        ]
+        return Share(collated, seeds, examples, task.units(batch), task.normaliser(batch))
 
     threads = ThreadPoolExecutor(read_ahead_steps, thread_name_prefix="feed")
     steps = count(first_step)

@@ -24,14 +24,14 @@ def rehearse(task: Task[Batch]) -> str:
     advice = "shard them (ds_configs/zero3.json on several GPUs) or offload (zero3_offload.json)"
     try:
         trainer = Trainer(task.dearest())
-        batch = task.collate(task.plan.largest_micro_batch(), trainer.device)
+        batch = task.collate(task.plan.largest_micro_batch(), 0, trainer.device)
         what = f"the largest micro-batch ({batch})"
         checkpointing = "training.activation_checkpointing.levels"
         advice = f"lower training.{trainer.config.micro_batch_key}, or set {checkpointing} to 1"
         started = time.monotonic()
-        positions = batch.positions
+        times, positions = trainer.accumulation_steps, batch.positions
         trainer.optimizer_step(
-            Share([batch] * trainer.accumulation_steps, [], units=positions, normaliser=positions)
+            Share([batch] * times, [0] * times, [], units=positions, normaliser=positions)
         )
         if trainer.device.type == "cuda":  # the host's memory is not rehearsed
             step_fits, what = what, "what validation needs beside the training"

@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import ExitStack, nullcontext
 
+import torch
 from rich.console import Console
 
 from data_prep.files import only_command_in
@@ -61,6 +62,7 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
     :param console: the terminal to show a bar on.
     :raises Stopped: by a signal, after saving.
     """
+    torch.backends.cuda.matmul.allow_tf32 = True  # what stays float32 takes its fast units
     with without_greetings():
         fits = rehearse(task)
         trainer = Trainer(task)
@@ -85,6 +87,7 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
         status = "KILLED"
         raise
     finally:
+        task.end.close()
         if tracker:
             _draw_losses(tracker, task.recipe, trainer.step)
             log_note(tracker, task.recipe, data, scores=None)

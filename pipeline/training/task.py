@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -50,6 +51,8 @@ class Task(ABC, Generic[Batch]):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.end = ExitStack()
+        """Ends, when training does, what the task has started."""
 
     @property
     @abstractmethod
@@ -116,8 +119,12 @@ class Task(ABC, Generic[Batch]):
         """Which examples each step sees."""
 
     @abstractmethod
-    def collate(self, examples: Indices, device: torch.device) -> Batch:
-        """Read `examples` into one micro-batch. Of no examples it is one with a loss of zero."""
+    def collate(self, examples: Indices, seed: int, device: torch.device) -> Batch:
+        """Read `examples` into one micro-batch. Of no examples it is one with a loss of zero.
+
+        Threads call this beside training, whose random numbers torch's global ones are: whatever is
+        random here comes from `seed`.
+        """
 
     @abstractmethod
     def loss(self, model: Model, batch: Batch) -> Tensor:

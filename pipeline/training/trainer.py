@@ -16,7 +16,6 @@ from contextlib import nullcontext
 from typing import Generic
 
 import deepspeed
-import numpy as np
 import torch
 from deepspeed import comm as dist
 from torch import Tensor, nn
@@ -58,12 +57,6 @@ class TrainingError(Exception):
     """Training cannot go on."""
 
 
-def micro_batch_seed(seed: int, step: int, micro_batch: int) -> int:
-    """Return the seed of the dropout masks of a micro-batch, numbered within its global batch."""
-    entropy = np.random.SeedSequence([seed, step, micro_batch])
-    return int(entropy.generate_state(1, np.uint64)[0]) >> 1
-
-
 def freeze(model: nn.Module, prefixes: list[str]) -> None:
     """Leave the parameters whose names begin with one of `prefixes` out of training.
 
@@ -99,7 +92,6 @@ class Trainer(Generic[Batch]):
         self.engine = self._create_engine()
         self.ema = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.device: torch.device = self.engine.device
-        torch.backends.cuda.matmul.allow_tf32 = True  # what stays float32 takes its fast units
         self._shares: Iterator[Share[Batch]] | None = None
 
     def _create_engine(self) -> deepspeed.DeepSpeedEngine:
@@ -179,11 +171,8 @@ class Trainer(Generic[Batch]):
         # DeepSpeed divides by ranks and accumulation steps; we want the sum over the global batch.
         scale = self.world_size * self.accumulation_steps / share.normaliser
         losses = []
-        for number, batch in enumerate(share.micro_batches):
-            # Dropout depends on the place of a micro-batch in training alone: whoever works on it,
-            # and however often training was resumed.
-            place = self.rank + number * self.world_size
-            torch.manual_seed(micro_batch_seed(self.config.seed, self.step, place))
+        for batch, seed in zip(share.micro_batches, share.seeds, strict=True):
+            torch.manual_seed(seed)
             loss = self.task.loss(self.engine, batch)
             self.engine.backward(loss * scale)
             self.engine.step()

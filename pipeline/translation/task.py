@@ -101,7 +101,7 @@ class TranslationTask(Task["PairBatch"]):
             raise DataError(f"training.bleu_every needs the text in {clean}: run ./run.sh prepare")
         return f"{len(train):,} training pairs"
 
-    def collate(self, examples: Indices, device: torch.device) -> PairBatch:
+    def collate(self, examples: Indices, seed: int, device: torch.device) -> PairBatch:
         from pipeline.translation.batches import collate
 
         return collate(self.pairs, examples, device)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from torch import Tensor
 
+from data_prep.files import DataError
 from data_prep.images.prepare import prepare_images
 from models.image_classifier import ImageClassifier
 from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
-from pipeline.classification.batches import augment, augmentation
 from pipeline.classification.run_model import checkpoints_of_run, model_of_run
 from pipeline.classification.task import ClassificationTask
-from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.classification_recipe import ClassificationRecipe, Flip
 from pipeline.publishing.image_exports import export_classifier
 from pipeline.recipe_file import load_recipe
 from tests.pipeline.classification.zero_matrix import CASES, main, task_of
@@ -106,28 +109,48 @@ def test_it_learns(trained_bars: ClassificationRecipe) -> None:
     assert max(accuracies.values()) > 60  # of three classes, by chance 33
 
 
-def test_augmentation_depends_on_the_random_state_alone(
+def test_augmentation_depends_on_the_seed_alone(
     prepared_bars: ClassificationRecipe,
 ) -> None:
     transforms = """[{transform: crop, padding: 2}, {transform: flip},
         {transform: rand_augment, magnitude: 5}, {transform: erase, probability: 0.5}]"""
-    task = ClassificationTask(prepared_bars)
-    images = task.collate(np.arange(8), torch.device("cpu")).images
     recipe = load_recipe(
         prepared_bars.run_dir.parent / "bars.yaml",
         [("training.augmentation", transforms)],
         kind=ClassificationRecipe,
     )
-    change = augmentation(recipe.training.augmentation, 12)
-    drawn = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        drawn.append(augment(images, change))
+    task, cpu = ClassificationTask(recipe), torch.device("cpu")
+    stored, labels = task.images.read(np.arange(8))
+
+    def draw(seed: int) -> Tensor:
+        batch = task.collate(np.arange(8), seed, cpu)
+        assert batch.labels.tolist() == labels.tolist()
+        return batch.images
+
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(3) as threads:  # as the feed does
+        drawn = [*threads.map(draw, (1, 1, 2))]
+    assert torch.equal(torch.get_rng_state(), state)
     assert drawn[0].shape == (8, 1, 12, 12)
     assert drawn[0].dtype == torch.uint8
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    assert not torch.equal(drawn[0][0], images[0][:, 1:13, 1:13])
+    assert not np.array_equal(drawn[0][0], stored[0][:, 1:13, 1:13])
+
+
+@pytest.mark.slow
+def test_a_killed_process_that_augments_ends_training_with_a_reason(
+    prepared_bars: ClassificationRecipe,
+) -> None:
+    training = prepared_bars.training.model_copy(update={"augmentation": (Flip(),)})
+    task = ClassificationTask(prepared_bars.model_copy(update={"training": training}))
+    others = set(psutil.Process().children())
+    examples, cpu = np.arange(8), torch.device("cpu")
+    task.collate(examples, 1, cpu)
+    for process in set(psutil.Process().children()) - others:
+        process.kill()
+    with pytest.raises(DataError, match="a process that augments images was killed"):
+        task.collate(examples, 2, cpu)
 
 
 @pytest.mark.slow

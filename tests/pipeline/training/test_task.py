@@ -107,7 +107,7 @@ class ParityTask(Task[NumberBatch]):
     def create_model(self) -> nn.Module:
         return nn.Sequential(nn.Linear(BITS, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 2))
 
-    def collate(self, examples: Indices, device: torch.device) -> NumberBatch:
+    def collate(self, examples: Indices, seed: int, device: torch.device) -> NumberBatch:
         bits = self.numbers[examples, None] >> np.arange(BITS) & 1
         vectors = torch.from_numpy(2 * bits - 1).to(device, torch.float32)
         return NumberBatch(vectors, torch.from_numpy(bits[:, 0]).to(device))
@@ -122,7 +122,7 @@ class ParityTask(Task[NumberBatch]):
         self, trainer: Trainer[NumberBatch], interruption: Interruption
     ) -> dict[str, float]:
         def measure(examples: Indices) -> Tensor:
-            batch = self.collate(TRAIN + examples, trainer.device)
+            batch = self.collate(TRAIN + examples, 0, trainer.device)
             logits = trainer.engine(batch.bits)
             right = (logits.argmax(1) == batch.parities).sum()
             return torch.stack([cross_entropy(logits, batch.parities, reduction="sum"), right])

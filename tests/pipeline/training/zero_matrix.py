@@ -18,10 +18,11 @@ from deepspeed.accelerator import get_accelerator
 from pipeline.ranks import init_distributed
 from pipeline.recipe import ROOT
 from pipeline.recipe_file import load_recipe
+from pipeline.training.feed import micro_batch_seed
 from pipeline.training.learning_rate import learning_rate_factor
 from pipeline.training.progress import Window
 from pipeline.training.task import Task
-from pipeline.training.trainer import Trainer, micro_batch_seed
+from pipeline.training.trainer import Trainer
 from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe
 
@@ -119,8 +120,9 @@ def reference(task: Task[Any]) -> dict[str, Any]:
         batch, total = task.plan[step], 0.0
         normaliser = task.normaliser(batch)
         for number, indices in enumerate(batch.micro_batches):
-            torch.manual_seed(micro_batch_seed(config.seed, step, number))
-            loss = task.loss(model, task.collate(indices, torch.device("cpu")))
+            seed = micro_batch_seed(config.seed, step, number)
+            torch.manual_seed(seed)
+            loss = task.loss(model, task.collate(indices, seed, torch.device("cpu")))
             (loss / normaliser).backward()  # type: ignore[no-untyped-call]
             total += loss.item()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)))
