@@ -109,6 +109,7 @@ SECTIONS = {
     "equality": "Training through DeepSpeed beside torch alone, float32: relative differences",
     "quickstart": "The quickstart's first steps: mean loss of the last tenth of them",
     "loss": "The loss (forward and backward) of the decoder's output",
+    "attention": "Attention over padded sequences in bfloat16 (forward and backward), by kernel",
     "checkpoints": "RingFormer's training step in bfloat16 by what is kept for the backward pass",
     "zero": "Optimizer step of the trainer in bfloat16: DeepSpeed's engine, one rank",
     "profile": "One training step in bfloat16, by torch.profiler",
@@ -139,6 +140,10 @@ def plan(sizes: Sizes) -> list[Entry]:
             (few, many), ("ours", "ours, chunks 8 times as large", "logits and F.cross_entropy")
         )
     }
+    attentions = {
+        f"{kernel}, {length} tokens": (kernel, length)
+        for length, kernel in product((32, 64, 128), ("ours", "cuDNN", "memory-efficient"))
+    }
     profiled = {f"{s}, {w}": (s, w) for w, s in product(("torch alone", "zero1_bf16"), SYSTEMS)}
     policies = {f"checkpoints: {policy}": (policy,) for policy in POLICIES}
     matrix = {
@@ -157,6 +162,7 @@ def plan(sizes: Sizes) -> list[Entry]:
         Entry("equality", "gpu_engine.equality", matrix, 120),
         Entry("quickstart", "gpu_engine.quickstart", quickstart, 120),
         Entry("loss", "gpu_speed.losses", losses, 40),
+        Entry("attention", "gpu_speed.attentions", attentions, 40),
         Entry("checkpoints", "gpu_speed.checkpointing", policies, 40),
         *(
             Entry(

@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -27,12 +28,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.rounds import Cells, failure, free_memory, measure, ratios, seconds_of
 from benchmarks.train_step import LONGEST, POLICIES, loss_of, random_batch, steps_of, trainable
 from data_prep.text import PAD_IDX
 from models import output
+from models.attention import attention, bias_of
 from models.config import Architecture
 from models.count import Lengths, count_translation
 from models.output import OutputProjection
@@ -259,6 +262,41 @@ def losses(bench: Bench, cases: Cases) -> Rows:
             if size == tokens
         }
         yield from timed(systems, bench, "tokens", [*systems][-1], "the last")
+
+
+def attentions(bench: Bench, cases: Cases) -> Rows:
+    """Time attention by what the models call and by two kernels, in turns, all on as many
+    tokens."""
+    width, tokens = bench.sizes.widths[0], bench.sizes.tokens[1]
+    kernels: dict[str, Callable[..., Tensor]] = {
+        "ours": attention,
+        "cuDNN": partial(attend_by, SDPBackend.CUDNN_ATTENTION),
+        "memory-efficient": partial(attend_by, SDPBackend.EFFICIENT_ATTENTION),
+    }
+    for length in dict.fromkeys(case[1] for case in cases.values()):
+        shape = (max(1, tokens // length), length, 3, width // 64, 64)
+        qkv = torch.randn(shape, device=bench.device).bfloat16().requires_grad_()
+        lengths = torch.linspace(length * 3 // 4, length, shape[0], device=bench.device).long()
+        seen = torch.arange(length, device=bench.device) < lengths[:, None]
+        mask = bias_of(seen[:, None, None], qkv.dtype)
+
+        def run(kernel: Callable[..., Tensor], qkv: Tensor = qkv, mask: Tensor = mask) -> None:
+            qkv.grad = None
+            q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+            kernel(q, k, v, mask).sum().backward()  # type: ignore[no-untyped-call]
+
+        systems = {
+            name: System(partial(run, kernels[kernel]), work=tokens)
+            for name, (kernel, size) in cases.items()
+            if size == length
+        }
+        yield from timed(systems, bench, "tokens", next(iter(systems)), "ours")
+
+
+def attend_by(kernel: SDPBackend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attend by one of CUDA's kernels; on a CPU there is a single one."""
+    with sdpa_kernel(kernel) if q.is_cuda else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def decoding(bench: Bench, cases: Cases) -> Rows:

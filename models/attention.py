@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+SHORT = 64  # keys
+ONE_TILE = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the latter for float64
 
 
 def attention(
@@ -26,6 +31,11 @@ def attention(
     if q.requires_grad and q.device.type == "cpu" and q.dtype.itemsize == 2:
         # There the fused kernel's gradient takes ten times as long as products and softmax.
         return attention_weights(q, k, mask, causal=causal) @ v
+    if q.is_cuda and not is_compiling() and (k.size(2) <= SHORT or not q.requires_grad):
+        # cuDNN's kernel, which torch would choose, is for long sequences: of 32 tokens it takes 1.5
+        # times as long (docs/benchmarks.md), and it is built anew for every shape.
+        with sdpa_kernel(ONE_TILE):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
