@@ -77,7 +77,8 @@ def _begin(shards: Path, transforms: Sequence[Transform], size: int) -> None:
     global _reader, _change
     tie_to_parent()
     torch.set_num_threads(1)
-    _reader, _change = ImageReader(shards, "train"), augmentation(transforms, size)
+    _reader = ImageReader(shards, "train")
+    _change = v2.Compose([*(_transform(each, size) for each in transforms), v2.CenterCrop(size)])
 
 
 def _read(examples: Indices, seed: int) -> LabelledImages:
@@ -85,18 +86,6 @@ def _read(examples: Indices, seed: int) -> LabelledImages:
     torch.manual_seed(seed)
     changed = [_change(image) for image in torch.from_numpy(images)]
     return torch.stack(changed).numpy(), labels
-
-
-def augmentation(transforms: Sequence[Transform], size: int) -> Callable[[Tensor], Tensor]:
-    """Return what a recipe's `training.augmentation` does to an image, uint8 `[C, S, S]`.
-
-    It draws from torch's global RNG.
-
-    :param size: of the side of what comes out.
-    """
-    steps = [_transform(each, size) for each in transforms]
-    composed: Callable[[Tensor], Tensor] = v2.Compose([*steps, v2.CenterCrop(size)])
-    return composed
 
 
 def _transform(transform: Transform, size: int) -> Any:

@@ -6,7 +6,6 @@ import faulthandler
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
@@ -22,21 +21,25 @@ class Watchdog:
         :param stacks: the file that gets the Python stacks of this rank.
         """
         self._seconds, self._rank, self._where, self._stacks = seconds, rank, where, stacks
-        self._last, self._stopped = time.monotonic(), Event()
+        self._seen, self._stopped = False, Event()
         Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def seen(self) -> None:
         """Note that there is progress."""
-        self._last = time.monotonic()
+        self._seen = True
 
     def stop(self) -> None:
         """Watch no longer."""
         self._stopped.set()
 
     def _watch(self) -> None:
-        while (left := self._last + self._seconds - time.monotonic()) > 0:
-            if self._stopped.wait(min(left, 1.0)):
+        # Counted and not read from a clock: while this process is suspended (Ctrl-Z, `scontrol
+        # suspend`), it waits for nobody.
+        quiet, tick = 0.0, min(1.0, self._seconds)
+        while quiet < self._seconds:
+            if self._stopped.wait(tick):
                 return
+            quiet, self._seen = (0.0 if self._seen else quiet + tick), False
         print(
             f"train: error: rank {self._rank} on {socket.gethostname()}: no progress for "
             f"{self._seconds:.0f} s {self._where()} (training.collective_timeout). A rank that "

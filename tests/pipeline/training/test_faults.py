@@ -9,6 +9,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -191,6 +192,29 @@ def test_a_hung_rank_is_not_waited_for_in_silence(
     assert "no progress for 8 s after step" in said
     assert "Traceback" not in said
     assert "train_step" in (run_dir / "hangs" / "rank-0.txt").read_text()
+
+
+def test_a_process_that_was_suspended_has_waited_for_nobody(tmp_path: Path) -> None:
+    program = """
+import time
+from pathlib import Path
+from pipeline.training.watchdog import Watchdog
+watchdog = Watchdog(4, 0, str, Path("stacks"))
+print("watched", flush=True)
+for step in (1, 2, 3):
+    while time.process_time() < step:  # of the processor's: suspended, there is work left
+        pass
+    watchdog.seen()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "watched\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(5)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(
