@@ -109,6 +109,12 @@ def wait_for_rank_0(function: Callable[[], Result], timeout: timedelta) -> Resul
     return result
 
 
+def cores_of_rank() -> int:
+    """Return how many cores a rank has, where those of a machine share them; 1 at least."""
+    ranks_here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
+    return max(1, len(os.sched_getaffinity(0)) // int(ranks_here))
+
+
 def join_ranks(timeout: timedelta) -> None:
     """Take this rank's device and its share of the cores, and meet the other ranks.
 
@@ -120,8 +126,7 @@ def join_ranks(timeout: timedelta) -> None:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if "OMP_NUM_THREADS" not in os.environ:
-        ranks_here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or "1"
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(ranks_here)))
+        torch.set_num_threads(cores_of_rank())
     get_accelerator().set_device(int(os.environ.get("LOCAL_RANK", "0")))
     with _reaching_others(), without_greetings():
         init_distributed(timeout)

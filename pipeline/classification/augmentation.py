@@ -7,9 +7,12 @@ Python's. What happens to an image depends on the seed of its micro-batch and it
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +33,13 @@ from pipeline.classification_recipe import (
     Transform,
     TrivialAugment,
 )
+from pipeline.ranks import cores_of_rank
 
 MOST_PROCESSES = 8  # of a rank
 
 
 class AugmentedImages:
-    """Training images, changed by as many processes as a rank's cores leave free."""
+    """Training images, changed by one process for each of a rank's cores but one."""
 
     def __init__(self, shards: Path, transforms: Sequence[Transform], size: int) -> None:
         """Start them with the first images.
@@ -43,46 +47,55 @@ class AugmentedImages:
         :param shards: the folder to read from.
         :param size: of the side of what comes out.
         """
+        self._shards = shards
         self._pool = ProcessPoolExecutor(
-            max(1, min(MOST_PROCESSES, torch.get_num_threads() - 1)),
+            max(1, min(MOST_PROCESSES, cores_of_rank() - 1)),
             # As in data_prep: a fork would inherit the lock on run_dir.
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(shards, tuple(transforms), size),
+            initargs=(tuple(transforms), size),
         )
 
     def read(self, examples: Indices, seed: int) -> LabelledImages:
         """Return images, whichever thread asks.
 
-        :raises DataError: a shard is missing or damaged, or a process was killed.
+        :raises DataError: a shard is missing or damaged, or a process has ended.
         """
         try:
-            return self._pool.submit(_read, examples, seed).result()
+            return self._pool.submit(_read, self._shards, examples, seed).result()
         except BrokenProcessPool as error:
+            for process in multiprocessing.active_children():
+                if isinstance(process, SpawnProcess):
+                    process.kill()  # the pool asks by SIGTERM, and would wait for ever
             raise DataError(
-                "a process that augments images was killed; by the system for want of memory?"
+                "a process that augments images has ended: it has said why, or the system has "
+                "killed it for want of memory"
             ) from error
 
     def close(self) -> None:
-        """End the processes; nobody asks any more."""
+        """End the processes. Threads that ask all the same get an error, which nobody reads."""
         self._pool.shutdown(cancel_futures=True)
 
 
-# Of one of the processes:
-_reader: ImageReader
-_change: Callable[[Tensor], Tensor]
+_change: Callable[[Tensor], Tensor]  # of one of the processes
 
 
-def _begin(shards: Path, transforms: Sequence[Transform], size: int) -> None:
-    global _reader, _change
+def _begin(transforms: Sequence[Transform], size: int) -> None:
+    global _change
     tie_to_parent()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # who signals all asks training to save
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    _reader = ImageReader(shards, "train")
     _change = v2.Compose([*(_transform(each, size) for each in transforms), v2.CenterCrop(size)])
 
 
-def _read(examples: Indices, seed: int) -> LabelledImages:
-    images, labels = _reader.read(examples)
+@cache
+def _reader(shards: Path) -> ImageReader:
+    return ImageReader(shards, "train")
+
+
+def _read(shards: Path, examples: Indices, seed: int) -> LabelledImages:
+    images, labels = _reader(shards).read(examples)
     torch.manual_seed(seed)
     changed = [_change(image) for image in torch.from_numpy(images)]
     return torch.stack(changed).numpy(), labels

@@ -22,10 +22,14 @@ class ImageBatch:
     """A micro-batch of images, with a class each."""
 
     images: Tensor
-    """Pixels, uint8 `[B, C, S, S]`."""
+    """Pixels, uint8 `[B, C, S, S]`, on the host: several batches are read ahead."""
 
     labels: Tensor
     """Numbers of the classes, int64 `[B]`."""
+
+    def to_device(self) -> Tensor:
+        """Copy the images to where the labels are."""
+        return self.images.to(self.labels.device, non_blocking=True)
 
     @property
     def positions(self) -> int:
@@ -39,7 +43,7 @@ class ImageBatch:
 def collate(
     read: Callable[[Indices], LabelledImages], examples: Indices, size: int, device: torch.device
 ) -> ImageBatch:
-    """Read `examples`, and put the middle of each on `device`.
+    """Read `examples`, and keep the middle of each ready for `device`.
 
     Where the micro-batches do not divide among the ranks, a rank's last one is empty. It then gets
     an image without a class, so that the rank still takes part in the step.
@@ -50,4 +54,6 @@ def collate(
     if not len(examples):
         labels[:] = NO_CLASS
     middles, classes = torch.from_numpy(centre_crop(images, size)), torch.from_numpy(labels)
-    return ImageBatch(to_device(middles, device), to_device(classes, device))
+    if device.type == "cuda":
+        middles = middles.pin_memory()
+    return ImageBatch(middles, to_device(classes, device))

@@ -177,7 +177,7 @@ class ClassificationTask(Task["ImageBatch"]):
         load_initial_weights(model, folder, settings.format, settings.model, self.recipe.model)
 
     def loss(self, model: Model, batch: ImageBatch) -> Tensor:
-        return _cross_entropy(model(batch.images), batch, self.recipe.training.label_smoothing)
+        return _cross_entropy(model(batch.to_device()), batch, self.recipe.training.label_smoothing)
 
     # ── Validation ──────────────────────────────────────────────────────────────────────────────
 
@@ -194,7 +194,7 @@ class ClassificationTask(Task["ImageBatch"]):
 
         def measure(examples: Indices) -> Tensor:
             batch = collate(reader.read, examples, self.recipe.data.image_size, trainer.device)
-            logits = trainer.engine(batch.images)
+            logits = trainer.engine(batch.to_device())
             right = (logits.argmax(dim=1) == batch.labels).sum()
             return torch.stack([_cross_entropy(logits, batch), right])
 

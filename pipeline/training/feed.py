@@ -23,7 +23,7 @@ class Share(Generic[Batch]):
     micro_batches: list[Batch]
 
     seeds: list[int]
-    """Of what is random in each of them, and in the forward pass."""
+    """Of each: of its augmentation, and of its dropout."""
 
     examples: list[Indices]
     """The numbers of the examples in each of them."""

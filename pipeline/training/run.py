@@ -87,11 +87,11 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
         status = "KILLED"
         raise
     finally:
-        task.end.close()
         if tracker:
             _draw_losses(tracker, task.recipe, trainer.step)
             log_note(tracker, task.recipe, data, scores=None)
             tracker.close(status)
+        task.end.close()
 
 
 def _introduce(trainer: Trainer[Batch], newest: Checkpoint | None) -> None:

@@ -122,8 +122,8 @@ class Task(ABC, Generic[Batch]):
     def collate(self, examples: Indices, seed: int, device: torch.device) -> Batch:
         """Read `examples` into one micro-batch. Of no examples it is one with a loss of zero.
 
-        Threads call this beside training, whose random numbers torch's global ones are: whatever is
-        random here comes from `seed`.
+        Threads call this beside training, which draws from torch's global random numbers: whatever
+        is random here comes from `seed`.
         """
 
     @abstractmethod

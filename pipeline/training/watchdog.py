@@ -21,12 +21,12 @@ class Watchdog:
         :param stacks: the file that gets the Python stacks of this rank.
         """
         self._seconds, self._rank, self._where, self._stacks = seconds, rank, where, stacks
-        self._seen, self._stopped = False, Event()
+        self._seen, self._stopped = 0, Event()
         Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def seen(self) -> None:
         """Note that there is progress."""
-        self._seen = True
+        self._seen += 1
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -35,11 +35,12 @@ class Watchdog:
     def _watch(self) -> None:
         # Counted and not read from a clock: while this process is suspended (Ctrl-Z, `scontrol
         # suspend`), it waits for nobody.
-        quiet, tick = 0.0, min(1.0, self._seconds)
+        quiet, seen, tick = 0.0, 0, min(1.0, self._seconds)
         while quiet < self._seconds:
             if self._stopped.wait(tick):
                 return
-            quiet, self._seen = (0.0 if self._seen else quiet + tick), False
+            last, seen = seen, self._seen
+            quiet = quiet + tick if seen == last else 0.0
         print(
             f"train: error: rank {self._rank} on {socket.gethostname()}: no progress for "
             f"{self._seconds:.0f} s {self._where()} (training.collective_timeout). A rank that "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -49,16 +50,21 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bits(
     log, run_dir = tmp_path / "log", tmp_path / "run"
     shutil.copytree(trained_bars.shards, run_dir / "shards")
     shutil.copytree(trained_bars.run_dir / "fetch", run_dir / "fetch")
-    processes = start(options(bars, run_dir, log_every=1), log, ranks=1)
+    again = options(bars, run_dir, log_every=1, read_ahead_steps=1)
+    processes = start(again, log, ranks=1)
     deadline = time.monotonic() + 100
     while "step 7/30" not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
-    for process in processes:
+    rank = psutil.Process(processes[0].pid)
+    augmenting = [each for each in rank.children() if "spawn_main" in " ".join(each.cmdline())]
+    assert augmenting
+    for process in (*augmenting, rank):  # as launchers do, who end a tree from its leaves
         process.terminate()
     assert finish(processes) == [75], log.read_text()
+    assert not any(process.is_running() for process in augmenting)
     (stopped,) = list_checkpoints(run_dir / "checkpoints")
     assert 7 <= stopped.step < 30
-    assert finish(start(options(bars, run_dir, log_every=1), log, ranks=1)) == [0], log.read_text()
+    assert finish(start(again, log, ranks=1)) == [0], log.read_text()
     theirs = weights(trained_bars.run_dir)
     for name, tensor in weights(run_dir).items():
         assert torch.equal(tensor, theirs[name]), name
@@ -136,21 +142,26 @@ def test_augmentation_depends_on_the_seed_alone(
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert not np.array_equal(drawn[0][0], stored[0][:, 1:13, 1:13])
+    task.end.close()
 
 
 @pytest.mark.slow
 def test_a_killed_process_that_augments_ends_training_with_a_reason(
-    prepared_bars: ClassificationRecipe,
+    prepared_bars: ClassificationRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("pipeline.classification.augmentation.cores_of_rank", lambda: 3)
     training = prepared_bars.training.model_copy(update={"augmentation": (Flip(),)})
     task = ClassificationTask(prepared_bars.model_copy(update={"training": training}))
-    others = set(psutil.Process().children())
     examples, cpu = np.arange(8), torch.device("cpu")
-    task.collate(examples, 1, cpu)
-    for process in set(psutil.Process().children()) - others:
-        process.kill()
-    with pytest.raises(DataError, match="a process that augments images was killed"):
+    with ThreadPoolExecutor(4) as threads:
+        [*threads.map(lambda seed: task.collate(examples, seed, cpu), range(4))]
+    first, *others = multiprocessing.active_children()
+    assert others
+    first.kill()
+    with pytest.raises(DataError, match="a process that augments images has ended"):
         task.collate(examples, 2, cpu)
+    task.end.close()  # waits for the others
+    assert not any(process.is_alive() for process in others)
 
 
 @pytest.mark.slow

@@ -104,6 +104,7 @@ def train(task: Task[Any]) -> dict[str, Any]:
         norms.append(float(trainer.engine.get_global_grad_norm()))
     weights = {name: tensor.float() for name, tensor in trainer.full_weights().items()}
     trainer.engine.destroy()
+    task.end.close()
     return {"losses": losses, "norms": norms, "weights": weights}
 
 
@@ -132,6 +133,7 @@ def reference(task: Task[Any]) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(total / normaliser)
+    task.end.close()
     return {"losses": losses, "norms": norms, "weights": model.state_dict()}
 
 
