@@ -52,14 +52,20 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bits(
     shutil.copytree(trained_bars.run_dir / "fetch", run_dir / "fetch")
     again = options(bars, run_dir, log_every=1, read_ahead_steps=1)
     processes = start(again, log, ranks=1)
-    deadline = time.monotonic() + 100
-    while "step 7/30" not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
+
+    def wait_for(step: int) -> None:
+        deadline = time.monotonic() + 100
+        while f"step {step}/30" not in log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    wait_for(5)
     rank = psutil.Process(processes[0].pid)
     augmenting = [each for each in rank.children() if "spawn_main" in " ".join(each.cmdline())]
     assert augmenting
-    for process in (*augmenting, rank):  # as launchers do, who end a tree from its leaves
+    for process in augmenting:  # first, as by launchers, who end a tree from its leaves
         process.terminate()
+    wait_for(9)
+    rank.terminate()
     assert finish(processes) == [75], log.read_text()
     assert not any(process.is_running() for process in augmenting)
     (stopped,) = list_checkpoints(run_dir / "checkpoints")
