@@ -25,6 +25,7 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,10 +36,11 @@ from benchmarks.rounds import Cells, failure, free_memory, measure, ratios, seco
 from benchmarks.train_step import LONGEST, POLICIES, loss_of, random_batch, steps_of, trainable
 from data_prep.text import PAD_IDX
 from models import output
-from models.attention import attention, bias_of
+from models.attention import attention
 from models.config import Architecture
 from models.count import Lengths, count_translation
 from models.output import OutputProjection
+from models.padding import PaddedLayout, padding_bias
 from models.seq2seq import TranslationModel
 
 if TYPE_CHECKING:
@@ -276,11 +278,13 @@ def attentions(bench: Bench, cases: Cases) -> Rows:
     for length in dict.fromkeys(case[1] for case in cases.values()):
         shape = (max(1, tokens // length), length, 3, width // 64, 64)
         qkv = torch.randn(shape, device=bench.device).bfloat16().requires_grad_()
-        lengths = torch.linspace(length * 3 // 4, length, shape[0], device=bench.device).long()
-        seen = torch.arange(length, device=bench.device) < lengths[:, None]
-        mask = bias_of(seen[:, None, None], qkv.dtype)
+        lengths = np.linspace(length * 3 // 4, length, shape[0]).astype(int)
+        layout = PaddedLayout(lengths, length, bench.device)
+        mask = padding_bias(layout, qkv.dtype, always=True)
 
-        def run(kernel: Callable[..., Tensor], qkv: Tensor = qkv, mask: Tensor = mask) -> None:
+        def run(
+            kernel: Callable[..., Tensor], qkv: Tensor = qkv, mask: Tensor | None = mask
+        ) -> None:
             qkv.grad = None
             q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
             kernel(q, k, v, mask).sum().backward()  # type: ignore[no-untyped-call]
@@ -293,7 +297,7 @@ def attentions(bench: Bench, cases: Cases) -> Rows:
         yield from timed(systems, bench, "tokens", next(iter(systems)), "ours")
 
 
-def attend_by(kernel: SDPBackend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+def attend_by(kernel: SDPBackend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attend by one of CUDA's kernels; on a CPU there is a single one."""
     with sdpa_kernel(kernel) if q.is_cuda else nullcontext():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

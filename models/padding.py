@@ -74,7 +74,10 @@ def padding_bias(layout: BatchLayout, dtype: torch.dtype, *, always: bool) -> Te
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor from the host to a device."""
-    if device.type != "cuda":
-        return tensor.to(device)
+    return pinned(tensor, device).to(device, non_blocking=True)
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """Make a tensor on the host ready for a copy to `device`."""
     # A copy from pinned memory does not wait for the kernels queued before it.
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.pin_memory() if device.type == "cuda" else tensor

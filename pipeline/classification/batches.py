@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_prep.batch_plan import Indices
 from data_prep.images.shards import LabelledImages
-from models.padding import to_device
+from models.padding import pinned, to_device
 from pipeline.classification.serving import centre_crop
 
 NO_CLASS = -100  # the label that `cross_entropy` leaves out
@@ -54,6 +54,4 @@ def collate(
     if not len(examples):
         labels[:] = NO_CLASS
     middles, classes = torch.from_numpy(centre_crop(images, size)), torch.from_numpy(labels)
-    if device.type == "cuda":
-        middles = middles.pin_memory()
-    return ImageBatch(middles, to_device(classes, device))
+    return ImageBatch(pinned(middles, device), to_device(classes, device))

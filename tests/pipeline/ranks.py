@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -83,6 +84,14 @@ def finish(processes: list[ForkServerProcess], seconds: float = 120) -> list[int
             process.join()
             raise AssertionError(f"{process.name} did not end")
     return [process.exitcode for process in processes]
+
+
+def wait_for(log: Path, text: str, seconds: float = 120) -> None:
+    """Wait until a log says `text`."""
+    end = time.monotonic() + seconds
+    while text not in log.read_text():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.02)
 
 
 # ── Ranks that train ────────────────────────────────────────────────────────────────────────────

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
-import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from pipeline.classification_recipe import ClassificationRecipe, Flip
 from pipeline.publishing.image_exports import export_classifier
 from pipeline.recipe_file import load_recipe
 from tests.pipeline.classification.zero_matrix import CASES, main, task_of
-from tests.pipeline.ranks import finish, options, start, start_ranks, tracked, weights
+from tests.pipeline.ranks import finish, options, start, start_ranks, tracked, wait_for, weights
 from tests.pipeline.training.zero_matrix import agree, reference
 
 
@@ -52,19 +54,13 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bits(
     shutil.copytree(trained_bars.run_dir / "fetch", run_dir / "fetch")
     again = options(bars, run_dir, log_every=1, read_ahead_steps=1)
     processes = start(again, log, ranks=1)
-
-    def wait_for(step: int) -> None:
-        deadline = time.monotonic() + 100
-        while f"step {step}/30" not in log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-    wait_for(5)
+    wait_for(log, "step 5/30")
     rank = psutil.Process(processes[0].pid)
     augmenting = [each for each in rank.children() if "spawn_main" in " ".join(each.cmdline())]
     assert augmenting
     for process in augmenting:  # first, as by launchers, who end a tree from its leaves
         process.terminate()
-    wait_for(9)
+    wait_for(log, "step 9/30")
     rank.terminate()
     assert finish(processes) == [75], log.read_text()
     assert not any(process.is_running() for process in augmenting)
@@ -161,11 +157,13 @@ def test_a_killed_process_that_augments_ends_training_with_a_reason(
     examples, cpu = np.arange(8), torch.device("cpu")
     with ThreadPoolExecutor(4) as threads:
         [*threads.map(lambda seed: task.collate(examples, seed, cpu), range(4))]
-    first, *others = multiprocessing.active_children()
+    processes = multiprocessing.active_children()
+    first, *others = (each for each in processes if isinstance(each, SpawnProcess))
     assert others
     first.kill()
     with pytest.raises(DataError, match="a process that augments images has ended"):
-        task.collate(examples, 2, cpu)
+        # The others may answer before it is missed.
+        deque((task.collate(examples, seed, cpu) for seed in count()), maxlen=0)
     task.end.close()  # waits for the others
     assert not any(process.is_alive() for process in others)
 

@@ -29,7 +29,7 @@ from pipeline.tracking.mlflow_records import metric_key
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import save_checkpoint
-from tests.pipeline.ranks import finish, new_run, options, start, weights
+from tests.pipeline.ranks import finish, new_run, options, start, wait_for, weights
 
 pytestmark = pytest.mark.slow
 
@@ -56,14 +56,6 @@ def history(run_dir: Path, key: str) -> list[tuple[int, float]]:
     with sqlite3.connect(run_dir.parent / "mlflow.db") as store:
         rows = store.execute(wanted, [metric_key(key)])
         return list(rows)
-
-
-def wait_for(log: Path, text: str, seconds: float = 120) -> None:
-    """Wait until a log says `text`."""
-    end = time.monotonic() + seconds
-    while text not in log.read_text():
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
