@@ -12,6 +12,12 @@ them, and the exports translate in turns, a sentence at a time on one thread; no
 `--rounds 0`. What has been measured is in the file `--record` and is not measured again:
 `--record docs/frontier.jsonl` goes on with what docs/results.md shows. The program prints tables
 and draws a picture.
+
+Another text, by the learning rates that were taken on this one:
+
+    python -m benchmarks.frontier --data data --run_dir runs/mine --jobs 2 --rounds 0 \
+        --rates_of docs/frontier.jsonl --only "RingFormer 96" "Transformer 56" \
+        --data.train "[{name: mine, source: mine/train.de, target: mine/train.en}]" ...
 """
 
 from __future__ import annotations
@@ -154,11 +160,14 @@ class Trainings:
         seeds: Sequence[int],
         given: Mapping[str, str],
         record_file: Path,
+        rates_of: Record | None = None,
     ) -> None:
         """
         :param given: overrides for all.
+        :param rates_of: where learning rates were found; None: they are looked for.
         """
         self.recipe_file, self.folder, self.seeds = recipe_file, folder, seeds
+        self.rates_of = rates_of
         self.common = {**COMMON, **given}
         data = load_recipe(recipe_file, list(self.common.items())).data
         if len(data.train) > 1:
@@ -169,7 +178,16 @@ class Trainings:
         self.record = Record(record_file, Settings(recipe=recipe_file.name, overrides=shown))
 
     def find_rate(self, system: str) -> None:
-        """Train with the first seed at one learning rate after the other, while they get better."""
+        """Train with the first seed at one learning rate after the other, while they get better.
+
+        :raises SystemExit: it is to be found on a record that does not have it.
+        """
+        if self.rates_of:
+            found = self.rates_of.trainings(system)
+            if not found:
+                raise SystemExit(f"{self.rates_of.path}: no training of {system}")
+            self._loss_at(system, found[0].learning_rate)
+            return
         best = self._loss_at(system, RATE)
         for rates in HIGHER, LOWER:
             begun = best
@@ -253,7 +271,7 @@ def measure(trainings: Trainings, systems: Sequence[str], jobs: int, rounds: int
     :param rounds: of timing the exports; 0: there are none.
     """
     students = [system for system in systems if SYSTEMS[system].student]
-    needed = [REFERENCE, *([TEACHER] if students else []), *systems]
+    needed = [*([REFERENCE] if rounds else []), *([TEACHER] if students else []), *systems]
     systems = list(dict.fromkeys(needed))
     searched = dict.fromkeys(SYSTEMS[system].rate_of or system for system in systems)
     in_parallel(trainings.find_rate, searched, jobs)
@@ -284,10 +302,18 @@ def main() -> None:
     parser = create_parser(__doc__)
     parser.add_argument("--recipe", type=Path, default=RECIPE, help=f"[{RECIPE.name}]")
     parser.add_argument("--record", type=Path, help="[RUN_DIR/frontier.jsonl]")
+    parser.add_argument("--rates_of", type=Path, metavar="RECORD", help="with learning rates")
     parser.add_argument("--report", action="store_true", help="measure nothing, print the record")
     arguments, given = read_arguments(parser, SYSTEMS)
     record_file = arguments.record or arguments.run_dir / "frontier.jsonl"
-    trainings = Trainings(arguments.recipe, arguments.run_dir, arguments.seeds, given, record_file)
+    trainings = Trainings(
+        arguments.recipe,
+        arguments.run_dir,
+        arguments.seeds,
+        given,
+        record_file,
+        Record(arguments.rates_of) if arguments.rates_of else None,
+    )
     if not arguments.report:
         measure(trainings, arguments.only or list(SYSTEMS), arguments.jobs, arguments.rounds)
     families = {system: each.family for system, each in SYSTEMS.items()}

@@ -120,16 +120,17 @@ LINE: TypeAdapter[Line] = TypeAdapter(Line)
 class Record:
     """The measurements in a file; threads may share it."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, path: Path, settings: Settings | None = None) -> None:
         """
+        :param settings: of what will be added; None: the file is only read.
         :raises SystemExit: the file has other settings, or a line that is no measurement.
         """
         self.path, self.lock = path, Lock()
-        self.lines: list[Line] = [settings]
-        if not path.exists():
+        self.lines: list[Line] = [settings] if settings else []
+        if settings and not path.exists():
             return
         self.lines = list(_lines_of(path))
-        if self.lines[:1] != [settings]:
+        if settings and self.lines[:1] != [settings]:
             raise SystemExit(f"{path}, line 1: measured with other settings; now:\n{settings}")
 
     def add(self, line: Line) -> None:

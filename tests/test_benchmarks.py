@@ -164,6 +164,20 @@ def test_a_frontiers_models_have_the_learning_rate_that_validates_best(
     assert len(of_none) == 1
 
 
+def test_a_frontiers_learning_rates_can_be_those_of_another_record(tmp_path: Path) -> None:
+    known, record_file = tmp_path / "known.jsonl", tmp_path / "frontier.jsonl"
+    elsewhere = Record(known, Settings(recipe="another.yaml", overrides={}))
+    elsewhere.add(trained("RingFormer 96", 1, "2e-3", 2.1))
+    elsewhere.add(trained("RingFormer 96", 1, "5e-4", 2.0))
+    trainings = Trainings(RECIPE, tmp_path, [7, 8], {}, record_file, rates_of=Record(known))
+    trainings.record.add(trained("RingFormer 96", 7, "5e-4", 3.0))
+    trainings.find_rate("RingFormer 96")  # has been trained at it: nothing is tried beside it
+    runs = trainings.runs("RingFormer 96")
+    assert [run.recipe.training.learning_rate for run in runs] == [5e-4, 5e-4]
+    with pytest.raises(SystemExit, match=r"known\.jsonl: no training of Transformer 56"):
+        trainings.find_rate("Transformer 56")
+
+
 def test_a_frontiers_record_is_of_one_setting(tmp_path: Path) -> None:
     record_file = tmp_path / "frontier.jsonl"
     settings = Settings(recipe="a.yaml", overrides={"training.max_steps": "600"})
