@@ -16,8 +16,7 @@
 #          score          pairs (a tab between) → how likely the model finds the translations;
 #                         --rerank SOURCES picks from an n-best list
 #          classify       IMAGE… (JPEG, PNG) → their classes; --model FOLDER of an export
-#          export         the trained model as a folder of its own, as it is served best
-#                         [--quantization int8] for fast translation on CPUs,
+#          export         the trained model as a folder of its own, as it is served best;
 #                         [--format huggingface] for the library transformers
 #          analyse        what the levels of the trained model do, in pictures and numbers
 #                         [--against RECIPE_OR_EXPORT] beside those of another model

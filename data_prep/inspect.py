@@ -1,6 +1,6 @@
 """Show what prepared data holds: statistics, decoded samples, and whether it is intact.
 
-python -m data_prep.inspect RUN_DIR [--samples 5] [--seed 1]
+python -m data_prep.inspect RUN_DIR [--samples 5 [--seed 1] | --pairs NUMBER...]
 
 Of images it shows counts; `RUN_DIR/shards/report.png` shows some of them.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from sentencepiece import SentencePieceProcessor
 
 from data_prep.batch_plan import BatchPlan
 from data_prep.files import DataError
@@ -26,6 +27,19 @@ from data_prep.vocabulary import load_vocabularies
 
 MICRO_BATCH_TOKENS = 4096
 LENGTHS = {"median": 50, "90%": 90, "99%": 99, "longest": 100}  # percentiles
+
+
+def show_pairs(folder: Path, numbers: list[int]) -> None:
+    """Print training pairs, decoded.
+
+    :param numbers: count from 0, in the order of the shards; files in RUN_DIR/nonfinite name them.
+    :raises DataError: there are no shards, or no such pair.
+    """
+    train = ShardReader(folder, "train")
+    for number in numbers:
+        if not 0 <= number < len(train):
+            raise DataError(f"{folder} has no training pair {number}; the last is {len(train) - 1}")
+    Console().print(_pairs(train, load_vocabularies(folder), numbers, "Pairs of train"))
 
 
 def inspect(folder: Path, samples: int, seed: int) -> None:
@@ -73,16 +87,26 @@ def inspect(folder: Path, samples: int, seed: int) -> None:
     ):
         console.print(Text(line))
     if samples:
-        table = Table("pair", *data.languages, title="Samples of train", show_lines=True)
         generator = np.random.default_rng(seed)
         drawn = generator.choice(len(train), min(samples, len(train)), replace=False)
-        for index in sorted(drawn.tolist()):
-            texts = (
-                vocabulary.decode(ids.tolist())
-                for vocabulary, ids in zip((source, target), train[index], strict=True)
-            )
-            table.add_row(f"{index:,}", *map(Text, texts))
-        console.print(table)
+        shown = sorted(drawn.tolist())
+        console.print(_pairs(train, (source, target), shown, "Samples of train"))
+
+
+def _pairs(
+    train: ShardReader,
+    vocabularies: tuple[SentencePieceProcessor, SentencePieceProcessor],
+    numbers: list[int],
+    title: str,
+) -> Table:
+    table = Table("pair", *train.data.languages, title=title, show_lines=True)
+    for number in numbers:
+        texts = (
+            vocabulary.decode(ids.tolist())
+            for vocabulary, ids in zip(vocabularies, train[number], strict=True)
+        )
+        table.add_row(f"{number:,}", *map(Text, texts))
+    return table
 
 
 def _splits(readers: dict[str, ShardReader]) -> Table:
@@ -139,13 +163,18 @@ def main() -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="of ./run.sh prepare")
     parser.add_argument("--samples", type=int, default=5, help="pairs to decode [default 5]")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of pairs [default 1]")
+    parser.add_argument("--pairs", type=int, nargs="+", metavar="NUMBER", help="decode these alone")
     arguments = parser.parse_args()
     if min(arguments.samples, arguments.seed) < 0:
         parser.error("--samples and --seed must not be negative")
     try:
         shards = arguments.run_dir / SHARDS
         if "classes" in (read_manifest(shards) or {}):
+            if arguments.pairs:
+                parser.error(f"--pairs is of text, and {shards} has images")
             inspect_images(shards)
+        elif arguments.pairs:
+            show_pairs(shards, arguments.pairs)
         else:
             inspect(shards, arguments.samples, arguments.seed)
     except (DataError, OSError) as error:

@@ -46,7 +46,7 @@ class TrainingConfig(Section):
     """That for the size of a micro-batch."""
 
     seed: int = Limit(default=1, ge=0)
-    """Seed of initial weights, batch order and dropout."""
+    """Seed of initial weights, batch order, dropout and augmentation."""
 
     max_steps: PositiveInt = 100_000
     """Optimizer steps to train for; the cosine schedule ends there."""
@@ -56,7 +56,7 @@ class TrainingConfig(Section):
 
     read_ahead_steps: PositiveInt = 8
     """Steps whose examples are read ahead, each by a thread of its own; raise it where `data wait`
-    is more than nothing, which is where the file system is slow to answer."""
+    is more than nothing because the file system is slow to answer."""
 
     optimizer: Literal["adamw", "adam"] = "adamw"
     """The two differ in what weight_decay does. Torch's fused kernels compute them, or DeepSpeed's
@@ -98,7 +98,7 @@ class TrainingConfig(Section):
     """Keep an exponential moving average of the weights, for evaluation.use_ema; 0: none."""
 
     compile: bool = False
-    """Compile the layers with torch.compile, which takes some minutes at the start."""
+    """Compile the layers with torch.compile, which takes up to a minute at the start."""
 
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
 

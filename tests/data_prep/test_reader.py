@@ -15,6 +15,7 @@ from data_prep.files import DataError
 from data_prep.prepare import prepare
 from data_prep.shards import ShardReader, read_shards_manifest
 from data_prep.stage import Manifest
+from data_prep.vocabulary import load_vocabularies
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command, run_process
 
@@ -183,6 +184,20 @@ def test_inspect_shows_what_is_there(recipe: TranslationRecipe, command: Command
         assert text in done.stdout
     same = command("data_prep.inspect", recipe.run_dir, "--samples", 3, "--seed", 1)
     assert same.stdout == done.stdout
+
+
+def test_inspect_shows_pairs_by_their_numbers(recipe: TranslationRecipe, command: Command) -> None:
+    reader = ShardReader(recipe.run_dir / "shards", "train")
+    done = command("data_prep.inspect", recipe.run_dir, "--pairs", 7, 599)
+    assert done.returncode == 0, done.stderr
+    vocabularies = load_vocabularies(recipe.run_dir / "shards")
+    for number in (7, 599):
+        for vocabulary, ids in zip(vocabularies, reader[number], strict=True):
+            assert {*vocabulary.decode(ids.tolist()).split()} <= {*done.stdout.split()}
+    assert "checksums" not in done.stdout
+    missing = command("data_prep.inspect", recipe.run_dir, "--pairs", 600)
+    assert missing.returncode == 1
+    assert missing.stderr.endswith("has no training pair 600; the last is 599\n")
 
 
 def test_inspect_needs_no_deep_learning(recipe: TranslationRecipe) -> None:

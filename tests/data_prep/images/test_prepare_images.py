@@ -257,6 +257,7 @@ def test_inspect_shows_what_is_there(shards: Path, command: Command) -> None:
     assert done.returncode == 0, done.stderr
     for said in ("3 classes, 8 × 8 × 1", "all 8 shards", "made-test", "0 training images equal"):
         assert said in " ".join(done.stdout.split())
+    assert "--pairs is of text" in command("data_prep.inspect", shards.parent, "--pairs", 1).stderr
     (shards / "test-00000.arrow").unlink()
     done = command("data_prep.inspect", shards.parent)
     assert done.returncode == 1

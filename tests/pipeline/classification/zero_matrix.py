@@ -1,6 +1,6 @@
 """This script trains a classifier with some combinations of ZeRO stage, precision, checkpointing.
 
-`test_classification.py` calls `main` on every rank: one process trains all combinations.
+`test_training.py` calls `main` on every rank: one process trains all combinations.
 """
 
 from __future__ import annotations
