@@ -50,6 +50,11 @@ class Run:
     """Whose scores: those of the run's checkpoints, or `--FOLDER` of an export."""
 
     @property
+    def log(self) -> Path:
+        """Return the file that the output of its commands goes to."""
+        return self.run_dir.with_suffix(".log")
+
+    @property
     def recipe(self) -> Recipe:
         """Read the recipe with the overrides of this run."""
         overrides = [*self.overrides.items(), ("run_dir", str(self.run_dir))]
@@ -75,19 +80,18 @@ class Run:
         return [*start, "--run_dir", str(self.run_dir), *options, *more]
 
     def execute(self, command: str, *more: str, give_up: Callable[[], bool] = never) -> bool:
-        """Run a command of run.sh with one thread; the output goes to RUN_DIR.log.
+        """Run a command of run.sh with one thread; the output goes to `log`.
 
         :param give_up: is asked now and then whether to stop.
         :returns: whether it came to its end.
         :raises subprocess.CalledProcessError: it failed.
         """
-        log = self.run_dir.with_suffix(".log")
-        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         words = self.command(command, *more)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         stopped = False
         with (
-            log.open("a") as output,
+            self.log.open("a") as output,
             subprocess.Popen(words, env=environment, stdout=output, stderr=output) as process,
         ):
             while process.returncode is None:
@@ -106,10 +110,14 @@ class Run:
 
         :param give_up: is asked now and then whether to stop.
         :returns: whether it came to its end.
-        :raises subprocess.CalledProcessError: the command failed.
+        :raises SystemExit: the command failed.
         """
-        progress(f"{self.system}, seed {self.seed}: {self.run_dir}.log")
-        finished = self.execute("all", give_up=give_up)
+        progress(f"{self.system}, seed {self.seed}: {self.log}")
+        try:
+            finished = self.execute("all", give_up=give_up)
+        except subprocess.CalledProcessError as error:
+            said = f"{self.system}, seed {self.seed}: exit code {error.returncode}"
+            raise SystemExit(f"{said}; {self.log} says why at its end") from error
         said = f"{self.score} {self.scores[self.score]}" if finished else "given up"
         progress(f"{self.system}, seed {self.seed}: {said}")
         return finished

@@ -161,9 +161,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="of ./run.sh prepare")
-    parser.add_argument("--samples", type=int, default=5, help="pairs to decode [default 5]")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--samples", type=int, default=5, help="pairs to decode [default 5]")
+    shown.add_argument("--pairs", type=int, nargs="+", metavar="NUMBER", help="decode these alone")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of pairs [default 1]")
-    parser.add_argument("--pairs", type=int, nargs="+", metavar="NUMBER", help="decode these alone")
     arguments = parser.parse_args()
     if min(arguments.samples, arguments.seed) < 0:
         parser.error("--samples and --seed must not be negative")
