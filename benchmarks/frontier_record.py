@@ -123,11 +123,14 @@ class Record:
     def __init__(self, path: Path, settings: Settings | None = None) -> None:
         """
         :param settings: of what will be added; None: the file is only read.
-        :raises SystemExit: the file has other settings, or a line that is no measurement.
+        :raises SystemExit: the file has other settings, or a line that is no measurement; or it is
+            only to be read, and is not there.
         """
         self.path, self.lock = path, Lock()
         self.lines: list[Line] = [settings] if settings else []
-        if settings and not path.exists():
+        if not path.exists():
+            if settings is None:
+                raise SystemExit(f"{path}: there is no such record")
             return
         self.lines = list(_lines_of(path))
         if settings and self.lines[:1] != [settings]:

@@ -176,6 +176,8 @@ def test_a_frontiers_learning_rates_can_be_those_of_another_record(tmp_path: Pat
     assert [run.recipe.training.learning_rate for run in runs] == [5e-4, 5e-4]
     with pytest.raises(SystemExit, match=r"known\.jsonl: no training of Transformer 56"):
         trainings.find_rate("Transformer 56")
+    with pytest.raises(SystemExit, match=r"none\.jsonl: there is no such record"):
+        Record(tmp_path / "none.jsonl")
 
 
 def test_a_frontiers_record_is_of_one_setting(tmp_path: Path) -> None:
