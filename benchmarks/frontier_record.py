@@ -127,14 +127,15 @@ class Record:
             only to be read, and is not there.
         """
         self.path, self.lock = path, Lock()
-        self.lines: list[Line] = [settings] if settings else []
-        if not path.exists():
-            if settings is None:
-                raise SystemExit(f"{path}: there is no such record")
-            return
-        self.lines = list(_lines_of(path))
-        if settings and self.lines[:1] != [settings]:
-            raise SystemExit(f"{path}, line 1: measured with other settings; now:\n{settings}")
+        self.lines: list[Line]
+        if path.exists():
+            self.lines = list(_lines_of(path))
+            if settings and self.lines[:1] != [settings]:
+                raise SystemExit(f"{path}, line 1: measured with other settings; now:\n{settings}")
+        elif settings:
+            self.lines = [settings]
+        else:
+            raise SystemExit(f"{path}: there is no such record")
 
     def add(self, line: Line) -> None:
         """Add a measurement, and write the file."""
