@@ -18,7 +18,11 @@ INIT_STD = 1e-6  # of B; A starts at zero: at step 0 the ring is a plain weight-
 
 
 class Signal(NamedTuple):
-    """A signal is A and B, each `[…, r, d]`, where … may be levels and projections."""
+    """A signal is A and B, each `[…, r, d]`, where … may be levels and projections.
+
+    One level's of k projections are two matrices: A `[k·r, k·d]`, with theirs on its diagonal, and
+    B `[k·r, d]`.
+    """
 
     a: Tensor
     b: Tensor
@@ -31,18 +35,26 @@ def parameters(num_levels: int, *shape: int) -> tuple[nn.Parameter, nn.Parameter
     return nn.Parameter(a), nn.Parameter(b)
 
 
+def of_levels(signal: Signal) -> list[Signal]:
+    """Return each level's signal, as `apply` takes it.
+
+    :param signal: of one projection `[N, r, d]`, or of k projections `[N, k, r, d]`.
+    """
+    a, b = signal
+    if a.dim() == 4:  # one product with some zeros takes half as long as k without
+        a = a.movedim(1, -1).diag_embed(dim1=1, dim2=3).flatten(3).flatten(1, 2)
+        b = b.flatten(1, 2)
+    return [Signal(*own) for own in zip(a, b, strict=True)]
+
+
 def apply(x: Tensor, signal: Signal) -> Tensor:
     """Return M x = Aᵀ(B x).
 
     :param x: `[…, d]`.
-    :param signal: of one projection `[r, d]`, or of k projections `[k, r, d]`.
-    :returns: `[…, d]`, or those of the projections behind each other `[…, k·d]`.
+    :param signal: of one level.
+    :returns: `[…, d]`, or k projections' behind each other `[…, k·d]`.
     """
-    low = F.linear(x, signal.b.flatten(0, -2))  # [..., k·r]
-    if signal.a.dim() == 2:
-        return low @ signal.a
-    low = low.view(*low.shape[:-1], *signal.a.shape[:2])
-    return torch.einsum("...kr,krd->...kd", low, signal.a).flatten(-2)
+    return F.linear(x, signal.b) @ signal.a
 
 
 def fold(weight: Tensor, signal: Signal) -> Tensor:

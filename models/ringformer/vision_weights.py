@@ -33,7 +33,7 @@ class SelfAttention(NamedTuple):
     qkv_bias: Tensor  # with the level's static signals, [3d]
     output: Tensor  # [d, d]
     output_bias: Tensor  # [d]
-    signal: Signal | None  # of q, k and v, [3, r, d]
+    signal: Signal | None  # of q, k and v
 
 
 class FeedForward(NamedTuple):
@@ -45,7 +45,7 @@ class FeedForward(NamedTuple):
     down: Tensor  # [d, m]
     down_bias: Tensor  # [d]
     static: Tensor | None  # static signal, [d]
-    signal: Signal | None  # [r, d]
+    signal: Signal | None
 
 
 class Level(NamedTuple):
@@ -131,4 +131,4 @@ class VisionRingWeights(Stack[[Level]]):
     def _signals(self, a: Tensor | None, b: Tensor | None) -> Sequence[Signal | None]:
         if a is None or b is None:
             return [None] * self.num_levels
-        return [Signal(*own) for own in zip(a, b, strict=True)]
+        return level_signal.of_levels(Signal(a, b))

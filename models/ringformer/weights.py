@@ -47,7 +47,7 @@ class SelfAttention(NamedTuple):
     qkv_bias: Tensor | None  # static signals b_i, [3d]
     output: Tensor  # [d, d]
     layer_norm: LayerNorm
-    signal: Signal | None = None  # of q, k and v, [3, r, d]; None: there is none, or it is folded
+    signal: Signal | None = None  # of q, k and v; None: there is none, or it is folded
 
 
 class CrossAttention(NamedTuple):
@@ -68,7 +68,7 @@ class FeedForward(NamedTuple):
     up_bias: Tensor | None  # static signal: W_up b_i of W_up (x + b_i), [m]
     down: Tensor  # [d, m]
     layer_norm: LayerNorm
-    signal: Signal | None = None  # [r, d]; None: there is none, or it is folded
+    signal: Signal | None = None  # None: there is none, or it is folded
 
 
 class Level(NamedTuple):
@@ -162,7 +162,7 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
             if fold:
                 weight, owned = level_signal.fold(weight, signal), True
             else:
-                signals = [Signal(*own) for own in zip(*signal, strict=True)]
+                signals = level_signal.of_levels(signal)
         columns = zip(
             self.per_level(weight.flatten(-3, -2), owned),
             self._biases(self.qkv_signal),
@@ -186,7 +186,7 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
             if fold:
                 up, owned = level_signal.fold_into_input(up, signal), True
             else:
-                signals = [Signal(*own) for own in zip(*signal, strict=True)]
+                signals = level_signal.of_levels(signal)
         columns = zip(
             self.per_level(up, owned),
             biases,

@@ -26,7 +26,8 @@ S = 1 + 4 * 4  # positions of a 28 × 28 image
 AROUND = 2 * 16 * D * 7 * 7 + 2 * D * C  # a product with each patch; the head reads one position
 # A layer's four d × d projections and two d × m, then scores and their products with values.
 VIT_LAYER = 2 * S * (4 * D * D + 2 * D * M) + 2 * (2 * S * S * D)
-SIGNALS = 2 * S * (3 * 2 * 3 * D + 2 * 5 * D)  # A and B of q, k and v, and of the FFN
+# B and A of q, k and v, whose A is a matrix with three on its diagonal; then those of the FFN.
+SIGNALS = 2 * S * (9 * D + 9 * 3 * D + 2 * 5 * D)
 
 
 @pytest.mark.parametrize(
