@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +19,8 @@ CONTRIB = "com.microsoft"  # operators that are ONNX Runtime's own (its ContribO
 CONTRIB_OPERATORS = (
     "GatherBlockQuantized", "MatMulNBits", "MultiHeadAttention", "SkipLayerNormalization",
 )  # fmt: skip
-BLOCK = 256  # inputs that share a scale when quantized: the most that MatMulNBits takes
-SMALLEST_BLOCK = 16  # that MatMulNBits takes
+BLOCKS = (64, 128, 256)  # inputs that share a scale; MatMulNBits is slow with fewer
+ZERO = 128  # a quantized 0
 ALIGNMENT = 4096  # of tensors in weights.bin, which is mapped; smaller ones are in the graph
 
 FLOAT, INT64, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64, onnx.TensorProto.INT32
@@ -126,9 +125,17 @@ class Graph:
         if not self.quantization:
             return self.add("Gemm", x, self.constant(name, weight), transB=1)
         q, scales = quantize(name, weight)
+        blocks, block = scales.shape[1], block_of(inputs)
+        if missing := blocks * block - inputs:  # the last block is filled up at loading
+            zero = self.constant("quantized 0", np.array(ZERO, np.uint8))
+            pads = self.ints(0, 0, 0, missing)
+            matrix = self.add("Pad", self.constant(f"{name}.rows", q), pads, zero)
+            matrix = self.add("Reshape", matrix, self.ints(outputs, blocks, block))
+        else:
+            matrix = self.constant(name, q.reshape(outputs, blocks, block))
         return self.add(
-            "MatMulNBits", x, self.constant(name, q), self.constant(f"{name}.scales", scales),
-            K=inputs, N=outputs, bits=8, block_size=q.shape[2], accuracy_level=4,
+            "MatMulNBits", x, matrix, self.constant(f"{name}.scales", scales),
+            K=inputs, N=outputs, bits=8, block_size=block, accuracy_level=4,
         )  # fmt: skip
 
     def embedding(self, tokens: str, name: str, weight: Tensor) -> str:
@@ -140,9 +147,9 @@ class Graph:
         if self.quantization:
             q, scales = quantize(name, weight)
             x = self.add(
-                "GatherBlockQuantized", self.constant(f"{name}.rows", q.reshape(len(q), -1)),
-                tokens, self.constant(f"{name}.scales", scales),
-                bits=8, block_size=q.shape[2], quantize_axis=1,
+                "GatherBlockQuantized", self.constant(f"{name}.rows", q), tokens,
+                self.constant(f"{name}.scales", scales),
+                bits=8, block_size=block_of(weight.size(1)), quantize_axis=1,
             )  # fmt: skip
         else:
             x = self.add("Gather", self.constant(name, weight), tokens)
@@ -167,17 +174,23 @@ class Graph:
         return content
 
 
+def block_of(inputs: int) -> int:
+    """Return how many inputs share a scale: with the least to fill up, then as many as can be."""
+    return min(BLOCKS, key=lambda block: (-(-inputs // block) * block, -block))
+
+
 def quantize(name: str, weight: Tensor) -> tuple[Array, Array]:
-    """Return a matrix as w = (q - 128) · scale, where some inputs of an output share a scale.
+    """Return a matrix as w = (q - 128) · scale, where a block of an output's inputs has one scale.
 
     :param weight: `[out, in]`.
-    :returns: q `[out, blocks, block]`, and its scales `[out, blocks]`.
+    :returns: q `[out, in]`, and the scales `[out, blocks]`.
     :raises ModelError: a weight is not a number, which quantized inputs would hide.
     """
-    block = math.gcd(weight.size(1), BLOCK)
-    blocks = weight.detach().float().cpu().numpy().reshape(len(weight), -1, block)
-    scales = np.abs(blocks).max(axis=2) / np.float32(127)
+    array, block = weight.detach().float().cpu().numpy(), block_of(weight.size(1))
+    scales = np.maximum.reduceat(np.abs(array), range(0, weight.size(1), block), axis=1)
+    scales /= np.float32(ZERO - 1)
     if not np.isfinite(scales).all():
         raise ModelError(f"{name}: not all weights are numbers; training has diverged")
     scales[scales == 0] = 1
-    return (np.rint(blocks / scales[:, :, None]) + 128).astype(np.uint8), scales
+    q = np.rint(array / scales.repeat(block, axis=1)[:, : weight.size(1)]) + ZERO
+    return q.astype(np.uint8), scales

@@ -110,7 +110,7 @@ class Classifier(Graph):
             low = self.add("MatMul", x, self.weight(own.signal.b.T))
             lows = self.add_many("Split", low, count=3, axis=1, num_outputs=3)
             # Each by itself: as one product, A would be three times as large, and no faster here.
-            blocks = own.signal.a.unflatten(0, (3, -1)).unflatten(-1, (3, -1))
+            blocks = own.signal.a.reshape(3, -1, 3, self.dim)
             a = map(self.weight, blocks.diagonal(dim1=0, dim2=2).unbind(-1))
             each = zip(lows, a, parts, strict=True)
             parts = [self.add("Gemm", *inputs) for inputs in each]

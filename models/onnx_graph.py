@@ -26,14 +26,13 @@ from torch import Tensor
 
 from data_prep.files import write_atomically
 from data_prep.text import EOS_IDX
-from models.config import EXPRESSIBLE, LAYER_NORM_EPS, ModelConfig
+from models.config import EXPRESSIBLE, LAYER_NORM_EPS
 from models.export_format import DECODER, ENCODER, ONNX_WEIGHTS, Quantization
 from models.onnx_builder import (
     BOOL,
     FLOAT,
     INT32,
     INT64,
-    SMALLEST_BLOCK,
     Graph,
     Value,
     Values,
@@ -46,16 +45,6 @@ from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 
 
-def why_inexpressible(config: ModelConfig, quantization: Quantization | None) -> str | None:
-    """Return why a model cannot be written so; None if it can."""
-    if config.architecture not in EXPRESSIBLE:
-        return f"model.architecture {config.architecture} is neither ringformer nor transformer"
-    for key in ("model_dim", "ffn_inner_dim") if quantization else ():
-        if (width := getattr(config, key)) % SMALLEST_BLOCK:
-            return f"--quantization needs multiples of {SMALLEST_BLOCK}, model.{key} is {width}"
-    return None
-
-
 def write_onnx(
     model: TranslationModel,
     folder: Path,
@@ -66,11 +55,11 @@ def write_onnx(
     """Write both graphs and their weights into `folder`.
 
     :param shortlist: the graphs can restrict a batch to some target tokens.
-    :raises ValueError: see `why_inexpressible`.
+    :raises ValueError: the architecture is not `EXPRESSIBLE`.
     :raises ModelError: a weight to quantize is not a number.
     """
-    if reason := why_inexpressible(model.config, quantization):
-        raise ValueError(reason)
+    if (architecture := model.config.architecture) not in EXPRESSIBLE:
+        raise ValueError(f"{architecture} is not a standard Transformer")
     encoder = encoder_rings(model.encoder, model.config)
     decoder = decoder_rings(model.decoder, model.config)
     weights = Weights()

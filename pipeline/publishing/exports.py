@@ -144,14 +144,7 @@ def _refuse_impossible(
         raise UsageError(
             f"--quantization {quantization} needs --format ctranslate2 or --format onnx"
         )
-    if format == "safetensors":
-        return
-    if format == "onnx":
-        from models.onnx_graph import why_inexpressible
-
-        if reason := why_inexpressible(recipe.model, quantization):
-            raise UsageError(f"--format onnx: {reason}; --format safetensors takes it")
-    elif architecture not in EXPRESSIBLE:
+    if format != "safetensors" and architecture not in EXPRESSIBLE:
         raise UsageError(
             f"--format {format}: model.architecture {architecture} is not a "
             "standard Transformer; --format safetensors takes it"

@@ -117,7 +117,7 @@ class OnnxTranslator(TextTranslator):
 
 class OnnxDecoding(Decoding):
     """A batch is being decoded; all hypotheses of a sentence write into one cache of its own, and
-    `visible` says what in it is whose past.
+    `bias` hides from each what is not its past.
     """
 
     def __init__(
@@ -159,20 +159,20 @@ class OnnxDecoding(Decoding):
                 levels, _, heads, _, dim = cache.shape
                 shape = (levels, len(sources), heads, 0, dim)
                 self.past[cache.name] = np.empty(shape, np.float32)
-        # [B, K, positions]
-        self.visible: Bools = np.empty((len(sources), 1, 0), np.bool_)
+        self.bias = np.empty((len(sources), 1, 0), np.float32)  # [B, K, positions]
 
     def next_tokens(self, last: Ints, count: int, named: Ints | None = None) -> NextTokens:
         """Decode one position; see `Decoding`. Tokens that are named are found among all."""
         batch, beam = last.shape
-        itself = np.broadcast_to(np.eye(beam, dtype=np.bool_), (batch, beam, beam))
-        self.visible = np.concatenate([self.visible, itself], axis=2)
+        others = np.full((batch, beam, beam), HIDDEN)
+        others[:, range(beam), range(beam)] = 0
+        self.bias = np.concatenate([self.bias, others], axis=2)
         tokens, log_probs, end, *present = self.decoder.run(
             None,
             {
                 "tokens": last,
                 "position": np.array(self.step),
-                "bias": np.where(self.visible, np.float32(0), HIDDEN)[:, None],
+                "bias": self.bias[:, None],
                 "lengths": self.lengths,
                 "count": np.array([count if named is None else ALL_TOKENS]),
                 **self.cross,
@@ -192,7 +192,7 @@ class OnnxDecoding(Decoding):
 
     def reorder(self, sentences: Ints, parents: Ints) -> None:
         """Keep some sentences; see `Decoding`."""
-        self.visible = self.visible[sentences[:, None], parents]
+        self.bias = self.bias[sentences[:, None], parents]
         if len(sentences) < len(self.lengths):
             self.lengths = self.lengths[sentences]
             if "hidden" in self.restriction:

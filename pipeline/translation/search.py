@@ -248,11 +248,9 @@ def _best_candidates(
     tokens, log_probs = _next_tokens(decoding, hypotheses, forced, search, wanted)
     totals = (scores[:, :, None] + log_probs).reshape(len(scores), -1)
     index = (-totals).argsort(axis=1, kind="stable")[:, :wanted]
-    return Candidates(
-        np.take_along_axis(totals, index, 1),
-        index // tokens.shape[2],
-        np.take_along_axis(tokens.reshape(totals.shape), index, 1),
-    )
+    row = np.arange(len(totals))[:, None]
+    parents = index // tokens.shape[2]
+    return Candidates(totals[row, index], parents, tokens.reshape(totals.shape)[row, index])
 
 
 def _next_tokens(
@@ -351,8 +349,7 @@ def extend_unfinished(
     :returns: hypotheses `[B, K, step + 1]`, their scores and parents `[B, K]`.
     """
     order = (candidates.tokens == EOS_IDX).argsort(axis=1, kind="stable")[:, :beam_size]
-    scores = np.take_along_axis(candidates.scores, order, 1)
-    parents = np.take_along_axis(candidates.parents, order, 1)
-    tokens = np.take_along_axis(candidates.tokens, order, 1)
-    past = hypotheses[np.arange(len(hypotheses))[:, None], parents]
+    row = np.arange(len(hypotheses))[:, None]
+    scores, parents, tokens = (values[row, order] for values in candidates)
+    past = hypotheses[row, parents]
     return np.concatenate([past, tokens[:, :, None]], axis=2), scores, parents

@@ -79,8 +79,10 @@ def test_probabilities_are_pytorchs(signals: LevelSignals, tied: bool, tmp_path:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_int8_is_close(tied: bool, tmp_path: Path) -> None:
-    model = model_of(tied_embeddings=tied, scale_embeddings=tied)
+@pytest.mark.parametrize("width", [64, 90, 208, 320])  # blocks of 64, 128 and 256, full or not
+def test_int8_is_close(width: int, tied: bool, tmp_path: Path) -> None:
+    sizes = {"model_dim": width, "ffn_inner_dim": width + 10, "signal_rank": 1}
+    model = model_of(tied_embeddings=tied, scale_embeddings=tied, **sizes)
     write_onnx(model, tmp_path, "int8")
     for ours, theirs in zip(
         log_probs_of(tmp_path, TARGETS), expected_of(model, TARGETS), strict=True

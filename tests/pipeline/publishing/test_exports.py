@@ -189,7 +189,7 @@ def test_the_same_run_gives_the_same_bytes(
         assert sha256_of(tmp_path / "again" / name) == sha256_of(folder / name)
 
 
-@pytest.mark.parametrize("format", ["ctranslate2", "huggingface"])
+@pytest.mark.parametrize("format", ["ctranslate2", "onnx", "huggingface"])
 @pytest.mark.parametrize("architecture", ["universal", "one_wide_ffn"])
 def test_what_is_no_standard_transformer_is_refused(
     talkative_run: TranslationRecipe, architecture: str, format: Format
@@ -199,27 +199,6 @@ def test_what_is_no_standard_transformer_is_refused(
     expected = f"--format {format}: .*{architecture} is not a standard.*--format safetensors"
     with pytest.raises(UsageError, match=expected):
         export(recipe, Path("/tmp/nowhere"), format)
-
-
-@pytest.mark.parametrize(
-    ("changes", "quantization", "expected"),
-    [
-        ({"architecture": "universal"}, None, "architecture universal is neither"),
-        ({"architecture": "one_wide_ffn"}, None, "architecture one_wide_ffn is neither"),
-        ({"ffn_inner_dim": 72}, "int8", r"multiples of 16, model\.ffn_inner_dim is 72"),
-    ],
-)
-def test_what_onnx_cannot_hold_is_refused(
-    changes: dict[str, object],
-    quantization: Quantization | None,
-    expected: str,
-    talkative_run: TranslationRecipe,
-    tmp_path: Path,
-) -> None:
-    model = talkative_run.model.model_copy(update=changes)
-    recipe = talkative_run.model_copy(update={"model": model})
-    with pytest.raises(UsageError, match=f"--format onnx: .*{expected}.*--format safetensors"):
-        export(recipe, tmp_path / "export", "onnx", quantization)
 
 
 @pytest.mark.parametrize("format", ["safetensors", "huggingface"])
