@@ -259,7 +259,7 @@ class TextTranslator(ABC):
         :raises ModelError: the model's output is not a number.
         """
         sources, targets = (
-            vocabulary.encode([normalise(pair[side]) for pair in pairs], add_eos=True)
+            [vocabulary.encode(normalise(pair[side]), add_eos=True) for pair in pairs]
             for side, vocabulary in enumerate((self.source_vocabulary, self.target_vocabulary))
         )
         limit, lengths = self.max_target_tokens, dict[int, int]()
@@ -296,7 +296,8 @@ class TextTranslator(ABC):
         parts: list[Part] = []
         of_sentence = []
         texts = list(map(normalise, sentences))
-        encoded = self.source_vocabulary.encode(texts, add_eos=True)
+        # Given a list, SentencePiece starts threads, which takes longer than most sentences.
+        encoded = [self.source_vocabulary.encode(text, add_eos=True) for text in texts]
         for line, (text, ids) in enumerate(zip(texts, encoded, strict=True), start=first_line):
             begin, cut = len(parts), self._cut(text, ids)
             if self.warns and len(ids) > self.max_source_tokens:
