@@ -87,7 +87,10 @@ def open_listener(host: str, port: int) -> socket.socket:
 
     :raises UsageError: it cannot.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Of sockets that do not say they are TCP's, asyncio lets the end of each answer wait 40 ms for
+    # the client to acknowledge its beginning (Nagle's algorithm).
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

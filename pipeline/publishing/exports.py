@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("export")
 
-VERSION = 1  # raise it when the same weights would give other files
+VERSION = 2  # raise it when the same weights would give other files
 ONNX_FROM_WIDTH = 384
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from pipeline.translation.serving import TextTranslator, Translation, thread_count
 
-PATIENCE = 0.003  # seconds that the first of a batch waits for others; someone who types is slower
+PATIENCE = 0.001  # seconds that the first of a batch waits for others
 LINES_OF_CORE = 32  # a batch has for each; more would gain nothing, and those behind it wait
 
 T = TypeVar("T")

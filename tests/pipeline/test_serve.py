@@ -29,7 +29,7 @@ from selenium.webdriver.support.ui import Select
 from models.export_format import ModelError
 from pipeline import load
 from pipeline.recipe import UsageError
-from pipeline.serve import load_model, main
+from pipeline.serve import load_model, main, open_listener
 from pipeline.server.batching import Batcher, Found
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import ROOT, wait_for_answer
@@ -40,7 +40,7 @@ from tests.served_page import ADDRESSES, CONTRAST, CONTRASTS, FOCUS, ServedPage
 pytestmark = pytest.mark.slow
 
 WAITING = 6
-LONG = 100  # lines, more than a batch takes from several requests
+LONG = 600  # lines, more than a batch takes from several requests
 
 
 class Server(NamedTuple):
@@ -335,6 +335,23 @@ def test_a_signal_lets_those_who_wait_have_their_answers(
     assert (late.status, json.load(late)["error"][:26]) == (408, "the request did not arrive")
     assert idle.recv(1) == b""
     assert server.process.wait(60) == 0
+
+
+def test_the_end_of_an_answer_does_not_wait_for_the_client_to_acknowledge_its_beginning() -> None:
+    async def has_no_delay() -> bool:
+        found = asyncio.get_running_loop().create_future()
+
+        def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            found.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
+            writer.close()
+
+        listener = open_listener("127.0.0.1", 0)
+        async with await asyncio.start_server(connected, sock=listener):
+            with socket.create_connection(listener.getsockname()):
+                return bool(await found)
+
+    assert asyncio.run(has_no_delay())
 
 
 def test_bad_usage(ctranslate2_folder: Path, talkative_run: TranslationRecipe) -> None:
