@@ -108,7 +108,7 @@ def main() -> None:
         cuts = quantiles((answer.seconds for answer in answers), n=20)
         count = len(answers)
         rows.append(
-            [number, count, errors, f"{1000 * cuts[9]:.3g}", f"{1000 * cuts[18]:.3g}",
+            [number, count, errors, f"{1000 * cuts[9]:.1f}", f"{1000 * cuts[18]:.1f}",
              f"{count / seconds:.0f}", f"{count / batch:.0f}", f"{batch / seconds:.2f}",
              f"{1000 * serving / count:.2f}", f"{1000 * cpu / count:.2f}", f"{cpu / serving:.2f}"]
         )  # fmt: skip

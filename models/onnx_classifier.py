@@ -20,6 +20,7 @@ from models.export_format import CLASSIFIER
 from models.image_classifier import FINAL_LAYER_NORM_EPS, ImageClassifier, num_positions
 from models.onnx_builder import FLOAT, UINT8, Graph
 from models.ringformer import VisionRing
+from models.ringformer.level_signal import each_a
 from models.ringformer.vision_weights import FeedForward, Level, SelfAttention
 from models.vision_transformer import VisionTransformer
 
@@ -109,9 +110,8 @@ class Classifier(Graph):
         if own.signal is not None:  # A_iᵀ B_i x
             low = self.add("MatMul", x, self.weight(own.signal.b.T))
             lows = self.add_many("Split", low, count=3, axis=1, num_outputs=3)
-            # Each by itself: as one product, A would be three times as large, and no faster here.
-            blocks = own.signal.a.reshape(3, -1, 3, self.dim)
-            a = map(self.weight, blocks.diagonal(dim1=0, dim2=2).unbind(-1))
+            # Each by itself: one product would be no faster here, and A three times as large.
+            a = map(self.weight, each_a(own.signal, 3))
             each = zip(lows, a, parts, strict=True)
             parts = [self.add("Gemm", *inputs) for inputs in each]
         return self.linear_with_bias(self.attend(parts), own.output, own.output_bias)

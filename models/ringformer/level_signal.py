@@ -8,6 +8,7 @@ levels share stay in the cache (docs/design.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 INIT_STD = 1e-6  # of B; A starts at zero: at step 0 the ring is a plain weight-tied Transformer
+SMALL = 1 << 16  # numbers, zeros included, of which one product takes less time than several
 
 
 class Signal(NamedTuple):
     """A signal is A and B, each `[…, r, d]`, where … may be levels and projections.
 
-    One level's of k projections are two matrices: A `[k·r, k·d]`, with theirs on its diagonal, and
-    B `[k·r, d]`.
+    One level's has A and B of all its projections: B is `[k·r, d]`, and A either `[k, r, d]` or, if
+    it is small, a matrix `[k·r, k·d]` that has them on its diagonal.
     """
 
     a: Tensor
@@ -36,15 +38,25 @@ def parameters(num_levels: int, *shape: int) -> tuple[nn.Parameter, nn.Parameter
 
 
 def of_levels(signal: Signal) -> list[Signal]:
-    """Return each level's signal, as `apply` takes it.
+    """Return each level's signal.
 
     :param signal: of one projection `[N, r, d]`, or of k projections `[N, k, r, d]`.
     """
-    a, b = signal
-    if a.dim() == 4:  # one product with some zeros takes half as long as k without
+    a, b = signal.a, signal.b.flatten(1, -2)
+    if a.dim() == 4 and a[0].numel() * a.size(1) <= SMALL:
         a = a.movedim(1, -1).diag_embed(dim1=1, dim2=3).flatten(3).flatten(1, 2)
-        b = b.flatten(1, 2)
     return [Signal(*own) for own in zip(a, b, strict=True)]
+
+
+def each_a(signal: Signal, count: int) -> Sequence[Tensor]:
+    """Return the A of each projection of a level, `[r, d]`.
+
+    :param count: of the projections.
+    """
+    a = signal.a
+    if a.dim() == 2:
+        a = a.reshape(count, a.size(0) // count, count, -1).diagonal(dim1=0, dim2=2).movedim(-1, 0)
+    return a.unbind()
 
 
 def apply(x: Tensor, signal: Signal) -> Tensor:
@@ -54,7 +66,11 @@ def apply(x: Tensor, signal: Signal) -> Tensor:
     :param signal: of one level.
     :returns: `[…, d]`, or k projections' behind each other `[…, k·d]`.
     """
-    return F.linear(x, signal.b) @ signal.a
+    low = F.linear(x, signal.b)
+    if signal.a.dim() == 2:
+        return low @ signal.a
+    parts = zip(low.chunk(len(signal.a), -1), signal.a, strict=True)
+    return torch.cat([part @ a for part, a in parts], dim=-1)
 
 
 def fold(weight: Tensor, signal: Signal) -> Tensor:

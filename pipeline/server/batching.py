@@ -26,8 +26,8 @@ class Job(NamedTuple):
 
 
 class Batcher:
-    """Takes requests as they come, and translates those together that come within milliseconds, or
-    while others are translated.
+    """Takes requests as they come, and translates those together that come within a millisecond,
+    or while others are translated.
 
     Everything happens in the event loop but for the translator's work, which has a thread.
     """

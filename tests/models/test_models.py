@@ -330,21 +330,25 @@ def test_checkpointing_is_refused_where_it_cannot_be() -> None:
         tiny("transformer").checkpoint_activations(ActivationCheckpointing(levels=1))
 
 
-def with_signals(fold: bool, signals: LevelSignals = "all") -> TranslationModel:
+def with_signals(fold: bool, **changes: object) -> TranslationModel:
     """Build `tiny()` with level signals folded into the weights, or applied to the tokens."""
-    model = tiny(level_signals=signals)
+    model = tiny("ringformer", **changes)
     for ring in (model.encoder, model.decoder):
         assert isinstance(ring, Ring)
         ring.fold_from = 0 if fold else math.inf
     return model
 
 
+WIDE = 352  # from here on the signals of q, k and v are no longer applied by one product
+
+
+@pytest.mark.parametrize("width", [16, WIDE])
 @pytest.mark.parametrize("fold", [True, False])
-def test_level_signals_are_the_papers_equations(fold: bool) -> None:
+def test_level_signals_are_the_papers_equations(fold: bool, width: int) -> None:
     """At each level q = W x + Aᵀ(B x), and FFN(x) = W_down gelu(W_up (x + Aᵀ(B x)))."""
-    ring = with_signals(fold).eval().encoder
+    ring = with_signals(fold, model_dim=width).eval().encoder
     assert isinstance(ring, RingEncoder)
-    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    x = torch.randn(2, 5, width, dtype=torch.float64)
     weights = dict(ring.named_parameters())
     for i, level in enumerate(ring.levels(x)):
         assert (level.self_attn.signal is None) == fold
@@ -382,8 +386,8 @@ def test_folded_and_applied_signals_agree(signals: LevelSignals) -> None:
         loss(model, source, target).backward()  # type: ignore[no-untyped-call]
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
-    model = with_signals(False, signals)
-    found, expected = gradients(model), gradients(with_signals(True, signals))
+    model = with_signals(False, level_signals=signals)
+    found, expected = gradients(model), gradients(with_signals(True, level_signals=signals))
     assert found.keys() == expected.keys() == dict(model.named_parameters()).keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-10)

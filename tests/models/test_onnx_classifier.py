@@ -13,11 +13,14 @@ from models.config import Architecture, LevelSignals
 from models.image_classifier import ImageClassifier
 from models.onnx_classifier import write_onnx_classifier
 from pipeline.translation.onnx_translator import load_session
+from tests.models.test_models import WIDE
 from tests.models.test_vision import MODELS, images, tiny
 
 
-def classifier(architecture: Architecture, signals: LevelSignals) -> ImageClassifier:
-    model = tiny(architecture, level_signals=signals, dropout=0.1).float().eval()
+def classifier(
+    architecture: Architecture, signals: LevelSignals, **changes: object
+) -> ImageClassifier:
+    model = tiny(architecture, level_signals=signals, dropout=0.1, **changes).float().eval()
     model.set_normalisation([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
     return model
 
@@ -26,7 +29,14 @@ def classifier(architecture: Architecture, signals: LevelSignals) -> ImageClassi
 def test_logits_are_pytorchs(
     architecture: Architecture, signals: LevelSignals, tmp_path: Path
 ) -> None:
-    model = classifier(architecture, signals)
+    check_logits(classifier(architecture, signals), tmp_path)
+
+
+def test_logits_of_a_wide_ring_are_pytorchs(tmp_path: Path) -> None:
+    check_logits(classifier("ringformer", "all", model_dim=WIDE, num_levels=1), tmp_path)
+
+
+def check_logits(model: ImageClassifier, tmp_path: Path) -> None:
     write_onnx_classifier(model, tmp_path)
     session = load_session(tmp_path / "model.onnx")
     for count in (1, 5):
