@@ -66,6 +66,21 @@ and the output projection hides nothing.
         toy="--tokens 32 --rounds 1 --model_dim 64 --vocab_size 100",
     ),
     Benchmark(
+        name="signals",
+        title="Level signals that are applied",
+        text="""
+Where signals are not folded, in a ring for images and with few tokens, those of q, k and v are
+A_iᵀ (B_i x). In a narrow model one product with a matrix that has the three A_i on its diagonal,
+and zeros beside them, is faster than three: it is one call, and nothing is copied together. Which
+models are narrow is `SMALL` in `models/ringformer/level_signal.py`; here both ways are taken at all
+widths.
+""",
+        command="signals",
+        cpu="--widths 64 128 256 512 --dtype bfloat16 --rounds 20",
+        gpu="--widths 128 256 512 1024 --images 1024 --dtype bfloat16 --rounds 20",
+        toy="--widths 64 --images 4 --rounds 1",
+    ),
+    Benchmark(
         name="checkpoints",
         title="Activation checkpointing: time",
         text="""
