@@ -387,24 +387,29 @@ python -m benchmarks.feed --run_dir runs/quickstart --parts sharing --pairs 5000
 
 ## Serving many clients
 
-Measured once, on 2 idle cores of an AMD EPYC (November 2026). 200 clients ask the
-[server](serving.md#a-server-and-a-page) for one sentence after the other; *in batch* are the same
-sentences by what `./run.sh translate` does. The model is about the smallest there is (319,104 core
-parameters, Multi30k, int8, CTranslate2, beam 4), so HTTP, half a millisecond of a request, weighs
-as much as it can. The clients run on the same two cores and take a sixth of them: processor time is
-what the server costs, sentences per second what is left of it here.
+Measured once, on 2 idle cores of an Intel Xeon (November 2026). 200 clients ask the
+[server](serving.md#a-server-and-a-page) for one sentence after the other, then one client by
+itself; *in batch* are the same sentences by what `./run.sh translate` does. The model is about the
+smallest there is (319,104 core parameters, Multi30k, int8, CTranslate2, beam 4), so HTTP weighs as
+much as it can. The clients run on the same two cores: processor time is what the server costs,
+sentences per second what is left of it here.
 
 ```sh
-python -m benchmarks.serve --model F --text test_2016_flickr.de --rounds 3 --seconds 25
+python -m benchmarks.serve --model F --text test_2016_flickr.de --rounds 3 --seconds 20
+python -m benchmarks.serve --model F --text test_2016_flickr.de --rounds 3 --seconds 10 --clients 1
 ```
 
-| answers | errors | median, p95, ms | sentences/s | in batch | CPU ms for one | in batch |
-|---|---|---|---|---|---|---|
-| 11,656 | 0 | 415, 563 | 460 | 582 (0.79) | 3.64 | 3.35 (0.92) |
-| 11,592 | 0 | 424, 561 | 456 | 620 (0.74) | 3.63 | 3.15 (0.87) |
-| 11,592 | 0 | 419, 560 | 457 | 590 (0.77) | 3.65 | 3.31 (0.91) |
+| clients | answers | errors | median, p95, ms | sentences/s | in batch | CPU ms each | in batch |
+|---|---|---|---|---|---|---|---|
+| 200 | 10,632 | 0 | 370, 486 | 525 | 698 (0.75) | 3.13 | 2.81 (0.90) |
+| 200 | 11,080 | 0 | 355, 460 | 547 | 743 (0.74) | 3.02 | 2.64 (0.87) |
+| 200 | 10,696 | 0 | 368, 483 | 527 | 713 (0.74) | 3.10 | 2.75 (0.89) |
+| 1 | 1,502 | 0 | 6.4, 9.3 | 150 | 695 | 5.51 | 2.82 |
+| 1 | 1,425 | 0 | 6.7, 9.9 | 142 | 648 | 5.86 | 2.98 |
+| 1 | 1,474 | 0 | 6.5, 9.6 | 147 | 692 | 5.62 | 2.82 |
 
-A client waits for about as long as 200 sentences take.
+Of 200 a client waits for about as long as their sentences take. One by itself waits for its own,
+4.9 ms of this model, a millisecond in which others could come, and half of one for HTTP.
 
 ## Not measured
 

@@ -1,7 +1,7 @@
 """Measure what the signals of q, k and v cost where they are applied and not folded.
 
 They are applied by one product with zeros, or by one of each (`models/ringformer/level_signal.py`):
-in a training step of a ring for images, and while PyTorch translates a sentence.
+in a training step of a ring for images, and while PyTorch translates a sentence in float32.
 
 python -m benchmarks.signals [--widths 128 256 512] [--dtype bfloat16]
 """
@@ -59,8 +59,7 @@ def training_step(width: int, arguments: argparse.Namespace) -> Callable[[], Non
 
 def translation(width: int, arguments: argparse.Namespace) -> Callable[[], None]:
     """Return a function that translates a sentence greedily."""
-    model = model_of("ringformer", width, VOCAB)
-    model.to(arguments.device, dtype_of(arguments.dtype))
+    model = model_of("ringformer", width, VOCAB).to(arguments.device)
     search = TranslationEvaluation(beam_size=1, max_length_ratio=1.0, max_length_offset=0)
     sentences = random_sentences(1, VOCAB)
 
@@ -87,7 +86,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128, help="of a step")
     arguments = parser.parse_args()
     rows = []
-    for title, work in (("training step, images", training_step), ("a sentence", translation)):
+    step, sentence = f"training step, images, {arguments.dtype}", "a sentence, float32"
+    for title, work in ((step, training_step), (sentence, translation)):
         for width in arguments.widths:
             run = work(width, arguments)
             runs = {way: partial(with_bound, most, run) for way, most in WAYS.items()}
@@ -96,7 +96,7 @@ def main() -> None:
             milliseconds = [f"{1000 * median(times):.1f}" for times in (each, one)]
             rows.append([title, str(width), *milliseconds, ratios(one, each)])
     header = ["", "width", *(f"{way}, ms" for way in WAYS), "ratio"]
-    print_table(f"Signals of q, k and v, {arguments.dtype}", header, rows)
+    print_table("Signals of q, k and v", header, rows)
 
 
 if __name__ == "__main__":
