@@ -76,8 +76,8 @@ models are narrow is `SMALL` in `models/ringformer/level_signal.py`; here both w
 widths.
 """,
         command="signals",
-        cpu="--widths 64 128 256 512 --dtype bfloat16 --rounds 20",
-        gpu="--widths 128 256 512 1024 --images 1024 --dtype bfloat16 --rounds 20",
+        cpu="--widths 64 128 256 --dtype bfloat16 --rounds 8",
+        gpu="--widths 128 256 512 1024 --images 1024 --dtype bfloat16 --rounds 8",
         toy="--widths 64 --images 4 --rounds 1",
     ),
     Benchmark(

@@ -339,7 +339,7 @@ def with_signals(fold: bool, **changes: object) -> TranslationModel:
     return model
 
 
-WIDE = 352  # from here on the signals of q, k and v are no longer applied by one product
+WIDE = 352  # too wide for the signals of q, k and v to be one product
 
 
 @pytest.mark.parametrize("width", [16, WIDE])
