@@ -30,7 +30,13 @@ from sentencepiece import SentencePieceProcessor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList, MarianConfig, MarianMTModel
 
-from benchmarks.our_search import VOCAB, model_of, random_sentences, run_our_search
+from benchmarks.our_search import (
+    VOCAB,
+    model_of,
+    random_sentences,
+    run_our_search,
+    search_to_source_length,
+)
 from benchmarks.rounds import (
     add_device_options,
     create_parser,
@@ -246,7 +252,7 @@ def create_models(arguments: argparse.Namespace) -> Models:
 
 def runs_of(models: Models, sentences: list[list[int]], beam_size: int) -> dict[str, Run]:
     """Return for each system a function that translates `sentences`."""
-    search = TranslationEvaluation(beam_size=beam_size, max_length_ratio=1.0, max_length_offset=0)
+    search = search_to_source_length(beam_size)
     runs: dict[str, Run] = {
         OURS: partial(run_our_search, models.ring, sentences, search),
         "RingFormer, fairseq2's generator": partial(run_fairseq2, models.ring, sentences, search),

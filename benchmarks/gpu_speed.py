@@ -305,13 +305,14 @@ def attend_by(kernel: SDPBackend, q: Tensor, k: Tensor, v: Tensor, mask: Tensor 
 
 def decoding(bench: Bench, cases: Cases) -> Rows:
     """Time our beam search with both models, in turns."""
-    from benchmarks.our_search import model_of, random_sentences, run_our_search
-    from pipeline.translation_recipe import TranslationEvaluation
-
-    # All sentences are one batch.
-    search = TranslationEvaluation(
-        beam_size=4, max_length_ratio=1.0, max_length_offset=0, batch_tokens=1 << 30
+    from benchmarks.our_search import (
+        model_of,
+        random_sentences,
+        run_our_search,
+        search_to_source_length,
     )
+
+    search = search_to_source_length(4, batch_tokens=1 << 30)  # all sentences are one batch
     sizes, systems = bench.sizes, {}
     for name, (system, dtype, batch) in cases.items():
         torch.manual_seed(0)

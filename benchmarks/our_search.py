@@ -32,10 +32,23 @@ def model_of(architecture: Architecture, dim: int, vocab_size: int = VOCAB) -> T
     return model
 
 
+def search_to_source_length(beam_size: int, **more: int) -> TranslationEvaluation:
+    """Return a search whose translations have as many tokens as their sources, with EOS.
+
+    :param more: other keys of `evaluation`.
+    """
+    return TranslationEvaluation(
+        beam_size=beam_size, max_length_ratio=1.0, max_length_offset=0, **more
+    )
+
+
 def run_our_search(
     model: TranslationModel, sentences: list[list[int]], search: TranslationEvaluation
 ) -> None:
-    """Run our beam search, and check that it ends where it must."""
+    """Run our beam search, and check that it ends where it must.
+
+    :param search: of `search_to_source_length`.
+    """
     lengths = {index: len(ids) for index, ids in enumerate(sentences)}
     for batch in batches_by_length(lengths, search):
         found = beam_search(model, [sentences[index] for index in batch], search)

@@ -17,7 +17,12 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
-from benchmarks.our_search import model_of, random_sentences, run_our_search
+from benchmarks.our_search import (
+    model_of,
+    random_sentences,
+    run_our_search,
+    search_to_source_length,
+)
 from benchmarks.rounds import (
     add_device_options,
     create_parser,
@@ -30,7 +35,6 @@ from models.config import VisionConfig
 from models.factory import create_classifier
 from models.image_classifier import ImageShape
 from models.ringformer import level_signal
-from pipeline.translation_recipe import TranslationEvaluation
 
 IMAGE, PATCH, CLASSES = ImageShape(1, 28), 7, 10  # as in recipes/fashion_mnist.yaml
 VOCAB = 8000
@@ -61,8 +65,7 @@ def training_step(width: int, arguments: argparse.Namespace) -> Callable[[], Non
 def translation(width: int, arguments: argparse.Namespace) -> Callable[[], None]:
     """Return a function that translates a sentence greedily."""
     model = model_of("ringformer", width, VOCAB).to(arguments.device)
-    search = TranslationEvaluation(beam_size=1, max_length_ratio=1.0, max_length_offset=0)
-    sentences = random_sentences(1, VOCAB)
+    search, sentences = search_to_source_length(1), random_sentences(1, VOCAB)
 
     def translate() -> None:
         model.eval()  # forgets the weights that were kept
