@@ -108,6 +108,8 @@ def count_translation(
 def count_classifier(config: VisionConfig, image: ImageShape, classes: int) -> Counts:
     """Count a classifier's parameters, and its operations for one image.
 
+    The last level's are those of all positions, as usual, though it computes the class token alone.
+
     :raises ValueError: patches do not fill an image.
     """
     model = abstract_classifier(config, image, classes)
@@ -116,7 +118,7 @@ def count_classifier(config: VisionConfig, image: ImageShape, classes: int) -> C
         parameters=sum(p.numel() for p in model.parameters()),
         core=image_classifier.core_parameters(model),
         parts=_parts(model),
-        flops=_flops(model, lambda: model(images)),
+        flops=_flops(model, lambda: model.head(model.encode(images)[:, 0])),
     )
 
 

@@ -50,7 +50,8 @@ class ImageClassifier(nn.Module):
     ) -> None:
         """Put patches, class token and head around an encoder.
 
-        :param encoder: `[B, S, d]` → the same shape; position 0 is the class token's.
+        :param encoder: `[B, S, d]` and how many positions are read → `[B, read, d]`; position 0 is
+            the class token's.
         :raises ValueError: patches do not fill an image.
         """
         super().__init__()
@@ -99,16 +100,18 @@ class ImageClassifier(nn.Module):
         :returns: `[B, classes]`.
         :raises ValueError: images are of another shape.
         """
-        logits: Tensor = self.head(self.encode(images)[:, 0])
+        # The head reads nothing but the class token, so that is all that the last level computes.
+        logits: Tensor = self.head(self.encode(images, read=1)[:, 0])
         return logits
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, read: int | None = None) -> Tensor:
         """Compute the encoder's output, after the final LayerNorm.
 
         :param images: as `forward` takes them.
-        :returns: of the class token and of the patches, row by row, `[B, S, d]`.
+        :param read: how many positions are wanted, from the first on; None: all.
+        :returns: of the class token and of the patches, row by row, `[B, read, d]`.
         """
-        encoded: Tensor = self.final_layer_norm(self.encoder(self.embed(images)))
+        encoded: Tensor = self.final_layer_norm(self.encoder(self.embed(images), read))
         return encoded
 
     def embed(self, images: Tensor) -> Tensor:

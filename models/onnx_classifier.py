@@ -30,9 +30,9 @@ def write_onnx_classifier(model: ImageClassifier, folder: Path) -> None:
     encoder = model.encoder
     assert isinstance(encoder, VisionRing | VisionTransformer)
     graph = Classifier(model)
-    x = graph.embed()
-    for i, level in enumerate(encoder.levels()):
-        x = graph.layer(graph.add_encodings(x, i), level)
+    x, levels = graph.embed(), encoder.levels()
+    for i, level in enumerate(levels):
+        x = graph.layer(graph.add_encodings(x, i), level, is_last=i == len(levels) - 1)
     graph.predict(x)
     channels, size = model.image
     content = graph.to_bytes(
@@ -98,12 +98,21 @@ class Classifier(Graph):
         x = self.add("Add", by_image, self.weight(added))
         return self.add("Reshape", x, self.ints(-1, self.dim))
 
-    def layer(self, x: str, level: Level) -> str:
-        """Add one level: x ← x + Attention_i(x); x ← x + FFN_i(x)."""
-        x = self.add("Add", x, self.self_attention(x, level.self_attn))
+    def layer(self, x: str, level: Level, is_last: bool) -> str:
+        """Add one level: x ← x + Attention_i(x); x ← x + FFN_i(x).
+
+        :param is_last: compute the class token alone; then R = B.
+        """
+        y = self.self_attention(x, level.self_attn, is_last)
+        x = self.add("Add", self.class_token(x) if is_last else x, y)
         return self.add("Add", x, self.feed_forward(x, level.ffn))
 
-    def self_attention(self, x: str, own: SelfAttention) -> str:
+    def class_token(self, x: str) -> str:
+        """Add what x is at the class token's position."""
+        by_image = self.add("Reshape", x, self.ints(-1, self.num_positions * self.dim))
+        return self.add("Slice", by_image, self.ints(0), self.ints(self.dim), self.ints(1))
+
+    def self_attention(self, x: str, own: SelfAttention, is_last: bool) -> str:
         """Add W_o · softmax(q_i k_iᵀ / √(d/H)) v_i + b_o."""
         y = self.linear_with_bias(self.norm(x, *own.layer_norm), own.qkv, own.qkv_bias)
         parts = self.add_many("Split", y, count=3, axis=1, num_outputs=3)
@@ -114,9 +123,9 @@ class Classifier(Graph):
             a = map(self.weight, each_a(own.signal, 3))
             each = zip(lows, a, parts, strict=True)
             parts = [self.add("Gemm", *inputs) for inputs in each]
-        return self.linear_with_bias(self.attend(parts), own.output, own.output_bias)
+        return self.linear_with_bias(self.attend(parts, is_last), own.output, own.output_bias)
 
-    def attend(self, qkv: Sequence[str]) -> str:
+    def attend(self, qkv: Sequence[str], is_last: bool) -> str:
         """Add softmax(q kᵀ / √(d/H)) v."""
         head_dim = self.dim // self.num_heads
         by_head = self.ints(-1, self.num_positions, self.num_heads, head_dim)
@@ -124,6 +133,8 @@ class Classifier(Graph):
             self.add("Transpose", self.add("Reshape", part, by_head), perm=perm)
             for part, perm in zip(qkv, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
         )
+        if is_last:
+            q = self.add("Slice", q, self.ints(0), self.ints(1), self.ints(2))
         q = self.add("Mul", q, self.constant("attention scale", head_dim**-0.5))
         y = self.add("MatMul", self.add("Softmax", self.add("MatMul", q, k), axis=-1), v)
         y = self.add("Transpose", y, perm=[0, 2, 1, 3])
@@ -141,9 +152,7 @@ class Classifier(Graph):
 
     def predict(self, x: str) -> None:
         """Add the logits, of what the class token has become."""
-        by_image = self.add("Reshape", x, self.ints(-1, self.num_positions * self.dim))
-        token = self.add("Slice", by_image, self.ints(0), self.ints(self.dim), self.ints(1))
         norm: nn.LayerNorm = self.model.final_layer_norm
-        y = self.norm(token, norm.weight, norm.bias, FINAL_LAYER_NORM_EPS)
+        y = self.norm(x, norm.weight, norm.bias, FINAL_LAYER_NORM_EPS)
         weights = self.weight(self.model.head.weight), self.weight(self.model.head.bias)
         self.add_many("Gemm", y, *weights, count=1, names=["logits"], transB=1)

@@ -34,24 +34,38 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_levels))
+        self.dropout = nn.Dropout(config.dropout)
         start_small(self, config.num_levels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
         """Encode a batch.
 
         :param x: embedded class token and patches, `[B, S, d]`.
-        :returns: the encoder output, before the final LayerNorm; same shape.
+        :param read: how many positions, from the first on, the last layer computes; None: all.
+        :returns: the encoder output, before the final LayerNorm, `[B, read, d]`.
         """
-        batch, length, _ = x.shape
-        layout = PaddedLayout(np.full(batch, length), length, x.device)
-        no_biases = AttentionBiasCache()
-        for layer in self.layers:
+        layout, no_biases = _layout(x), AttentionBiasCache()
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, layout, no_biases)
-        return x
+        assert isinstance(last, StandardTransformerEncoderLayer)
+        if read is None:
+            return last(x, layout, no_biases)
+        kv, x = last.self_attn_layer_norm(x), x[:, :read]
+        x = x + last.self_attn(
+            kv[:, :read], _layout(x), keys=kv, keys_layout=layout, values=kv, bias_cache=no_biases
+        )
+        encoded: Tensor = x + self.dropout(last.ffn(last.ffn_layer_norm(x)))
+        return encoded
 
     def levels(self) -> list[Level]:
         """Return the layers' weights, as a ring has its own at each level."""
         return [_weights(layer) for layer in self.layers]
+
+
+def _layout(x: Tensor) -> PaddedLayout:
+    batch, length, _ = x.shape
+    return PaddedLayout(np.full(batch, length), length, x.device)
 
 
 def _layer(config: VisionConfig) -> StandardTransformerEncoderLayer:

@@ -19,28 +19,33 @@ from models.stack import LayerNorm
 class VisionRing(VisionRingWeights):
     """Level i of a ring computes x ← x + Attention_i(x); x ← x + dropout(FFN_i(x))."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, read: int | None = None) -> Tensor:
         """Encode a batch.
 
         :param x: embedded class token and patches, `[B, S, d]`.
-        :returns: the encoder output, before the final LayerNorm; same shape.
+        :param read: how many positions, from the first on, the last level computes; None: all.
+        :returns: the encoder output, before the final LayerNorm, `[B, read, d]`.
         """
         levels, positions = self.levels(), range(x.size(1))
+        reads = [None] * (self.num_levels - 1) + [read]
 
         def at_level(i: int, x: Tensor) -> Tensor:
-            return self.prepared_layer(self.add_encodings(x, i, positions), levels[i])
+            return self.prepared_layer(self.add_encodings(x, i, positions), levels[i], reads[i])
 
         return self.run(x, at_level)
 
-    def layer(self, x: Tensor, level: Level) -> Tensor:
-        """Run one level: self-attention and feed-forward network."""
-        x = x + self.self_attention(x, level.self_attn)
+    def layer(self, x: Tensor, level: Level, read: int | None = None) -> Tensor:
+        """Run one level: self-attention and feed-forward network.
+
+        :param read: how many positions, from the first on, are computed; None: all.
+        """
+        x = x[:, :read] + self.self_attention(x, level.self_attn, read)
         return x + self.dropout(self.feed_forward(x, level.ffn))
 
-    def self_attention(self, x: Tensor, own: SelfAttention) -> Tensor:
-        """Return W_o · softmax(q_i k_iᵀ / √(d/H)) v_i + b_o."""
+    def self_attention(self, x: Tensor, own: SelfAttention, read: int | None = None) -> Tensor:
+        """Return W_o · softmax(q_i k_iᵀ / √(d/H)) v_i + b_o, `[B, read, d]`."""
         q, k, v = self.qkv(x, own)
-        return F.linear(self.attend(q, k, v), own.output, own.output_bias)
+        return F.linear(self.attend(q[:, :, :read], k, v), own.output, own.output_bias)
 
     def qkv(self, x: Tensor, own: SelfAttention) -> tuple[Tensor, ...]:
         """Return q_i = W_q LN_i(x) + b_q + A_iᵀ B_i x, and k_i and v_i alike."""

@@ -55,7 +55,7 @@ class Level(NamedTuple):
     ffn: FeedForward
 
 
-class VisionRingWeights(Stack[[Level]]):
+class VisionRingWeights(Stack[[Level, int | None]]):
     """A ring's weights are those of self-attention and of the feed-forward network."""
 
     def __init__(self, config: VisionConfig, num_positions: int) -> None:

@@ -22,7 +22,7 @@ from pipeline.evaluation.result import digest_of_weights
 
 log = logging.getLogger("export")
 
-VERSION = 1  # raise it when the same weights would give other files
+VERSION = 2  # raise it when the same weights would give other files
 
 
 def export_classifier(

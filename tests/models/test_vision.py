@@ -234,6 +234,18 @@ def test_the_place_of_a_patch_counts(architecture: Architecture) -> None:
     assert not torch.allclose(model(pixels), model(moved), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize(("architecture", "signals"), MODELS)
+def test_logits_are_the_class_tokens(architecture: Architecture, signals: LevelSignals) -> None:
+    """That the last level computes nothing else changes neither them nor their gradients."""
+    model = tiny(architecture, level_signals=signals)
+    logits, expected = model(images()), model.head(model.encode(images())[:, 0])
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
+    of_each = [torch.autograd.grad(each.logsumexp(1).sum(), [*model.parameters()])
+               for each in (logits, expected)]  # fmt: skip
+    for ours, whole in zip(*of_each, strict=True):
+        torch.testing.assert_close(ours, whole, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_bytes_are_normalised(architecture: Architecture) -> None:
     model, pixels = tiny(architecture).float(), images()

@@ -41,7 +41,7 @@ def tiny(**changes: object) -> ImageClassifier:
 
 
 def recorded(model: ImageClassifier, images: Tensor) -> StackRecording:
-    return record({"encoder": model.encoder}, partial(model, images))["encoder"]
+    return record({"encoder": model.encoder}, partial(model.encode, images))["encoder"]
 
 
 @pytest.fixture
