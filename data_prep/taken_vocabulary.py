@@ -11,11 +11,12 @@ import sentencepiece
 from sentencepiece import SentencePieceProcessor
 
 from data_prep.config import DataConfig, VocabularyConfig
-from data_prep.files import DataError, digest_of, read_json, sha256_of
+from data_prep.files import DataError, read_json, sha256_of
 from data_prep.stage import SHARDS, VOCABULARY, log, run_stage
 from data_prep.text import JOINT, SEPARATE, UNK_IDX, vocabulary_files
 from data_prep.vocabulary import (
     PreparedVocabulary,
+    digest_of_files,
     load_vocabularies,
     load_vocabulary,
     vocabulary_digest,
@@ -93,10 +94,9 @@ def check_taken_vocabulary(config: DataConfig, shards: Path) -> None:
     if settings.taken_from is None:
         return
     try:
-        digests = [sha256_of(path) for path in _find(settings).files]
+        now = digest_of_files(_find(settings).files)
     except AbsentVocabulary:
         return
-    now = digests[0] if len(digests) == 1 else digest_of(digests)
     if now != vocabulary_digest(shards):
         raise DataError(
             f"the vocabulary of {_name(settings)} has changed since {shards} were prepared with "

@@ -149,7 +149,15 @@ def vocabulary_digest(folder: Path) -> str:
 
     :raises OSError: a file of it cannot be read.
     """
-    digests = [sha256_of(path) for path in vocabulary_files(folder)]
+    return digest_of_files(vocabulary_files(folder))
+
+
+def digest_of_files(files: Sequence[Path]) -> str:
+    """Return the digest of a vocabulary of one file for both sides, or of one for each.
+
+    :raises OSError: a file cannot be read.
+    """
+    digests = [sha256_of(path) for path in files]
     return digests[0] if len(digests) == 1 else digest_of(digests)
 
 

@@ -53,6 +53,9 @@ WHOLE = {
 ABOVE = {"length_penalty": -math.inf, "max_length_ratio": 0.0, "sampling_temperature": 0.0}
 """Those that are finite numbers, and what each must be above."""
 
+DRAWN = ("sampling_temperature", "sampling_seed")
+"""Those that say how to sample, if one does."""
+
 PairIds = tuple[list[list[int]], list[list[int]]]
 """Token ids of sources, and of their targets, each with EOS."""
 
@@ -434,8 +437,8 @@ def _check_search(given: Mapping[str, object], search: Mapping[str, object]) -> 
     for key, value in given.items():
         if not _is_possible(key, value):
             raise ValueError(f"{key} cannot be {value!r}")
-    if search["sampling_topk"] is None and search["sampling_temperature"] != 1:
-        raise ValueError("sampling_temperature is for sampling: set sampling_topk, too")
+        if search["sampling_topk"] is None and key in DRAWN and value != NEWER[key]:
+            raise ValueError(f"{key} is for sampling: set sampling_topk, too")
 
 
 def thread_count() -> int:

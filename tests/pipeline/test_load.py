@@ -42,6 +42,7 @@ def test_any_export_translates_and_scores_for_many_threads(
         {"beam_size": 0}, {"beam_size": True}, {"beam_size": "x"}, {"length_penalty": math.nan},
         {"max_length_ratio": 0}, {"sampling_topk": -1}, {"no_repeat_ngram_size": None},
         {"sampling_temperature": 0.5}, {"sampling_topk": 0, "sampling_temperature": 0.0},
+        {"sampling_seed": 2},
     ],
     ids=str,
 )  # fmt: skip
