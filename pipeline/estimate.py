@@ -8,19 +8,31 @@ Nothing is trained and no data is read; a small forward pass shows what activati
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from data_prep.batch_plan import passes
+from data_prep.files import DataError
+from data_prep.images.shards import read_images_manifest
 from data_prep.taken_vocabulary import vocabulary_sizes
 from data_prep.text import PAD_IDX
-from models.factory import create_model, parameter_count
-from models.seq2seq import TranslationModel
+from models.factory import (
+    classifier_parameter_count,
+    create_classifier,
+    create_model,
+    parameter_count,
+)
+from models.image_classifier import ImageShape, num_positions
+from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import positive_argument, run_command
 from pipeline.preflight import GIB
+from pipeline.recipe import Recipe, UsageError
 from pipeline.training.deepspeed_config import (
     ON_GPU,
     activation_checkpointing,
@@ -30,6 +42,7 @@ from pipeline.training.deepspeed_config import (
 )
 from pipeline.translation_recipe import TranslationRecipe
 
+PLAIN = {"architecture": "transformer", "level_signals": "all"}  # of a model's keys
 SENTENCE_TOKENS = 32  # tokens a side of the sentences that activations are measured with
 ADAM_BYTES = 8  # bytes a parameter: two moments in float32
 
@@ -42,42 +55,129 @@ class StateBytes(NamedTuple):
     optimizer: float
 
 
-def kept_activations(model: TranslationModel, sentences: int, vocab_size: int) -> int:
-    """Return how many bytes a forward pass with loss keeps for the backward pass."""
-    generator = torch.Generator().manual_seed(1)
-    sides = [
-        torch.randint(4, vocab_size, (sentences, SENTENCE_TOKENS), generator=generator)
-        for _ in range(2)
-    ]
-    source, target = sides
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+class Needs(NamedTuple):
+    """What depends on what is learnt."""
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    parameters: int
+    transformer_parameters: int
+    """Of a Transformer of this width and depth."""
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(source, model.layout(source), target, model.layout(target), target)
-        del loss
-    return sum(kept.values())
+    unit: str
+    """What batches are counted in: tokens or images."""
+
+    batch: int
+    micro_batch: int
+    activations: float
+    """Bytes kept for the backward pass, for each unit."""
+
+
+def needs_of(recipe: Recipe, dtype: torch.dtype) -> Needs:
+    """Return what the training of a recipe needs.
+
+    :raises UsageError: nobody says how many classes of images there are.
+    """
+    if isinstance(recipe, ClassificationRecipe):
+        return _needs_of_classification(recipe, dtype)
+    assert isinstance(recipe, TranslationRecipe)
+    training, vocab_sizes = recipe.training, vocabulary_sizes(recipe.data.vocabulary)
+    return Needs(
+        parameters=parameter_count(recipe.model, vocab_sizes),
+        transformer_parameters=parameter_count(recipe.model.model_copy(update=PLAIN), vocab_sizes),
+        unit="tokens",
+        batch=training.max_tokens,
+        micro_batch=training.micro_batch_tokens or training.max_tokens,
+        activations=activations_per_token(recipe, dtype),
+    )
+
+
+def _needs_of_classification(recipe: ClassificationRecipe, dtype: torch.dtype) -> Needs:
+    training, model, classes = recipe.training, recipe.model, _classes(recipe)
+    image = ImageShape(recipe.data.channels, recipe.data.image_size)
+    transformer = model.model_copy(update=PLAIN)
+    return Needs(
+        parameters=classifier_parameter_count(model, image, classes),
+        transformer_parameters=classifier_parameter_count(transformer, image, classes),
+        unit="images",
+        batch=training.batch_size,
+        micro_batch=training.micro_batch_size or training.batch_size,
+        activations=activations_per_image(recipe, classes, dtype),
+    )
+
+
+def _classes(recipe: ClassificationRecipe) -> int:
+    if recipe.data.classes is not None:
+        return len(recipe.data.classes)
+    try:
+        return len(read_images_manifest(recipe.shards).classes)
+    except DataError as error:
+        raise UsageError(
+            "data.classes names none, and the images are not prepared yet: `./run.sh prepare` "
+            "finds out how many classes there are"
+        ) from error
 
 
 def activations_per_token(recipe: TranslationRecipe, dtype: torch.dtype) -> float:
     """Return the bytes kept for each token position of the longer side, both stacks together."""
     size = min(*vocabulary_sizes(recipe.data.vocabulary), 1000)  # logits are never kept
-    # In float32, whatever trains: a CPU keeps attention's weights in 16 bits, which no GPU does.
     model = create_model(recipe.model, (size, size), PAD_IDX).train()
     policy = activation_checkpointing(recipe.training, recipe.model)
     model.checkpoint_activations(policy)
-    few, many = (kept_activations(model, sentences, size) for sentences in (4, 12))
-    per_token = (many - few) / (8 * SENTENCE_TOKENS) * (dtype.itemsize / torch.float32.itemsize)
+
+    def loss(sentences: int) -> Tensor:
+        source, target = torch.randint(4, size, (2, sentences, SENTENCE_TOKENS))
+        return model(source, model.layout(source), target, model.layout(target), target)
+
+    per_token = _kept_each(model, loss, dtype) / SENTENCE_TOKENS
     if policy.keep_attention:  # autograd does not see these outputs: encoder, decoder, cross
         outputs = recipe.model.encoder_levels + 2 * recipe.model.decoder_levels
         per_token += outputs * recipe.model.model_dim * dtype.itemsize
     return per_token
+
+
+def activations_per_image(recipe: ClassificationRecipe, classes: int, dtype: torch.dtype) -> float:
+    """Return the bytes kept for each image."""
+    image = ImageShape(recipe.data.channels, recipe.data.image_size)
+    model = create_classifier(recipe.model, image, classes).train()
+    policy = activation_checkpointing(recipe.training, recipe.model)
+    model.checkpoint_activations(policy)
+
+    def loss(images: int) -> Tensor:
+        pixels = torch.zeros(images, image.channels, image.size, image.size, dtype=torch.uint8)
+        return F.cross_entropy(model(pixels), torch.zeros(images, dtype=torch.int64))
+
+    per_image = _kept_each(model, loss, dtype)
+    if policy.keep_attention:  # the last level computes the class token alone
+        outputs = (recipe.model.num_levels - 1) * num_positions(recipe.model, image) + 1
+        per_image += outputs * recipe.model.model_dim * dtype.itemsize
+    return per_image
+
+
+def _kept_each(model: nn.Module, loss: Callable[[int], Tensor], dtype: torch.dtype) -> float:
+    """Return how many bytes a forward pass keeps for the backward pass, for each example.
+
+    It computes in float32, whatever trains: a CPU keeps attention's weights in 16 bits, which no
+    GPU does.
+
+    :param loss: computes that of so many examples.
+    :param dtype: of the training.
+    """
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def kept_by(examples: int) -> int:
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            value = loss(examples)
+            del value
+        return sum(kept.values())
+
+    return (kept_by(12) - kept_by(4)) / 8 * (dtype.itemsize / torch.float32.itemsize)
 
 
 class Widths(NamedTuple):
@@ -146,56 +246,48 @@ def sent_bytes(parameters: int, stage: int, gpus: int, precision: str, accumulat
     return volume[stage] * (gpus - 1) / gpus
 
 
-def print_estimate(recipe: TranslationRecipe, nodes: int, gpus_per_node: int) -> None:
+def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     """Print what the recipe's training will need on that many GPUs."""
     gpus = nodes * gpus_per_node
-    training = recipe.training
-    settings = deepspeed_config(training, accumulation_steps=1)
+    settings = deepspeed_config(recipe.training, accumulation_steps=1)
     kind = precision(settings)
     half = kind != "fp32"
-    micro_tokens = training.micro_batch_tokens or training.max_tokens
-    micro_batches = training.max_tokens // micro_tokens
+    needs = needs_of(recipe, torch.bfloat16 if half else torch.float32)
+    micro_batches = needs.batch // needs.micro_batch
     accumulation = passes(micro_batches, gpus)
     idle = max(0, gpus - micro_batches)
-    per_token = activations_per_token(recipe, torch.bfloat16 if half else torch.float32)
-    activations = per_token * micro_tokens
-    vocab_sizes = vocabulary_sizes(recipe.data.vocabulary)
-    parameters = parameter_count(recipe.model, vocab_sizes)
-    transformer_parameters = parameter_count(
-        recipe.model.model_copy(update={"architecture": "transformer", "level_signals": "all"}),
-        vocab_sizes,
-    )
+    activations = needs.activations * needs.micro_batch
     console = Console()
     console.print(
-        f"{parameters:,} parameters ({recipe.model.architecture}; a Transformer of this width and "
-        f"depth has {transformer_parameters:,}), {'16' if half else '32'} bits\n"
-        f"{gpus} GPUs; a global batch of {training.max_tokens:,} tokens is {accumulation} × "
-        f"{micro_tokens:,} tokens a GPU{f', and {idle} GPUs idle' if idle else ''}; activations "
-        f"{activations / GIB:.2f} GiB\n"
+        f"{needs.parameters:,} parameters ({recipe.model.architecture}; a Transformer of this "
+        f"width and depth has {needs.transformer_parameters:,}), {'16' if half else '32'} bits\n"
+        f"{gpus} GPUs; a global batch of {needs.batch:,} {needs.unit} is {accumulation} × "
+        f"{needs.micro_batch:,} {needs.unit} a GPU{f', and {idle} GPUs idle' if idle else ''}; "
+        f"activations {activations / GIB:.2f} GiB\n"
     )
     table = Table("ZeRO", title="GiB per GPU, by ZeRO stage")
     for column in ("weights", "gradients", "Adam", "bucket", "all*", "sent†", "Transformer†"):
         table.add_column(column, justify="right")
     for stage in range(1 if half else 0, 4):  # training refuses 16 bits at stage 0
-        state = state_bytes(parameters, stage, gpus, kind)
-        bucket = bucket_bytes(settings, parameters, stage, half)
+        state = state_bytes(needs.parameters, stage, gpus, kind)
+        bucket = bucket_bytes(settings, needs.parameters, stage, half)
         sent, transformer_sent = (
             sent_bytes(number, stage, gpus, kind, accumulation)
-            for number in (parameters, transformer_parameters)
+            for number in (needs.parameters, needs.transformer_parameters)
         )
         everything = sum(state) + bucket + activations
         values = (*state, bucket, everything, sent, transformer_sent)
         table.add_row(str(stage), *(f"{value / GIB:.3f}" for value in values))
     console.print(table)
     console.print(
-        "* with activations; beside it the CUDA context, a chunk of logits (0.7 GiB), network "
-        "buffers, and what the allocator cannot reuse\n"
+        "* with activations; beside it the CUDA context, network buffers, of translations a chunk "
+        "of logits (0.7 GiB), and what the allocator cannot reuse\n"
         "† in a step, by ring collectives; and what the Transformer would send\n"
         "Offload is not counted: it moves Adam, and with offload_param the weights, to the host."
     )
 
 
-def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Print the estimate for the GPUs that the command line names."""
     if recipe.training.deepspeed_config is None:  # GPUs take another one than this machine may
         training = recipe.training.model_copy(update={"deepspeed_config": ON_GPU})
@@ -215,5 +307,5 @@ if __name__ == "__main__":
         "Memory and communication of a training.",
         main,
         _add_arguments,
-        kind=TranslationRecipe,
+        kind=Recipe,
     )

@@ -8,12 +8,22 @@ import pytest
 import torch
 
 from data_prep.text import PAD_IDX
+from models.config import ActivationCheckpointing
 from models.factory import create_model, parameter_count
-from pipeline.estimate import activations_per_token, sent_bytes, state_bytes
+from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.estimate import (
+    activations_per_image,
+    activations_per_token,
+    needs_of,
+    sent_bytes,
+    state_bytes,
+)
+from pipeline.recipe import UsageError
 from pipeline.recipe_file import load_recipe
 from tests.conftest import Command
 
-QUICKSTART = Path("recipes/quickstart.yaml")
+QUICKSTART, IMAGES = Path("recipes/quickstart.yaml"), Path("recipes/fashion_mnist.yaml")
+CLASSES = 10
 
 
 def test_parameters_are_counted_without_making_them() -> None:
@@ -47,8 +57,33 @@ def test_checkpoints_keep_a_part_of_the_activations() -> None:
     assert 2 * 3 * 128 * 4 <= every_level < 0.2 * none
 
 
+def test_images_keep_what_enters_a_level() -> None:
+    recipe = load_recipe(IMAGES, [("model.num_levels", "4")], kind=ClassificationRecipe)
+    training = recipe.training.model_copy(
+        update={"activation_checkpointing": ActivationCheckpointing(levels=1)}
+    )
+    every_level = activations_per_image(
+        recipe.model_copy(update={"training": training}), CLASSES, torch.float32
+    )
+    one_level = 17 * 128 * 4
+    assert 4 * one_level <= every_level < 6 * one_level
+    assert activations_per_image(recipe, CLASSES, torch.float32) > 5 * every_level
+    half = activations_per_image(recipe, CLASSES, torch.bfloat16)
+    assert 2 * half == activations_per_image(recipe, CLASSES, torch.float32)
+
+
+def test_nobody_says_how_many_classes_there_are(tmp_path: Path) -> None:
+    recipe = load_recipe(IMAGES, [("run_dir", str(tmp_path))], kind=ClassificationRecipe)
+    folders = recipe.data.model_copy(update={"classes": None})
+    with pytest.raises(UsageError, match="prepare` finds out how many"):
+        needs_of(recipe.model_copy(update={"data": folders}), torch.float32)
+
+
 @pytest.mark.slow
 def test_command(command: Command) -> None:
+    done = command("pipeline.estimate", "--config", IMAGES, "--gpus", 2)
+    assert done.returncode == 0, done.stderr
+    assert "2 GPUs; a global batch of 128 images is 1 × 128 images a GPU, and 1 GPUs" in done.stdout
     done = command("pipeline.estimate", "--nodes", 2, "--gpus", 4)
     assert done.returncode == 0, done.stderr
     assert ", 16 bits\n8 GPUs; a global batch of 512 tokens" in done.stdout  # not as on this CPU
