@@ -350,7 +350,9 @@ def test_when_all_trials_fail_the_last_reason_is_told(
 
 
 @pytest.mark.slow
-def test_a_run_is_nested_below_its_parent_as_soon_as_that_is_known(tmp_path: Path) -> None:
+def test_a_run_is_nested_below_its_parent_as_soon_as_that_is_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """MLflow may have been away when the parent began."""
     draft = Draft(ROOT / "recipes" / "quickstart.yaml")
     parent = draft.recipe({"run_dir": str(tmp_path / "parent")})
@@ -364,3 +366,5 @@ def test_a_run_is_nested_below_its_parent_as_soon_as_that_is_known(tmp_path: Pat
         tracker.close()
         nested.append(client.get_run(str(run_id_of(child))).data.tags.get("mlflow.parentRunId"))
     assert nested == [None, None, run_id_of(parent)]
+    (warning,) = (each for each in caplog.messages if "tracking.parent" in each)  # at first only
+    assert f"{parent.run_dir} has logged nothing" in warning
