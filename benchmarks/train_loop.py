@@ -34,7 +34,7 @@ from benchmarks.rounds import create_parser, print_table, progress, ratios, seco
 from pipeline.checkpoints.folder import ValidationState
 from pipeline.ranks import init_distributed
 from pipeline.recipe_file import load_recipe
-from pipeline.tracking.system_metrics import SystemMetrics
+from pipeline.tracking.system_metrics import system_metrics
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.feed import Share
 from pipeline.training.loop import Loop
@@ -114,7 +114,7 @@ def measure(recipe: TranslationRecipe, rounds: int, steps: int) -> dict[str, lis
         loop.tracker = None
         seconds["silent"] = seconds_of(run, trainer.device)
         loop.tracker, waited, spent = tracker, 0.0, 0.0
-        with SystemMetrics(tracker, lambda: trainer.step) if tracker else nullcontext():
+        with system_metrics(tracker, lambda: trainer.step) if tracker else nullcontext():
             if tracker:
                 tracker.waited, before = 0.0, logging_seconds()
             seconds["loop"] = seconds_of(run, trainer.device)

@@ -106,13 +106,7 @@ def loss_of(batch: PairBatch) -> Loss:
     target_tokens = int((batch.targets != PAD_IDX).sum())
 
     def loss(model: TranslationModel) -> Tensor:
-        total: Tensor = model(
-            batch.source_seqs,
-            batch.source_seqs_layout,
-            batch.target_seqs,
-            batch.target_seqs_layout,
-            batch.targets,
-        )
+        total: Tensor = model(*batch)
         return total / target_tokens
 
     return loss

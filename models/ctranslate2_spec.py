@@ -16,9 +16,9 @@ from fairseq2.models.transformer import TransformerEmbeddingFrontend
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.config import EXPRESSIBLE, LAYER_NORM_EPS
+from models.config import LAYER_NORM_EPS
 from models.positions import InterleavedSinusoids
-from models.ringformer.of_transformer import decoder_rings, encoder_rings
+from models.ringformer.of_transformer import rings_of
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 from models.stack import LayerNorm
@@ -31,8 +31,6 @@ def ctranslate2_spec(model: TranslationModel) -> TransformerSpec:
     :raises ValueError: the architecture is not `EXPRESSIBLE`.
     """
     config = model.config
-    if config.architecture not in EXPRESSIBLE:
-        raise ValueError(f"{config.architecture} is not a standard Transformer")
     spec = TransformerSpec.from_config(
         (config.encoder_levels, config.decoder_levels),
         config.num_heads,
@@ -44,9 +42,9 @@ def ctranslate2_spec(model: TranslationModel) -> TransformerSpec:
     spec.config.add_source_eos = True
     with torch.inference_mode():
         (embeddings,) = spec.encoder.embeddings
-        rings = encoder_rings(model.encoder, config), decoder_rings(model.decoder, config)
-        _fill_stack(spec.encoder, rings[0], model.encoder_frontend, embeddings)
-        _fill_stack(spec.decoder, rings[1], model.decoder_frontend, spec.decoder.embeddings)
+        encoder, decoder = rings_of(model)
+        _fill_stack(spec.encoder, encoder, model.encoder_frontend, embeddings)
+        _fill_stack(spec.decoder, decoder, model.decoder_frontend, spec.decoder.embeddings)
         for side in (spec.encoder, spec.decoder):
             side.scale_embeddings = config.scale_embeddings
         _set(spec.decoder.projection, model.final_proj.weight, model.final_proj.bias)

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
-from models.config import EXPRESSIBLE
-from models.ringformer.of_transformer import decoder_rings, encoder_rings
+from models.ringformer.of_transformer import rings_of
 from models.seq2seq import TranslationModel
 from models.stack import LayerNorm
 from models.standard_transformer import Layer, standard_layers
@@ -25,14 +24,8 @@ Named = Iterator[tuple[str, Tensor]]
 
 
 def marian_config(model: TranslationModel) -> dict[str, Any]:
-    """Return the content of config.json.
-
-    :raises ValueError: the architecture is not `EXPRESSIBLE`.
-    """
-    config = model.config
-    if config.architecture not in EXPRESSIBLE:
-        raise ValueError(f"{config.architecture} is not a standard Transformer")
-    size = _vocab_size(model)
+    """Return the content of config.json."""
+    config, size = model.config, _vocab_size(model)
     return {
         "model_type": "marian",
         "architectures": ["MarianMTModel"],
@@ -67,10 +60,11 @@ def marian_weights(model: TranslationModel) -> dict[str, Tensor]:
 
     Sinusoids are not among them: Marian makes its own. Its LayerNorms have ε = 1e-5, where those of
     a residual_scale α should have 1e-5/α² (`standard_layers`).
+
+    :raises ValueError: the architecture is not `EXPRESSIBLE`.
     """
-    config = model.config
-    rings = encoder_rings(model.encoder, config), decoder_rings(model.decoder, config)
-    places = torch.tensor([*range(0, config.model_dim, 2), *range(1, config.model_dim, 2)])
+    rings, dim = rings_of(model), model.config.model_dim
+    places = torch.tensor([*range(0, dim, 2), *range(1, dim, 2)])
     weights = dict(_embeddings(model, places))
     for side, stack in zip(("encoder", "decoder"), rings, strict=True):
         for index, layer in enumerate(standard_layers(stack)):

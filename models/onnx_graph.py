@@ -26,7 +26,7 @@ from torch import Tensor
 
 from data_prep.files import write_atomically
 from data_prep.text import EOS_IDX
-from models.config import EXPRESSIBLE, LAYER_NORM_EPS
+from models.config import LAYER_NORM_EPS
 from models.export_format import DECODER, ENCODER, ONNX_WEIGHTS, Quantization
 from models.onnx_builder import (
     BOOL,
@@ -40,7 +40,7 @@ from models.onnx_builder import (
 )
 from models.positions import InterleavedSinusoids
 from models.ringformer import RingDecoder, RingEncoder
-from models.ringformer.of_transformer import decoder_rings, encoder_rings
+from models.ringformer.of_transformer import rings_of
 from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 
@@ -58,10 +58,7 @@ def write_onnx(
     :raises ValueError: the architecture is not `EXPRESSIBLE`.
     :raises ModelError: a weight to quantize is not a number.
     """
-    if (architecture := model.config.architecture) not in EXPRESSIBLE:
-        raise ValueError(f"{architecture} is not a standard Transformer")
-    encoder = encoder_rings(model.encoder, model.config)
-    decoder = decoder_rings(model.decoder, model.config)
+    encoder, decoder = rings_of(model)
     weights = Weights()
     graphs = {
         ENCODER: _encoder(

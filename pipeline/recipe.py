@@ -206,6 +206,11 @@ class Recipe(Section):
         raise NotImplementedError
 
     @property
+    def chosen_weights(self) -> list[object]:
+        """Return what says which weights of checkpoints are evaluated."""
+        return [self.evaluation.use_ema]
+
+    @property
     def shards(self) -> Path:
         """Return the folder of binarized examples."""
         return self.run_dir / SHARDS

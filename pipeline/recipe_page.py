@@ -5,11 +5,12 @@ python -m pipeline.recipe_page
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter
 
+from pipeline.markdown import markdown_table
 from pipeline.recipe import ROOT
 from pipeline.recipe_file import TASKS, default_of, is_section, is_sequence
 
@@ -54,7 +55,7 @@ def _section_lines(model: type[BaseModel], prefix: str, shown: dict[Any, str]) -
         if not sections or is_sequence(field.annotation):
             rows.append((f"`{key}`", *_describe_field(field)))
     if rows:
-        yield from _table_lines(TABLE, rows)
+        yield markdown_table(TABLE, rows) + "\n"
     for key, field, sections in inner:
         yield f"{'#' * (2 + key.count('.'))} {key}\n"
         if len(sections) > 1:
@@ -81,7 +82,7 @@ def _variants_table(sections: list[type[BaseModel]]) -> Iterator[str]:
         fields = dict(section.model_fields)
         rows.append((f"`{fields.pop(tag).default}`", "", "", "", _one_line(section.__doc__)))
         rows += [("", f"`{name}`", *_describe_field(field)) for name, field in fields.items()]
-    yield from _table_lines((tag, *TABLE), rows)
+    yield markdown_table((tag, *TABLE), rows) + "\n"
 
 
 def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -126,12 +127,6 @@ def _describe_values(schema: dict[str, Any]) -> str:
     name = {"string": "text", "boolean": "`true`, `false`", "null": "`null`"}.get(kind, kind)
     bounds = [f"{sign} {schema[key]:g}" for key, sign in BOUNDS.items() if key in schema]
     return " ".join([name, ", ".join(bounds)]).strip()
-
-
-def _table_lines(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    for row in (names, ("---",) * len(names), *rows):
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
-    yield ""
 
 
 def _one_line(text: str | None) -> str:

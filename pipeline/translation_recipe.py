@@ -167,6 +167,10 @@ class TranslationRecipe(Recipe):
         return self.model.model_copy(update={"decoder_levels": levels})
 
     @property
+    def chosen_weights(self) -> list[object]:
+        return [*super().chosen_weights, self.evaluated_model.decoder_levels]
+
+    @property
     def test_set_names(self) -> tuple[str, ...]:
         others = self.evaluation.test_sets
         names = (each if isinstance(each, str) else each.name for each in others)

@@ -6,32 +6,31 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from fairseq2.models.transformer import TransformerDecoder, TransformerEncoder
 from torch import Tensor, nn
 
-from models.config import ModelConfig
+from models.config import EXPRESSIBLE
 from models.ringformer.encoder_decoder import RingDecoder, RingEncoder
+from models.seq2seq import TranslationModel
 
 R = TypeVar("R", RingEncoder, RingDecoder)
 
 
-def encoder_rings(stack: TransformerEncoder, config: ModelConfig) -> Sequence[RingEncoder]:
-    """Return the rings that are an encoder when they run one after the other: a ring is one."""
-    if isinstance(stack, RingEncoder):
-        return [stack]
-    return [_filled(RingEncoder(_of_one_level(config)), layer) for layer in stack.layers]
+def rings_of(model: TranslationModel) -> tuple[Sequence[RingEncoder], Sequence[RingDecoder]]:
+    """Return the rings that are an encoder when they run one after the other, and a decoder's.
 
-
-def decoder_rings(stack: TransformerDecoder, config: ModelConfig) -> Sequence[RingDecoder]:
-    """Return the same for a decoder."""
-    if isinstance(stack, RingDecoder):
-        return [stack]
-    return [_filled(RingDecoder(_of_one_level(config)), layer) for layer in stack.layers]
-
-
-def _of_one_level(config: ModelConfig) -> ModelConfig:
+    :raises ValueError: the architecture is not `EXPRESSIBLE`.
+    """
+    config, encoder, decoder = model.config, model.encoder, model.decoder
+    if config.architecture not in EXPRESSIBLE:
+        raise ValueError(f"{config.architecture} is not a standard Transformer")
+    if isinstance(encoder, RingEncoder) and isinstance(decoder, RingDecoder):
+        return [encoder], [decoder]
     keys = {"architecture": "ringformer", "level_signals": "none"}
-    return config.model_copy(update={**keys, "encoder_levels": 1, "decoder_levels": 1})
+    one_level = config.model_copy(update={**keys, "encoder_levels": 1, "decoder_levels": 1})
+    return (
+        [_filled(RingEncoder(one_level), layer) for layer in encoder.layers],
+        [_filled(RingDecoder(one_level), layer) for layer in decoder.layers],
+    )
 
 
 def _filled(ring: R, layer: nn.Module) -> R:

@@ -132,10 +132,4 @@ class Pairs(Examples):
 
 
 def _run(batch: PairBatch, model: nn.Module) -> object:
-    return model(
-        batch.source_seqs,
-        batch.source_seqs_layout,
-        batch.target_seqs,
-        batch.target_seqs_layout,
-        batch.targets,
-    )
+    return model(*batch)

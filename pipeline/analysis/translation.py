@@ -12,7 +12,7 @@ from data_prep.vocabulary import vocabulary_digest
 from models.export_format import read_settings
 from pipeline.analysis.examples import AnalysedModel, Settings, Subject, exported
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.translations import weights_digest
+from pipeline.evaluation.result import digest_of_weights
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation_recipe import TranslationRecipe
 
@@ -31,7 +31,7 @@ def subject_of_run(recipe: TranslationRecipe) -> Subject:
     checkpoints = checkpoints_of_run(recipe)
     return Subject(
         name=recipe.run_dir.absolute().name,
-        weights=weights_digest(recipe, checkpoints),
+        weights=digest_of_weights(recipe, checkpoints),
         bound_to=digest_of([vocabulary_digest(recipe.shards), recipe.data.languages]),
         heads=recipe.model.num_heads,
         load=partial(_load_run, recipe, checkpoints),

@@ -22,14 +22,19 @@ from data_prep.vocabulary import load_vocabularies
 from models.export_format import digest_of_export, read_settings
 from pipeline.checkpoints.folder import CheckpointError
 from pipeline.evaluation.comet import check_comet, comet_score
-from pipeline.evaluation.result import EvaluatedModel, Evaluation, share_progress
+from pipeline.evaluation.result import (
+    EvaluatedModel,
+    Evaluation,
+    digest_of_weights,
+    share_progress,
+)
 from pipeline.evaluation.test_sets import (
     TestSet,
     load_test_sets,
     load_validation_set,
     overlap_of,
 )
-from pipeline.evaluation.translations import TranslationResult, weights_digest
+from pipeline.evaluation.translations import TranslationResult
 from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
 from pipeline.recipe import VALIDATION, UsageError
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
@@ -78,10 +83,6 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
                 f"{recipe.data.target_lang}"
             )
         return cls(recipe, [], export, search)
-
-    @cached_property
-    def weights(self) -> str:
-        return weights_digest(self.recipe, self.checkpoints)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
         if self.export is None:
             return True
         try:
-            own = weights_digest(self.recipe, checkpoints_of_run(self.recipe))
+            own = digest_of_weights(self.recipe, checkpoints_of_run(self.recipe))
         except (CheckpointError, UsageError):
             return False
         manifest = read_manifest(self.export) or {"inputs": {}}

@@ -38,6 +38,7 @@ from pipeline.evaluation.result import (
     read_scores,
     share_progress,
 )
+from pipeline.markdown import markdown_table
 from pipeline.pictures import draw_confusion, draw_images
 from pipeline.ranks import from_rank_0, gather_shares, rank, world_size
 from pipeline.recipe import VALIDATION, slug_of
@@ -216,15 +217,14 @@ def _rows_of(predictions: str) -> list[list[Any]]:
 
 def table_of(scores: Sequence[Scores]) -> str:
     """Return scores on several sets of images as a Markdown table, with their intervals."""
-    lines = ["| images of | images | accuracy (%) | 95% interval | top-5 (%) | cross-entropy |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    names = ("images of", "images", "accuracy (%)", "95% interval", "top-5 (%)", "cross-entropy")
+    rows = []
     for s in scores:
+        interval = f"{s['accuracy_low']:.2f} to {s['accuracy_high']:.2f}"
         top5 = f"{s['top5_accuracy']:.2f}" if "top5_accuracy" in s else "–"
-        lines.append(
-            f"| {s['test_set']} | {s['images']:,} | {s['accuracy']:.2f} | "
-            f"{s['accuracy_low']:.2f} to {s['accuracy_high']:.2f} | {top5} | {s['loss']:.4f} |"
-        )
-    return "\n".join(lines)
+        numbers = (f"{s['images']:,}", f"{s['accuracy']:.2f}", interval, top5, f"{s['loss']:.4f}")
+        rows.append((s["test_set"], *numbers))
+    return markdown_table(names, rows)
 
 
 class EvaluatedClassifier(EvaluatedModel[ClassificationRecipe]):

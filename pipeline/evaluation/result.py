@@ -38,14 +38,11 @@ def read_scores(folder: Path, types: Mapping[str, tuple[type, ...]]) -> Scores:
     return found if whole else {}
 
 
-def digest_of_weights(recipe: Recipe, checkpoints: Sequence[Checkpoint], *more: Any) -> str:
-    """Return a digest of the weights that evaluation takes from `checkpoints`.
-
-    :param more: what else of the recipe says which.
-    """
+def digest_of_weights(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
+    """Return a digest of the weights that evaluation takes from `checkpoints`."""
     no_part = {"validation": {"validation_set"}}
     infos = (each.info.model_dump(mode="json", exclude=no_part) for each in checkpoints)
-    return digest_of([recipe.evaluation.use_ema, *more, *infos])
+    return digest_of([*recipe.chosen_weights, *infos])
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.answers_page import write_answers_page
 from pipeline.evaluation.result import NUMBERS, Result, Scores, digest_of_weights, read_scores
 from pipeline.evaluation.test_sets import TestSet, load_test_sets
+from pipeline.markdown import markdown_table
 from pipeline.pictures import draw_bleu_by_length
 from pipeline.translation.scores import (
     by_source_length,
@@ -38,11 +39,6 @@ WARNINGS = {
 }
 
 
-def weights_digest(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
-    """Return a digest of the weights that evaluation takes from `checkpoints`."""
-    return digest_of_weights(recipe, checkpoints, recipe.evaluated_model.decoder_levels)
-
-
 def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]:
     """Return the scores in RUN_DIR/evaluation that belong to these checkpoints.
 
@@ -50,7 +46,7 @@ def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> l
     """
     paths = sorted((recipe.run_dir / "evaluation").glob("*/scores.json"))
     found = [read_scores(path.parent, TranslationResult.types) for path in paths]
-    wanted = weights_digest(recipe, checkpoints)
+    wanted = digest_of_weights(recipe, checkpoints)
     of_these = [scores for scores in found if scores.get("weights_sha256") == wanted]
     own = recipe.data.test.name
     with suppress(DataError):  # a run can be here without its text
@@ -64,14 +60,14 @@ def table_of(scores: Sequence[Scores]) -> str:
     names = ["test set", "sentences", "BLEU", "chrF2", "TER"]
     names += ["COMET"] * any("comet" in s for s in scores)
     names += ["length ratio", "beam", "in training text"]
-    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    rows = []
     for s in scores:
         cells = [s["test_set"], f"{s['sentences']:,}"]
         cells += [f"{s[name]} ± {s[f'{name}_ci']}" for name in ("bleu", "chrf", "ter")]
         cells += [s.get("comet", "–")] * ("COMET" in names)
         cells += [s["length_ratio"], s["beam_size"], _leak_in_short(s)]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(names, rows)
 
 
 @dataclass

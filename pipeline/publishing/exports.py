@@ -27,7 +27,7 @@ from models.export_format import (
     write_weights,
 )
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.translations import weights_digest
+from pipeline.evaluation.result import digest_of_weights
 from pipeline.publishing.shortlist import (
     LARGE_VOCABULARY,
     coverage,
@@ -117,7 +117,7 @@ def export(
     inputs = {
         "version": VERSION,
         **settings.to_json(),
-        "weights": weights_digest(recipe, checkpoints),
+        "weights": digest_of_weights(recipe, checkpoints),
         "card": card,
         **({"words": sha256_of(words)} if words.is_file() else {}),
     }

@@ -17,6 +17,7 @@ from pipeline.classification.run_model import model_for
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.images import scores_of
 from pipeline.evaluation.result import Scores
+from pipeline.markdown import markdown_table
 from pipeline.publishing.model_card import as_trained, table, training_rows, yaml_header
 
 
@@ -83,19 +84,18 @@ def _model_section(recipe: ClassificationRecipe, data: ImagesManifest) -> str:
 
 
 def _data_section(data: ImagesManifest) -> str:
-    lines = ["| images | split | read | kept | refused | converted |", "|---|---|---|---|---|---|"]
+    rows = []
     for each in data.sets:
         refused, converted = (
             ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
             for counts in (each.refused, each.converted)
         )
-        lines.append(
-            f"| {each.name} | {each.split} | {each.read:,} | {each.kept:,} | {refused} | "
-            f"{converted} |"
-        )
+        cells = (f"{each.read:,}", f"{each.kept:,}", refused, converted)
+        rows.append((each.name, each.split, *cells))
+    sets = markdown_table(("images", "split", "read", "kept", "refused", "converted"), rows)
     repeats = data.repeats
     return (
-        "## Training data\n\n" + "\n".join(lines) + f"\n\n{data.totals['train'].images:,} "
+        f"## Training data\n\n{sets}\n\n{data.totals['train'].images:,} "
         f"training images, {data.totals['valid'].images:,} of validation. Of the training images "
         f"{repeats.valid:,} were pixel for pixel one of validation and {repeats.test:,} one of the "
         f"test set; {repeats.dropped:,} were dropped for that."
@@ -118,11 +118,12 @@ def _training_section(recipe: ClassificationRecipe, checkpoints: Sequence[Checkp
 def _evaluation_section(scores: Scores) -> str:
     if not scores:
         return "## Evaluation\n\nNot evaluated yet: `./run.sh evaluate` does, then export again."
-    lines = ["| class | images | recall | precision |", "|---|---|---|---|"]
+    rows = []
     for name, of_class in scores["by_class"].items():
         shares = (of_class["recall"], of_class["precision"])
-        both = " | ".join("–" if share is None else f"{share:.1f}%" for share in shares)
-        lines.append(f"| {name} | {of_class['images']:,} | {both} |")
+        both = ("–" if share is None else f"{share:.1f}%" for share in shares)
+        rows.append((name, f"{of_class['images']:,}", *both))
+    classes = markdown_table(("class", "images", "recall", "precision"), rows)
     top5 = ""
     if "top5_accuracy" in scores:
         top5 = f"among the first five {scores['top5_accuracy']:.2f}%, "
@@ -131,7 +132,7 @@ def _evaluation_section(scores: Scores) -> str:
         f"On {scores['test_set']}, {scores['images']:,} images: accuracy "
         f"**{scores['accuracy']:.2f}%** ({scores['accuracy_low']:.2f} to "
         f"{scores['accuracy_high']:.2f}, Wilson's 95% interval), {top5}cross-entropy "
-        f"{scores['loss']:.4f}.\n\n" + "\n".join(lines)
+        f"{scores['loss']:.4f}.\n\n{classes}"
     )
 
 

@@ -19,6 +19,7 @@ from data_prep.vocabulary import load_vocabularies
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.result import Scores
 from pipeline.evaluation.translations import scores_of, table_of
+from pipeline.markdown import markdown_table
 from pipeline.publishing.shortlist import has_large_vocabulary
 from pipeline.recipe import Recipe
 from pipeline.tracking.note import spaced
@@ -133,16 +134,15 @@ def _data_section(recipe: TranslationRecipe) -> str:
     manifest = read_manifest(recipe.shards)
     if manifest is None:
         return "## Training data\n\nNot recorded in this run's folder."
-    lines = ["| corpus | pairs read | kept | weight | dropped by |", "|---|---|---|---|---|"]
+    rows = []
     for corpus in manifest["corpora"]:
         why = ", ".join(f"{name} {count:,}" for name, count in corpus["dropped"].items() if count)
-        lines.append(
-            f"| {corpus['corpus']} | {corpus['read']:,} | {corpus['kept']:,} | "
-            f"{corpus['weight']:g} | {why or 'none'} |"
-        )
+        numbers = (f"{corpus['read']:,}", f"{corpus['kept']:,}", f"{corpus['weight']:g}")
+        rows.append((corpus["corpus"], *numbers, why or "none"))
+    corpora = markdown_table(("corpus", "pairs read", "kept", "weight", "dropped by"), rows)
     train = manifest["totals"]["train"]
     return (
-        "## Training data\n\n" + "\n".join(lines) + f"\n\n{train['pairs']:,} pairs, "
+        f"## Training data\n\n{corpora}\n\n{train['pairs']:,} pairs, "
         f"{train['source_tokens']:,} source and {train['target_tokens']:,} target tokens in "
         f"an epoch; validated on {recipe.data.valid.name}."
     )
@@ -206,6 +206,4 @@ def _limits_section(recipe: TranslationRecipe) -> str:
 
 def table(rows: dict[str, Any]) -> str:
     """Return a Markdown table of keys and values."""
-    return "\n".join(
-        ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
-    )
+    return markdown_table(("", ""), rows.items())

@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipeline.tracking.mlflow_records import IMPORT_LOCK
@@ -17,47 +16,36 @@ from pipeline.tracking.tracker import Tracker
 SAMPLING_SECONDS = 10.0  # unless MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL has another value
 
 
-class SystemMetrics:
-    """A context in which MLflow's monitors of CPU, memory, disk, network and GPUs are logged.
+@contextmanager
+def system_metrics(tracker: Tracker, current_step: Callable[[], int]) -> Iterator[None]:
+    """Log what MLflow's monitors of CPU, memory, disk, network and GPUs say, meanwhile.
 
-    They go through our tracker, so that none are lost while the server is away. They see the
+    That goes through our tracker, so that none is lost while the server is away. They see the
     machine of rank 0.
+
+    :param current_step: tells which training step a sample belongs to.
     """
+    ended = threading.Event()
 
-    def __init__(self, tracker: Tracker, current_step: Callable[[], int]) -> None:
-        """Make the thread that logs.
-
-        :param current_step: tells which training step a sample belongs to.
-        """
-        self._tracker, self._current_step = tracker, current_step
-        self._ended = threading.Event()
-        self._thread = threading.Thread(
-            target=self._log_samples, name="system metrics", daemon=True
-        )
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _log_samples(self) -> None:
+    def log_samples() -> None:
         seconds = float(os.environ.get("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", SAMPLING_SECONDS))
         monitors = _create_monitors()
-        while not self._ended.wait(seconds):
+        while not ended.wait(seconds):
             metrics: dict[str, float] = {}
             for monitor in monitors:
                 monitor.collect_metrics()
                 metrics |= monitor.aggregate_metrics()
                 monitor.clear_metrics()
             metrics = {f"system/{key}": value for key, value in metrics.items()}
-            self._tracker.log_metrics(metrics, self._current_step())
+            tracker.log_metrics(metrics, current_step())
+
+    thread = threading.Thread(target=log_samples, name="system metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _create_monitors() -> list[Any]:

@@ -18,7 +18,7 @@ from pipeline.ranks import without_greetings
 from pipeline.recipe import Recipe
 from pipeline.tracking.note import LOSSES, log_note
 from pipeline.tracking.provenance import TrainingFacts, log_data, log_training
-from pipeline.tracking.system_metrics import SystemMetrics
+from pipeline.tracking.system_metrics import system_metrics
 from pipeline.tracking.tracker import Tracker, open_tracker, set_aside_finished
 from pipeline.training.deepspeed_config import precision
 from pipeline.training.loop import Loop
@@ -80,7 +80,7 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
         log_training(tracker, task.recipe, _facts(trainer))
     status = "FAILED"
     try:
-        with SystemMetrics(tracker, lambda: trainer.step) if tracker else nullcontext():
+        with system_metrics(tracker, lambda: trainer.step) if tracker else nullcontext():
             Loop(trainer, newest, tracker).run(console)
         status = "FINISHED"
     except Stopped:

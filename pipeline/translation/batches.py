@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,8 @@ from models.padding import PaddedLayout, to_device
 Ids = TokenIds | Sequence[int]
 
 
-@dataclass(frozen=True)
-class PairBatch:
-    """A collated micro-batch of pairs, with fairseq2's names; sequences are padded on the right."""
+class PairBatch(NamedTuple):
+    """A collated micro-batch of pairs, padded on the right: what a `TranslationModel` takes."""
 
     source_seqs: Tensor
     """Source token ids with EOS, int64 `[B, S]`."""

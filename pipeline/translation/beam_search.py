@@ -18,7 +18,7 @@ from models.padding import PaddedLayout, to_device
 from models.recording import record
 from models.seq2seq import TranslationModel
 from models.stack import Stack
-from pipeline.translation.batches import PairBatch, collate_ids, pad
+from pipeline.translation.batches import collate_ids, pad
 from pipeline.translation.constrained_search import Terms
 from pipeline.translation.decode import decode_batch
 from pipeline.translation.search import Decoding, Floats, Ints, NextTokens
@@ -55,7 +55,7 @@ def force(models: Sequence[TranslationModel], pairs: PairIds) -> list[list[float
     :param models: one, or an ensemble.
     """
     batch = collate_ids(*pairs, next(models[0].parameters()).device)
-    log_probs = _mean([_log_probs(model, batch) for model in models]).tolist()
+    log_probs = _mean([model.log_probs(*batch) for model in models]).tolist()
     return [row[: len(ids)] for row, ids in zip(log_probs, pairs[1], strict=True)]
 
 
@@ -71,22 +71,12 @@ def cross_attention(models: Sequence[TranslationModel], pairs: PairIds) -> Float
     batch = collate_ids(*pairs, next(models[0].parameters()).device)
     of_models = []
     for model in models:
-        decode = partial(_log_probs, model, batch)
+        decode = partial(model.log_probs, *batch)
         of_levels = record({"decoder": model.decoder}, decode)["decoder"].cross_attention
         assert of_levels is not None  # of an encoder
         of_models.append(of_levels[len(of_levels) // 2].float().mean(1))
     found: Floats = _mean(of_models).cpu().numpy()
     return found
-
-
-def _log_probs(model: TranslationModel, batch: PairBatch) -> Tensor:
-    return model.log_probs(
-        batch.source_seqs,
-        batch.source_seqs_layout,
-        batch.target_seqs,
-        batch.target_seqs_layout,
-        batch.targets,
-    )
 
 
 def _mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -169,29 +169,7 @@ class TranslationTask(Task["PairBatch"]):
 
             levels = int(torch.randint(self.recipe.model.decoder_levels, ())) + 1
         smoothing = training.label_smoothing
-        return self.cross_entropy(model, batch, label_smoothing=smoothing, decoder_levels=levels)
-
-    @staticmethod
-    def cross_entropy(
-        model: Model,
-        batch: PairBatch,
-        *,
-        label_smoothing: float = 0.0,
-        decoder_levels: int | None = None,
-    ) -> Tensor:
-        """Return the cross-entropy of the targets of `batch`, summed (nats).
-
-        :param decoder_levels: run only so many levels of the decoder; None: all.
-        """
-        return model(
-            batch.source_seqs,
-            batch.source_seqs_layout,
-            batch.target_seqs,
-            batch.target_seqs_layout,
-            batch.targets,
-            label_smoothing=label_smoothing,
-            decoder_levels=decoder_levels,
-        )
+        return model(*batch, label_smoothing=smoothing, decoder_levels=levels)
 
     def loss_metrics(self, loss: float) -> dict[str, float]:
         from pipeline.translation.validation import perplexity

@@ -43,7 +43,8 @@ def valid_metrics(
 
     def measure(pairs: Indices) -> Tensor:
         batch = collate(task.valid_pairs, pairs, trainer.device)
-        return task.cross_entropy(trainer.engine, batch)[None]
+        loss: Tensor = trainer.engine(*batch)
+        return loss[None]
 
     (total,) = sum_over(plan, trainer, interruption, measure)
     loss = total / int(lengths[1].sum())

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
-from pipeline.evaluation.translations import weights_digest
+from pipeline.evaluation.result import digest_of_weights
 from pipeline.publishing.model_card import as_text, model_card
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import save_checkpoint
@@ -36,7 +36,11 @@ def evaluated(
     for name in ("toy-test", "other"):
         folder = run_dir / "evaluation" / name
         folder.mkdir(parents=True)
-        scores = {**SCORES, "test_set": name, "weights_sha256": weights_digest(recipe, checkpoints)}
+        scores = {
+            **SCORES,
+            "test_set": name,
+            "weights_sha256": digest_of_weights(recipe, checkpoints),
+        }
         comet = {"comet": 0.8} if name == "other" else {}
         (folder / "scores.json").write_text(json.dumps({**scores, **comet}))
     return recipe

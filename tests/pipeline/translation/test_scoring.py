@@ -12,7 +12,6 @@ from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.translation.batches import collate_ids
 from pipeline.translation.scoring import Forced, Pair
 from pipeline.translation.serving import TextTranslator
-from pipeline.translation.task import TranslationTask
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import exported
@@ -41,7 +40,7 @@ def losses(talkative_run: TranslationRecipe) -> list[float]:
         sides = zip((of_run.source_vocabulary, of_run.target_vocabulary), text, strict=True)
         ids: list[list[int]] = [each.encode(side, add_eos=True) for each, side in sides]
         batch = collate_ids(ids[:1], ids[1:], torch.device("cpu"))
-        found.append(float(TranslationTask.cross_entropy(of_run.model, batch).detach()))
+        found.append(float(of_run.model(*batch).detach()))
     return found
 
 
