@@ -47,6 +47,7 @@ from benchmarks.rounds import (
 )
 from data_prep.corpora import read_lines
 from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
+from models.config import ModelConfig
 from models.ctranslate2_spec import ctranslate2_spec
 from models.export_format import SHORTLISTS
 from models.seq2seq import TranslationModel
@@ -59,20 +60,18 @@ OURS = "RingFormer, our search"
 NAIVE, NAIVE_SENTENCES = "RingFormer, no cache (8 sentences)", 8
 
 
-def marian(dim: int) -> Any:
+def marian(config: ModelConfig, vocab_size: int) -> Any:
     """Return Hugging Face's implementation of the Transformer of equal width and depth."""
-    config = MarianConfig(  # type: ignore[no-untyped-call]
-        vocab_size=VOCAB, d_model=dim, encoder_layers=6, decoder_layers=6,
-        encoder_attention_heads=dim // 64, decoder_attention_heads=dim // 64,
-        encoder_ffn_dim=4 * dim, decoder_ffn_dim=4 * dim,
-        max_position_embeddings=512, pad_token_id=PAD_IDX,
-        eos_token_id=EOS_IDX, decoder_start_token_id=BOS_IDX, forced_eos_token_id=None,
-        activation_function="gelu",
+    theirs = MarianConfig(  # type: ignore[no-untyped-call]
+        vocab_size=vocab_size, d_model=config.model_dim,
+        encoder_layers=config.encoder_levels, decoder_layers=config.decoder_levels,
+        encoder_attention_heads=config.num_heads, decoder_attention_heads=config.num_heads,
+        encoder_ffn_dim=config.ffn_inner_dim, decoder_ffn_dim=config.ffn_inner_dim,
+        max_position_embeddings=config.max_seq_len, pad_token_id=PAD_IDX, eos_token_id=EOS_IDX,
+        decoder_start_token_id=BOS_IDX, forced_eos_token_id=None, activation_function="gelu",
     )  # fmt: skip
-    model: Any = MarianMTModel(config)
-    model.eval()
-    model.final_logits_bias[0, EOS_IDX] = -1e4
-    return model
+    model: Any = MarianMTModel(theirs)
+    return model.eval()
 
 
 class EndAtSourceLength(LogitsProcessor):
@@ -247,7 +246,9 @@ def create_models(arguments: argparse.Namespace) -> Models:
         for workers in sorted({1, threads})
         if arguments.text and device.type == "cpu" and dtype == torch.float32
     }
-    return Models(ring, transformer, marian(dim).to(device, dtype), exports)
+    theirs = marian(ring.config, VOCAB)
+    theirs.final_logits_bias[0, EOS_IDX] = -1e4  # as ours
+    return Models(ring, transformer, theirs.to(device, dtype), exports)
 
 
 def runs_of(models: Models, sentences: list[list[int]], beam_size: int) -> dict[str, Run]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 import subprocess
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -278,7 +279,8 @@ def measure(trainings: Trainings, systems: Sequence[str], jobs: int, rounds: int
 
     def train(some: Sequence[str]) -> None:
         runs = [run for system in some for run in trainings.runs(system)]
-        in_parallel(trainings.train, sorted(runs, key=seed_of), jobs)
+        # All systems with one seed, then with the next.
+        in_parallel(trainings.train, sorted(runs, key=attrgetter("seed")), jobs)
 
     train([system for system in systems if system not in students])
     if students:
@@ -290,11 +292,6 @@ def measure(trainings: Trainings, systems: Sequence[str], jobs: int, rounds: int
     if rounds:
         first = {system: trainings.runs(system)[0] for system in systems}
         measure_exports(trainings.record, first, REFERENCE, rounds)
-
-
-def seed_of(run: Run) -> int:
-    """Return the seed: all systems are trained with the first one, then with the next."""
-    return run.seed
 
 
 def main() -> None:

@@ -28,12 +28,11 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 import torch
-from transformers import MarianConfig, MarianMTModel
 
-from benchmarks.decode import write_ctranslate2
+from benchmarks.decode import marian, write_ctranslate2
 from benchmarks.latency_server import LENGTH, SHORTLIST_SHARE, Request
 from benchmarks.rounds import create_parser, print_table, progress, ratios, three_digits
-from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
+from data_prep.text import EOS_IDX, PAD_IDX
 from models.config import ModelConfig
 from models.export_format import SHORTLISTS, Quantization
 from models.factory import create_model
@@ -102,7 +101,7 @@ def write_model(
     sizes = {"model_dim": model_dim, "num_heads": model_dim // 64, "ffn_inner_dim": 4 * model_dim}
     config = ModelConfig.model_validate({**sizes, **system.keys})
     if system.engine == "marian":
-        write_marian(folder, config, vocab_size)
+        marian(config, vocab_size).save_pretrained(folder)
         return
     model = create_model(config, (vocab_size, vocab_size), PAD_IDX).eval()
     with torch.no_grad():
@@ -115,19 +114,6 @@ def write_model(
         return
     allowed = round(SHORTLIST_SHARE * vocab_size)
     write_ctranslate2(model, folder, quantization, vocab_size, allowed)
-
-
-def write_marian(folder: Path, config: ModelConfig, vocab_size: int) -> None:
-    """Write Hugging Face's implementation of the Transformer."""
-    marian = MarianConfig(  # type: ignore[no-untyped-call]
-        vocab_size=vocab_size, d_model=config.model_dim,
-        encoder_layers=config.encoder_levels, decoder_layers=config.decoder_levels,
-        encoder_attention_heads=config.num_heads, decoder_attention_heads=config.num_heads,
-        encoder_ffn_dim=config.ffn_inner_dim, decoder_ffn_dim=config.ffn_inner_dim,
-        max_position_embeddings=config.max_seq_len, pad_token_id=PAD_IDX, eos_token_id=EOS_IDX,
-        decoder_start_token_id=BOS_IDX, forced_eos_token_id=None, activation_function="gelu",
-    )  # fmt: skip
-    MarianMTModel(marian).save_pretrained(folder)
 
 
 # ── Measuring ───────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,6 @@ is needed, the same again with a number of its own at the end of every sentence.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -21,13 +20,20 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.rounds import create_parser, print_table, progress, ratios, spread, three_digits
+from benchmarks.rounds import (
+    CORES,
+    create_parser,
+    print_table,
+    progress,
+    ratios,
+    spread,
+    three_digits,
+)
 from data_prep.corpora import read_pairs, read_text
 from data_prep.stage import SHARDS, VOCABULARY
 from data_prep.vocabulary import load_vocabulary
 
 LANGUAGES = ("de", "en")
-CORES = len(os.sched_getaffinity(0))
 MIB = 1 << 20
 
 RECIPE = """

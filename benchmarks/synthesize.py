@@ -10,7 +10,6 @@ python -m benchmarks.synthesize --model EXPORT --text FILE [--lines 20000] [--be
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -20,7 +19,7 @@ from tempfile import TemporaryDirectory
 import ctranslate2
 import torch
 
-from benchmarks.rounds import create_parser, measure, print_table, ratios, spread
+from benchmarks.rounds import CORES, create_parser, measure, print_table, ratios, spread
 from data_prep.config import DataConfig
 from data_prep.corpora import Fetched, fetch, read_lines
 from data_prep.pieces import open_executor
@@ -31,7 +30,6 @@ from data_prep.vocabulary import load_vocabularies
 from models.export_format import read_settings
 from pipeline.translation.teacher import open_teacher
 
-CORES = len(os.sched_getaffinity(0))
 ALONE = "CTranslate2 by itself"
 
 
@@ -68,8 +66,8 @@ def run_ctranslate2(
         max_batch_size=search["batch_tokens"] // search["beam_size"],
         batch_type="tokens",
     )
-    pieces = target.decode([result.hypotheses[0] for result in found])
-    output.write_text("".join(f"{line}\n" for line in pieces), encoding="utf-8")
+    translations = target.decode([result.hypotheses[0] for result in found])
+    output.write_text("".join(f"{line}\n" for line in translations), encoding="utf-8")
 
 
 def main() -> None:

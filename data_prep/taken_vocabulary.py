@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import sentencepiece
 from sentencepiece import SentencePieceProcessor
 
 from data_prep.config import DataConfig, VocabularyConfig
@@ -17,7 +16,7 @@ from data_prep.text import JOINT, SEPARATE, UNK_IDX, vocabulary_files
 from data_prep.vocabulary import (
     PreparedVocabulary,
     digest_of_files,
-    load_vocabularies,
+    facts_of,
     load_vocabulary,
     vocabulary_digest,
 )
@@ -59,16 +58,10 @@ def take_vocabulary(config: DataConfig, folder: Path) -> PreparedVocabulary:
         for name, path in zip(names, found.files, strict=True):
             _check_symbols(settings.user_defined_symbols, load_vocabulary(path), path)
             shutil.copyfile(path, partial / name)
-        sizes = [vocabulary.get_piece_size() for vocabulary in load_vocabularies(partial)]
-        log.info(
-            "vocabulary: taken from %s, %s tokens",
-            _name(settings), " and ".join(map(str, sizes[: len(names)])),
-        )  # fmt: skip
-        return {
-            "sizes": sizes,
-            "sha256": vocabulary_digest(partial),
-            "versions": {"sentencepiece": sentencepiece.__version__},
-        }
+        facts = facts_of(partial)
+        sizes = " and ".join(map(str, facts["sizes"][: len(names)]))
+        log.info("vocabulary: taken from %s, %s tokens", _name(settings), sizes)
+        return facts
 
     return PreparedVocabulary.model_validate(run_stage(folder, inputs, build))
 

@@ -175,11 +175,10 @@ def lost_by(vocabulary: SentencePieceProcessor, lines: Sequence[str]) -> Lost:
 def unknown_characters(vocabulary: SentencePieceProcessor, lines: Sequence[str]) -> Counter[str]:
     """Count what a vocabulary makes `<unk>` of."""
     unknown = Counter[str]()
-    for line in lines:  # a piece that is unknown is there as what it stands for
-        for token, piece in zip(
-            vocabulary.encode(line), vocabulary.encode(line, out_type=str), strict=True
-        ):
-            unknown.update(piece if token == UNK_IDX else "")
+    for line in lines:  # as text an unknown token is what it stands for
+        ids, texts = (vocabulary.encode(line, out_type=kind) for kind in (int, str))
+        for token, text in zip(ids, texts, strict=True):
+            unknown.update(text if token == UNK_IDX else "")
     return unknown
 
 
@@ -212,14 +211,18 @@ def train_vocabulary(
                 for piece in range(len(draws))
             ]
             (partial / name).write_bytes(_train(config, files))
-        vocabularies = load_vocabularies(partial)
-        return {
-            "sizes": [vocabulary.get_piece_size() for vocabulary in vocabularies],
-            "sha256": vocabulary_digest(partial),
-            "versions": {"sentencepiece": sentencepiece.__version__},
-        }
+        return facts_of(partial)
 
     return PreparedVocabulary.model_validate(run_stage(folder, inputs, build))
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Return what a `PreparedVocabulary` says of the vocabulary in `folder`."""
+    return {
+        "sizes": [vocabulary.get_piece_size() for vocabulary in load_vocabularies(folder)],
+        "sha256": vocabulary_digest(folder),
+        "versions": {"sentencepiece": sentencepiece.__version__},
+    }
 
 
 class _Draw(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from data_prep.stage import read_manifest
 from pipeline.analysis import classification, translation
 from pipeline.analysis.examples import AnalysedModel, Analysis, Examples, Settings, Subject
 from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.evaluation.result import share_progress
 from pipeline.recipe import Recipe, UsageError, slug_of
 from pipeline.recipe_file import load_recipe
 from pipeline.tracking.tracker import Tracker
@@ -142,8 +143,6 @@ class Report:
     def analyses(self) -> Iterator[Analysis]:
         """Load the models and analyse them."""
         import torch
-        from rich.console import Console
-        from rich.progress import Progress
 
         from pipeline.analysis.measures import measure
 
@@ -151,10 +150,8 @@ class Report:
         models = {subject.name: subject.load(device) for subject in self.subjects}
         examples = _examples_of(self.recipe, self.settings, list(models.values()), device)
         log.info("%s: %d %s", " and ".join(models), len(examples), examples.what)
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task("analysing", total=len(examples.dealt))
-            yield from measure(models, examples, lambda: bar.advance(task))
+        with share_progress("analysing", len(examples.dealt)) as advance:
+            yield from measure(models, examples, partial(advance, 1))
         if len(models) == 1:
             (model,) = models.values()
             yield from examples.attention_maps(model)

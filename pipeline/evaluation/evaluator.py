@@ -1,7 +1,7 @@
 """Translate and score test sets, unless that was done before."""
 
-# Functions import ctranslate2 (by way of the translator) and rich themselves: when all scores are
-# up to date, neither is needed.
+# Functions import translators (torch, or the engine of an export) and rich themselves: when all
+# scores are up to date, none is needed.
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ CHAMPION = "champion"
 
 
 def register(recipe: Recipe, servable: Servable, result: Result, validation: Result) -> None:
-    """Register the average of `checkpoints`, and move the alias `champion` to it if it is better on
+    """Register an evaluated model, and move the alias `champion` to it if it is better on
     the validation set: whoever picks the best of many on the test set reports a score that luck
     has picked with it.
 

@@ -121,10 +121,10 @@ def _encoded(vocabulary: SentencePieceProcessor, line: str, parts: Sequence[str]
         before = len(text[:begin].split())
         if begin and not text[begin - 1].isspace():  # cut inside a word
             before -= 1
-        pieces = vocabulary.encode(part, return_type="proto").pieces
-        texts = [piece.surface for piece in pieces]
+        tokens = vocabulary.encode(part, return_type="proto").pieces
+        texts = [token.surface for token in tokens]
         words = [numbers[before + word] for word in words_of_tokens(texts)]
-        sides.append(Side([*(piece.id for piece in pieces), EOS_IDX], words, texts))
+        sides.append(Side([*(token.id for token in tokens), EOS_IDX], words, texts))
     return sides
 
 
@@ -134,7 +134,7 @@ def _decoded(vocabulary: SentencePieceProcessor, ids: list[int], first_word: int
     :param ids: with EOS.
     :param first_word: the number of its first word.
     """
-    texts = [piece.surface for piece in vocabulary.decode(ids[:-1], return_type="proto").pieces]
+    texts = [token.surface for token in vocabulary.decode(ids[:-1], return_type="proto").pieces]
     return Side(ids, [first_word + word for word in words_of_tokens(texts)], texts)
 
 

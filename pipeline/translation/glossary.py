@@ -146,10 +146,10 @@ def _fault(entry: Entry, translator: TextTranslator) -> str | None:
     if not translator.source_vocabulary.encode(entry.source):
         return f'the source vocabulary makes no token of "{entry.source}"'
     vocabulary, limit = translator.target_vocabulary, translator.max_target_tokens
-    ids, pieces = (vocabulary.encode(entry.target, out_type=kind) for kind in (int, str))
-    for token, piece in zip(ids, pieces, strict=True):
-        if token == UNK_IDX:  # as a piece it is what it stands for
-            return f'the target vocabulary does not know "{piece}" of "{entry.target}"'
+    ids, texts = (vocabulary.encode(entry.target, out_type=kind) for kind in (int, str))
+    for token, text in zip(ids, texts, strict=True):
+        if token == UNK_IDX:  # as text it is what it stands for
+            return f'the target vocabulary does not know "{text}" of "{entry.target}"'
     spelled = vocabulary.decode(ids)
     if spelled != entry.target:
         return f'the target vocabulary makes "{spelled}" of "{entry.target}"'
@@ -168,8 +168,8 @@ def word_breaks(vocabulary: SentencePieceProcessor) -> NDArray[np.bool_]:
     digit, and at EOS. `[vocabulary]`"""
     ids = list(range(vocabulary.get_piece_size()))
     silent = zip(vocabulary.is_control(ids), vocabulary.is_byte(ids), strict=True)
-    pieces = zip(vocabulary.id_to_piece(ids), silent, strict=True)
-    breaks = np.array([not any(each) and not _in_word(piece[0]) for piece, each in pieces])
+    tokens = zip(vocabulary.id_to_piece(ids), silent, strict=True)
+    breaks = np.array([not any(each) and not _in_word(text[0]) for text, each in tokens])
     breaks[EOS_IDX] = True
     return breaks
 

@@ -62,7 +62,7 @@ class Decoding(Protocol):
 
 
 class Candidates(NamedTuple):
-    """The best 2 × beam_size continuations of each sentence, best first, `[B, C]`."""
+    """The best continuations of each sentence, `[B, C]`; of beam search best first."""
 
     scores: Floats  # summed log-probabilities
     parents: Ints  # which of the sentence's hypotheses each one extends
