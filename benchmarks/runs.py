@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.rounds import create_parser, progress
 from data_prep.files import read_json
+from pipeline.checkpoints.trained_with import LEARNT_WITH, changed_keys, newest_checkpoint
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import ROOT, Recipe, slug_of
 from pipeline.recipe_file import load_recipe
@@ -110,9 +111,10 @@ class Run:
 
         :param give_up: is asked now and then whether to stop.
         :returns: whether it came to its end.
-        :raises SystemExit: the command failed.
+        :raises SystemExit: the command failed, or has trained with other keys before.
         """
         progress(f"{self.system}, seed {self.seed}: {self.log}")
+        self.refuse_other_keys()
         try:
             finished = self.execute("all", give_up=give_up)
         except subprocess.CalledProcessError as error:
@@ -121,6 +123,18 @@ class Run:
         said = f"{self.score} {self.scores[self.score]}" if finished else "given up"
         progress(f"{self.system}, seed {self.seed}: {said}")
         return finished
+
+    def refuse_other_keys(self) -> None:
+        """Check that what there is of its training is of its recipe's keys.
+
+        :raises SystemExit: it is not.
+        """
+        newest = newest_checkpoint(self.recipe)
+        if newest and (changed := changed_keys(self.recipe.training, newest, LEARNT_WITH)):
+            raise SystemExit(
+                f"{self.run_dir} was trained with other values of {', '.join(changed)}; move it "
+                "away, or choose another --run_dir"
+            )
 
 
 def read_arguments(

@@ -10,13 +10,20 @@ import logging
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from itertools import chain, islice
 from typing import Any
 
 from data_prep.files import only_command_in
 from data_prep.text import seen_words, unseen_words
+from pipeline.checkpoints.folder import CheckpointError
+from pipeline.checkpoints.trained_with import (
+    LEARNT_WITH,
+    as_trained,
+    changed_keys,
+    newest_checkpoint,
+)
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import (
     DEFAULT_RECIPE,
@@ -87,6 +94,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
             )
         )
         is_first = not (recipe.run_dir / "evaluation").exists()
+        recipe = _as_trained(recipe)
         evaluation = _evaluate(recipe, arguments)
         from_rank_0(lambda: _publish(recipe, evaluation, baseline))
         if is_first and rank() == 0 and not arguments.model:
@@ -98,6 +106,18 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
 def _kind_of(recipe: Recipe) -> type[Result]:
     """Return what evaluations of the recipe's task result in."""
     return ImageResult if isinstance(recipe, ClassificationRecipe) else TranslationResult
+
+
+def _as_trained(recipe: Recipe) -> Recipe:
+    """Return the recipe with the keys of `training` that the run was trained with."""
+    if (newest := newest_checkpoint(recipe)) is None:
+        return recipe
+    with suppress(CheckpointError):  # it is damaged; who reads it will say so
+        if changed := changed_keys(recipe.training, newest, LEARNT_WITH):
+            keys = ", ".join(f"training.{key}" for key in changed)
+            log.warning("the model was trained with other values of %s; those count", keys)
+        return as_trained(recipe, newest)
+    return recipe
 
 
 def _evaluate(recipe: Recipe, arguments: argparse.Namespace) -> Evaluation[Any]:

@@ -8,7 +8,8 @@ import time
 
 from data_prep.prepare import prepare
 from data_prep.stage import log
-from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
+from pipeline.checkpoints.folder import CheckpointError
+from pipeline.checkpoints.trained_with import as_trained, newest_checkpoint
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import run_command
 from pipeline.evaluation.test_sets import held_out_of
@@ -31,12 +32,14 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     made = _prepare(recipe)
     tracker = open_tracker(recipe)
     task = task_of(recipe)
-    log_data(tracker, recipe, task.data_facts())
-    for newest in list_checkpoints(recipe.checkpoints)[-1:]:
+    told = recipe
+    if (newest := newest_checkpoint(recipe)) is not None:
         try:
+            told = as_trained(recipe, newest)
             newest.refuse_other(task.identity())
         except CheckpointError as error:
             log.warning("%s", error)
+    log_data(tracker, told, task.data_facts())
     log.info("done in %.1f s: %s in %s", time.monotonic() - started, made, recipe.shards)
     tracker.close(status=None)
 

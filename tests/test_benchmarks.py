@@ -7,20 +7,24 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.frontier import CLAIMS, COMMON, RECIPE, REFERENCE, SYSTEMS, Trainings
 from benchmarks.frontier_record import GivenUp, Record, Settings, Training
 from benchmarks.frontier_report import report, report_claims
 from benchmarks.gpu import DRY, FULL, SECTIONS, plan
 from benchmarks.run_all import read_results
+from benchmarks.runs import Run
 from models.config import ModelConfig
 from models.count import Lengths, count_translation
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import ROOT, Command
+from tests.pipeline.conftest import save_checkpoint
 
 MEASURED = re.compile(
     r"### (?P<machine>.+)\n\n"
@@ -290,3 +294,15 @@ def test_the_operations_of_a_step_are_counted_as_the_docs_say() -> None:
     ):
         config = ModelConfig.model_validate({**sizes, "architecture": architecture})
         assert count_translation(config, (v, v), Lengths(s, s)).flops == flops
+
+
+def test_another_learning_rate_is_not_told_of_what_was_trained_before(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "a-1"
+    run = Run("A", 1, tiny_recipe, run_dir, {"training.learning_rate": "1e-3"}, "bleu")
+    run.refuse_other_keys()  # nothing is there
+    save_checkpoint(torch.nn.Linear(1, 1), run.recipe, identity={})
+    run.refuse_other_keys()
+    with pytest.raises(SystemExit, match="other values of learning_rate; move it away"):
+        replace(run, overrides={"training.learning_rate": "3e-2"}).refuse_other_keys()

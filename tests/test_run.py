@@ -100,8 +100,9 @@ def test_one_command_ends_with_the_bleu_line(
 def test_a_second_run_reuses_everything(
     trained: subprocess.CompletedProcess[str], recipe: Path
 ) -> None:
-    again = run_process([RUN, "--config", str(recipe)])
+    again = run_process([RUN, "--config", str(recipe), "--training.learning_rate", "0.5"])
     assert again.returncode == 0, again.stderr
+    assert "other values of training.learning_rate; those count" in again.stderr  # and are told
     assert again.stderr.count("up to date, reused") == 5  # four of data preparation, evaluation
     assert "train: finished: step 80 of 80" in again.stderr
     assert "run.sh: " not in again.stderr

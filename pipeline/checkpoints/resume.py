@@ -14,24 +14,8 @@ from pipeline.checkpoints.folder import (
     list_checkpoints,
     log,
 )
+from pipeline.checkpoints.trained_with import OPTIMISATION, changed_keys
 from pipeline.recipe import Recipe, TrainingConfig
-
-# Keys of the recipe's `training` that change what is learnt but not what a step is.
-OPTIMISATION = (
-    "optimizer",
-    "learning_rate",
-    "schedule",
-    "warmup_steps",
-    "adam_betas",
-    "adam_eps",
-    "weight_decay",
-    "clip_norm",
-    "label_smoothing",
-    "init_from",
-    "random_depth",
-    "ema_decay",
-    "augmentation",
-)
 
 
 def checkpoint_to_resume(
@@ -89,16 +73,9 @@ def finished_note(recipe: Recipe, newest: Checkpoint) -> str:
     if newest.step < last:
         stale = newest.info.validation.stale
         note += f"; early stopping: no better model in {stale} validations"
-    if changed := _changed_optimisation(recipe.training, newest):
+    if changed := changed_keys(recipe.training, newest, OPTIMISATION):
         note += (
             f"; note: it was trained with other values of {', '.join(changed)}; for a new "
             "training, choose another run_dir"
         )
     return note
-
-
-def _changed_optimisation(training: TrainingConfig, checkpoint: Checkpoint) -> list[str]:
-    """Return the keys of OPTIMISATION that were others when the checkpoint was trained."""
-    then, now = checkpoint.info.training, training.model_dump(mode="json")
-    known = now.keys() & then.keys()  # each task has some; those of an older version lack the new
-    return sorted(key for key in OPTIMISATION if key in known and then[key] != now[key])

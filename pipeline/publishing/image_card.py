@@ -13,12 +13,13 @@ import torch
 from data_prep.images.shards import ImagesManifest, read_images_manifest
 from models.image_classifier import core_parameters
 from pipeline.checkpoints.folder import Checkpoint
+from pipeline.checkpoints.trained_with import as_trained
 from pipeline.classification.run_model import model_for
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.images import scores_of
 from pipeline.evaluation.result import Scores
 from pipeline.markdown import markdown_table
-from pipeline.publishing.model_card import as_trained, table, training_rows, yaml_header
+from pipeline.publishing.model_card import table, training_rows, yaml_header
 
 
 def image_card(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from data_prep.stage import read_manifest
 from data_prep.vocabulary import load_vocabularies
 from pipeline.checkpoints.folder import Checkpoint
+from pipeline.checkpoints.trained_with import as_trained
 from pipeline.evaluation.result import Scores
 from pipeline.evaluation.translations import scores_of, table_of
 from pipeline.markdown import markdown_table
@@ -24,8 +25,6 @@ from pipeline.publishing.shortlist import has_large_vocabulary
 from pipeline.recipe import Recipe
 from pipeline.tracking.note import spaced
 from pipeline.translation_recipe import TranslationRecipe
-
-R = TypeVar("R", bound=Recipe)
 
 
 def model_card(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> str:
@@ -46,14 +45,6 @@ def model_card(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> 
         _limits_section(recipe),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def as_trained(recipe: R, checkpoint: Checkpoint) -> R:
-    """Return the recipe that a checkpoint was trained with; the command line may say otherwise by
-    now. (What it says of model and data cannot: the checkpoint is bound to them.)"""
-    training = type(recipe.training)
-    known = {k: v for k, v in checkpoint.info.training.items() if k in training.model_fields}
-    return recipe.model_copy(update={"training": training.model_validate(known)})
 
 
 def as_text(card: str) -> str:
@@ -140,11 +131,18 @@ def _data_section(recipe: TranslationRecipe) -> str:
         numbers = (f"{corpus['read']:,}", f"{corpus['kept']:,}", f"{corpus['weight']:g}")
         rows.append((corpus["corpus"], *numbers, why or "none"))
     corpora = markdown_table(("corpus", "pairs read", "kept", "weight", "dropped by"), rows)
+    by_model = [
+        f"the {corpus.made_side}s of {corpus.name} (by "
+        f"{' and '.join(f'`{path.name}`' for path in corpus.translate_with.models)})"
+        for corpus in recipe.data.train
+        if corpus.translate_with
+    ]
+    made = f" A model has made {', '.join(by_model)}." if by_model else ""
     train = manifest["totals"]["train"]
     return (
         f"## Training data\n\n{corpora}\n\n{train['pairs']:,} pairs, "
         f"{train['source_tokens']:,} source and {train['target_tokens']:,} target tokens in "
-        f"an epoch; validated on {recipe.data.valid.name}."
+        f"an epoch; validated on {recipe.data.valid.name}.{made}"
     )
 
 
@@ -167,8 +165,13 @@ def training_rows(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> dict[str
         weights = f"average of {weights}"
     if recipe.evaluation.use_ema:
         weights = f"moving average of {weights}"
+    rows = {"weights": weights}
+    if base := training.init_from:
+        rows["begun from"] = f"the weights of `{base.name}`, whose card says what those have learnt"
+    if training.freeze:
+        rows["not trained"] = ", ".join(training.freeze)
     return {
-        "weights": weights,
+        **rows,
         "steps": f"{newest.step:,}",
         "optimizer": f"{training.optimizer}, learning rate {training.learning_rate:g}, "
         f"{training.schedule}, {training.warmup_steps:,} steps of warm-up",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -73,7 +74,8 @@ class Choices(Section):
             different = {json.dumps(choice) for choice in self.choices}
         except TypeError as error:
             raise ValueError("choices: expected numbers, text, lists or mappings") from error
-        if len(different) < len(self.choices):
+        equal = any(one == other for one, other in combinations(self.choices, 2))  # as 1 and true
+        if equal or len(different) < len(self.choices):
             raise ValueError("choices: each value can be named once")
         return self
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
-from data_prep.files import read_json, write_atomically
+from data_prep.files import DataError, read_json, sha256_of, write_atomically
 from data_prep.stage import PREPARED_FROM
+from models.export_format import digest_of_export
 from pipeline.checkpoints.folder import Criterion
 from pipeline.command_line import on_signals
 from pipeline.recipe import Recipe, UsageError
@@ -24,7 +25,7 @@ from pipeline.recipe_file import Draft, load_recipe
 from pipeline.sweeping.config import SweepConfig
 from pipeline.sweeping.drawing import Drawn, draw_sweep
 from pipeline.sweeping.study import REASON, Asked, Study
-from pipeline.sweeping.trial import RECIPE, TrainingTrial, folder_of, home_of
+from pipeline.sweeping.trial import RECIPE, TrainingTrial, folder_of, home_of, values_of
 from pipeline.tasks import task_of
 from pipeline.tracking.provenance import gpu_names, log_data
 from pipeline.tracking.tracker import Tracker, open_tracker
@@ -56,18 +57,25 @@ class Sweep:
         :param draft: the recipe.
         :param criterion: what trials are judged by.
         :param jobs: trainings at once.
-        :raises DataError: it began with another recipe, other data, or another file.
+        :raises DataError: it began with another recipe, other data, or another file, or is gone
+            but for its trials.
         """
         self.recipe, self._draft = draft.recipe(), draft
         self._home = home_of(self.recipe)
         self.config, self.criterion, self._jobs = config, criterion, jobs
         self.study = Study(self._home.run_dir / STUDY, config, criterion, self.recipe)
+        if self.study.is_new and folder_of(self._home, 0).exists():
+            raise DataError(
+                f"{self._home.run_dir} holds trials of a sweep whose {STUDY} is gone; move that "
+                "folder away to begin anew"
+            )
         recipe = self.recipe.model_dump(mode="json", include={"model", "training", "evaluation"})
         self.study.refuse_other(
             {
                 "sweep": config.model_dump(mode="json"),
                 "recipe": recipe,
                 "data": read_json(self.recipe.shards / PREPARED_FROM),
+                "content": self._content(),
             }
         )
         self._task_criterion = task_of(self.recipe).criterion
@@ -75,6 +83,15 @@ class Sweep:
         self._pruned_at: dict[int, int] = {}  # the steps at which trials of these numbers were
         self._stopping = False
         self._began, self._finished_before = time.monotonic(), len(self.study.finished)
+
+    def _content(self) -> dict[str, str]:
+        """Return digests of the files that keys of the recipe's `training` name."""
+        training, found = self.recipe.training, {}
+        if training.deepspeed_config is not None:
+            found["training.deepspeed_config"] = sha256_of(training.deepspeed_config)
+        if training.init_from is not None:
+            found["training.init_from"] = digest_of_export(training.init_from)
+        return found
 
     def run(self) -> Best:
         """Run all trials that are left.
@@ -238,8 +255,9 @@ class Sweep:
                 folder / PICTURE,
             )  # fmt: skip
         if (best := self.study.best) is not None:
-            recipe = folder_of(self._home, best.number) / RECIPE
-            write_atomically(folder / BEST, recipe.read_bytes())
+            place = folder_of(self._home, best.number)
+            values = values_of(self.study.parameters(best), self._home, place)
+            write_atomically(folder / BEST, self._draft.text(values))
         for path in (folder / PICTURE, folder / BEST):
             if path.exists():
                 tracker.log_artifact(path)

@@ -74,8 +74,8 @@ class Study:
             self._storage = optuna.storages.RDBStorage(url)
         except SQLAlchemyError as error:
             raise DataError(
-                f"{path}: cannot be read as a sweep's study ({first_line(error)}); move it away to "
-                "begin anew"
+                f"{path}: cannot be read as a sweep's study ({first_line(error)}); move its folder "
+                "away to begin anew"
             ) from error
         self._direction = (
             StudyDirection.MAXIMIZE if criterion.larger_is_better else StudyDirection.MINIMIZE
@@ -87,6 +87,11 @@ class Study:
             pruner=_pruner(config, recipe),
             load_if_exists=True,
         )
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been said of what it began with."""
+        return BEGAN_WITH not in self._study.user_attrs
 
     def refuse_other(self, began_with: Mapping[str, Any]) -> None:
         """Compare what a sweep depends on with what it began with.
@@ -202,12 +207,22 @@ class Study:
 
 def _pruner(config: SweepConfig, recipe: Recipe) -> BasePruner:
     training = recipe.training
+    warmup = _longest_warmup(config, training.warmup_steps)
     if config.pruner == "median":
-        return MedianPruner(n_warmup_steps=training.warmup_steps)
+        return MedianPruner(n_warmup_steps=warmup)
     if config.pruner == "successive_halving":
-        first = max(training.validate_every, training.warmup_steps)
+        first = max(training.validate_every, warmup)
         return SuccessiveHalvingPruner(min_resource=first)
     return NopPruner()
+
+
+def _longest_warmup(config: SweepConfig, of_recipe: int) -> int:
+    match config.space.get("training.warmup_steps"):
+        case Choices() as dimension:
+            return int(max(dimension.choices))
+        case Range() as dimension:
+            return int(dimension.high)
+    return of_recipe
 
 
 def _distribution(dimension: Range | Choices, whole: bool | None) -> BaseDistribution:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from data_prep.files import DataError, only_command_in, write_atomically
 from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
@@ -17,7 +18,7 @@ from pipeline.checkpoints.resume import is_finished
 from pipeline.command_line import STOPPED
 from pipeline.recipe import ROOT, Recipe
 from pipeline.recipe_file import Draft
-from pipeline.sweeping.study import Asked
+from pipeline.sweeping.study import Asked, Parameters
 from pipeline.tracking.tracker import history_of
 
 RECIPE, LOG = "recipe.yaml", "train.log"
@@ -39,12 +40,8 @@ class TrainingTrial:
         :raises UsageError: values that fit one by one do not fit together.
         """
         self.asked, self.folder = asked, folder_of(sweep, asked.number)
-        values = {
-            **asked.parameters,
-            "run_dir": str(self.folder),
-            "tracking.uri": sweep.tracking_uri,
-            "tracking.parent": str(sweep.run_dir),
-        }
+        values = values_of(asked.parameters, sweep, self.folder)
+        values["tracking.parent"] = str(sweep.run_dir)
         self.recipe = draft.recipe(values)
         self._text, self._shared = draft.text(values), data
         self._process: subprocess.Popen[bytes] | None = None
@@ -160,7 +157,10 @@ class TrainingTrial:
 def home_of(recipe: Recipe) -> Recipe:
     """Return a sweep's recipe with the sweep's own folder as its run_dir: what it makes is there,
     beside the run_dir, which may have a training and an MLflow run of its own."""
-    folder = recipe.run_dir.with_name(f"{recipe.run_dir.name}-sweep")
+    folder = recipe.run_dir
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    folder = folder.with_name(f"{folder.name}-sweep")
     return recipe.model_copy(update={"run_dir": folder})
 
 
@@ -170,6 +170,16 @@ def folder_of(sweep: Recipe, number: int) -> Path:
     :param sweep: as of `home_of`.
     """
     return sweep.run_dir / "trials" / f"{number:03d}"
+
+
+def values_of(parameters: Parameters, sweep: Recipe, folder: Path) -> dict[str, Any]:
+    """Return the keys of the recipe that are a trial's own.
+
+    :param parameters: the trial's.
+    :param sweep: as of `home_of`.
+    :param folder: the trial's run_dir.
+    """
+    return {**parameters, "run_dir": str(folder), "tracking.uri": sweep.tracking_uri}
 
 
 def _link(source: str, target: str) -> None:

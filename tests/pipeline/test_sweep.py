@@ -20,8 +20,9 @@ from pipeline.checkpoints.folder import Criterion, list_checkpoints
 from pipeline.recipe import ROOT, UsageError
 from pipeline.recipe_file import Draft, load_recipe
 from pipeline.sweeping.config import SweepConfig, read_sweep
-from pipeline.sweeping.run import share_of_machine
+from pipeline.sweeping.run import Sweep, share_of_machine
 from pipeline.sweeping.study import Study
+from pipeline.sweeping.trial import folder_of, home_of
 from pipeline.tracking.tracker import Tracker, run_id_of
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import TINY_RECIPE, Command
@@ -61,6 +62,7 @@ space:
         ("model.dropout: {choices: [0.1, 3.0]}", "3.0 does not fit: `model.dropout`: input should "
          "be less than 1"),
         ("model.dropout: {choices: [0.1, 0.1]}", "each value can be named once"),
+        ("training.compile: {choices: [1, true]}", "each value can be named once"),
         ("model.num_heads: {low: 2, high: 4}", ":2: `space.model.num_heads`: 3 does not fit: "
          "`model`: model_dim (32)"),
         ("model.num_levels: {low: 1, high: 2.5}", "low, high and step must be whole numbers"),
@@ -175,6 +177,69 @@ def test_a_sweep_that_was_changed_is_refused_by_name(tmp_path: Path, tiny_recipe
         content = {**began_with, "sweep": {**began_with["sweep"], "trials": 30}}
         with pytest.raises(DataError, match=expected):
             study.refuse_other({**content, section: {**content[section], **changed}})
+
+
+def test_trials_of_a_study_that_is_gone_are_no_results(tmp_path: Path, tiny_recipe: Path) -> None:
+    """They were trained with other parameters than a new study gives them."""
+    (tmp_path / "sweep.yaml").write_text(SPACE)
+    draft = Draft(tiny_recipe, [("run_dir", str(tmp_path / "run"))])
+    config, criterion = read_sweep(tmp_path / "sweep.yaml", draft)
+    home = tmp_path / "run-sweep"
+    home.mkdir()
+    sweep = Sweep(draft, config, criterion, jobs=1)
+    folder_of(home_of(sweep.recipe), 0).mkdir(parents=True)
+    Sweep(draft, config, criterion, jobs=1)  # which goes on
+    (home / "sweep.db").unlink()
+    with pytest.raises(DataError, match=r"whose sweep\.db is gone; move that folder away"):
+        Sweep(draft, config, criterion, jobs=1)
+
+
+def test_another_file_behind_a_key_is_another_sweep(tmp_path: Path, tiny_recipe: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(SPACE)
+    settings = tmp_path / "ds.json"
+    settings.write_text("{}")
+    keys = [("run_dir", str(tmp_path / "run")), ("training.deepspeed_config", str(settings))]
+    draft = Draft(tiny_recipe, keys)
+    config, criterion = read_sweep(tmp_path / "sweep.yaml", draft)
+    (tmp_path / "run-sweep").mkdir()
+    for _ in range(2):
+        Sweep(draft, config, criterion, jobs=1)
+    settings.write_text('{"bf16": {"enabled": true}}')
+    with pytest.raises(DataError, match=r"began with content\.training\.deepspeed_config"):
+        Sweep(draft, config, criterion, jobs=1)
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "expected"), [("runs/a", "a-sweep"), (".", "here-sweep"), ("..", "above-sweep")]
+)
+def test_a_sweep_is_beside_its_run(
+    run_dir: str, expected: str, tmp_path: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Draft(tiny_recipe).recipe({"run_dir": run_dir})
+    here = tmp_path / "above" / "here"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    home = home_of(recipe).run_dir
+    assert home.name == expected
+    assert home.parent.resolve() == recipe.run_dir.resolve().parent
+
+
+@pytest.mark.parametrize("dimension", [{"low": 0, "high": 4}, {"choices": [4, 1]}])
+def test_nothing_is_pruned_in_the_longest_warm_up(
+    tmp_path: Path, tiny_recipe: Path, dimension: dict[str, Any]
+) -> None:
+    space = {"training.warmup_steps": dimension}
+    config = SweepConfig.model_validate({"space": space})
+    recipe, criterion = Draft(tiny_recipe).recipe(), Criterion("valid_loss", False)
+    study = Study(tmp_path / "sweep.db", config, criterion, recipe)
+    for number in range(7):
+        study.ask()
+        for step in (3, 5):
+            study.report(number, step, 2.0 if number == 6 else 1.0)
+            early = study.pruned_at(number)
+            assert early == (5 if (number, step) == (6, 5) else None)
+        if number < 6:
+            study.complete(number, 1.0)
 
 
 @pytest.mark.parametrize("pruner", ["median", "successive_halving", "none"])
@@ -297,7 +362,7 @@ def check_best_recipe(run_dir: Path, config: Path) -> None:
     mine, best = YAML(typ="safe").load(config), YAML(typ="safe").load(text)
     assert 0 <= best["model"].pop("dropout") <= 0.3
     assert best["training"]["learning_rate"] == 5e-3
-    assert best.pop("tracking")["parent"] == str(run_dir)
+    assert best.pop("tracking").keys() == {"uri"}  # what is trained with it is no trial
     assert best.pop("run_dir") == str(run_dir / "trials" / "000")
     del mine["run_dir"]
     assert best == mine

@@ -7,6 +7,7 @@ import json
 import pytest
 from ruamel.yaml import YAML
 
+from data_prep.config import TrainingCorpus
 from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.evaluation.result import digest_of_weights
@@ -64,6 +65,25 @@ def test_scores_that_some_test_sets_have_are_told(card: str) -> None:
     assert "| TER | COMET | length ratio |" in card
     assert "| 1.0 ± 1.0 | – | 1.0 | 2 | not known |\n" in card
     assert "| 1.0 ± 1.0 | 0.8 | 1.0 | 2 | not known |\n" in card
+
+
+def test_what_a_model_was_made_from_is_told(evaluated: TranslationRecipe) -> None:
+    (checkpoint,) = list_checkpoints(evaluated.checkpoints)
+    said = json.loads((checkpoint.folder / "checkpoint.json").read_text())
+    said["training"] |= {"init_from": "models/general", "freeze": ["decoder"]}
+    (checkpoint.folder / "checkpoint.json").write_text(json.dumps(said))
+    taught = {
+        "name": "news", "source": "news.de",
+        "translate_with": {"model": ["models/one", "models/two"]},
+    }  # fmt: skip
+    corpora = (*evaluated.data.train, TrainingCorpus.model_validate(taught))
+    data = evaluated.data.model_copy(update={"train": corpora})
+    card = model_card(
+        evaluated.model_copy(update={"data": data}), list_checkpoints(evaluated.checkpoints)
+    )
+    assert "| begun from | the weights of `general`, whose card" in card
+    assert "| not trained | decoder |" in card
+    assert " A model has made the targets of news (by `one` and `two`)." in card
 
 
 def test_the_header_is_plain_yaml(card: str) -> None:
