@@ -25,6 +25,7 @@ from pipeline.evaluation.comet import check_comet, comet_score
 from pipeline.evaluation.result import (
     EvaluatedModel,
     Evaluation,
+    bring_up_to_date,
     digest_of_weights,
     share_progress,
 )
@@ -35,7 +36,7 @@ from pipeline.evaluation.test_sets import (
     overlap_of,
 )
 from pipeline.evaluation.translations import TranslationResult
-from pipeline.ranks import from_rank_0, gather_shares, rank, share_of, world_size
+from pipeline.ranks import gather_shares, rank, share_of, world_size
 from pipeline.recipe import VALIDATION, UsageError
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.scores import bleu
@@ -51,7 +52,7 @@ NO_SEARCH_KEYS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
+class EvaluatedTranslator(EvaluatedModel[TranslationRecipe, TranslationResult]):
     """The translation model to evaluate."""
 
     search: Mapping[str, Any]
@@ -95,9 +96,10 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
         name = f"{test_set.slug}{self.variant}"
         return self._result(test_set, name, f"{prefix}{self.variant}_")
 
+    def results(self) -> list[TranslationResult]:
+        return [self.result(test_set) for test_set in load_test_sets(self.recipe)]
+
     def result_on_validation(self) -> TranslationResult:
-        """Return where the scores on the validation set belong: models are compared by them, so
-        that the scores on test sets remain what they are for."""
         return self._result(load_validation_set(self.recipe), VALIDATION, f"{VALIDATION}_")
 
     def _result(self, test_set: TestSet, name: str, metric_prefix: str) -> TranslationResult:
@@ -152,13 +154,16 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe]):
         """Return the COMET model that scores a set too, by the name of its folder; None: none."""
         return None if name == VALIDATION else self.recipe.evaluation.comet
 
-    def translator(self) -> TextTranslator:
-        """Load the model, to translate with it."""
+    def answer(self, missing: Sequence[TranslationResult]) -> None:
         from pipeline.translation.translator import Translator
 
+        translator: TextTranslator
         if self.export:
-            return Translator.of_export(self.export, **self.search)
-        return Translator.of_run(self.recipe, self.checkpoints)
+            translator = Translator.of_export(self.export, **self.search)
+        else:
+            translator = Translator.of_run(self.recipe, self.checkpoints)
+        for result in missing:
+            _translate_and_score(self, translator, result)
 
 
 def evaluate(
@@ -166,35 +171,14 @@ def evaluate(
     export: Path | None = None,
     search: Mapping[str, Any] = NO_SEARCH_KEYS,
 ) -> Evaluation[TranslationResult]:
-    """Bring `RUN_DIR/evaluation` up to date: a folder for each test set, and the validation set's.
-
-    Every rank calls this; rank 0 decides, scores and writes.
+    """Bring the results up to date, on every rank; see `bring_up_to_date`.
 
     :param export: a folder written by `./run.sh export`, to evaluate instead of the checkpoints.
     :param search: search keys that differ from those that the model was exported with.
     :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
     :raises DataError: a test set cannot be read or fetched.
     """
-    model, evaluation, missing = from_rank_0(lambda: _find_results(recipe, export, search))
-    if missing:
-        translator = model.translator()
-        for result in missing:
-            _translate_and_score(model, translator, result)
-    return evaluation
-
-
-def _find_results(
-    recipe: TranslationRecipe, export: Path | None, search: Mapping[str, Any]
-) -> tuple[EvaluatedTranslator, Evaluation[TranslationResult], list[TranslationResult]]:
-    """Find what there is to evaluate, and which results are missing."""
-    model = EvaluatedTranslator.of(recipe, export, search)
-    results = [model.result(test_set) for test_set in load_test_sets(recipe)]
-    for result in results:
-        if result.up_to_date:
-            log.info("%s: up to date, reused (%s)", result.test_set.name, result.folder)
-    validation = None if export else model.result_on_validation()
-    evaluation = Evaluation(model.checkpoints, export, results, validation)
-    return model, evaluation, evaluation.missing
+    return bring_up_to_date(lambda: EvaluatedTranslator.of(recipe, export, search))
 
 
 def _translate_and_score(

@@ -34,13 +34,14 @@ from pipeline.evaluation.result import (
     Evaluation,
     Result,
     Scores,
+    bring_up_to_date,
     digest_of_weights,
     read_scores,
     share_progress,
 )
 from pipeline.markdown import markdown_table
 from pipeline.pictures import draw_confusion, draw_images
-from pipeline.ranks import from_rank_0, gather_shares, rank, world_size
+from pipeline.ranks import gather_shares, rank, world_size
 from pipeline.recipe import VALIDATION, slug_of
 
 if TYPE_CHECKING:
@@ -227,7 +228,7 @@ def table_of(scores: Sequence[Scores]) -> str:
     return markdown_table(names, rows)
 
 
-class EvaluatedClassifier(EvaluatedModel[ClassificationRecipe]):
+class EvaluatedClassifier(EvaluatedModel[ClassificationRecipe, ImageResult]):
     """The classifier to evaluate."""
 
     @classmethod
@@ -278,45 +279,33 @@ class EvaluatedClassifier(EvaluatedModel[ClassificationRecipe]):
         place = recipe.run_dir / "evaluation" / folder
         return ImageResult(place, f"{prefix}_", digest_of(depends_on), name, sha256, reader)
 
-    def classifier(self) -> Classifier:
-        """Load the model, to classify with it."""
+    def results(self) -> list[ImageResult]:
+        return [self.result("test")]
+
+    def result_on_validation(self) -> ImageResult:
+        return self.result("valid")
+
+    def answer(self, missing: Sequence[ImageResult]) -> None:
         from pipeline.classification.classifier import classifier_of_export, classifier_of_run
 
         if self.export:
-            return classifier_of_export(self.export)
-        return classifier_of_run(self.recipe, self.checkpoints)
+            classifier = classifier_of_export(self.export)
+        else:
+            classifier = classifier_of_run(self.recipe, self.checkpoints)
+        for result in missing:
+            _classify_and_score(self, classifier, result)
 
 
 def evaluate_images(
     recipe: ClassificationRecipe, export: Path | None = None
 ) -> Evaluation[ImageResult]:
-    """Bring `RUN_DIR/evaluation` up to date: a folder for the test set and one for validation.
-
-    Every rank calls this; rank 0 decides, scores and writes.
+    """Bring the results up to date, on every rank; see `bring_up_to_date`.
 
     :param export: a folder written by `./run.sh export`, to evaluate instead of the checkpoints.
     :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
     :raises DataError: the images are missing or damaged.
     """
-    model, evaluation, missing = from_rank_0(lambda: _find_results(recipe, export))
-    if missing:
-        classifier = model.classifier()
-        for result in missing:
-            _classify_and_score(model, classifier, result)
-    return evaluation
-
-
-def _find_results(
-    recipe: ClassificationRecipe, export: Path | None
-) -> tuple[EvaluatedClassifier, Evaluation[ImageResult], list[ImageResult]]:
-    """Find what there is to evaluate, and which results are missing."""
-    model = EvaluatedClassifier.of(recipe, export)
-    result = model.result("test")
-    if result.up_to_date:
-        log.info("%s: up to date, reused (%s)", result.test_set_name, result.folder)
-    validation = None if export else model.result("valid")
-    evaluation = Evaluation(model.checkpoints, export, [result], validation)
-    return model, evaluation, evaluation.missing
+    return bring_up_to_date(lambda: EvaluatedClassifier.of(recipe, export))
 
 
 def _classify_and_score(

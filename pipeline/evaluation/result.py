@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 from data_prep.files import digest_of, read_json
 from models.export_format import digest_of_export
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.ranks import rank
+from pipeline.ranks import from_rank_0, rank
 from pipeline.recipe import VALIDATION, Recipe, slug_of
 from pipeline.tracking.tracker import Tracker
 
 Scores = dict[str, Any]  # contents of a scores.json
+
+log = logging.getLogger("evaluate")
 
 NUMBERS = (int, float)
 
@@ -172,7 +175,7 @@ R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)
-class EvaluatedModel(Generic[P]):
+class EvaluatedModel(ABC, Generic[P, R]):
     """The model to evaluate: the average of checkpoints of the run, or an exported model."""
 
     recipe: P
@@ -182,6 +185,20 @@ class EvaluatedModel(Generic[P]):
 
     export: Path | None
     """The folder of an exported model."""
+
+    @abstractmethod
+    def results(self) -> list[R]:
+        """Return the results on the test sets, that of the recipe first: where the files of each
+        belong, with the scores found there."""
+
+    @abstractmethod
+    def result_on_validation(self) -> R:
+        """Return where the scores on the validation set belong: models are compared by them, so
+        that the scores on test sets remain what they are for."""
+
+    @abstractmethod
+    def answer(self, missing: Sequence[R]) -> None:
+        """Load the model, have it answer some test sets, on all ranks, and write the results."""
 
     def __str__(self) -> str:
         return str(self.export or ", ".join(checkpoint.tag for checkpoint in self.checkpoints))
@@ -234,3 +251,29 @@ class Evaluation(Generic[R]):
         """Results that are not up to date."""
         all_of_them = [*self.results, *filter(None, [self.validation])]
         return [result for result in all_of_them if not result.up_to_date]
+
+
+def bring_up_to_date(find: Callable[[], EvaluatedModel[P, R]]) -> Evaluation[R]:
+    """Bring `RUN_DIR/evaluation` up to date: a folder for each test set, and the validation set's.
+
+    Every rank calls this; rank 0 decides, scores and writes.
+
+    :param find: returns the model; rank 0 calls it.
+    """
+    model, evaluation, missing = from_rank_0(lambda: _compare(find()))
+    if missing:
+        model.answer(missing)
+    return evaluation
+
+
+def _compare(
+    model: EvaluatedModel[P, R],
+) -> tuple[EvaluatedModel[P, R], Evaluation[R], list[R]]:
+    """Return a model with its results, and those that are missing."""
+    results = model.results()
+    for result in results:
+        if result.up_to_date:
+            log.info("%s: up to date, reused (%s)", result.test_set_name, result.folder)
+    validation = None if model.export else model.result_on_validation()
+    evaluation = Evaluation(model.checkpoints, model.export, results, validation)
+    return model, evaluation, evaluation.missing
