@@ -115,7 +115,7 @@ def _as_trained(recipe: Recipe) -> Recipe:
     with suppress(CheckpointError):  # it is damaged; who reads it will say so
         if changed := changed_keys(recipe.training, newest, LEARNT_WITH):
             keys = ", ".join(f"training.{key}" for key in changed)
-            log.warning("the model was trained with other values of %s; those count", keys)
+            log.warning("%s was trained with other values of %s; those count", recipe.run_dir, keys)
         return as_trained(recipe, newest)
     return recipe
 

@@ -35,12 +35,15 @@ def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
 
 def as_trained(recipe: R, checkpoint: Checkpoint) -> R:
     """Return the recipe that a checkpoint was trained with. (What it says of model and data cannot
-    have changed: the checkpoint is bound to them.)
+    have changed: the checkpoint is bound to them.) What it began from may have moved: the recipe
+    says where that is now.
 
     :raises CheckpointError: it is damaged.
     """
-    training = type(recipe.training)
+    training, now = type(recipe.training), recipe.training
     known = {k: v for k, v in checkpoint.info.training.items() if k in training.model_fields}
+    if known.get("init_from") and now.init_from:
+        known["init_from"] = now.init_from
     return recipe.model_copy(update={"training": training.model_validate(known)})
 
 
