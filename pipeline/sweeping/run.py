@@ -75,7 +75,7 @@ class Sweep:
                 "sweep": config.model_dump(mode="json"),
                 "recipe": recipe,
                 "data": read_json(self.recipe.shards / PREPARED_FROM),
-                "content": self._content(),
+                **self._content(),
             }
         )
         self._task_criterion = task_of(self.recipe).criterion
@@ -88,9 +88,9 @@ class Sweep:
         """Return digests of the files that keys of the recipe's `training` name."""
         training, found = self.recipe.training, {}
         if training.deepspeed_config is not None:
-            found["training.deepspeed_config"] = sha256_of(training.deepspeed_config)
+            found["content of training.deepspeed_config"] = sha256_of(training.deepspeed_config)
         if training.init_from is not None:
-            found["training.init_from"] = digest_of_export(training.init_from)
+            found["content of training.init_from"] = digest_of_export(training.init_from)
         return found
 
     def run(self) -> Best:

@@ -205,7 +205,7 @@ def test_another_file_behind_a_key_is_another_sweep(tmp_path: Path, tiny_recipe:
     for _ in range(2):
         Sweep(draft, config, criterion, jobs=1)
     settings.write_text('{"bf16": {"enabled": true}}')
-    with pytest.raises(DataError, match=r"began with content\.training\.deepspeed_config"):
+    with pytest.raises(DataError, match=r"began with content of training\.deepspeed_config"):
         Sweep(draft, config, criterion, jobs=1)
 
 
