@@ -21,7 +21,7 @@ from pipeline.recipe import ROOT
 
 RECIPE = ROOT / "recipes" / "fashion_mnist.yaml"
 VIT = {"model.architecture": "transformer"}
-SMALL = {"model.model_dim": "60", "model.ffn_inner_dim": "240"}
+SMALL = {"model.model_dim": "72", "model.ffn_inner_dim": "144"}
 SYSTEMS = {  # each at the learning rate that suits it, by validation
     "RingFormer": {},
     "ViT": {**VIT, "training.learning_rate": "7.5e-4"},

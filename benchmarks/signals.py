@@ -36,7 +36,7 @@ from models.factory import create_classifier
 from models.image_classifier import ImageShape
 from models.ringformer import level_signal
 
-IMAGE, PATCH, CLASSES = ImageShape(1, 28), 7, 10  # as in recipes/fashion_mnist.yaml
+IMAGE, PATCH, CLASSES = ImageShape(1, 28), 7, 10  # of Fashion-MNIST
 VOCAB = 8000
 TIMES = 10  # in a round
 WAYS = {"a product of each": 0, "one product": sys.maxsize}  # up to so many numbers it is one
