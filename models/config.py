@@ -82,6 +82,11 @@ class LayersConfig(Section):
         """Return the number of levels of the deepest stack."""
         return self.num_levels
 
+    @property
+    def plain(self) -> Self:
+        """Return what a Transformer of this width and depth has."""
+        return self.model_copy(update={"architecture": "transformer", "level_signals": "all"})
+
     def rank_of(self, rank: int | None) -> int:
         """Return the rank of level signals: what a key says, or the paper's choice."""
         return rank or max(1, self.model_dim // 16)

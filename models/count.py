@@ -178,18 +178,18 @@ def count_recipe(recipe: Recipe, lengths: Lengths, classes: int | None) -> list[
     :param classes: how many there are, where the recipe does not name them.
     :raises ValueError: nobody says how many classes there are, or patches do not fill an image.
     """
-    transformer = {"architecture": "transformer", "level_signals": "all"}
     if isinstance(recipe, TranslationRecipe):
         sizes = vocabulary_sizes(recipe.data.vocabulary)
-        configs = (recipe.model, recipe.model.model_copy(update=transformer))
+        configs = (recipe.model, recipe.model.plain)
         return [count_translation(config, sizes, lengths) for config in configs]
     data = recipe.data
     number = len(data.classes) if data.classes else classes
     if number is None:
         raise ValueError("data.classes names none; say with --classes how many there are")
     image = ImageShape(data.channels, data.image_size)
-    pair = (recipe.model, recipe.model.model_copy(update=transformer))
-    return [count_classifier(config, image, number) for config in pair]
+    return [
+        count_classifier(config, image, number) for config in (recipe.model, recipe.model.plain)
+    ]
 
 
 def print_counts(architecture: str, ours: Counts, transformer: Counts, unit: str) -> None:

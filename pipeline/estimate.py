@@ -42,7 +42,6 @@ from pipeline.training.deepspeed_config import (
 )
 from pipeline.translation_recipe import TranslationRecipe
 
-PLAIN = {"architecture": "transformer", "level_signals": "all"}  # of a model's keys
 SENTENCE_TOKENS = 32  # tokens a side of the sentences that activations are measured with
 ADAM_BYTES = 8  # bytes a parameter: two moments in float32
 
@@ -82,7 +81,7 @@ def needs_of(recipe: Recipe, dtype: torch.dtype) -> Needs:
     training, vocab_sizes = recipe.training, vocabulary_sizes(recipe.data.vocabulary)
     return Needs(
         parameters=parameter_count(recipe.model, vocab_sizes),
-        transformer_parameters=parameter_count(recipe.model.model_copy(update=PLAIN), vocab_sizes),
+        transformer_parameters=parameter_count(recipe.model.plain, vocab_sizes),
         unit="tokens",
         batch=training.max_tokens,
         micro_batch=training.micro_batch_tokens or training.max_tokens,
@@ -93,10 +92,9 @@ def needs_of(recipe: Recipe, dtype: torch.dtype) -> Needs:
 def _needs_of_classification(recipe: ClassificationRecipe, dtype: torch.dtype) -> Needs:
     training, model, classes = recipe.training, recipe.model, _classes(recipe)
     image = ImageShape(recipe.data.channels, recipe.data.image_size)
-    transformer = model.model_copy(update=PLAIN)
     return Needs(
         parameters=classifier_parameter_count(model, image, classes),
-        transformer_parameters=classifier_parameter_count(transformer, image, classes),
+        transformer_parameters=classifier_parameter_count(model.plain, image, classes),
         unit="images",
         batch=training.batch_size,
         micro_batch=training.micro_batch_size or training.batch_size,

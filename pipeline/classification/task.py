@@ -131,11 +131,12 @@ class ClassificationTask(Task["ImageBatch"]):
     # ── Model and loss ──────────────────────────────────────────────────────────────────────────
 
     def parameter_count(self) -> int:
-        import torch
+        from models.factory import classifier_parameter_count
+        from models.image_classifier import ImageShape
 
-        with torch.device("meta"):
-            model = model_for(self.recipe, self.images.data)
-        return sum(parameter.numel() for parameter in model.parameters())
+        data = self.images.data
+        shape = ImageShape(data.channels, self.recipe.data.image_size)
+        return classifier_parameter_count(self.recipe.model, shape, len(data.classes))
 
     def core_parameters(self, model: nn.Module) -> int:
         from models.image_classifier import ImageClassifier, core_parameters
