@@ -19,7 +19,8 @@ from models.config import ModelConfig
 from models.padding import padding_bias
 from models.ringformer.decoder_state import DecoderState
 from models.ringformer.ring import Ring
-from models.ringformer.weights import INIT_OUTPUT, INIT_QKV, CrossAttention
+from models.ringformer.ring_stack import INIT_OUTPUT, INIT_QKV
+from models.ringformer.weights import CrossAttention
 
 
 class RingEncoder(Ring, TransformerEncoder):

@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from models.config import VisionConfig
-from models.positions import InterleavedSinusoids
-from models.ringformer import level_signal
 from models.ringformer.level_signal import Signal
-from models.ringformer.weights import INIT_OUTPUT, INIT_QKV, OWNED_BY_LEVELS
-from models.stack import LayerNorm, Stack
+from models.ringformer.ring_stack import INIT_OUTPUT, INIT_QKV, RingStack
+from models.stack import LayerNorm
 
 # As the authors initialise the feed-forward network.
 INIT_FFN = nn.init.xavier_uniform_
@@ -55,7 +52,7 @@ class Level(NamedTuple):
     ffn: FeedForward
 
 
-class VisionRingWeights(Stack[[Level, int | None]]):
+class VisionRingWeights(RingStack[[Level, int | None]]):
     """A ring's weights are those of self-attention and of the feed-forward network."""
 
     def __init__(self, config: VisionConfig, num_positions: int) -> None:
@@ -63,10 +60,8 @@ class VisionRingWeights(Stack[[Level, int | None]]):
 
         :param num_positions: S: the class token's, and one for each patch.
         """
-        num_levels = config.num_levels
-        super().__init__(num_levels, config.model_dim, config.num_heads, config.dropout)
+        super().__init__(config, config.num_levels)
         dim, inner_dim = config.model_dim, config.ffn_inner_dim
-        self.owned = OWNED_BY_LEVELS[config.architecture]
         owned, own_norms = self.owned
         # The order below is that of torch's random numbers and of the parameters: keep it.
         self.self_attn_layer_norm = self.layer_norms(dim, owned=own_norms)
@@ -79,23 +74,7 @@ class VisionRingWeights(Stack[[Level, int | None]]):
         self.ffn_up_bias = self.biases(INIT_FFN_BIAS, inner_dim)
         self.ffn_down = self.matrices(INIT_FFN, dim, inner_dim, residual=True)
         self.ffn_down_bias = self.biases(INIT_FFN_BIAS, dim)
-
-        signals = config.level_signals if config.architecture == "ringformer" else "none"
-        self.qkv_signal_a = self.qkv_signal_b = self.ffn_signal_a = self.ffn_signal_b = None
-        if signals in ("all", "attention"):
-            self.qkv_signal_a, self.qkv_signal_b = level_signal.parameters(
-                num_levels, 3, config.attention_rank, dim
-            )
-        if signals in ("all", "ffn"):
-            self.ffn_signal_a, self.ffn_signal_b = level_signal.parameters(
-                num_levels, config.ffn_rank, dim
-            )
-        static = signals == "static"
-        self.qkv_signal = nn.Parameter(torch.zeros(num_levels, 3 * dim)) if static else None
-        self.ffn_signal = nn.Parameter(torch.zeros(num_levels, dim)) if static else None
-        if config.architecture == "universal":
-            length = max(num_positions, num_levels)
-            self.encodings = InterleavedSinusoids(dim, length, persistent=False)
+        self.tell_levels_apart(config, config.attention_rank, config.ffn_rank, num_positions)
 
     def levels(self) -> list[Level]:
         """Return every level's weights."""
@@ -111,24 +90,18 @@ class VisionRingWeights(Stack[[Level, int | None]]):
             self.per_level(bias, owned) if static is None else (bias + static).unbind(),
             self.per_level(self.self_attn_output, owned),
             self.per_level(self.self_attn_output_bias, owned),
-            self._signals(self.qkv_signal_a, self.qkv_signal_b),
+            self.signal_per_level(self.qkv_signals),
             strict=True,
         )
         return [SelfAttention(*weights) for weights in columns]
 
     def ffn_of_levels(self) -> Sequence[FeedForward]:
         """Return each level's feed-forward network."""
-        statics = self.ffn_signal
         shared = (self.ffn_up, self.ffn_up_bias, self.ffn_down, self.ffn_down_bias)
         columns = zip(
             self.norm_per_level(self.ffn_layer_norm, self.owned.layer_norms),
-            [None] * self.num_levels if statics is None else statics.unbind(),
-            self._signals(self.ffn_signal_a, self.ffn_signal_b),
+            self.bias_per_level(self.ffn_signal),
+            self.signal_per_level(self.ffn_signals),
             strict=True,
         )
         return [FeedForward(norm, *shared, static, signal) for norm, static, signal in columns]
-
-    def _signals(self, a: Tensor | None, b: Tensor | None) -> Sequence[Signal | None]:
-        if a is None or b is None:
-            return [None] * self.num_levels
-        return level_signal.of_levels(Signal(a, b))

@@ -1,6 +1,6 @@
 """This module makes the weights of a ring and says what they are at each level.
 
-The rivals that differ in what a level owns are this same code: `OWNED_BY_LEVELS`.
+The rivals that differ in what a level owns (`ring_stack.py`) are this same code.
 """
 
 from __future__ import annotations
@@ -14,30 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from models.config import Architecture, ModelConfig
-from models.positions import InterleavedSinusoids
+from models.config import ModelConfig
 from models.ringformer import level_signal
 from models.ringformer.level_signal import Signal
-from models.stack import LayerNorm, Stack
+from models.ringformer.ring_stack import INIT_OUTPUT, INIT_QKV, RingStack
+from models.stack import LayerNorm
 
-# As fairseq2 initialises the layers of a Transformer.
-INIT_QKV = partial(nn.init.xavier_uniform_, gain=2**-0.5)
-INIT_OUTPUT = nn.init.xavier_uniform_
+# As fairseq2 initialises the feed-forward network of a Transformer.
 INIT_FFN = partial(nn.init.kaiming_uniform_, a=5**0.5)
-
-
-class Owned(NamedTuple):
-    """A level owns these weights; the others are one for all levels."""
-
-    attention: bool = False
-    layer_norms: bool = False
-
-
-OWNED_BY_LEVELS: dict[Architecture, Owned] = {
-    "ringformer": Owned(layer_norms=True),
-    "universal": Owned(),  # arXiv 1807.03819
-    "one_wide_ffn": Owned(attention=True, layer_norms=True),  # arXiv 2309.01826
-}
 
 
 class SelfAttention(NamedTuple):
@@ -81,15 +65,12 @@ class Level(NamedTuple):
 FOLD_FROM = 24  # positions; measured (docs/design.md)
 
 
-class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
+class RingWeights(RingStack[Level, Tensor | None, CrossAttention | None]):
     """A ring's weights are those of self-attention and of the feed-forward network."""
 
     def __init__(self, config: ModelConfig, num_levels: int, *, has_ffn: bool = True) -> None:
-        super().__init__(
-            num_levels, config.model_dim, config.num_heads, config.dropout, config.residual_scale
-        )
-        dim, inner_dim, rank = config.model_dim, config.ffn_inner_dim, config.rank
-        self.owned = OWNED_BY_LEVELS[config.architecture]
+        super().__init__(config, num_levels, config.residual_scale)
+        dim, inner_dim = config.model_dim, config.ffn_inner_dim
         owned, own_norms = self.owned
         # The order below is that of torch's random numbers and of the parameters: keep it.
         self.self_attn_qkv = self.matrices(INIT_QKV, 3, dim, dim, owned=owned)
@@ -100,19 +81,7 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
             self.ffn_up = self.matrices(INIT_FFN, inner_dim, dim)
             self.ffn_down = self.matrices(INIT_FFN, dim, inner_dim, residual=True)
             self.ffn_layer_norm = self.layer_norms(dim, owned=own_norms)
-
-        signals = config.level_signals if config.architecture == "ringformer" else "none"
-        self.qkv_signal_a = self.qkv_signal_b = self.ffn_signal_a = self.ffn_signal_b = None
-        if signals in ("all", "attention"):
-            self.qkv_signal_a, self.qkv_signal_b = level_signal.parameters(num_levels, 3, rank, dim)
-        if signals in ("all", "ffn"):
-            self.ffn_signal_a, self.ffn_signal_b = level_signal.parameters(num_levels, rank, dim)
-        static = signals == "static"
-        self.qkv_signal = nn.Parameter(torch.zeros(self.num_levels, 3 * dim)) if static else None
-        self.ffn_signal = nn.Parameter(torch.zeros(self.num_levels, dim)) if static else None
-        if config.architecture == "universal":  # of positions, and of levels
-            length = max(config.max_seq_len, self.num_levels)
-            self.encodings = InterleavedSinusoids(dim, length, persistent=False)
+        self.tell_levels_apart(config, config.rank, config.rank, config.max_seq_len)
         self.fold_from: float = FOLD_FROM
         self._levels: dict[bool, list[Level]] = {}  # by whether signals are folded
         self._made_of: tuple[object, ...] = ()
@@ -155,47 +124,34 @@ class RingWeights(Stack[Level, Tensor | None, CrossAttention | None]):
     def self_attn_of_levels(self, fold: bool) -> Sequence[SelfAttention]:
         """Return each level's self-attention, folded with W + A_iᵀ B_i of q, k and v."""
         weight: Tensor = self.self_attn_qkv
-        owned = self.owned.attention
-        signals: Sequence[Signal | None] = [None] * self.num_levels
-        if self.qkv_signal_a is not None and self.qkv_signal_b is not None:
-            signal = Signal(self.qkv_signal_a, self.qkv_signal_b)
-            if fold:
-                weight, owned = level_signal.fold(weight, signal), True
-            else:
-                signals = level_signal.of_levels(signal)
+        signals, owned = self.qkv_signals, self.owned.attention
+        if fold and signals is not None:
+            weight, owned, signals = level_signal.fold(weight, signals), True, None
         columns = zip(
             self.per_level(weight.flatten(-3, -2), owned),
-            self._biases(self.qkv_signal),
+            self.bias_per_level(self.qkv_signal),
             self.per_level(self.self_attn_output, self.owned.attention),
             self.norm_per_level(self.self_attn_layer_norm, self.owned.layer_norms),
-            signals,
+            self.signal_per_level(signals),
             strict=True,
         )
         return [SelfAttention(*weights) for weights in columns]
 
     def ffn_of_levels(self, fold: bool) -> Sequence[FeedForward | None]:
         """Return each level's feed-forward network, folded with W_up (I + A_iᵀ B_i)."""
-        static, owned = self.ffn_signal, False
+        static, signals, owned = self.ffn_signal, self.ffn_signals, False
         if self.ffn_up is None or self.ffn_down is None or self.ffn_layer_norm is None:
             return [None] * self.num_levels
         up: Tensor = self.ffn_up
-        biases = self._biases(None if static is None else F.linear(static, up))
-        signals: Sequence[Signal | None] = [None] * self.num_levels
-        if self.ffn_signal_a is not None and self.ffn_signal_b is not None:
-            signal = Signal(self.ffn_signal_a, self.ffn_signal_b)
-            if fold:
-                up, owned = level_signal.fold_into_input(up, signal), True
-            else:
-                signals = level_signal.of_levels(signal)
+        biases = self.bias_per_level(None if static is None else F.linear(static, up))
+        if fold and signals is not None:
+            up, owned, signals = level_signal.fold_into_input(up, signals), True, None
         columns = zip(
             self.per_level(up, owned),
             biases,
             self.per_level(self.ffn_down, False),
             self.norm_per_level(self.ffn_layer_norm, self.owned.layer_norms),
-            signals,
+            self.signal_per_level(signals),
             strict=True,
         )
         return [FeedForward(*weights) for weights in columns]
-
-    def _biases(self, biases: Tensor | None) -> Sequence[Tensor | None]:
-        return [None] * self.num_levels if biases is None else biases.unbind()
