@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.files import digest_of, fsync, locked
+from data_prep.files import digest_of, fsync, locked, sha256_of, write_atomically
 from data_prep.shards import ShardReader, open_shard, write_shard
 
 BATCH_PLAN_VERSION = 3  # raise it when the same shards and seed would give other batches
@@ -298,9 +298,8 @@ class BatchPlan:
         except OSError:  # a full disk, perhaps: training can go on without a cache
             return made[0] if made else make()
         if made:
-            for file in (*self._cache.glob("epoch-*"), *self._cache.glob("outline-*")):
-                if file.name not in kept:
-                    file.unlink(missing_ok=True)
+            for kind in ("epoch", "outline"):
+                remove_others(self._cache, kind, kept)
         return result
 
 
@@ -311,9 +310,7 @@ def map_lengths(reader: ShardReader, folder: Path) -> tuple[Lengths, Lengths, st
     """
     digest = digest_of([shard.sha256 for shard in reader.shards])
     path = folder / f"lengths-{digest[:16]}.npy"
-    for old in folder.glob("lengths-*"):
-        if old != path:
-            old.unlink(missing_ok=True)
+    remove_others(folder, "lengths", [path.name])
 
     def read(path: Path) -> NDArray[Any]:
         lengths: NDArray[Any] = np.load(path, mmap_mode="r")
@@ -328,6 +325,19 @@ def map_lengths(reader: ShardReader, folder: Path) -> tuple[Lengths, Lengths, st
     return lengths[:, 0], lengths[:, 1], digest
 
 
+def remove_others(cache: Path, kind: str, kept: Sequence[str]) -> None:
+    """Remove the files of a kind that are not among those to keep, and their digests."""
+    for file in cache.glob(f"{kind}-*"):
+        if file.name not in kept:
+            file.unlink(missing_ok=True)
+            digest_file(file).unlink(missing_ok=True)
+
+
+def digest_file(path: Path) -> Path:
+    """Return the file with the digest of another: an array on disk has no checksum of its own."""
+    return path.with_name(f".{path.name}.sha256")
+
+
 def built_once(path: Path, build: Callable[[Path], None], read: Callable[[Path], Result]) -> Result:
     """Return `read(path)`. The first process that wants the file builds it, the others wait.
 
@@ -335,14 +345,17 @@ def built_once(path: Path, build: Callable[[Path], None], read: Callable[[Path],
     :raises OSError: the file cannot be written. What `build` raises is raised too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    digest = digest_file(path)
     with locked(path.parent / ".lock"):
         with suppress(*DAMAGED):
-            return read(path)
+            if digest.read_text() == sha256_of(path):
+                return read(path)
         # A name for each machine: where the file system has no locks, two may be writing.
         partial = path.parent / f".{socket.gethostname()}.partial"
         try:
             build(partial)
             fsync(partial)
+            write_atomically(digest, sha256_of(partial))
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import cache
@@ -26,6 +27,7 @@ from data_prep.config import Corpus, DataConfig, TrainingCorpus
 from data_prep.corpora import Fetched, Piece, hash_text, read_pairs, read_text
 from data_prep.files import DataError, digest_of, save_array, write_json
 from data_prep.filters import Language, OverAllCorpora, TestOverlap
+from data_prep.fingerprints import fingerprints
 from data_prep.held_out import Digests, HeldOut, settled
 from data_prep.pieces import Result, map_pieces
 from data_prep.repeats import find_repeats, rounds_of, write_keys
@@ -35,6 +37,7 @@ from data_prep.text import normalise
 
 VERSION = 4  # raise it when the same settings would clean differently
 EXAMPLE_CHARS = 300
+FILTERED, TRAIN = "scratch-filtered", "train"  # folders of pieces
 
 Pair = tuple[str, str]
 Drops = Callable[[str, str], bool]
@@ -108,7 +111,8 @@ def clean(
     if not is_up_to_date(folder, inputs):
         inputs["test_sets"] = at_hand
     build = bind(_build, config, fetched, test_sets, source, executor)
-    manifest = run_stage(folder, inputs, build)
+    # The texts that scores are of.
+    manifest = run_stage(folder, inputs, build, sealed=("valid.*", "test.*"))
     compared = manifest["inputs"].pop("test_sets")
     manifest.pop(DIGEST, None)  # which those are part of
     return Cleaned(
@@ -159,6 +163,7 @@ def _build(
     held_out = [*normal_valid, *normal_test, *_pairs_of(config, test_sets)]
     hashes = _write_hashes(folder / "scratch-held-out", held_out)
     filtered, kept = _clean_pieces(config, fetched.pieces, hashes, source, executor, folder)
+    _refuse_changed(config, fetched, source, folder)
     report = report_of(config, filtered, kept)
     summaries = [summary(corpus) for corpus in report["corpora"]]
     if not report["kept"]:
@@ -178,6 +183,22 @@ def _build(
         "report": digest_of(report),
         "text": digest_of([piece["sha256"] for piece in kept]),
     }
+
+
+def _refuse_changed(config: DataConfig, fetched: Fetched, source: Path, folder: Path) -> None:
+    """Check that the corpora that were read are those that were found.
+
+    :raises DataError: one is another by now; what was made of it is gone.
+    """
+    now = fingerprints(config, source)
+    for path, file in fetched.files.items():
+        if not file.made and path in now and now[path].sha256 != file.sha256:
+            for part in (FILTERED, TRAIN):
+                shutil.rmtree(folder / part)
+            raise DataError(
+                f"{config.root / path} was changed while it was prepared; run the same command "
+                "again"
+            )
 
 
 def _pairs_of(config: DataConfig, test_sets: Sequence[HeldOut]) -> Iterator[Pair]:
@@ -211,14 +232,14 @@ def _clean_pieces(
 
     :returns: of each piece, what the filters on one pair did and what those on all pairs did.
     """
-    passed = folder / "scratch-filtered"
+    passed = folder / FILTERED
     filtered = map_pieces(executor, bind(_filter, config, held_out, source), pieces, passed)
     counts = [piece["kept"] for piece in filtered]
     rounds = list(rounds_of(config.cleaning.filters))
     fates = find_repeats(executor, rounds, passed, counts, folder / "scratch-repeats")
     keep = bind(_keep, config, passed, fates, [each.filter for each in rounds])
     tags = [config.train[piece.corpus].tag for piece in pieces]
-    return filtered, map_pieces(executor, keep, list(enumerate(tags)), folder / "train")
+    return filtered, map_pieces(executor, keep, list(enumerate(tags)), folder / TRAIN)
 
 
 # ── Filters that look at one pair ───────────────────────────────────────────────────────────────

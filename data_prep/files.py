@@ -67,6 +67,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:  # of a full disk, for example, it does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -169,13 +171,24 @@ def only_command_in(run_dir: Path, *, make: bool = True) -> Iterator[None]:
     elif not os.access(run_dir, os.W_OK):
         yield
         return
+    with alone(run_dir / ".lock", f"{run_dir}: another command is at work here", "run_dir"):
+        yield
+
+
+@contextmanager
+def alone(lock: Path, problem: str, another: str) -> Iterator[None]:
+    """Hold a lock that nobody else may hold.
+
+    :param problem: what it means that another process does.
+    :param another: what to choose instead.
+    :raises DataError: another process holds it.
+    """
     with ExitStack() as held:
         try:
-            held.enter_context(locked(run_dir / ".lock", wait=False))
+            held.enter_context(locked(lock, wait=False))
         except BlockingIOError as error:
             raise DataError(
-                f"{run_dir}: another command is at work here; wait for it, stop it, or choose "
-                "another run_dir"
+                f"{problem}; wait for it, stop it, or choose another {another}"
             ) from error
         yield
 

@@ -9,7 +9,6 @@ shard to gather, a range of hashes to compare) are mapped over in the same way.
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 import os
 import shutil
@@ -34,13 +33,14 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from data_prep.config import Preparation
-from data_prep.files import DataError, first_line, fsync, write_json
+from data_prep.files import DataError, first_line, fsync, read_json, sha256_of, write_json
 from data_prep.stage import log
 
 PieceT = TypeVar("PieceT")
 Result = dict[str, Any]
 """What work on a piece returned, in JSON values."""
 
+RESULT = "result.json"  # in the folder of a piece: what work returned, and digests of its files
 SECONDS_TO_CONNECT = 10
 SECONDS_BETWEEN_LINES = 20.0  # of progress in the log, where there is no terminal
 
@@ -106,7 +106,7 @@ def map_pieces(
     folder: Path,
     lines: Callable[[PieceT], int] | None = None,
 ) -> list[Result]:
-    """Call `work(piece, its folder)` for every piece that has no folder in `folder` yet.
+    """Call `work(piece, its folder)` for every piece that has no whole folder in `folder` yet.
 
     :param work: a module-level function (it is pickled), which writes files into the folder it is
         given and returns JSON values.
@@ -118,6 +118,10 @@ def map_pieces(
     folder.mkdir(exist_ok=True)
     label = folder.name.removeprefix("scratch-")
     _remove_unfinished(folder)
+    for place in folder.iterdir():
+        if not _is_whole(place):
+            log.info("%s: not whole, made anew", place)
+            shutil.rmtree(place)
     done = {place.name for place in folder.iterdir()}
     places = [folder / f"{index:05d}" for index in range(len(pieces))]
     todo = [index for index, place in enumerate(places) if place.name not in done]
@@ -151,12 +155,21 @@ def map_pieces(
             for future in futures:
                 future.cancel()
         _remove_unfinished(folder)  # left by a worker that died and whose piece another one took
-    return [json.loads((place / "result.json").read_text(encoding="utf-8")) for place in places]
+    return [read_json(place / RESULT)["result"] for place in places]
 
 
 def _remove_unfinished(folder: Path) -> None:
     for unfinished in folder.glob(".*"):
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _is_whole(place: Path) -> bool:
+    """Tell whether the folder of a piece that was made before is as it was written."""
+    files = read_json(place / RESULT).get("files")
+    return isinstance(files, dict) and all(
+        (place / name).is_file() and sha256_of(place / name) == digest
+        for name, digest in files.items()
+    )
 
 
 def _make_folder(
@@ -166,7 +179,9 @@ def _make_folder(
     partial = place.with_name(f".{place.name}.{uuid4().hex}")
     partial.mkdir()
     try:
-        write_json(partial / "result.json", work(piece, partial))
+        result = work(piece, partial)
+        files = {path.name: sha256_of(path) for path in partial.iterdir()}
+        write_json(partial / RESULT, {"result": result, "files": files})
         for file in partial.iterdir():
             fsync(file)
         fsync(partial)

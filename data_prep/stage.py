@@ -13,14 +13,14 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from data_prep.files import DataError, digest_of, fsync, read_json, write_json
+from data_prep.files import DataError, digest_of, fsync, read_json, sha256_of, write_json
 
 log = logging.getLogger("prepare")
 
@@ -37,7 +37,8 @@ PREPARED_FROM = "prepared_from.json"
 NOTES = {FINGERPRINTS, PREPARED_FROM}
 
 Manifest = dict[str, Any]
-"""`manifest.json` as it is on disk: `stage`, `inputs`, what the stage recorded, and `bytes`."""
+"""`manifest.json` as it is on disk: `stage`, `inputs`, what the stage recorded, `bytes` of each
+file, and `sealed`: digests of those whose content counts."""
 
 DIGEST = "manifest_sha256"  # key of a manifest: the digest of all its others
 
@@ -55,10 +56,12 @@ def run_stage(
     log: logging.Logger = log,
     *,
     stage: str | None = None,
+    sealed: Sequence[str] = (),
 ) -> Manifest:
     """Make `folder` by calling `build(temporary folder)`, unless it was made from equal `inputs`.
 
-    Only what the same stage has made is ever replaced, and only while nothing was added to it.
+    Only what the same stage has made is ever replaced, and only while nothing was added to it, or
+    changed in what is sealed.
 
     :param inputs: everything the result depends on (JSON values).
     :param build: writes files and returns what to record about them in the manifest. The temporary
@@ -66,6 +69,8 @@ def run_stage(
         whose names begin with `scratch` do not become part of the result.
     :param log: logger of the command that calls this.
     :param stage: what makes the folder, where its name does not say so.
+    :param sealed: patterns of files whose content is compared with what was written, and not their
+        size alone: those that decide on a score, or that people may have changed.
     :returns: the manifest: `inputs`, `stage`, what `build` returned, and `bytes` of each file.
     :raises DataError: the folder holds something else, or the disk is full.
     :raises OSError: the folder cannot be written. What was there before is intact.
@@ -88,7 +93,7 @@ def run_stage(
         partial, continued = _working_folder(folder, inputs)
         log.info("%s: %s", name, "continued" if continued else reason)
         if read_manifest(partial) is None:
-            _finish(partial, {"stage": stage, "inputs": inputs, **build(partial)})
+            _finish(partial, {"stage": stage, "inputs": inputs, **build(partial)}, sealed)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -112,7 +117,7 @@ def run_stage(
     return manifest
 
 
-def _finish(partial: Path, made: Mapping[str, Any]) -> None:
+def _finish(partial: Path, made: Mapping[str, Any], sealed: Sequence[str]) -> None:
     """Bring all that was built to the disk, and then the manifest, with which it is finished."""
     for path in partial.rglob(".*.partial"):  # a killed `write_atomically` left it
         if path.is_file():
@@ -120,7 +125,10 @@ def _finish(partial: Path, made: Mapping[str, Any]) -> None:
     for file in partial.rglob("*"):
         if not file.relative_to(partial).parts[0].startswith("scratch"):
             fsync(file)
-    content = {**made, "bytes": _file_sizes(partial)}
+    names = (path for pattern in sealed for path in partial.glob(pattern))
+    files = sorted(path for path in names if path.is_file() and not path.name.startswith("."))
+    digests = {str(path.relative_to(partial)): sha256_of(path) for path in files}
+    content = {**made, "bytes": _file_sizes(partial), **({"sealed": digests} if sealed else {})}
     digest = digest_of(json.loads(json.dumps(content)))
     write_json(partial / "manifest.json", {**content, DIGEST: digest})
 
@@ -167,10 +175,23 @@ def _working_folder(folder: Path, inputs: Any) -> tuple[Path, bool]:
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a finished stage; None if there is none or it cannot be read."""
     manifest = read_json(folder / "manifest.json")
-    inputs, sizes = manifest.get("inputs"), manifest.get("bytes")
-    if not isinstance(inputs, dict) or not isinstance(sizes, dict):
+    parts = (manifest.get("inputs"), manifest.get("bytes"), manifest.get("sealed", {}))
+    if not all(isinstance(part, dict) for part in parts):
         return None
-    return manifest if all(type(size) is int for size in sizes.values()) else None
+    return manifest if all(type(size) is int for size in manifest["bytes"].values()) else None
+
+
+def check_sealed(folder: Path) -> None:
+    """Compare the sealed files of a finished stage with what was written, as far as they are there.
+
+    :raises DataError: one was changed.
+    """
+    for name, digest in (read_manifest(folder) or {}).get("sealed", {}).items():
+        if (folder / name).is_file() and sha256_of(folder / name) != digest:
+            raise DataError(
+                f"{folder / name} is not as it was written: it was edited, or is damaged. Move it "
+                "away and run the same command again to have it made anew"
+            )
 
 
 def _file_sizes(folder: Path) -> dict[str, int]:
@@ -190,6 +211,7 @@ def _reason_to_run(
     changed = sorted(key for key in inputs.keys() | old.keys() if inputs.get(key) != old.get(key))
     if changed:
         return f"done again: {', '.join(changed)} changed"
+    check_sealed(folder)
     there = _file_sizes(folder)
     lost = sorted(name for name, size in previous["bytes"].items() if there.get(name) != size)
     content = {key: value for key, value in previous.items() if key != DIGEST}
@@ -237,8 +259,9 @@ def _refuse_to_delete(folder: Path, manifest: Manifest | None) -> None:
     """Check that a result can be replaced and nothing of others goes with it.
 
     :param manifest: of the result; None if there is none.
-    :raises DataError: something was added to it, or is where it is put aside.
+    :raises DataError: something was added to it or changed in it, or is where it is put aside.
     """
+    check_sealed(folder)
     if os.path.lexists(old := _replaced(folder)):
         _refuse_other_files(old)
     ours = {"manifest.json", *NOTES, *(manifest["bytes"] if manifest else ())}

@@ -130,5 +130,9 @@ def test_the_cache_keeps_two_epochs_of_one_plan(reader: ShardReader, tmp_path: P
 def test_a_damaged_cache_is_made_again(reader: ShardReader, tmp_path: Path) -> None:
     expected = examples(plan_of(reader, cache=tmp_path)[0])
     (file,) = tmp_path.glob("epoch-*")
-    file.write_bytes(file.read_bytes()[:1000])
-    assert examples(plan_of(reader, cache=tmp_path)[0]) == expected
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (whole[:1000], whole[:middle] + b"\1\2\3\4" + whole[middle + 4 :]):
+        file.write_bytes(damaged)
+        assert examples(plan_of(reader, cache=tmp_path)[0]) == expected
+        assert file.read_bytes() == whole

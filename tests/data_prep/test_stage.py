@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from data_prep.files import DataError
 from data_prep.stage import read_manifest, run_stage
 
 
-def make(folder: Path, number: int, stage: str | None = None) -> None:
+def make(folder: Path, number: int, stage: str | None = None, sealed: Sequence[str] = ()) -> None:
     """Run a stage that writes two files."""
 
     def build(partial: Path) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def make(folder: Path, number: int, stage: str | None = None) -> None:
         (partial / "part" / "more.txt").write_text("more")
         return {"recorded": [number]}
 
-    run_stage(folder, {"number": number}, build, stage=stage)
+    run_stage(folder, {"number": number}, build, stage=stage, sealed=sealed)
 
 
 def content(folder: Path) -> dict[str, str]:
@@ -168,3 +168,23 @@ def test_a_damaged_manifest_is_made_anew(tmp_path: Path, damage: dict[str, Any])
 def test_nonsense_is_no_manifest(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode("latin-1"))
     assert read_manifest(tmp_path) is None
+
+
+@pytest.mark.parametrize("changed_inputs", [False, True])
+def test_an_edited_file_is_not_replaced_and_a_missing_one_is(
+    tmp_path: Path, changed_inputs: bool
+) -> None:
+    """Where files are sealed; of others only the size is looked at."""
+    folder, number = tmp_path / "result", 2 if changed_inputs else 1
+    make(folder, 1, sealed=("*",))
+    (folder / "part" / "more.txt").write_text("MORE")
+    make(folder, 1, sealed=("*",))
+    assert (folder / "part" / "more.txt").read_text() == "MORE"
+    (folder / "data.txt").write_text("9")
+    before = content(folder)
+    with pytest.raises(DataError, match=r"data\.txt is not as it was written: it was edited, or"):
+        make(folder, number, sealed=("*",))
+    assert content(folder) == before
+    (folder / "data.txt").unlink()
+    make(folder, number, sealed=("*",))
+    assert (folder / "data.txt").read_text() == str(number)
