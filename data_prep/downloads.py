@@ -47,20 +47,22 @@ def download(config: Preparation, missing: list[str], what: str = "Corpus files"
             for each in wanted.values():
                 _fetch(each, config.root)
         except requests.RequestException as error:
+            still = [path for path in missing if not (config.root / path).exists()]
             raise DataError(
                 f"Could not download {each.url} ({type(error).__name__}). Fetch by hand, "
                 "unpack, and put these files where the arrows point, or set --data.root:"
-                f"{_places(config, missing, sources)}"
+                f"{_places(config, still, sources)}"
             ) from error
 
 
-def _places(config: Preparation, missing: list[str], sources: Mapping[str, Download]) -> str:
-    """Return a line for every file that is still missing: where it comes from, where it belongs."""
+def _places(config: Preparation, missing: Iterable[str], sources: Mapping[str, Download]) -> str:
+    """Return a line for every file: where it comes from, where it belongs, and what is there."""
     lines = []
     for path in missing:
-        if not (config.root / path).exists():
-            url = f"{sources[path].url}  →  " if path in sources else ""
-            lines.append(f"\n  {url}{config.root / path}")
+        url = f"{sources[path].url}  →  " if path in sources else ""
+        place = config.root / path
+        found = f" (a {'folder' if place.is_dir() else 'file'} is there)" if place.exists() else ""
+        lines.append(f"\n  {url}{place}{found}")
     return "".join(lines)
 
 

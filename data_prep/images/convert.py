@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.files import save_array
+from data_prep.files import DataError, first_line, save_array, sha256_of
+from data_prep.fingerprints import NO_FILE
 from data_prep.images.config import ImagesConfig
 from data_prep.images.idx import load_idx
 from data_prep.images.read import Refused, as_stored, read_image
@@ -43,20 +44,25 @@ class Candidate(NamedTuple):
     """Path below `data.root`; in an IDX file `PATH#ROW`."""
 
     label: int
+    source: bytes
+    """A digest of what it is made from, however it will be stored."""
+
     read: Callable[[], tuple[Image.Image, list[str]]]
     """Read it: the image, and what it was if not as images are stored.
 
-    :raises Refused: it cannot be read."""
+    :raises Refused: it cannot be read.
+    :raises DataError: it is another than was found."""
 
 
 def convert_piece(config: ImagesConfig, raw: Path, piece: Piece, folder: Path) -> dict[str, Any]:
     """Write the images of a piece to `images.npy` `[images, C, S, S]`; the numbers of their classes
-    to `labels.npy`, and digests of their pixels to `digests.npy`.
+    to `labels.npy`, digests of their pixels to `digests.npy` and of their sources to `sources.npy`.
 
     :param raw: folder of the fetch stage.
     :returns: names, reasons and details of what was refused, and counts of what was converted.
+    :raises DataError: an image cannot be read now, but perhaps another time.
     """
-    images, labels, digests = [], [], []
+    images, labels, digests, sources = [], [], [], []
     refused: list[tuple[str, str, str]] = []
     converted: Counter[str] = Counter()
     for candidate in _candidates(config, raw, piece):
@@ -67,14 +73,21 @@ def convert_piece(config: ImagesConfig, raw: Path, piece: Piece, folder: Path) -
         except Refused as error:
             refused.append((candidate.name, error.reason, error.detail))
             continue
+        except (OSError, MemoryError) as error:
+            raise DataError(
+                f"{candidate.name}: cannot be read now ({first_line(error)}). Run the same command "
+                "again, and if memory is short with fewer data.workers"
+            ) from error
         converted.update([*kinds, *more])
         images.append(pixels)
         labels.append(candidate.label)
-        digests.append(hashlib.blake2b(pixels.tobytes(), digest_size=DIGEST_BYTES).digest())
+        digests.append(_digest(pixels.tobytes()))
+        sources.append(candidate.source)
     shape = (len(images), config.channels, config.stored, config.stored)
     save_array(folder / "images.npy", np.array(images, np.uint8).reshape(shape))
     save_array(folder / "labels.npy", np.array(labels, np.uint16))
     save_array(folder / "digests.npy", np.array(digests, f"S{DIGEST_BYTES}"))
+    save_array(folder / "sources.npy", np.array(sources, f"S{DIGEST_BYTES}"))
     return {"kept": len(images), "refused": refused, "converted": dict(converted)}
 
 
@@ -85,22 +98,33 @@ def _candidates(config: ImagesConfig, raw: Path, piece: Piece) -> Iterator[Candi
     if images.folder is None:
         pixels, labels = load_idx(place / "images.npy"), load_idx(place / "labels.npy")
         for row in range(piece.begin, piece.end):
-            read = bind(_from_array, pixels[row])
-            yield Candidate(f"{images.images}#{row}", int(labels[row]), read)
+            read, source = bind(_from_array, pixels[row]), _digest(pixels[row].tobytes())
+            yield Candidate(f"{images.images}#{row}", int(labels[row]), source, read)
     else:
         files = open_shard(place / "files.arrow").slice(piece.begin, piece.end - piece.begin)
-        for path, label, reason in zip(*(column.to_pylist() for column in files), strict=True):
-            read = bind(_read_file, config.root / path, config.max_pixels, reason)
-            yield Candidate(path, label, read)
+        columns = (column.to_pylist() for column in files)
+        for path, label, reason, sha256 in zip(*columns, strict=True):
+            read = bind(_read_file, config.root / path, config.max_pixels, reason, sha256)
+            yield Candidate(path, label, _digest(sha256.encode()), read)
 
 
-def _read_file(path: Path, max_pixels: int, refused: str) -> tuple[Image.Image, list[str]]:
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+
+def _read_file(
+    path: Path, max_pixels: int, refused: str, sha256: str
+) -> tuple[Image.Image, list[str]]:
     """Read an image, unless there is a reason not to.
 
+    :param sha256: of the file that was found.
     :raises Refused: there is, or it cannot be read.
+    :raises DataError: it is another by now.
     """
     if refused:
         raise Refused(refused)
+    if sha256 != NO_FILE and (not path.is_file() or sha256_of(path) != sha256):
+        raise DataError(f"{path} was changed while it was prepared; run the same command again")
     return read_image(path, max_pixels)
 
 

@@ -1,7 +1,7 @@
 """Finding images: the files are made available, listed and labelled; IDX files are unpacked.
 
 A folder `NNNNN` for each set holds `images.npy` and `labels.npy` of IDX files, or `files.arrow`:
-paths, labels, and why a file cannot be an image.
+paths, labels, why a file cannot be an image, and the sha256 of each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep.downloads import download
-from data_prep.files import DataError
+from data_prep.files import DataError, sha256_of
 from data_prep.fingerprints import NO_FILE, Fingerprint, digests, entries_of, fingerprints, keep
 from data_prep.images.config import MAX_CLASSES, ImagesConfig, ImageSet
 from data_prep.images.idx import load_idx, unpack_idx
@@ -22,7 +22,7 @@ from data_prep.shards import write_shard
 from data_prep.stage import DIGEST, Record, run_stage
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
-VERSION = 2  # raise it when the same files would be listed differently
+VERSION = 3  # raise it when the same files would be listed differently
 
 
 class FetchedSet(Record):
@@ -76,7 +76,7 @@ def fetch(config: ImagesConfig, folder: Path) -> Fetched:
             places.append(partial / f"{number:05d}")
             places[-1].mkdir(exist_ok=True)
             if each.folder is None:
-                _unpack(config.root, each, places[-1])
+                _unpack(config.root, each, places[-1], files)
         classes = _classes(config, places)
         _check_names(classes)
         if len(classes) < 2:
@@ -107,10 +107,11 @@ def _missing(config: ImagesConfig) -> list[str]:
     return sorted(set(missing))
 
 
-def _unpack(root: Path, idx: ImageSet, place: Path) -> None:
+def _unpack(root: Path, idx: ImageSet, place: Path, found: Mapping[str, str]) -> None:
     """Unpack a pair of IDX files to `images.npy` and `labels.npy`.
 
-    :raises DataError: one is damaged, or they do not belong together.
+    :param found: the sha256 of the files that were found.
+    :raises DataError: one is damaged or is another by now, or they do not belong together.
     """
     assert idx.images is not None
     assert idx.labels is not None
@@ -121,6 +122,11 @@ def _unpack(root: Path, idx: ImageSet, place: Path) -> None:
             f"{root / idx.images} has {images[0]} images but {root / idx.labels} has {labels[0]} "
             "labels; name two files that belong together"
         )
+    for path in idx.paths:
+        if sha256_of(root / path) != found[path]:
+            raise DataError(
+                f"{root / path} was changed while it was prepared; run the same command again"
+            )
 
 
 def _classes(config: ImagesConfig, places: Sequence[Path]) -> tuple[str, ...]:
@@ -147,10 +153,13 @@ def _classes(config: ImagesConfig, places: Sequence[Path]) -> tuple[str, ...]:
 def _check_names(classes: Sequence[str]) -> None:
     """Check that lists of classes can have one a line, and tables a column of them.
 
-    :raises DataError: a name has a tab or a line end.
+    :raises DataError: a name has a character that is none to see.
     """
-    if bad := [name for name in classes if not {*name}.isdisjoint("\t\r\n")]:
-        raise DataError(f"The name of class {bad[0]!r} has a tab or a line end; rename it")
+    if bad := [name for name in classes if not name.isprintable()]:
+        raise DataError(
+            f"The name of class {bad[0]!r} has a tab, a line end or another character that cannot "
+            "be seen; rename it"
+        )
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -178,7 +187,8 @@ def _label(
             raise DataError(f"{config.root / images.folder}: no images here")
         columns = [pa.array(column) for column in zip(*rows, strict=True)]
         write_shard(
-            place / "files.arrow", pa.record_batch(columns, names=["path", "label", "refused"])
+            place / "files.arrow",
+            pa.record_batch(columns, names=["path", "label", "refused", "sha256"]),
         )
         return FetchedSet(split=split, name=images.name, images=len(rows), classes=tuple(own))
     labels = load_idx(place / "labels.npy")
@@ -193,9 +203,9 @@ def _label(
 
 def _list_folder(
     root: Path, folder: str, classes: Sequence[str], found: Mapping[str, Fingerprint]
-) -> tuple[list[tuple[str, int, str]], list[int]]:
-    """Return path, label and reason to refuse it (or nothing) of each file, and the labels of all
-    folders.
+) -> tuple[list[tuple[str, int, str, str]], list[int]]:
+    """Return path, label, reason to refuse it (or nothing) and sha256 of each file, and the labels
+    of all folders.
 
     :raises DataError: a folder has the name of no class.
     """
@@ -221,5 +231,5 @@ def _list_folder(
                 reason = "a folder in the folder of a class"
             elif PurePosixPath(path).suffix.lower() not in SUFFIXES:
                 reason = "another suffix"
-        rows.append((path, label, reason))
+        rows.append((path, label, reason, file.sha256))
     return rows, [numbers[name] for name in folders]

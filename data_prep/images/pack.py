@@ -19,7 +19,7 @@ import PIL
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.files import DataError, digest_of, sha256_of, write_json
+from data_prep.files import DataError, sha256_of, write_json
 from data_prep.images.config import ImagesConfig
 from data_prep.images.convert import Piece, convert_piece
 from data_prep.images.fetch import Fetched
@@ -38,7 +38,7 @@ from data_prep.stage import log, run_stage
 
 SPLITS = ("train", "valid", "test")
 NAMED = 5  # files that the log names of those refused
-VERSION = 2  # raise it when the same inputs would give other bytes
+VERSION = 3  # raise it when the same inputs would give other bytes
 
 
 class Plan(NamedTuple):
@@ -135,7 +135,7 @@ def _sets(
     sets = []
     for number, each in enumerate(fetched.sets):
         own = [made for piece, made in zip(pieces, converted, strict=True) if piece.set == number]
-        names_and_reasons = [(name, why) for made in own for name, why, _ in made["refused"]]
+        reasons = [why for made in own for _, why, _ in made["refused"]]
         kinds: Counter[str] = Counter()
         for made in own:
             kinds.update(made["converted"])
@@ -145,8 +145,7 @@ def _sets(
                 name=each.name,
                 read=each.images,
                 kept=sum(made["kept"] for made in own),
-                refused=dict(Counter(why for _, why in names_and_reasons).most_common()),
-                refused_names=digest_of([name for name, _ in names_and_reasons]),
+                refused=dict(Counter(reasons).most_common()),
                 converted=dict(kinds.most_common()),
             )
         )
@@ -251,7 +250,7 @@ def _without_repeats(
 
 def _counts(images: Images, classes: int) -> SplitCounts:
     counts = np.bincount(images.label, minlength=classes)
-    return SplitCounts(images=len(images), classes=tuple(counts.tolist()))
+    return SplitCounts(images=len(images), classes=tuple(counts.tolist()), content=images.content)
 
 
 # ── Shards ──────────────────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ registered model.
 
 from __future__ import annotations
 
+import errno
 import io
 import warnings
 from pathlib import Path
@@ -27,6 +28,10 @@ UPRIGHT = {
 """How to turn an image that EXIF says is stored with that orientation."""
 
 
+LASTING = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR}
+"""Errors of a file that will not go by themselves."""
+
+
 class Refused(Exception):
     """An image is left out, for a reason that is counted."""
 
@@ -42,6 +47,8 @@ def read_image(source: Path | bytes, max_pixels: int) -> tuple[Image.Image, list
     :param source: a JPEG or PNG file, or the content of one.
     :returns: the image, and what it was if neither grey nor RGB of 8 bits.
     :raises Refused: it is not an image, damaged, or has more than `max_pixels`.
+    :raises OSError: it cannot be read now.
+    :raises MemoryError: it does not fit into what memory there is now.
     """
     try:
         _check_head(source if isinstance(source, bytes) else _head_of(source))
@@ -57,12 +64,14 @@ def read_image(source: Path | bytes, max_pixels: int) -> tuple[Image.Image, list
                 upright = _upright(image, kinds)
                 flat = _on_white(_eight_bits(upright))
         return flat, [*kinds, *(["warned of by Pillow"] if warned else [])]
-    except Refused:
+    except (Refused, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise Refused("too many pixels", _first_line(error)) from error
     except Exception as error:  # of any type: Pillow's own, struct's, zlib's, …
         if isinstance(error, OSError) and error.errno is not None:
+            if error.errno not in LASTING:
+                raise
             raise Refused("cannot be read", error.strerror or "") from error
         raise Refused("damaged or truncated", _first_line(error)) from error
 

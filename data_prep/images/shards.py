@@ -52,6 +52,10 @@ class SplitCounts(Record):
     classes: tuple[int, ...]
     """Of each class."""
 
+    content: str
+    """A digest of what they were made from, and of their classes, in their order: whether they are
+    stored at another scale or in other colours does not count."""
+
 
 class SetInfo(Record):
     """The record says what became of a set of images."""
@@ -68,9 +72,6 @@ class SetInfo(Record):
 
     refused: dict[str, int]
     """The others, by reason; `report.json` names them."""
-
-    refused_names: str
-    """A digest of their names."""
 
     converted: dict[str, int]
     """Images kept that were not as they are stored, by what they were."""

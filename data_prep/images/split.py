@@ -3,6 +3,7 @@ digests, so it does not depend on how the images were cut into pieces."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.files import DataError
+from data_prep.files import DataError, digest_of
 from data_prep.images.shards import Repeats
 
 
@@ -27,10 +28,20 @@ class Images:
 
     label: NDArray[np.int64]
     digest: NDArray[np.bytes_]
+    """Of its stored pixels."""
+
+    source: NDArray[np.bytes_]
+    """A digest of what it was made from."""
 
     def take(self, rows: NDArray[Any]) -> Images:
         """Return some of the images: those at `rows`, or those for which it is true."""
         return Images(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @property
+    def content(self) -> str:
+        """Return a digest of what the images were made from, and of their labels."""
+        parts = (np.ascontiguousarray(part).tobytes() for part in (self.source, self.label))
+        return digest_of([hashlib.sha256(part).hexdigest() for part in parts])
 
     def __len__(self) -> int:
         return len(self.piece)
@@ -44,7 +55,7 @@ def load_images(folders: Sequence[Path], numbers: Sequence[int]) -> Images:
     """
     columns: dict[str, list[NDArray[Any]]] = {
         name: [np.load(folders[number] / f"{name}.npy") for number in numbers]
-        for name in ("labels", "digests")
+        for name in ("labels", "digests", "sources")
     }
     sizes = list(map(len, columns["labels"]))
     return Images(
@@ -52,6 +63,7 @@ def load_images(folders: Sequence[Path], numbers: Sequence[int]) -> Images:
         row=np.concatenate([np.arange(size) for size in sizes]),
         label=np.concatenate(columns["labels"]).astype(np.int64),
         digest=np.concatenate(columns["digests"]),
+        source=np.concatenate(columns["sources"]),
     )
 
 

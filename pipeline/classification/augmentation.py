@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache
+from functools import cache, partial
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from data_prep.batch_plan import Indices
 from data_prep.files import DataError
 from data_prep.images.shards import ImageReader, LabelledImages
 from data_prep.pieces import tie_to_parent
+from pipeline.classification.serving import centre_crop
 from pipeline.classification_recipe import (
     Crop,
     Erase,
@@ -86,7 +87,9 @@ def _begin(transforms: Sequence[Transform], size: int) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # who signals all asks training to save
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    _change = v2.Compose([*(_transform(each, size) for each in transforms), v2.CenterCrop(size)])
+    _change = v2.Compose(
+        [*(_transform(each, size) for each in transforms), partial(centre_crop, size=size)]
+    )
 
 
 @cache

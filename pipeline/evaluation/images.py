@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import logging
 import time
@@ -17,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from data_prep.files import digest_of, write_atomically, write_json
+from data_prep.files import digest_of, write_atomically
 from data_prep.identity import check_corpora
 from data_prep.images.report import shortened
-from data_prep.images.shards import ImageReader
+from data_prep.images.shards import ImageReader, ImagesManifest, read_images_manifest
 from data_prep.stage import read_manifest
 from models.export_format import DIVERGED, ModelError, read_classifier_settings
 from pipeline.checkpoints.folder import Checkpoint, CheckpointError
@@ -62,24 +61,16 @@ def scores_of(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -
     found = read_scores(folder, ImageResult.types)
     wanted = {
         "test_set": recipe.data.test.name,
-        "test_set_sha256": images_digest(recipe, ImageReader(recipe.shards, "test"), "test"),
+        "test_set_sha256": images_digest(read_images_manifest(recipe.shards), "test"),
         "weights_sha256": digest_of_weights(recipe, checkpoints),
     }
     return found if wanted.items() <= found.items() else {}
 
 
-def images_digest(recipe: ClassificationRecipe, reader: ImageReader, split: str) -> str:
+def images_digest(data: ImagesManifest, split: str) -> str:
     """Return a digest of the images of valid or test, with their classes, however they are stored:
     models that see them at other scales or in other colours answer the same questions."""
-    data = recipe.data
-    held_out = split == "valid" and data.valid is None
-    source = "train" if held_out else split
-    paths = [path for name, each in data.sets() if name == source for path in each.paths]
-    left_out = [each.refused_names for each in reader.data.sets if each.split == source]
-    drawn = [data.valid_images, data.seed] if held_out else None
-    labels = hashlib.sha256(reader.labels().tobytes()).hexdigest()
-    files = [reader.data.files[path] for path in paths]
-    return digest_of([list(reader.data.classes), files, left_out, drawn, labels])
+    return digest_of([list(data.classes), data.totals[split].content])
 
 
 @dataclass
@@ -98,6 +89,7 @@ class ImageResult(Result):
             NUMBERS,
         ),
         **dict.fromkeys(("test_set", "test_set_sha256", "fingerprint"), (str,)),
+        "files": (dict,),
     }
     comparison = "McNemar's test"
     logged_scores = (
@@ -143,8 +135,6 @@ class ImageResult(Result):
             "by_class": by_class(predicted, labels, classes),
             **({"confusion": counts.tolist()} if drawn == classes else {}),
             **more,
-            "test_set_sha256": self.test_set_sha256,
-            "fingerprint": self.fingerprint,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "scores.json").unlink(missing_ok=True)  # what is there describes all of them
@@ -157,8 +147,7 @@ class ImageResult(Result):
         names = list(map(shortened, drawn))
         draw_confusion(title, counts, names, self.folder / "confusion.png")
         self._draw_most_wrong(probabilities, worst_first)
-        write_json(self.folder / "scores.json", content)
-        self.scores = content
+        self.write_scores(content)
 
     def _write_predictions(self, title: str, probabilities: Probabilities) -> list[int]:
         """Write every image's prediction, the most wrong first.
@@ -268,7 +257,7 @@ class EvaluatedClassifier(EvaluatedModel[ClassificationRecipe, ImageResult]):
         else:
             name = recipe.data.test.name
             folder, prefix = f"{slug_of(name)}{self.variant}", f"test{self.variant}"
-        sha256 = images_digest(recipe, reader, split)
+        sha256 = images_digest(reader.data, split)
         depends_on = {
             "version": VERSION,
             "weights": self.weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from data_prep.files import digest_of, read_json
+from data_prep.files import digest_of, read_json, sha256_of, write_json
 from models.export_format import digest_of_export
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.ranks import from_rank_0, rank
-from pipeline.recipe import VALIDATION, Recipe, slug_of
+from pipeline.recipe import VALIDATION, Recipe, UsageError, slug_of
 from pipeline.tracking.tracker import Tracker
 
 Scores = dict[str, Any]  # contents of a scores.json
@@ -23,6 +24,7 @@ Scores = dict[str, Any]  # contents of a scores.json
 log = logging.getLogger("evaluate")
 
 NUMBERS = (int, float)
+DIGEST = "scores_sha256"  # key of scores.json: the digest of all its others
 
 
 def read_scores(folder: Path, types: Mapping[str, tuple[type, ...]]) -> Scores:
@@ -31,6 +33,8 @@ def read_scores(folder: Path, types: Mapping[str, tuple[type, ...]]) -> Scores:
     :param types: of keys that it must have.
     """
     found = read_json(folder / "scores.json")
+    if found.pop(DIGEST, None) != digest_of(found):
+        return {}
     checkpoints, step = found.get("checkpoints", [""]), found.get("step", 0)
     whole = (
         all(type(found.get(key)) in allowed for key, allowed in types.items())
@@ -132,11 +136,24 @@ class Result(ABC):
     def tables(self) -> dict[str, dict[str, list[Any]]]:
         """Return what MLflow shows as tables: name → columns."""
 
+    def write_scores(self, scores: Scores) -> None:
+        """Write scores.json, after all other files of the folder, which it describes."""
+        self.scores = {
+            **scores,
+            "test_set_sha256": self.test_set_sha256,
+            "fingerprint": self.fingerprint,
+            "files": {name: sha256_of(self.folder / name) for name in self.files[1:]},
+        }
+        digest = digest_of(json.loads(json.dumps(self.scores)))
+        write_json(self.folder / "scores.json", {**self.scores, DIGEST: digest})
+
     @property
     def up_to_date(self) -> bool:
-        """Tell whether all files are there, made from what the fingerprint stands for."""
-        there = all((self.folder / name).is_file() for name in self.files)
-        return there and self.scores.get("fingerprint") == self.fingerprint
+        """Tell whether all files are there and whole, made from what the fingerprint stands for."""
+        return self.scores.get("fingerprint") == self.fingerprint and all(
+            (self.folder / name).is_file() and sha256_of(self.folder / name) == digest
+            for name, digest in self.scores.get("files", {}).items()
+        )
 
     @property
     def answers(self) -> list[str]:
@@ -222,7 +239,7 @@ class EvaluatedModel(ABC, Generic[P, R]):
     def description(self) -> dict[str, Any]:
         """Return what scores.json says about the model."""
         if self.export:
-            return {"model": str(self.export)}
+            return {"model": str(self.export.absolute())}
         return {
             "checkpoints": [checkpoint.tag for checkpoint in self.checkpoints],
             "step": self.checkpoints[-1].step,
@@ -272,8 +289,24 @@ def _compare(
     """Return a model with its results, and those that are missing."""
     results = model.results()
     for result in results:
+        _refuse_to_replace(result, model.export)
         if result.up_to_date:
             log.info("%s: up to date, reused (%s)", result.test_set_name, result.folder)
     validation = None if model.export else model.result_on_validation()
     evaluation = Evaluation(model.checkpoints, model.export, results, validation)
     return model, evaluation, evaluation.missing
+
+
+def _refuse_to_replace(result: Result, export: Path | None) -> None:
+    """Check that the scores of an export would not take the place of another one's.
+
+    :raises UsageError: they would.
+    """
+    other = result.scores.get("model")
+    if export is None or other is None or result.up_to_date:
+        return
+    if Path(other).is_dir() and Path(other).resolve() != export.resolve():
+        raise UsageError(
+            f"{result.folder} has the scores of {other}, and those of {export} would be called the "
+            "same: rename one of the two folders"
+        )

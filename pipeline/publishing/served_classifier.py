@@ -11,6 +11,7 @@ from typing import Any
 import mlflow
 from mlflow.pyfunc.model import PythonModel
 
+from data_prep.images.read import Refused
 from pipeline.classification.serving import OnnxClassifier
 
 
@@ -23,8 +24,17 @@ class ImageClassifier(PythonModel):
 
     # MLflow infers the model's signature from these types.
     def predict(self, model_input: list[bytes]) -> list[dict[str, float]]:  # type: ignore[override]
-        """Return, for the content of each JPEG or PNG file, classes with their probabilities."""
-        return [self.classifier.classify(content) for content in model_input]
+        """Return, for the content of each JPEG or PNG file, classes with their probabilities.
+
+        :raises ValueError: one is no such image; it says which.
+        """
+        found = []
+        for number, content in enumerate(model_input):
+            try:
+                found.append(self.classifier.classify(content))
+            except Refused as error:
+                raise ValueError(f"image {number}: {error.reason}") from error
+        return found
 
 
 mlflow.models.set_model(ImageClassifier())

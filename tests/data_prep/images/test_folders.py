@@ -361,7 +361,7 @@ def another_encoding(root: Path) -> None:
         (an_empty_class, "train/ant: no image there could be used"),
         (nothing_but_text, "train/ant: no image there could be used"),
         (an_unknown_class, "test/cow: there is no class of that name; .*: cat, dog"),
-        (a_name_of_two_lines, r"class 'cat\\ntom' has a tab or a line end"),
+        (a_name_of_two_lines, r"class 'cat\\ntom' has a tab, a line end or"),
         (nothing_good, "photos-test: not one of its 8 files could be used"),
         (no_folders, "train has 0 folders; expected one for each class"),
         (nothing_at_all, "(?s)Image files not found.*valid"),

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from pydantic import ValidationError
 
 from data_prep.files import DataError, sha256_of
 from data_prep.identity import check_corpora, check_recipe
+from data_prep.images.fetch import fetch
+from data_prep.images.pack import pack
 from data_prep.images.prepare import prepare_images
 from data_prep.images.shards import ImageReader, read_images_manifest
 from data_prep.shards import ShardReader
@@ -111,6 +114,58 @@ def test_other_files_of_the_same_size_and_time(tmp_path: Path) -> None:
         made.append(prepare(config_of(tmp_path / root, IDX_SETS), tmp_path / "run"))
     assert len({each.files["train-images"] for each in made}) == 3
     assert len({each.of_split("train")[0].sha256 for each in made}) == 3
+
+
+def test_an_image_that_is_changed_meanwhile(tmp_path: Path) -> None:
+    """After the files were found, and before they are read."""
+    write_folders(tmp_path)
+    config, run_dir = config_of(tmp_path, FOLDER_SETS), tmp_path / "run"
+    run_dir.mkdir()
+    fetched = fetch(config, run_dir / "fetch")
+    one, other = tmp_path / "test" / "cat" / "1.png", tmp_path / "test" / "dog" / "0.png"
+    whole = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    stages = run_dir / "fetch", run_dir / "shards"
+    with ThreadPoolExecutor(1) as executor:
+        with pytest.raises(DataError, match=r"test/cat/1\.png was changed while it was prepared"):
+            pack(config, fetched, *stages, executor)
+        one.write_bytes(whole)
+        made = pack(config, fetched, *stages, executor)
+    write_folders(tmp_path / "again")
+    again = prepare(config_of(tmp_path / "again", FOLDER_SETS), tmp_path / "other")
+    assert made.shards == again.shards
+
+
+def test_want_of_memory_is_no_damage() -> None:
+    """It passes, and the image would be left out for ever."""
+    program = """
+import io, resource
+from pathlib import Path
+from PIL import Image
+from data_prep.images.read import read_image
+file = io.BytesIO()
+Image.new("RGB", (6000, 6000)).save(file, "PNG")
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (50 << 20),) * 2)
+try:
+    read_image(file.getvalue(), 50_000_000)
+except MemoryError:
+    print("no memory")
+"""
+    done = run_process([sys.executable, "-c", program])
+    assert done.stdout == "no memory\n", done.stderr
+
+
+def test_a_test_set_is_its_images(tmp_path: Path) -> None:
+    """Whatever else lies there, and however they are stored."""
+    write_folders(tmp_path)
+    made = [prepare(config_of(tmp_path, FOLDER_SETS), tmp_path / "run")]
+    (tmp_path / "test" / ".DS_Store").write_text("x")
+    made.append(prepare(config_of(tmp_path, FOLDER_SETS, channels=1), tmp_path / "run"))
+    (tmp_path / "test" / "cat" / "1.png").unlink()
+    made.append(prepare(config_of(tmp_path, FOLDER_SETS), tmp_path / "run"))
+    one, same, fewer = (each.totals["test"].content for each in made)
+    assert one == same != fewer
 
 
 def test_a_class_that_is_all_in_the_test_set(tmp_path: Path) -> None:
