@@ -32,7 +32,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 SETTINGS = "export.json"
 WEIGHTS = "model.safetensors"
@@ -261,9 +261,13 @@ def write_settings(folder: Path, settings: ExportSettings | ClassifierSettings) 
 
 def write_weights(model: nn.Module, folder: Path) -> None:
     """Write the weights into `folder`, tied ones once, in the dtype that they have."""
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
 
-    save_model(model, str(folder / WEIGHTS))
+    weights: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.setdefault(tensor.data_ptr(), (name, tensor.contiguous()))
+    # `save_model` would write the names of tied ones too, in another order each time.
+    save_file(dict(weights.values()), folder / WEIGHTS, {"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # as the other files; it is 0600
 
 

@@ -170,20 +170,17 @@ def _publish(
 
 
 def _scores(recipe: Recipe, evaluation: Evaluation[Any]) -> str:
-    """Return what the run's note says of its scores, on every test set that these weights have
-    been evaluated on, and where all answers are."""
-    checkpoints, validation = evaluation.checkpoints, evaluation.validation
-    results: list[Result] = [*evaluation.results, *filter(None, [validation])]
-    if isinstance(recipe, TranslationRecipe):
-        table = translations.table_of(translations.scores_of(recipe, checkpoints))
-        interval = "± is half of the 95% interval."
-    else:
-        table, interval = images.table_of([result.scores for result in results]), ""
+    """Return what the run's note says of its scores, and where all answers are."""
+    results: list[Result] = [*evaluation.results, *filter(None, [evaluation.validation])]
+    translates = isinstance(recipe, TranslationRecipe)
+    table_of = translations.table_of if translates else images.table_of
+    table = table_of([result.scores for result in results])
+    interval = "± is half of the 95% interval." if translates else ""
     pages = ", ".join(
         f"[{result.test_set_name}](artifact:{result.artifact_folder}/{result.page_file})"
         for result in results
     )
-    tags = ", ".join(checkpoint.tag for checkpoint in checkpoints)
+    tags = ", ".join(checkpoint.tag for checkpoint in evaluation.checkpoints)
     return f"{table}\n\nWeights: {tags}. {interval} All answers, to search and sort: {pages}."
 
 

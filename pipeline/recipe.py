@@ -22,6 +22,8 @@ from models.config import ActivationCheckpointing, LayersConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 
+LONGEST_NAME = 120  # bytes of a folder's: file systems take 255, and an export's may come behind it
+
 VALIDATION = "validation"  # the folder of its scores, and the name of its metrics
 
 Decay = Annotated[float, Limit(ge=0, lt=1)]
@@ -236,6 +238,8 @@ class Recipe(Section):
         taken = {VALIDATION: "the validation set is"}
         for name in self.test_set_names:
             slug = slug_of(name)
+            if len(slug.encode()) > LONGEST_NAME:
+                raise ValueError(f"the name of test set {name} is too long for that of a folder")
             if slug in taken:
                 raise ValueError(f"the test set {name} must not be called {slug}: {taken[slug]}")
             taken |= {

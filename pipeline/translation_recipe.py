@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, PositiveInt, Tag, model_validator
 from pydantic import Field as Limit
@@ -145,6 +145,12 @@ class TranslationEvaluation(EvaluationConfig, SearchConfig):
     def search(self) -> SearchConfig:
         """Return the keys that say how a model translates."""
         return SearchConfig.model_validate(self.model_dump(include=set(SearchConfig.model_fields)))
+
+    @property
+    def search_of_checkpoints(self) -> dict[str, Any]:
+        """Return the keys that say how checkpoints translate, as JSON values: only exports have
+        shortlists."""
+        return self.search.model_dump(mode="json", exclude={"shortlist"})
 
 
 class TranslationRecipe(Recipe):

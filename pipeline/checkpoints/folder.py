@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from data_prep.files import fsync, write_atomically, write_json
+from data_prep.files import digest_of, fsync, write_atomically, write_json
 
 log = logging.getLogger("checkpoint")
 
@@ -118,7 +118,11 @@ class CheckpointInfo(Layout):
     format: int = FORMAT
     step: int
     training: dict[str, Any]
-    """The recipe's `training` section."""
+    """The recipe's `training` section; its `init_from` is that of the first step."""
+
+    base: str | None = None
+    """A digest of the export that the first step began from; None: it began from random weights, or
+    an older version trained it."""
 
     steps_per_epoch: int
     validation: ValidationState
@@ -135,6 +139,9 @@ class CheckpointInfo(Layout):
 
     bytes: dict[str, int] = {}
     """The size of each file of the checkpoint."""
+
+    parts: dict[str, str] = {}
+    """A digest of the checksums in each of torch's files, which are zip files."""
 
     @property
     def layout(self) -> Layout:
@@ -185,7 +192,7 @@ class Checkpoint:
         :raises CheckpointError: another version of this program wrote them.
         """
         for name, size in self.info.bytes.items():
-            if damage := _damage(self.folder / name, size):
+            if damage := _damage(self.folder / name, size, self.info.parts.get(name)):
                 raise DamagedCheckpointError(f"{self.folder}: {name} {damage}")
 
     def refuse_other(self, identity: dict[str, Any]) -> None:
@@ -201,19 +208,27 @@ class Checkpoint:
                 )
 
 
-def _damage(path: Path, size: int) -> str | None:
+def _damage(path: Path, size: int, parts: str | None) -> str | None:
     """Say what is wrong with a file; None if nothing is."""
     found = path.stat().st_size if path.exists() else 0
     if found != size:
         return f"has {found:,} of {size:,} bytes"
     if path.suffix != ".pt":
         return None
-    try:  # torch's files are zip files, with a checksum for each part
-        with zipfile.ZipFile(path) as parts:
-            broken = parts.testzip()
+    try:
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()
+        if parts is not None and _digest_of_parts(path) != parts:
+            return "is another than was written"
     except Exception as error:  # whatever a flipped bit makes of it
         broken = str(error)
     return f"is damaged ({broken})" if broken else None
+
+
+def _digest_of_parts(path: Path) -> str:
+    """Return a digest of the checksums of the parts of a zip file, without reading those."""
+    with zipfile.ZipFile(path) as file:
+        return digest_of([[part.filename, part.CRC] for part in file.infolist()])
 
 
 def tag_of(step: int) -> str:
@@ -264,12 +279,15 @@ def finish_checkpoint(folder: Path, info: CheckpointInfo, keep: int) -> None:
     One rank calls this when all have saved.
     """
     new, best_step = folder / tag_of(info.step), info.validation.best_step
-    sizes = {}
+    sizes, parts = {}, {}
     for path in sorted(new.rglob("*")):
         fsync(path)
         if path.is_file():
-            sizes[str(path.relative_to(new))] = path.stat().st_size
-    _write_info(new, info.model_copy(update={"bytes": sizes}))
+            name = str(path.relative_to(new))
+            sizes[name] = path.stat().st_size
+            if path.suffix == ".pt":
+                parts[name] = _digest_of_parts(path)
+    _write_info(new, info.model_copy(update={"bytes": sizes, "parts": parts}))
     write_atomically(folder / "latest", new.name)
     _point_to_best(folder, best_step)
     there = list_checkpoints(folder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeVar
 
+from models.export_format import digest_of_export
 from pipeline.checkpoints.folder import Checkpoint, list_checkpoints
 from pipeline.recipe import Recipe, TrainingConfig
 
@@ -36,15 +38,23 @@ def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:
 def as_trained(recipe: R, checkpoint: Checkpoint) -> R:
     """Return the recipe that a checkpoint was trained with. (What it says of model and data cannot
     have changed: the checkpoint is bound to them.) What it began from may have moved: the recipe
-    says where that is now.
+    may say where that is now.
 
     :raises CheckpointError: it is damaged.
     """
-    training, now = type(recipe.training), recipe.training
+    training, now = type(recipe.training), recipe.training.init_from
     known = {k: v for k, v in checkpoint.info.training.items() if k in training.model_fields}
-    if known.get("init_from") and now.init_from:
-        known["init_from"] = now.init_from
+    if known.get("init_from") and now and is_base(checkpoint, now):
+        known["init_from"] = now
     return recipe.model_copy(update={"training": training.model_validate(known)})
+
+
+def is_base(checkpoint: Checkpoint, export: Path) -> bool:
+    """Tell whether an export is what the training of a checkpoint began from, as far as is known.
+
+    :raises CheckpointError: the checkpoint is damaged.
+    """
+    return checkpoint.info.base in (None, digest_of_export(export))
 
 
 def changed_keys(
@@ -55,6 +65,8 @@ def changed_keys(
     :param keys: to compare.
     :raises CheckpointError: it is damaged.
     """
-    then, now = checkpoint.info.training, training.model_dump(mode="json")
+    then, now = dict(checkpoint.info.training), training.model_dump(mode="json")
+    if then.get("init_from") and training.init_from and is_base(checkpoint, training.init_from):
+        then["init_from"] = now["init_from"]  # it has moved
     known = now.keys() & then.keys()  # each task has some; those of an older version lack the new
     return sorted(key for key in keys if key in known and then[key] != now[key])

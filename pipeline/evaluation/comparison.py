@@ -142,7 +142,7 @@ def compare_all(
         if other is None:
             log.warning("%s: not compared, the baseline has no such test set", result.test_set_name)
         elif (comparison := compare(result, other)) is None:
-            text = "%s: not compared, the baseline was scored on other examples"
+            text = "%s: not compared, the baseline was scored on other examples, or not on all"
             log.warning(text, result.test_set_name)
         else:
             compared.append((result, comparison))
@@ -152,8 +152,8 @@ def compare_all(
 def compare(result: Result, other: LoggedEvaluation) -> Comparison | None:
     """Compare a result with another evaluation.
 
-    :returns: the comparison; None if the other evaluation is of another test set.
+    :returns: the comparison; None if the other evaluation is of another test set, or not whole.
     """
-    if other.test_set_sha256 != result.test_set_sha256:
+    if (other.test_set_sha256, len(other.answers)) != (result.test_set_sha256, result.size):
         return None
     return Comparison(other.run_id, result.compare_with(other.answers), result.comparison)

@@ -21,6 +21,7 @@ from data_prep.text import normalise
 from data_prep.vocabulary import load_vocabularies
 from models.export_format import digest_of_export, read_settings
 from pipeline.checkpoints.folder import CheckpointError
+from pipeline.checkpoints.trained_with import is_base
 from pipeline.evaluation.comet import check_comet, comet_score
 from pipeline.evaluation.result import (
     EvaluatedModel,
@@ -30,6 +31,7 @@ from pipeline.evaluation.result import (
     share_progress,
 )
 from pipeline.evaluation.test_sets import (
+    Overlap,
     TestSet,
     load_test_sets,
     load_validation_set,
@@ -70,9 +72,7 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe, TranslationResult]):
         checkpoints = [] if export else checkpoints_of_run(recipe)
         check_corpora(recipe.data, recipe.run_dir)  # the test set is one of them
         if export is None:
-            # Only exports have shortlists.
-            search = recipe.evaluation.search.model_dump(mode="json", exclude={"shortlist"})
-            return cls(recipe, checkpoints, None, search)
+            return cls(recipe, checkpoints, None, recipe.evaluation.search_of_checkpoints)
         if read_manifest(export) is None:
             raise CheckpointError(f"{export}: not an exported model")
         settings = read_settings(export)
@@ -87,8 +87,10 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe, TranslationResult]):
 
     @property
     def description(self) -> dict[str, Any]:
-        levels = {"decoder_levels": self.recipe.evaluated_model.decoder_levels}
-        return super().description | ({} if self.export else levels)
+        if self.export:
+            return super().description
+        levels = self.recipe.evaluated_model.decoder_levels
+        return {**super().description, "decoder_levels": levels, "search": dict(self.search)}
 
     def result(self, test_set: TestSet) -> TranslationResult:
         """Return the result on `test_set`: where its files belong, with the scores found there."""
@@ -136,7 +138,18 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe, TranslationResult]):
     def has_baseline(self, test_set: TestSet) -> bool:
         """Tell whether an untrained model is scored on `test_set` too."""
         wanted = self.recipe.evaluation.untrained_baseline
-        return wanted and self._is_of_recipe(test_set) and not self.export
+        of_it = wanted and self._is_of_recipe(test_set) and not self.export
+        return of_it and self._is_base_here
+
+    @cached_property
+    def _is_base_here(self) -> bool:
+        """Whether the weights that training began from can be had."""
+        base = self.recipe.training.init_from
+        if base is None or (base.is_dir() and is_base(self.checkpoints[-1], base)):
+            return True
+        text = "%s: the model that training began from is not here: untrained_baseline is left out"
+        log.warning(text, base)
+        return False
 
     @cached_property
     def has_learnt_here(self) -> bool:
@@ -149,6 +162,12 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe, TranslationResult]):
             return False
         manifest = read_manifest(self.export) or {"inputs": {}}
         return bool(manifest["inputs"].get("weights") == own)
+
+    def overlap(self, test_set: TestSet) -> Overlap | None:
+        """Count what of a test set is in the training text; None if that is not known, as it is not
+        of what a base has learnt."""
+        found = overlap_of(self.recipe, test_set) if self.has_learnt_here else None
+        return None if found and not any(found) and self.recipe.training.init_from else found
 
     def comet_model(self, name: str) -> Path | None:
         """Return the COMET model that scores a set too, by the name of its folder; None: none."""
@@ -213,7 +232,7 @@ def _translate_and_score(
     if rank() == 0:
         lines = list(map(normalise, test_set.sources))
         lengths = [len(ids) for ids in translator.source_vocabulary.encode(lines)]
-        overlap = overlap_of(recipe, test_set) if model.has_learnt_here else None
+        overlap = model.overlap(test_set)
         more["in_training_text"] = overlap and overlap._asdict()
         if comet := model.comet_model(result.folder.name):
             log.info("test set %s: COMET", test_set.name)

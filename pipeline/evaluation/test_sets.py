@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from data_prep.corpora import read_lines
 from data_prep.files import DataError, digest_of
 from data_prep.held_out import HeldOut, in_training_text
 from data_prep.identity import check_test_sets
+from data_prep.stage import check_sealed
 from data_prep.text import normalise
 from pipeline.recipe import Recipe, slug_of
 from pipeline.translation_recipe import TestSetFiles, TranslationRecipe
@@ -46,38 +48,68 @@ def load_test_sets(recipe: TranslationRecipe) -> Iterator[TestSet]:
     :raises DataError: a test set cannot be read or fetched, is empty, or has sides of different
         length.
     """
-    for test_set in _read_test_sets(recipe):
-        for reference in test_set.references:
-            if len(reference) != len(test_set.sources):
-                raise DataError(
-                    f"{test_set.name}: {len(test_set.sources)} source lines but {len(reference)} "
-                    "in a reference; they must have a line for each other's"
-                )
-        if not test_set.sources:
-            raise DataError(f"{test_set.name}: no sentences")
-        yield test_set
+    yield _checked(_test_set_of_recipe(recipe))
+    for wanted in recipe.evaluation.test_sets:
+        if isinstance(wanted, TestSetFiles):
+            yield _checked(_read_files(wanted.name, *_files_of(wanted, recipe.data.root)))
+        else:
+            files = _fetch_of_sacrebleu(wanted, recipe.data.languages)
+            yield _checked(_read_files(wanted, *files))
+
+
+def test_sets_at_hand(recipe: TranslationRecipe) -> Iterator[tuple[str, str | None]]:
+    """Yield the names of the same test sets, each with a digest of its text; None if that is not
+    here, or cannot be read."""
+    yield recipe.data.test.name, _digest(partial(_test_set_of_recipe, recipe))
+    for name, files in held_out_of(recipe):
+        yield name, _digest(partial(_read_files, name, *files)) if files else None
+
+
+def _digest(read: Callable[[], TestSet]) -> str | None:
+    try:
+        return read().sha256
+    except (DataError, OSError):
+        return None
+
+
+def _checked(test_set: TestSet) -> TestSet:
+    """Return a test set that can be scored.
+
+    :raises DataError: it is not.
+    """
+    for reference in test_set.references:
+        if len(reference) != len(test_set.sources):
+            raise DataError(
+                f"{test_set.name}: {len(test_set.sources)} source lines but {len(reference)} "
+                "in a reference; they must have a line for each other's"
+            )
+    if not test_set.sources:
+        raise DataError(f"{test_set.name}: no sentences")
+    return test_set
 
 
 def load_validation_set(recipe: TranslationRecipe) -> TestSet:
-    """Read `data.valid` as the models see it, cleaned."""
-    source, target = (recipe.clean_text / f"valid.{lang}" for lang in recipe.data.languages)
-    return _read_files(recipe.data.valid.name, source, target)
+    """Read `data.valid` as the models see it, cleaned.
+
+    :raises DataError: it is not as it was written.
+    """
+    return _read_clean(recipe, recipe.data.valid.name, "valid")
 
 
-def _read_test_sets(recipe: TranslationRecipe) -> Iterator[TestSet]:
-    """Read the test sets without looking at what is in them."""
-    source_lang, target_lang = recipe.data.languages
-    text = recipe.clean_text
-    if not (text / f"test.{source_lang}").exists():
-        raise DataError(f"{text}: no test set; run `./run.sh prepare`")
-    yield _read_files(
-        recipe.data.test.name, text / f"test.{source_lang}", text / f"test.{target_lang}"
-    )
-    for wanted in recipe.evaluation.test_sets:
-        if isinstance(wanted, TestSetFiles):
-            yield _read_files(wanted.name, *_files_of(wanted, recipe.data.root))
-        else:
-            yield _read_files(wanted, *_fetch_of_sacrebleu(wanted, recipe.data.languages))
+def _test_set_of_recipe(recipe: TranslationRecipe) -> TestSet:
+    """Read `data.test`.
+
+    :raises DataError: it is not here, or not as it was written.
+    """
+    if not (recipe.clean_text / f"test.{recipe.data.source_lang}").exists():
+        raise DataError(f"{recipe.clean_text}: no test set; run `./run.sh prepare`")
+    return _read_clean(recipe, recipe.data.test.name, "test")
+
+
+def _read_clean(recipe: TranslationRecipe, name: str, split: str) -> TestSet:
+    check_sealed(recipe.clean_text)
+    files = (recipe.clean_text / f"{split}.{lang}" for lang in recipe.data.languages)
+    return _read_files(name, *files)
 
 
 def _read_files(name: str, source: Path, *references: Path) -> TestSet:

@@ -6,17 +6,17 @@ import csv
 import io
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from data_prep.files import DataError, write_atomically, write_json
+from data_prep.files import write_atomically
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.answers_page import write_answers_page
 from pipeline.evaluation.result import NUMBERS, Result, Scores, digest_of_weights, read_scores
-from pipeline.evaluation.test_sets import TestSet, load_test_sets
+from pipeline.evaluation.test_sets import TestSet, test_sets_at_hand
 from pipeline.markdown import markdown_table
 from pipeline.pictures import draw_bleu_by_length
+from pipeline.recipe import slug_of
 from pipeline.translation.scores import (
     by_source_length,
     corpus_scores,
@@ -40,19 +40,19 @@ WARNINGS = {
 
 
 def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> list[Scores]:
-    """Return the scores in RUN_DIR/evaluation that belong to these checkpoints.
-
-    Those of the recipe's own test set come first; they are left out if it has changed since.
-    """
-    paths = sorted((recipe.run_dir / "evaluation").glob("*/scores.json"))
-    found = [read_scores(path.parent, TranslationResult.types) for path in paths]
-    wanted = digest_of_weights(recipe, checkpoints)
-    of_these = [scores for scores in found if scores.get("weights_sha256") == wanted]
-    own = recipe.data.test.name
-    with suppress(DataError):  # a run can be here without its text
-        now = next(load_test_sets(recipe)).sha256
-        of_these = [s for s in of_these if s["test_set"] != own or s["test_set_sha256"] == now]
-    return sorted(of_these, key=lambda scores: scores["test_set"] != own)
+    """Return the scores in RUN_DIR/evaluation of these checkpoints, translating as the recipe says
+    now, on its test sets as they are now. Those of its own test set come first."""
+    wanted = {
+        "weights_sha256": digest_of_weights(recipe, checkpoints),
+        "search": recipe.evaluation.search_of_checkpoints,
+    }
+    scores = []
+    for name, sha256 in test_sets_at_hand(recipe):
+        found = read_scores(recipe.run_dir / "evaluation" / slug_of(name), TranslationResult.types)
+        now = {**wanted, "test_set": name, **({"test_set_sha256": sha256} if sha256 else {})}
+        if now.items() <= found.items():
+            scores.append(found)
+    return scores
 
 
 def table_of(scores: Sequence[Scores]) -> str:
@@ -82,6 +82,7 @@ class TranslationResult(Result):
     types: ClassVar[dict[str, tuple[type, ...]]] = {
         **dict.fromkeys(("bleu", "bleu_ci", "chrf", "ter", "length_ratio", "sentences"), NUMBERS),
         **dict.fromkeys(("test_set", "bleu_signature", "test_set_sha256", "fingerprint"), (str,)),
+        "files": (dict,),
     }
     comparison = "paired bootstrap"
     logged_scores = (
@@ -138,8 +139,6 @@ class TranslationResult(Result):
             "copy_rate": round(len(wrong["copied"]) / len(sources), 4),
             "by_source_length": buckets,
             **more,
-            "test_set_sha256": self.test_set_sha256,
-            "fingerprint": self.fingerprint,
         }
         self._warn(scores["length_ratio"], wrong)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -148,8 +147,7 @@ class TranslationResult(Result):
         title = f"BLEU {scores['bleu']} ± {scores['bleu_ci']} on {self.test_set.name}"
         self._write_sentences(title, hypotheses)
         draw_bleu_by_length(title, buckets, self.folder / "by_length.png")
-        write_json(self.folder / "scores.json", scores)
-        self.scores = scores
+        self.write_scores(scores)
 
     def _warn(self, length_ratio: float, wrong: Mapping[str, Sequence[int]]) -> None:
         """Warn of suspicious translations, and of an unusual length ratio.

@@ -121,7 +121,7 @@ def export(
         "card": card,
         **({"words": sha256_of(words)} if words.is_file() else {}),
     }
-    run_stage(folder, inputs, build, log, stage="export")
+    run_stage(folder, inputs, build, log, stage="export", sealed=("*",))
 
 
 def serving_format(model: ModelConfig) -> Format:

@@ -66,4 +66,4 @@ def export_classifier(
         "weights": digest_of_weights(recipe, checkpoints),
         "card": card,
     }
-    run_stage(folder, inputs, build, log, stage="export")
+    run_stage(folder, inputs, build, log, stage="export", sealed=("*",))

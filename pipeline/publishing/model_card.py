@@ -188,7 +188,9 @@ def _evaluation_section(scores: Sequence[Scores]) -> str:
     )
     return (
         f"## Evaluation\n\n{table_of(scores)}\n\n± is half of the 95% bootstrap interval; "
-        f"length penalty {first['length_penalty']:g}. By sacreBLEU, on detokenised text and raw "
+        f"length penalty {first['length_penalty']:g}. The checkpoints were scored in "
+        f"{first['search']['dtype']}; a quantized export, or one with a shortlist, can differ a "
+        "little: `./run.sh evaluate --model` scores it. By sacreBLEU, on detokenised text and raw "
         f"references:\n\n{signatures}"
     )
 

@@ -54,7 +54,7 @@ def register(recipe: Recipe, servable: Servable, result: Result, validation: Res
         client = client_of(recipe.tracking_uri)
         new = _find_or_make_version(client, name, recipe, servable, result, run_id)
         client.set_model_version_tag(name, new.version, "validation", validation.artifact_folder)
-        verdict = _move_champion(client, validation, new)
+        verdict = _move_champion(client, result, validation, new)
         client.set_tag(run_id, "registered", f"{name} version {new.version}: {verdict}")
     except UsageError as error:  # the architecture cannot be exported as a standard Transformer
         log.warning("not registered: %s", error)
@@ -79,8 +79,9 @@ def _find_or_make_version(
     run_id: str,
 ) -> ModelVersion:
     """Return the version of the registered model with this result; make it if there is none."""
-    mine = f"name = '{name}' and tags.fingerprint = '{result.fingerprint}'"
-    versions = [v for v in client.search_model_versions(mine) if v.run_id == run_id]
+    mine = f"tags.fingerprint = '{result.fingerprint}'"  # a name could have quotes
+    found = client.search_model_versions(mine)
+    versions = [v for v in found if v.name == name and v.run_id == run_id]
     if versions:
         return versions[0]
     folder = recipe.run_dir / "tracking" / "model"
@@ -127,6 +128,7 @@ def _log_model(
     new = client.get_model_version(name, info.registered_model_version)
     tags = {
         "test_set": result.test_set_name,
+        "test_set_sha256": result.test_set_sha256,
         "evaluation": result.artifact_folder,
         **{key: str(result.scores[key]) for key in servable.tags},
         "fingerprint": result.fingerprint,  # comes last: a version that has it is complete
@@ -137,10 +139,13 @@ def _log_model(
     return new
 
 
-def _move_champion(client: MlflowClient, validation: Result, new: ModelVersion) -> str:
+def _move_champion(
+    client: MlflowClient, result: Result, validation: Result, new: ModelVersion
+) -> str:
     """Move the alias `champion` to `new` if it is better than the version that has it.
 
-    :param validation: of `new`, on the validation set.
+    :param result: of `new`, on the test set.
+    :param validation: on the validation set.
     :returns: the verdict, in words.
     """
     champion = _champion(client, new.name)
@@ -165,6 +170,10 @@ def _move_champion(client: MlflowClient, validation: Result, new: ModelVersion) 
         client.log_metric(str(new.run_id), "quality/p_against_champion", comparison.p, step=step)
         told = f"on {validation.test_set_name} {comparison}"
         if not comparison.better:
+            if champion.tags.get("test_set_sha256") != result.test_set_sha256:
+                told += (
+                    f"; its scores are of another text or other images of {result.test_set_name}"
+                )
             return f"version {champion.version} stays champion: {told}"
         verdict = f"champion instead of version {champion.version}: {told}"
     client.set_registered_model_alias(new.name, CHAMPION, new.version)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from models.export_format import digest_of_export
 from pipeline.checkpoints.folder import (
     Checkpoint,
     CheckpointError,
@@ -33,6 +34,7 @@ from pipeline.checkpoints.folder import (
 )
 from pipeline.checkpoints.relayout import carry_over
 from pipeline.checkpoints.resume import last_step
+from pipeline.checkpoints.trained_with import changed_keys
 from pipeline.checkpoints.weights import tensors_only
 from pipeline.ranks import lost_contact, short_message
 from pipeline.recipe import UsageError
@@ -83,6 +85,8 @@ class Trainer(Generic[Batch]):
         self.config = config = task.recipe.training
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step = 0
+        self.init_from = config.init_from and str(config.init_from)
+        self.base = digest_of_export(config.init_from) if config.init_from else None
         self.last_step = last_step(config, task.plan.steps_per_epoch)
         self.accumulation_steps = task.plan.micro_batches_per_rank(self.world_size)
         self.deepspeed_config = deepspeed_config(config, self.accumulation_steps)
@@ -244,7 +248,8 @@ class Trainer(Generic[Batch]):
             step=self.step,
             **self.task.identity(),
             **self.layout().model_dump(),
-            training=self.config.model_dump(mode="json"),
+            training={**self.config.model_dump(mode="json"), "init_from": self.init_from},
+            base=self.base,
             steps_per_epoch=self.task.plan.steps_per_epoch,
             validation=validation,
             scheduled=scheduled,
@@ -298,8 +303,12 @@ class Trainer(Generic[Batch]):
             self.ema.load(checkpoint.folder)
         self._set_hyperparameters()
         self.step = checkpoint.step
+        self.init_from, self.base = checkpoint.info.training.get("init_from"), checkpoint.info.base
         if self.rank == 0:
             log.info("resumed from %s%s", checkpoint.folder, note)
+            if "init_from" in changed_keys(self.config, checkpoint, ("init_from",)):
+                began = self.init_from or "random weights"
+                log.warning("training.init_from has no effect: this training began from %s", began)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         try:

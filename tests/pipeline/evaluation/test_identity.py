@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 from data_prep.files import DataError
-from models.export_format import SETTINGS
-from pipeline.checkpoints.folder import CheckpointError
+from data_prep.prepare import prepare
+from models.export_format import SETTINGS, digest_of_export
+from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
+from pipeline.checkpoints.trained_with import as_trained
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.publishing.exports import export
 from pipeline.publishing.model_card import model_card
+from pipeline.recipe import UsageError
 from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.task import TranslationTask
@@ -43,6 +46,13 @@ def run(
     recipe = load_recipe(tiny_recipe, [("run_dir", str(run_dir)), ("training.warmup_steps", "50")])
     save_checkpoint(untrained_model(recipe), recipe)
     return recipe
+
+
+@pytest.fixture
+def copied(run: TranslationRecipe, tmp_path: Path) -> TranslationRecipe:
+    """The same run, to be spoilt."""
+    shutil.copytree(run.run_dir, tmp_path / "copied")
+    return run.model_copy(update={"run_dir": tmp_path / "copied"})
 
 
 def to_folder(recipe: TranslationRecipe) -> None:
@@ -124,6 +134,86 @@ def test_an_export_is_its_files(run: TranslationRecipe, tmp_path: Path) -> None:
     # It has learnt from what the other run has, and is not the model of this one.
     theirs = evaluate(run, tmp_path / "other").results[0].scores
     assert theirs["in_training_text"] is None
+
+
+def test_a_damaged_answer_is_given_again(run: TranslationRecipe) -> None:
+    answers = evaluate(run).results[0].folder / "hypotheses.txt"
+    whole = answers.read_bytes()
+    answers.write_bytes(whole[: len(whole) // 2])
+    evaluate(run)
+    assert answers.read_bytes() == whole
+
+
+def test_prepared_text_that_was_edited_is_refused(copied: TranslationRecipe) -> None:
+    path = copied.clean_text / "test.en"
+    path.write_bytes(b"".join(reversed(path.read_bytes().splitlines(keepends=True))))
+    for work in (evaluate, lambda recipe: prepare(recipe.data, recipe.run_dir)):
+        with pytest.raises(DataError, match=r"test\.en is not as it was written: .*Move it away"):
+            work(copied)
+    path.unlink()
+    prepare(copied.data, copied.run_dir)
+    evaluate(copied)
+
+
+def test_weights_that_were_replaced_are_refused(copied: TranslationRecipe) -> None:
+    """By others of the same size."""
+    (checkpoint,) = list_checkpoints(copied.checkpoints)
+    other = copied.model_copy(update={"run_dir": copied.run_dir / "other"})
+    other.run_dir.mkdir()
+    (other.run_dir / "shards").symlink_to(copied.shards)
+    save_checkpoint(untrained_model(copied).apply(nudge), other)
+    for path in list_checkpoints(other.checkpoints)[0].folder.glob("*.pt"):
+        shutil.copy(path, checkpoint.folder)
+    with pytest.raises(CheckpointError, match=r"model_states\.pt is another than was written"):
+        evaluate(copied)
+
+
+def test_exports_of_one_name_do_not_share_scores(copied: TranslationRecipe, tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        export(copied, tmp_path / place / "small")
+    nudged = copied.model_copy(update={"run_dir": tmp_path / "nudged"})
+    shutil.copytree(copied.run_dir, nudged.run_dir)
+    shutil.rmtree(nudged.checkpoints)
+    save_checkpoint(untrained_model(nudged).apply(nudge), nudged)
+    shutil.rmtree(tmp_path / "two" / "small")
+    export(nudged, tmp_path / "two" / "small")
+    evaluate(copied, tmp_path / "one" / "small")
+    with pytest.raises(
+        UsageError, match=r"has the scores of .*one/small, and those of .*two/small"
+    ):
+        evaluate(copied, tmp_path / "two" / "small")
+    shutil.rmtree(tmp_path / "one" / "small")  # then it was perhaps moved
+    evaluate(copied, tmp_path / "two" / "small")
+
+
+def test_a_model_began_from_what_it_began_from(copied: TranslationRecipe, tmp_path: Path) -> None:
+    """Whatever the recipe names by now. What its base has learnt is not known here."""
+    base, other = tmp_path / "base", tmp_path / "other"
+    export(copied, base)
+    export(copied, other)
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    (checkpoint,) = list_checkpoints(copied.checkpoints)
+    path = checkpoint.folder / "checkpoint.json"
+    said = json.loads(path.read_text())
+    said["training"]["init_from"], said["base"] = str(base), digest_of_export(base)
+    path.write_text(json.dumps(said))
+
+    def now(place: Path) -> TranslationRecipe:
+        (found,) = list_checkpoints(copied.checkpoints)
+        training = copied.training.model_copy(update={"init_from": place})
+        evaluation = copied.evaluation.model_copy(update={"untrained_baseline": True})
+        recipe = copied.model_copy(update={"training": training, "evaluation": evaluation})
+        return as_trained(recipe, found)
+
+    assert now(other).training.init_from == base
+    assert now(shutil.copytree(base, tmp_path / "moved")).training.init_from == tmp_path / "moved"
+    scores = evaluate(now(other)).results[0].scores
+    assert scores["in_training_text"] is None
+    assert "untrained_bleu" in scores
+    shutil.rmtree(base)
+    assert "untrained_bleu" not in evaluate(now(other)).results[0].scores
 
 
 def test_a_card_says_what_the_model_was_trained_with(

@@ -8,18 +8,19 @@ import pytest
 from ruamel.yaml import YAML
 
 from data_prep.config import TrainingCorpus
+from data_prep.files import digest_of
 from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
-from pipeline.evaluation.result import digest_of_weights
+from pipeline.evaluation.result import DIGEST, digest_of_weights
 from pipeline.publishing.model_card import as_text, model_card
-from pipeline.translation_recipe import TranslationRecipe
+from pipeline.translation_recipe import TestSetFiles, TranslationRecipe
 from tests.pipeline.conftest import save_checkpoint
 
 SCORES = {
     "sentences": 20, "length_ratio": 1.0, "beam_size": 2, "length_penalty": 1.0,
     **{f"{name}{part}": 1.0 for name in ("bleu", "chrf", "ter") for part in ("", "_ci")},
     **{f"{name}_signature": "nrefs:1" for name in ("bleu", "chrf", "ter")},
-    "test_set_sha256": "0", "fingerprint": "0",
+    "test_set_sha256": "0", "fingerprint": "0", "files": {},
 }  # fmt: skip
 
 
@@ -27,23 +28,28 @@ SCORES = {
 def evaluated(
     prepared: TranslationRecipe, tmp_path_factory: pytest.TempPathFactory
 ) -> TranslationRecipe:
-    """A run whose model was evaluated on two test sets."""
+    """A run whose model was evaluated on two test sets, and on a third that the recipe names no
+    more."""
     run_dir = tmp_path_factory.mktemp("card") / "run"
     run_dir.mkdir()
     (run_dir / "shards").symlink_to(prepared.shards.absolute())
-    recipe = prepared.model_copy(update={"run_dir": run_dir})
+    others = (TestSetFiles(name="other", source="other.de", references=("other.en",)),)
+    evaluation = prepared.evaluation.model_copy(update={"test_sets": others})
+    recipe = prepared.model_copy(update={"run_dir": run_dir, "evaluation": evaluation})
     save_checkpoint(create_model(recipe.model, (300, 300), 0), recipe)
     checkpoints = list_checkpoints(recipe.checkpoints)
-    for name in ("toy-test", "other"):
+    for name in ("toy-test", "other", "former"):
         folder = run_dir / "evaluation" / name
         folder.mkdir(parents=True)
         scores = {
             **SCORES,
             "test_set": name,
             "weights_sha256": digest_of_weights(recipe, checkpoints),
+            "search": recipe.evaluation.search_of_checkpoints,
+            **({"comet": 0.8} if name == "other" else {}),
         }
-        comet = {"comet": 0.8} if name == "other" else {}
-        (folder / "scores.json").write_text(json.dumps({**scores, **comet}))
+        content = {**scores, DIGEST: digest_of(json.loads(json.dumps(scores)))}
+        (folder / "scores.json").write_text(json.dumps(content))
     return recipe
 
 
@@ -59,6 +65,12 @@ def test_scores_of_a_test_set_that_has_changed_are_not_told(
     card = model_card(evaluated, list_checkpoints(evaluated.checkpoints))
     assert "| other | 20 |" in card
     assert "| toy-test | 20 |" not in card
+
+
+def test_scores_of_other_search_options_are_not_told(evaluated: TranslationRecipe) -> None:
+    keys = evaluated.evaluation.model_copy(update={"length_penalty": -8.0})
+    other = evaluated.model_copy(update={"evaluation": keys})
+    assert "Not evaluated yet" in model_card(other, list_checkpoints(evaluated.checkpoints))
 
 
 def test_scores_that_some_test_sets_have_are_told(card: str) -> None:
