@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_prep.files import DataError, first_line, save_array, sha256_of
+from data_prep.files import DataError, first_line, save_array, sha256_of, write_json
 from data_prep.fingerprints import NO_FILE
 from data_prep.images.config import ImagesConfig
 from data_prep.images.idx import load_idx
@@ -25,6 +25,7 @@ from data_prep.images.read import Refused, as_stored, read_image
 from data_prep.shards import open_shard
 
 DIGEST_BYTES = 16
+NAMES = "names.json"
 
 
 class Piece(NamedTuple):
@@ -56,13 +57,14 @@ class Candidate(NamedTuple):
 
 def convert_piece(config: ImagesConfig, raw: Path, piece: Piece, folder: Path) -> dict[str, Any]:
     """Write the images of a piece to `images.npy` `[images, C, S, S]`; the numbers of their classes
-    to `labels.npy`, digests of their pixels to `digests.npy` and of their sources to `sources.npy`.
+    to `labels.npy`, digests of their pixels to `digests.npy` and of their sources to `sources.npy`,
+    and their names to `names.json`.
 
     :param raw: folder of the fetch stage.
     :returns: names, reasons and details of what was refused, and counts of what was converted.
     :raises DataError: an image cannot be read now, but perhaps another time.
     """
-    images, labels, digests, sources = [], [], [], []
+    images, labels, digests, sources, names = [], [], [], [], []
     refused: list[tuple[str, str, str]] = []
     converted: Counter[str] = Counter()
     for candidate in _candidates(config, raw, piece):
@@ -83,11 +85,13 @@ def convert_piece(config: ImagesConfig, raw: Path, piece: Piece, folder: Path) -
         labels.append(candidate.label)
         digests.append(_digest(pixels.tobytes()))
         sources.append(candidate.source)
+        names.append(candidate.name)
     shape = (len(images), config.channels, config.stored, config.stored)
     save_array(folder / "images.npy", np.array(images, np.uint8).reshape(shape))
     save_array(folder / "labels.npy", np.array(labels, np.uint16))
     save_array(folder / "digests.npy", np.array(digests, f"S{DIGEST_BYTES}"))
     save_array(folder / "sources.npy", np.array(sources, f"S{DIGEST_BYTES}"))
+    write_json(folder / NAMES, names)
     return {"kept": len(images), "refused": refused, "converted": dict(converted)}
 
 

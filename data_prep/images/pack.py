@@ -6,6 +6,7 @@ gathered. A worker holds no more than a piece or a shard in memory.
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from data_prep.files import DataError, sha256_of, write_json
 from data_prep.images.config import ImagesConfig
-from data_prep.images.convert import Piece, convert_piece
+from data_prep.images.convert import NAMES, Piece, convert_piece
 from data_prep.images.fetch import Fetched
 from data_prep.images.report import draw, report_of
 from data_prep.images.shards import (
@@ -31,6 +32,7 @@ from data_prep.images.shards import (
     SetInfo,
     SplitCounts,
     write_images,
+    write_names,
 )
 from data_prep.images.split import Images, find_repeats, hold_out, load_images, shuffled
 from data_prep.pieces import Result, map_pieces
@@ -55,7 +57,8 @@ class Plan(NamedTuple):
 def pack(
     config: ImagesConfig, fetched: Fetched, raw: Path, folder: Path, executor: Executor
 ) -> ImagesManifest:
-    """Write `SPLIT-NNNNN.arrow` for every split, and a report.
+    """Write `SPLIT-NNNNN.arrow` for every split, the names of validation and test images, and a
+    report.
 
     Validation and test images keep the order of their sets.
 
@@ -86,6 +89,8 @@ def pack(
         by_split = _split(config, fetched, pieces, images)
         repeats, splits = _without_repeats(config, fetched.classes, by_split)
         shards, gathered = _write_shards(config, splits, images, executor, partial)
+        for split in ("valid", "test"):
+            write_names(partial, split, _names(splits[split], images))
         mean, std = _normalisation(config, shards, gathered)
         made = ImagesManifest(
             classes=fetched.classes,
@@ -311,6 +316,19 @@ def _gather(converted: Path, plan: Plan, folder: Path) -> dict[str, Any]:
     path = folder / "shard.arrow"
     write_images(path, pixels, labels)
     return {"sha256": sha256_of(path), "sums": sums.tolist(), "squares": squares.tolist()}
+
+
+def _names(images: Images, converted: Path) -> list[str]:
+    """Return the names of images, in their order.
+
+    :param converted: folder of the pieces.
+    """
+    of_piece = {
+        piece: json.loads((converted / f"{piece:05d}" / NAMES).read_text(encoding="utf-8"))
+        for piece in np.unique(images.piece).tolist()
+    }
+    places = zip(images.piece.tolist(), images.row.tolist(), strict=True)
+    return [of_piece[piece][row] for piece, row in places]
 
 
 def _normalisation(

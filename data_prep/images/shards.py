@@ -2,12 +2,14 @@
 
 They have the columns `image`, `fixed_size_binary` of unsigned bytes `[channels, rows, columns]`,
 and `label`, `uint16`: the number of the image's class. Each file is one record batch.
-`manifest.json` beside them says what they hold.
+`manifest.json` beside them says what they hold, `SPLIT-names.arrow` what validation and test images
+are called.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +42,11 @@ def write_images(path: Path, images: Pixels, labels: NDArray[np.integer[Any]]) -
         )
     ]
     write_shard(path, pa.record_batch(columns, names=["image", "label"]))
+
+
+def write_names(folder: Path, split: str, names: Sequence[str]) -> None:
+    """Write what the images of a split are called, in their order."""
+    write_shard(folder / f"{split}-names.arrow", pa.record_batch([pa.array(names)], names=["name"]))
 
 
 # ── The manifest ────────────────────────────────────────────────────────────────────────────────
@@ -188,7 +195,7 @@ class ImageReader:
         :raises DataError: the folder is not a finished data set, or a shard is damaged.
         """
         self.data = read_images_manifest(folder)
-        self._folder = folder
+        self._folder, self.split = folder, split
         self.shards = self.data.of_split(split)
         self.image_shape = (self.data.channels, self.data.stored_size, self.data.stored_size)
         if verify:
@@ -233,3 +240,12 @@ class ImageReader:
         """
         labels = (self._opened(number).labels for number in range(len(self.shards)))
         return np.concatenate([np.empty(0, np.int64), *labels])
+
+    def names(self) -> list[str]:
+        """Return what all images are called, of valid or test: paths below `data.root`.
+
+        :raises DataError: the file is missing or damaged.
+        """
+        found = open_whole(self._folder / f"{self.split}-names.arrow", len(self), "names")
+        names: list[str] = found.column("name").to_pylist()
+        return names

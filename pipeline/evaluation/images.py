@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("evaluate")
 
-VERSION = 1  # raise it when the same model would get other scores
+VERSION = 2  # raise it when the same model would get other scores
 MOST_WRONG = 40  # images of the contact sheet
 MOST_CLASSES = 200  # of the confusion matrix: the first so many
 TABLE_ROWS = 100
@@ -152,9 +152,9 @@ class ImageResult(Result):
     def _write_predictions(self, title: str, probabilities: Probabilities) -> list[int]:
         """Write every image's prediction, the most wrong first.
 
-        :returns: the numbers of the images in that order.
+        :returns: the places of the images in the test set, in that order.
         """
-        labels, classes = self.reader.labels(), self.reader.data.classes
+        labels, classes, names = self.reader.labels(), self.reader.data.classes, self.reader.names()
         rows = np.arange(len(labels))
         predicted, of_class = probabilities.argmax(axis=1), probabilities[rows, labels]
         order = np.lexsort([rows, of_class, predicted == labels])
@@ -164,7 +164,7 @@ class ImageResult(Result):
         for row in order:
             best = predicted[row]
             shares = (f"{of_class[row]:.4f}", f"{probabilities[row, best]:.4f}")
-            writer.writerow([row, classes[labels[row]], classes[best], *shares])
+            writer.writerow([names[row], classes[labels[row]], classes[best], *shares])
         write_atomically(self.folder / "predictions.tsv", text.getvalue())
         page = self.folder / self.page_file
         write_answers_page(page, title, COLUMNS, _rows_of(text.getvalue()), "predictions.tsv")
@@ -201,7 +201,7 @@ class ImageResult(Result):
 def _rows_of(predictions: str) -> list[list[Any]]:
     """Return the rows of a predictions.tsv, below its header."""
     _, *rows = csv.reader(io.StringIO(predictions, newline=""), delimiter="\t")
-    kinds = (int, str, str, float, float)
+    kinds = (str, str, str, float, float)
     return [[kind(cell) for kind, cell in zip(kinds, row, strict=True)] for row in rows]
 
 

@@ -66,7 +66,10 @@ def test_all_stages(done: subprocess.CompletedProcess[str], recipe: Classificati
     rows = [line.split("\t") for line in (folder / "predictions.tsv").read_text().splitlines()]
     wrong = [row for row in rows[1:] if row[1] != row[2]]
     assert rows[1 : 1 + len(wrong)] == wrong  # these come first
-    assert sorted(int(row[0]) for row in rows[1:]) == list(range(60))
+    assert sorted(row[0] for row in rows[1:]) == sorted(reader.names())
+    name, truth_of_first = rows[1][:2]
+    assert (recipe.data.root / name).is_file()
+    assert Path(name).parent.name == truth_of_first
 
 
 def test_what_mlflow_has(
