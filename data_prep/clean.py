@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import cache
@@ -27,7 +26,6 @@ from data_prep.config import Corpus, DataConfig, TrainingCorpus
 from data_prep.corpora import Fetched, Piece, hash_text, read_pairs, read_text
 from data_prep.files import DataError, digest_of, save_array, write_json
 from data_prep.filters import Language, OverAllCorpora, TestOverlap
-from data_prep.fingerprints import fingerprints
 from data_prep.held_out import Digests, HeldOut, settled
 from data_prep.pieces import Result, map_pieces
 from data_prep.repeats import find_repeats, rounds_of, write_keys
@@ -37,7 +35,7 @@ from data_prep.text import normalise
 
 VERSION = 4  # raise it when the same settings would clean differently
 EXAMPLE_CHARS = 300
-FILTERED, TRAIN = "scratch-filtered", "train"  # folders of pieces
+DIGESTS: Any = {"source": {"sha256"}, "target": {"sha256"}}  # of pieces; those of files say as much
 
 Pair = tuple[str, str]
 Drops = Callable[[str, str], bool]
@@ -97,7 +95,7 @@ def clean(
     files = {path: file.sha256 for path, file in fetched.files.items()}
     inputs = {
         "corpora": [corpus.name for corpus in config.train],
-        "pieces": [piece.model_dump() for piece in fetched.pieces],
+        "pieces": [piece.model_dump(exclude=DIGESTS) for piece in fetched.pieces],
         "valid": config.valid.model_dump(),
         "test": config.test.model_dump(),
         "files": files,
@@ -163,7 +161,6 @@ def _build(
     held_out = [*normal_valid, *normal_test, *_pairs_of(config, test_sets)]
     hashes = _write_hashes(folder / "scratch-held-out", held_out)
     filtered, kept = _clean_pieces(config, fetched.pieces, hashes, source, executor, folder)
-    _refuse_changed(config, fetched, source, folder)
     report = report_of(config, filtered, kept)
     summaries = [summary(corpus) for corpus in report["corpora"]]
     if not report["kept"]:
@@ -185,22 +182,6 @@ def _build(
     }
 
 
-def _refuse_changed(config: DataConfig, fetched: Fetched, source: Path, folder: Path) -> None:
-    """Check that the corpora that were read are those that were found.
-
-    :raises DataError: one is another by now; what was made of it is gone.
-    """
-    now = fingerprints(config, source)
-    for path, file in fetched.files.items():
-        if not file.made and path in now and now[path].sha256 != file.sha256:
-            for part in (FILTERED, TRAIN):
-                shutil.rmtree(folder / part)
-            raise DataError(
-                f"{config.root / path} was changed while it was prepared; run the same command "
-                "again"
-            )
-
-
 def _pairs_of(config: DataConfig, test_sets: Sequence[HeldOut]) -> Iterator[Pair]:
     """Yield the pairs of test sets for the filter `test_overlap`, and log which are not at hand."""
     if not any(isinstance(each, TestOverlap) for each in config.cleaning.filters):
@@ -216,8 +197,12 @@ def _pairs_of(config: DataConfig, test_sets: Sequence[HeldOut]) -> Iterator[Pair
 
 
 def _read(config: DataConfig, corpus: Corpus, fetched: Fetched, source: Path) -> list[Pair]:
-    sides = (fetched.place(config, source, path) for path in (corpus.source, corpus.target))
-    return read_pairs(*sides)
+    source_file, target_file = (
+        fetched.place(config, source, path) for path in (corpus.source, corpus.target)
+    )
+    pairs = read_pairs(source_file, target_file)
+    fetched.check(config, source, (corpus.source, corpus.target))
+    return pairs
 
 
 def _clean_pieces(
@@ -232,14 +217,14 @@ def _clean_pieces(
 
     :returns: of each piece, what the filters on one pair did and what those on all pairs did.
     """
-    passed = folder / FILTERED
+    passed = folder / "scratch-filtered"
     filtered = map_pieces(executor, bind(_filter, config, held_out, source), pieces, passed)
     counts = [piece["kept"] for piece in filtered]
     rounds = list(rounds_of(config.cleaning.filters))
     fates = find_repeats(executor, rounds, passed, counts, folder / "scratch-repeats")
     keep = bind(_keep, config, passed, fates, [each.filter for each in rounds])
     tags = [config.train[piece.corpus].tag for piece in pieces]
-    return filtered, map_pieces(executor, keep, list(enumerate(tags)), folder / TRAIN)
+    return filtered, map_pieces(executor, keep, list(enumerate(tags)), folder / "train")
 
 
 # ── Filters that look at one pair ───────────────────────────────────────────────────────────────

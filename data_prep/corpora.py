@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from data_prep.pieces import map_pieces
 from data_prep.stage import Record, run_stage
 from data_prep.text import normalise_lines
 
-VERSION = 1  # raise it when the same files would be cut differently
+VERSION = 2  # raise it when the same files would be cut differently
 
 
 class Slice(Record):
@@ -43,6 +44,8 @@ class Slice(Record):
 
     end: int
     """The byte after its last."""
+
+    sha256: str
 
     def place(self, config: DataConfig, folder: Path) -> Path:
         """Return where the file is.
@@ -72,9 +75,9 @@ class Piece(Record):
         """Return the lines of a side, normalised.
 
         :param folder: of the fetch stage.
-        :raises DataError: invalid UTF-8.
+        :raises DataError: invalid UTF-8, or another text than was found.
         """
-        text = read_piece(side.place(config, folder), side.begin, side.end, self.line)
+        text = _read_slice(side, side.place(config, folder), self.line)
         return normalise_lines(text)[: self.pairs]
 
 
@@ -105,6 +108,17 @@ class Fetched(Record):
         :param folder: of the fetch stage.
         """
         return (folder if self.files[path].made else config.root) / path
+
+    def check(self, config: DataConfig, folder: Path, paths: Iterable[str]) -> None:
+        """Check that files are those that were found, after they were read.
+
+        :param folder: of the fetch stage.
+        :raises DataError: one is another by now.
+        """
+        for path in paths:
+            place = self.place(config, folder, path)
+            if sha256_of(place) != self.files[path].sha256:
+                raise _changed(place)
 
 
 def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
@@ -143,6 +157,9 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
         fetched = Fetched(files=files, pieces=())
         cut = functools.partial(_cut, config, fetched, partial)
         cuts = map_pieces(executor, cut, range(len(config.train)), partial / "text")
+        fetched.check(
+            config, partial, (path for each in config.train for path in each.files.values())
+        )
         pieces = tuple(_pieces(config, files, cuts))
         return fetched.model_copy(update={"pieces": pieces}).model_dump()
 
@@ -188,17 +205,30 @@ def _cut(
 
 
 def _line_starts(path: Path, every: int) -> dict[str, Any]:
-    """Count lines, and find the first bytes of lines 0, `every`, 2 × `every`, …, and the end."""
+    """Count lines, and find the first bytes of lines 0, `every`, 2 × `every`, …, and the end; and
+    the sha256 of what is between them."""
     starts, lines, size, last = [0], 0, 0, b"\n"
+    digests, digest = list[str](), hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             ends = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
             first = every - lines % every - 1
-            starts += (ends[first::every] + (size + 1)).tolist()
+            cuts = (ends[first::every] + 1).tolist()
+            for begin, end in pairwise([0, *cuts]):
+                digest.update(block[begin:end])
+                digests.append(digest.hexdigest())
+                digest = hashlib.sha256()
+            digest.update(block[cuts[-1] if cuts else 0 :])
+            starts += [size + cut for cut in cuts]
             lines, size, last = lines + len(ends), size + len(block), block[-1:]
     if last != b"\n":
         lines += 1
-    return {"lines": lines, "starts": [at for at in starts if at < size] + [size]}
+    starts = [at for at in starts if at < size]
+    return {
+        "lines": lines,
+        "starts": [*starts, size],
+        "sha256": [*digests, digest.hexdigest()][: len(starts)],
+    }
 
 
 def _pieces(
@@ -217,6 +247,7 @@ def _pieces(
                     made=copied or files[path].made,
                     begin=first,
                     end=end,
+                    sha256=cut[side]["sha256"][number],
                 )
             pairs, there = min(every, lines - begin), next(iter(slices.values()))
             yield Piece(
@@ -242,21 +273,28 @@ def _write_toy_corpus(config: DataConfig, sizes: ToyCorpusConfig, folder: Path) 
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def read_piece(path: Path, begin: int, end: int, line: int) -> str:
-    """Return the text of a file from byte `begin` to `end`.
+def _read_slice(side: Slice, path: Path, line: int) -> str:
+    """Return the text of a slice.
 
+    :param path: of the file.
     :param line: number of the first line, for the error.
-    :raises DataError: invalid UTF-8.
+    :raises DataError: invalid UTF-8, or another text than was found.
     """
     with path.open("rb") as file:
-        file.seek(begin)
-        data = file.read(end - begin)
+        file.seek(side.begin)
+        data = file.read(side.end - side.begin)
+    if hashlib.sha256(data).hexdigest() != side.sha256:
+        raise _changed(path)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
         place = error.start - (data.rfind(b"\n", 0, error.start) + 1)
         raise _not_utf8(path, line, place) from error
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(f"{path} was changed while it was prepared; run the same command again")
 
 
 def _not_utf8(path: Path, line: int, place: int) -> DataError:

@@ -91,7 +91,8 @@ def synthesize(
             name = f"{TRANSLATIONS}/{number:05d}/{TEXT}"
             size = made["bytes"][name]
             path = f"../{SYNTHETIC}/{corpus.name}/{name}"
-            side = {corpus.made_side: Slice(path=path, made=True, begin=0, end=size)}
+            digest = made["pieces"][number]["sha256"]
+            side = {corpus.made_side: Slice(path=path, made=True, begin=0, end=size, sha256=digest)}
             pieces[place] = pieces[place].model_copy(update=side)
     return fetched.model_copy(update={"pieces": tuple(pieces), "synthetic": digests})
 

@@ -6,13 +6,16 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from data_prep import prepare as stages
-from data_prep.files import sha256_of
+from data_prep.clean import clean
+from data_prep.corpora import fetch, read_text
+from data_prep.files import DataError, sha256_of
 from data_prep.shards import CorpusInfo, ShardReader, ShardsManifest
 from data_prep.text import EOS_IDX, SOURCE_WORDS, words_of
 from data_prep.vocabulary import load_vocabularies, load_vocabulary
@@ -115,6 +118,24 @@ def test_same_input_same_bytes(corpus: Path) -> None:
     second = prepare(recipe_of(corpus, run_dir=f"{corpus}/again"))
     assert first.shards == second.shards
     assert first.vocabulary == second.vocabulary
+
+
+@pytest.mark.parametrize("name", ["train.en", "test.de"])
+def test_text_that_is_changed_meanwhile(corpus: Path, name: str) -> None:
+    """After the files were found, and before they are read."""
+    config = recipe_of(corpus, data__pairs_per_piece="100").data
+    raw, text, path = corpus / "run" / "fetch", corpus / "run" / "clean", corpus / "data" / name
+    raw.parent.mkdir()
+    whole = path.read_text()
+    with ThreadPoolExecutor(1) as executor:
+        fetched = fetch(config, raw, executor)
+        path.write_text(whole[:-2] + "!\n")
+        with pytest.raises(DataError, match=f"{name} was changed while it was prepared"):
+            clean(config, fetched, (), raw, text, executor)
+        path.write_text(whole)
+        clean(config, fetched, (), raw, text, executor)
+    lines = [line for n in range(4) for line in read_text(text / "train" / f"{n:05d}" / "text.en")]
+    assert lines == [target for _, target in GOOD]
 
 
 def test_rerun_reuses_and_a_change_redoes_only_what_follows(
