@@ -25,7 +25,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.files import digest_of, fsync, locked, sha256_of, write_atomically
+from data_prep.files import digest_of, fsync, locked, read_json, write_json
+from data_prep.fingerprints import fingerprint_of
 from data_prep.shards import ShardReader, open_shard, write_shard
 
 BATCH_PLAN_VERSION = 3  # raise it when the same shards and seed would give other batches
@@ -326,16 +327,17 @@ def map_lengths(reader: ShardReader, folder: Path) -> tuple[Lengths, Lengths, st
 
 
 def remove_others(cache: Path, kind: str, kept: Sequence[str]) -> None:
-    """Remove the files of a kind that are not among those to keep, and their digests."""
+    """Remove the files of a kind that are not among those to keep, and their fingerprints."""
     for file in cache.glob(f"{kind}-*"):
         if file.name not in kept:
             file.unlink(missing_ok=True)
-            digest_file(file).unlink(missing_ok=True)
+            note_of(file).unlink(missing_ok=True)
 
 
-def digest_file(path: Path) -> Path:
-    """Return the file with the digest of another: an array on disk has no checksum of its own."""
-    return path.with_name(f".{path.name}.sha256")
+def note_of(path: Path) -> Path:
+    """Return the file with the fingerprint of another: an array on disk has no checksum of its
+    own."""
+    return path.with_name(f".{path.name}.json")
 
 
 def built_once(path: Path, build: Callable[[Path], None], read: Callable[[Path], Result]) -> Result:
@@ -345,18 +347,19 @@ def built_once(path: Path, build: Callable[[Path], None], read: Callable[[Path],
     :raises OSError: the file cannot be written. What `build` raises is raised too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = digest_file(path)
+    note = note_of(path)
     with locked(path.parent / ".lock"):
         with suppress(*DAMAGED):
-            if digest.read_text() == sha256_of(path):
+            known = read_json(note)
+            if fingerprint_of(path, known).sha256 == known.get("sha256"):
                 return read(path)
         # A name for each machine: where the file system has no locks, two may be writing.
         partial = path.parent / f".{socket.gethostname()}.partial"
         try:
             build(partial)
             fsync(partial)
-            write_atomically(digest, sha256_of(partial))
             partial.replace(path)
+            write_json(note, fingerprint_of(path, {}).model_dump())
         finally:
             partial.unlink(missing_ok=True)
         fsync(path.parent)

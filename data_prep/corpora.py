@@ -22,7 +22,7 @@ from data_prep import toy_corpus
 from data_prep.config import DataConfig, ToyCorpusConfig, TrainingCorpus
 from data_prep.downloads import download
 from data_prep.files import DataError, first_line, sha256_of
-from data_prep.fingerprints import fingerprints, keep
+from data_prep.fingerprints import fingerprints, keep, was_changed
 from data_prep.pieces import map_pieces
 from data_prep.stage import Record, run_stage
 from data_prep.text import normalise_lines
@@ -118,7 +118,7 @@ class Fetched(Record):
         for path in paths:
             place = self.place(config, folder, path)
             if sha256_of(place) != self.files[path].sha256:
-                raise _changed(place)
+                raise was_changed(place)
 
 
 def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
@@ -284,17 +284,13 @@ def _read_slice(side: Slice, path: Path, line: int) -> str:
         file.seek(side.begin)
         data = file.read(side.end - side.begin)
     if hashlib.sha256(data).hexdigest() != side.sha256:
-        raise _changed(path)
+        raise was_changed(path)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
         place = error.start - (data.rfind(b"\n", 0, error.start) + 1)
         raise _not_utf8(path, line, place) from error
-
-
-def _changed(path: Path) -> DataError:
-    return DataError(f"{path} was changed while it was prepared; run the same command again")
 
 
 def _not_utf8(path: Path, line: int, place: int) -> DataError:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from data_prep.config import Preparation
 from data_prep.files import DataError, digest_of, read_json, sha256_of, write_json
@@ -45,15 +46,7 @@ def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
     inside = sorted({path for each in folders for path in _entries(config.root, each)})
 
     def look(path: str) -> Fingerprint:
-        status = (config.root / path).stat()
-        seen = {
-            "bytes": status.st_size,
-            "ctime_ns": status.st_ctime_ns,
-            "inode": status.st_ino,
-        }
-        if (before := known.get(path, {})).items() >= seen.items():
-            return Fingerprint.model_validate(before)
-        return Fingerprint(**seen, sha256=sha256_of(config.root / path))
+        return fingerprint_of(config.root / path, known.get(path, {}))
 
     def look_inside(path: str) -> Fingerprint:
         with suppress(OSError):
@@ -64,6 +57,24 @@ def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
     with ThreadPoolExecutor() as threads:
         found = dict(zip(named, threads.map(look, named), strict=True))
         return found | dict(zip(inside, threads.map(look_inside, inside), strict=True))
+
+
+def fingerprint_of(path: Path, known: Mapping[str, Any]) -> Fingerprint:
+    """Return what a file is. It is not read if it is the one that is known.
+
+    :param known: its fingerprint, as JSON values; empty: none.
+    :raises OSError: it cannot be read.
+    """
+    status = path.stat()
+    seen = {"bytes": status.st_size, "ctime_ns": status.st_ctime_ns, "inode": status.st_ino}
+    if known.items() >= seen.items():
+        return Fingerprint.model_validate(known)
+    return Fingerprint(**seen, sha256=sha256_of(path))
+
+
+def was_changed(path: Path) -> DataError:
+    """Return what to say of a file that is another than its fingerprint says."""
+    return DataError(f"{path} was changed while it was prepared; run the same command again")
 
 
 def keep(found: Mapping[str, Fingerprint], folder: Path) -> None:

@@ -21,6 +21,7 @@ from concurrent.futures import (
     Executor,
     Future,
     ProcessPoolExecutor,
+    ThreadPoolExecutor,
     as_completed,
 )
 from concurrent.futures.process import BrokenProcessPool
@@ -118,13 +119,14 @@ def map_pieces(
     folder.mkdir(exist_ok=True)
     label = folder.name.removeprefix("scratch-")
     _remove_unfinished(folder)
-    for place in folder.iterdir():
-        if not _is_whole(place):
-            log.info("%s: not whole, made anew", place)
-            shutil.rmtree(place)
-    done = {place.name for place in folder.iterdir()}
     places = [folder / f"{index:05d}" for index in range(len(pieces))]
-    todo = [index for index, place in enumerate(places) if place.name not in done]
+    there = [place for place in places if place.exists()]
+    with ThreadPoolExecutor() as threads:
+        for place, whole in zip(there, threads.map(_is_whole, there), strict=True):
+            if not whole:
+                log.info("%s: not whole, made anew", place)
+                shutil.rmtree(place)
+    todo = [index for index, place in enumerate(places) if not place.exists()]
     if len(todo) < len(pieces):
         log.info(
             "%s: %d of %d pieces were done before",

@@ -190,7 +190,7 @@ def check_sealed(folder: Path) -> None:
         if (folder / name).is_file() and sha256_of(folder / name) != digest:
             raise DataError(
                 f"{folder / name} is not as it was written: it was edited, or is damaged. Move it "
-                "away and run the same command again to have it made anew"
+                f"away; the command that makes {folder} then makes it anew"
             )
 
 

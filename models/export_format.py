@@ -263,9 +263,10 @@ def write_weights(model: nn.Module, folder: Path) -> None:
     """Write the weights into `folder`, tied ones once, in the dtype that they have."""
     from safetensors.torch import save_file
 
-    weights: dict[int, tuple[str, Tensor]] = {}
+    weights: dict[Any, tuple[str, Tensor]] = {}
     for name, tensor in sorted(model.state_dict().items()):
-        weights.setdefault(tensor.data_ptr(), (name, tensor.contiguous()))
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+        weights.setdefault(place, (name, tensor.contiguous()))
     # `save_model` would write the names of tied ones too, in another order each time.
     save_file(dict(weights.values()), folder / WEIGHTS, {"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # as the other files; it is 0600

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.files import first_line
 from data_prep.images.read import Refused
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import Once, path_argument, positive_argument, run_command
@@ -52,6 +53,10 @@ def main(recipe: ClassificationRecipe, arguments: argparse.Namespace) -> None:
             refused += 1
             detail = f" ({error.detail})" if error.detail else ""
             print(f"classify: {path}: {error}{detail}", file=sys.stderr)
+            continue
+        except (OSError, MemoryError) as error:  # of this file, now
+            refused += 1
+            print(f"classify: {path}: cannot be read: {first_line(error)}", file=sys.stderr)
             continue
         name_of_file = str(path).translate(ESCAPES)
         line = "\t".join([name_of_file, *(f"{name} {share:.4f}" for name, share in found)])

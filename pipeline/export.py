@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import get_args
 
-from data_prep.files import alone, only_command_in
+from data_prep.files import only_command_in
 from models.export_format import ClassifierFormat, Format
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import path_argument, run_command
@@ -49,11 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Export the model that the recipe's `evaluation` names."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    folder: Path = arguments.output or recipe.run_dir / "export"
-    target = folder.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lock, problem = target.with_name(f".{target.name}.lock"), f"{folder}: another export is at work"
-    with only_command_in(recipe.run_dir, make=False), alone(lock, problem, "--output"):
+    folder = arguments.output or recipe.run_dir / "export"
+    with only_command_in(recipe.run_dir, make=False):
         if isinstance(recipe, ClassificationRecipe):
             _export_classifier(recipe, folder, arguments)
         else:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_prep.files import DataError, first_line, save_array, sha256_of, write_json
-from data_prep.fingerprints import NO_FILE
+from data_prep.fingerprints import NO_FILE, was_changed
 from data_prep.images.config import ImagesConfig
 from data_prep.images.idx import load_idx
 from data_prep.images.read import Refused, as_stored, read_image
@@ -78,7 +78,8 @@ def convert_piece(config: ImagesConfig, raw: Path, piece: Piece, folder: Path) -
         except (OSError, MemoryError) as error:
             raise DataError(
                 f"{candidate.name}: cannot be read now ({first_line(error)}). Run the same command "
-                "again, and if memory is short with fewer data.workers"
+                "again, with fewer data.workers if memory is short; if that is always so, lower "
+                "data.max_pixels or take the file away"
             ) from error
         converted.update([*kinds, *more])
         images.append(pixels)
@@ -127,9 +128,11 @@ def _read_file(
     """
     if refused:
         raise Refused(refused)
-    if sha256 != NO_FILE and (not path.is_file() or sha256_of(path) != sha256):
-        raise DataError(f"{path} was changed while it was prepared; run the same command again")
-    return read_image(path, max_pixels)
+    same = sha256 == NO_FILE or (path.is_file() and sha256_of(path) == sha256)
+    found = read_image(path, max_pixels) if same else None
+    if found is None or sha256 == NO_FILE:  # what was no file, or could not be read, now can be
+        raise was_changed(path)
+    return found
 
 
 def _from_array(pixels: NDArray[np.uint8]) -> tuple[Image.Image, list[str]]:

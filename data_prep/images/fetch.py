@@ -15,7 +15,15 @@ import pyarrow as pa
 
 from data_prep.downloads import download
 from data_prep.files import DataError, sha256_of
-from data_prep.fingerprints import NO_FILE, Fingerprint, digests, entries_of, fingerprints, keep
+from data_prep.fingerprints import (
+    NO_FILE,
+    Fingerprint,
+    digests,
+    entries_of,
+    fingerprints,
+    keep,
+    was_changed,
+)
 from data_prep.images.config import MAX_CLASSES, ImagesConfig, ImageSet
 from data_prep.images.idx import load_idx, unpack_idx
 from data_prep.shards import write_shard
@@ -124,9 +132,7 @@ def _unpack(root: Path, idx: ImageSet, place: Path, found: Mapping[str, str]) ->
         )
     for path in idx.paths:
         if sha256_of(root / path) != found[path]:
-            raise DataError(
-                f"{root / path} was changed while it was prepared; run the same command again"
-            )
+            raise was_changed(root / path)
 
 
 def _classes(config: ImagesConfig, places: Sequence[Path]) -> tuple[str, ...]:

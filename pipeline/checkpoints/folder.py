@@ -285,7 +285,7 @@ def finish_checkpoint(folder: Path, info: CheckpointInfo, keep: int) -> None:
         if path.is_file():
             name = str(path.relative_to(new))
             sizes[name] = path.stat().st_size
-            if path.suffix == ".pt":
+            if path.suffix == ".pt" and zipfile.is_zipfile(path):
                 parts[name] = _digest_of_parts(path)
     _write_info(new, info.model_copy(update={"bytes": sizes, "parts": parts}))
     write_atomically(folder / "latest", new.name)

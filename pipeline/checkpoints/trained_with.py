@@ -50,7 +50,8 @@ def as_trained(recipe: R, checkpoint: Checkpoint) -> R:
 
 
 def is_base(checkpoint: Checkpoint, export: Path) -> bool:
-    """Tell whether an export is what the training of a checkpoint began from, as far as is known.
+    """Tell whether an export is what the training of a checkpoint began from, as far as is known:
+    older checkpoints do not say.
 
     :raises CheckpointError: the checkpoint is damaged.
     """
@@ -65,8 +66,11 @@ def changed_keys(
     :param keys: to compare.
     :raises CheckpointError: it is damaged.
     """
-    then, now = dict(checkpoint.info.training), training.model_dump(mode="json")
-    if then.get("init_from") and training.init_from and is_base(checkpoint, training.init_from):
-        then["init_from"] = now["init_from"]  # it has moved
+    then, now = checkpoint.info.training, training.model_dump(mode="json")
     known = now.keys() & then.keys()  # each task has some; those of an older version lack the new
-    return sorted(key for key in keys if key in known and then[key] != now[key])
+    changed = {key for key in keys if key in known and then[key] != now[key]}
+    if "init_from" in keys and training.init_from and checkpoint.info.base:  # it may have moved
+        changed.discard("init_from")
+        if not is_base(checkpoint, training.init_from):
+            changed.add("init_from")
+    return sorted(changed)

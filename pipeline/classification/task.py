@@ -144,10 +144,10 @@ class ClassificationTask(Task["ImageBatch"]):
         assert isinstance(model, ImageClassifier)
         return core_parameters(model)
 
-    def create_model(self) -> ImageClassifier:
+    def create_model(self, *, begins: bool = True) -> ImageClassifier:
         recipe, training = self.recipe, self.recipe.training
         model = model_for(recipe, self.images.data)
-        if training.init_from:
+        if training.init_from and begins:
             self._load_initial_weights(model, training.init_from)
         model.checkpoint_activations(activation_checkpointing(training, recipe.model))
         if training.compile:

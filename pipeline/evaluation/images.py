@@ -264,6 +264,7 @@ class EvaluatedClassifier(EvaluatedModel[ClassificationRecipe, ImageResult]):
             "export": self.export_digest,
             "images": [shard.sha256 for shard in reader.shards],
             "test set": [name, sha256],
+            "names": digest_of(reader.names()),
         }
         place = recipe.run_dir / "evaluation" / folder
         return ImageResult(place, f"{prefix}_", digest_of(depends_on), name, sha256, reader)

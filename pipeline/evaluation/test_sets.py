@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,18 +57,21 @@ def load_test_sets(recipe: TranslationRecipe) -> Iterator[TestSet]:
 
 
 def test_sets_at_hand(recipe: TranslationRecipe) -> Iterator[tuple[str, str | None]]:
-    """Yield the names of the same test sets, each with a digest of its text; None if that is not
-    here, or cannot be read."""
-    yield recipe.data.test.name, _digest(partial(_test_set_of_recipe, recipe))
-    for name, files in held_out_of(recipe):
-        yield name, _digest(partial(_read_files, name, *files)) if files else None
-
-
-def _digest(read: Callable[[], TestSet]) -> str | None:
-    try:
-        return read().sha256
-    except (DataError, OSError):
-        return None
+    """Yield the names of the same test sets, each with a digest of its text: None if that is not
+    here, and empty if it cannot be read, or is not as it was prepared."""
+    text = recipe.clean_text
+    prepared = [text / f"test.{lang}" for lang in recipe.data.languages]
+    own = HeldOut(recipe.data.test.name, tuple(prepared))
+    for name, files in (own, *held_out_of(recipe)):
+        if not files or not all(path.is_file() for path in files):
+            yield name, None
+            continue
+        try:
+            if name == own.name:
+                check_sealed(text)
+            yield name, _read_files(name, *files).sha256
+        except (DataError, OSError):
+            yield name, ""
 
 
 def _checked(test_set: TestSet) -> TestSet:

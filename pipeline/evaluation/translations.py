@@ -49,8 +49,8 @@ def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> l
     scores = []
     for name, sha256 in test_sets_at_hand(recipe):
         found = read_scores(recipe.run_dir / "evaluation" / slug_of(name), TranslationResult.types)
-        now = {**wanted, "test_set": name, **({"test_set_sha256": sha256} if sha256 else {})}
-        if now.items() <= found.items():
+        is_same_text = sha256 in (None, found.get("test_set_sha256"))
+        if is_same_text and {**wanted, "test_set": name}.items() <= found.items():
             scores.append(found)
     return scores
 

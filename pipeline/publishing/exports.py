@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.files import sha256_of, write_atomically
+from data_prep.files import alone, sha256_of, write_atomically
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.stage import run_stage
@@ -121,7 +121,21 @@ def export(
         "card": card,
         **({"words": sha256_of(words)} if words.is_file() else {}),
     }
-    run_stage(folder, inputs, build, log, stage="export", sealed=("*",))
+    write_export(folder, inputs, build)
+
+
+def write_export(
+    folder: Path, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
+) -> None:
+    """Bring the folder of an exported model of any task up to date; see `run_stage`.
+
+    :raises DataError: another export is at work there.
+    """
+    place = folder.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = place.with_name(f".{place.name}.lock")
+    with alone(lock, f"{folder}: another export is at work here", "--output"):
+        run_stage(folder, inputs, build, log, stage="export", sealed=("*",))
 
 
 def serving_format(model: ModelConfig) -> Format:

@@ -13,12 +13,12 @@ from typing import Any
 
 from data_prep.files import write_atomically
 from data_prep.identity import check_corpora
-from data_prep.stage import run_stage
 from models.export_format import ClassifierFormat, write_settings, write_weights
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.classification.run_model import checkpoints_of_run, model_of_run
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.result import digest_of_weights
+from pipeline.publishing.exports import write_export
 
 log = logging.getLogger("export")
 
@@ -66,4 +66,4 @@ def export_classifier(
         "weights": digest_of_weights(recipe, checkpoints),
         "card": card,
     }
-    run_stage(folder, inputs, build, log, stage="export", sealed=("*",))
+    write_export(folder, inputs, build)

@@ -170,7 +170,8 @@ def _move_champion(
         client.log_metric(str(new.run_id), "quality/p_against_champion", comparison.p, step=step)
         told = f"on {validation.test_set_name} {comparison}"
         if not comparison.better:
-            if champion.tags.get("test_set_sha256") != result.test_set_sha256:
+            own = result.test_set_sha256
+            if champion.tags.get("test_set_sha256", own) != own:
                 told += (
                     f"; its scores are of another text or other images of {result.test_set_name}"
                 )

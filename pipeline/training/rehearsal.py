@@ -23,7 +23,7 @@ def rehearse(task: Task[Batch]) -> str:
     what = "the model with its optimizer"
     advice = "shard them (ds_configs/zero3.json on several GPUs) or offload (zero3_offload.json)"
     try:
-        trainer = Trainer(task.dearest())
+        trainer = Trainer(task.dearest(), begins=False)
         batch = task.collate(task.plan.largest_micro_batch(), 0, trainer.device)
         what = f"the largest micro-batch ({batch})"
         checkpointing = "training.activation_checkpointing.levels"

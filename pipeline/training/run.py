@@ -65,7 +65,7 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
     torch.backends.cuda.matmul.allow_tf32 = True  # what stays float32 takes its fast units
     with without_greetings():
         fits = rehearse(task)
-        trainer = Trainer(task)
+        trainer = Trainer(task, begins=newest is None)
     if newest is not None:
         trainer.resume(newest)
     tracker = None

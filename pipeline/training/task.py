@@ -107,9 +107,10 @@ class Task(ABC, Generic[Batch]):
         such as embeddings of a vocabulary."""
 
     @abstractmethod
-    def create_model(self) -> nn.Module:
+    def create_model(self, *, begins: bool = True) -> nn.Module:
         """Return the model as training starts with it, ready for the forward pass of training.
 
+        :param begins: with the weights of `training.init_from`; a checkpoint has others.
         :raises CheckpointError: `training.init_from` does not fit.
         """
 

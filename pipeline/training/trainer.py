@@ -80,18 +80,24 @@ def freeze(model: nn.Module, prefixes: list[str]) -> None:
 class Trainer(Generic[Batch]):
     """One training on this rank: DeepSpeed's engine, the data, and the position in it, `step`."""
 
-    def __init__(self, task: Task[Batch]) -> None:
+    def __init__(self, task: Task[Batch], *, begins: bool = True) -> None:
+        """Create the model and its optimizer.
+
+        :param begins: from the first step, and not from a checkpoint.
+        :raises CheckpointError: `training.init_from` does not fit.
+        """
         self.task, self.recipe = task, task.recipe
         self.config = config = task.recipe.training
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.step = 0
-        self.init_from = config.init_from and str(config.init_from)
-        self.base = digest_of_export(config.init_from) if config.init_from else None
+        base = config.init_from if begins else None
+        self.init_from = base and str(base)
+        self.base = digest_of_export(base) if base and self.rank == 0 else None  # who saves it
         self.last_step = last_step(config, task.plan.steps_per_epoch)
         self.accumulation_steps = task.plan.micro_batches_per_rank(self.world_size)
         self.deepspeed_config = deepspeed_config(config, self.accumulation_steps)
         torch.manual_seed(config.seed)
-        self.model = task.create_model()
+        self.model = task.create_model(begins=begins)
         freeze(self.model, config.freeze)
         self.engine = self._create_engine()
         self.ema = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None

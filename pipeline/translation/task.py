@@ -150,12 +150,12 @@ class TranslationTask(Task["PairBatch"]):
 
         return core_parameters(model)
 
-    def create_model(self) -> TranslationModel:
+    def create_model(self, *, begins: bool = True) -> TranslationModel:
         from models.factory import create_model
 
         recipe, training = self.recipe, self.recipe.training
         model = create_model(recipe.model, self.vocab_sizes, PAD_IDX)
-        if training.init_from:
+        if training.init_from and begins:
             load_initial_weights(recipe, model, training.init_from)
         model.checkpoint_activations(activation_checkpointing(training, recipe.model))
         if training.compile:

@@ -113,6 +113,7 @@ def test_killed_while_shards_are_gathered(
     shutil.rmtree(scratch)
     damaged = scratch.with_name("scratch-images") / "00003" / "images.npy"
     damaged.write_bytes(damaged.read_bytes()[:-4] + b"\1\2\3\4")
+    (damaged.parents[1] / ".DS_Store").write_text("x")  # another program's
     done = run_process(command(configuration(2), tmp_path))
     assert done.returncode == 0, done.stderr
     assert "images: 17 of 18 pieces were done before" in done.stderr

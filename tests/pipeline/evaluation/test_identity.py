@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from data_prep.files import DataError
+from data_prep.files import DataError, digest_of
 from data_prep.prepare import prepare
 from models.export_format import SETTINGS, digest_of_export
 from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
-from pipeline.checkpoints.trained_with import as_trained
+from pipeline.checkpoints.trained_with import as_trained, changed_keys
 from pipeline.evaluation.evaluator import evaluate
+from pipeline.evaluation.result import digest_of_weights
 from pipeline.publishing.exports import export
 from pipeline.publishing.model_card import model_card
 from pipeline.recipe import UsageError
@@ -207,13 +208,27 @@ def test_a_model_began_from_what_it_began_from(copied: TranslationRecipe, tmp_pa
         recipe = copied.model_copy(update={"training": training, "evaluation": evaluation})
         return as_trained(recipe, found)
 
+    (found,) = list_checkpoints(copied.checkpoints)
     assert now(other).training.init_from == base
+    for place, changed in ((other, ["init_from"]), (base, [])):
+        training = copied.training.model_copy(update={"init_from": place})
+        assert changed_keys(training, found, ("init_from",)) == changed
     assert now(shutil.copytree(base, tmp_path / "moved")).training.init_from == tmp_path / "moved"
     scores = evaluate(now(other)).results[0].scores
     assert scores["in_training_text"] is None
     assert "untrained_bleu" in scores
     shutil.rmtree(base)
     assert "untrained_bleu" not in evaluate(now(other)).results[0].scores
+
+
+def test_an_older_checkpoint_is_what_it_was(copied: TranslationRecipe) -> None:
+    (checkpoint,) = list_checkpoints(copied.checkpoints)
+    info = checkpoint.info.model_dump(mode="json", exclude={"base", "parts"})
+    path = checkpoint.folder / "checkpoint.json"
+    path.write_text(json.dumps(info))
+    del info["validation"]["validation_set"]
+    older = list_checkpoints(copied.checkpoints)
+    assert digest_of_weights(copied, older) == digest_of([*copied.chosen_weights, info])
 
 
 def test_a_card_says_what_the_model_was_trained_with(

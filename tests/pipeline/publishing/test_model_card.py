@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from ruamel.yaml import YAML
@@ -13,7 +14,7 @@ from models.factory import create_model
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.evaluation.result import DIGEST, digest_of_weights
 from pipeline.publishing.model_card import as_text, model_card
-from pipeline.translation_recipe import TestSetFiles, TranslationRecipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import save_checkpoint
 
 SCORES = {
@@ -33,8 +34,10 @@ def evaluated(
     run_dir = tmp_path_factory.mktemp("card") / "run"
     run_dir.mkdir()
     (run_dir / "shards").symlink_to(prepared.shards.absolute())
-    others = (TestSetFiles(name="other", source="other.de", references=("other.en",)),)
-    evaluation = prepared.evaluation.model_copy(update={"test_sets": others})
+    others = [{"name": "other", "source": "other.de", "references": ["other.en"]}]
+    evaluation = type(prepared.evaluation).model_validate(
+        {**prepared.evaluation.model_dump(), "test_sets": others}
+    )
     recipe = prepared.model_copy(update={"run_dir": run_dir, "evaluation": evaluation})
     save_checkpoint(create_model(recipe.model, (300, 300), 0), recipe)
     checkpoints = list_checkpoints(recipe.checkpoints)
@@ -65,6 +68,15 @@ def test_scores_of_a_test_set_that_has_changed_are_not_told(
     card = model_card(evaluated, list_checkpoints(evaluated.checkpoints))
     assert "| other | 20 |" in card
     assert "| toy-test | 20 |" not in card
+
+
+def test_scores_of_an_edited_test_set_are_not_told(
+    evaluated: TranslationRecipe, prepared: TranslationRecipe
+) -> None:
+    shutil.copytree(prepared.clean_text, evaluated.clean_text)
+    path = evaluated.clean_text / "test.en"
+    path.write_bytes(path.read_bytes()[::-1])
+    assert "| toy-test | 20 |" not in model_card(evaluated, list_checkpoints(evaluated.checkpoints))
 
 
 def test_scores_of_other_search_options_are_not_told(evaluated: TranslationRecipe) -> None:

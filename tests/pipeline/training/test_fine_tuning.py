@@ -10,7 +10,8 @@ import torch
 from data_prep.prepare import prepare
 from data_prep.shards import read_shards_manifest
 from data_prep.vocabulary import vocabulary_digest
-from pipeline.checkpoints.folder import CheckpointError
+from models.export_format import digest_of_export
+from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
 from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.task import TranslationTask
@@ -62,3 +63,12 @@ def test_an_export_is_trained_on_other_text(
     assert codes == [0], said
     (began,) = tracked(recipe.run_dir, "valid_loss").values()
     assert began == pytest.approx(tracked(six_steps, "valid_loss")[6], abs=1e-4)
+
+    # To go on takes no base.
+    digest = digest_of_export(export)
+    export.rename(tmp_path / "moved")
+    codes, said = train(fine, recipe.run_dir, *arguments, max_steps=2, learning_rate=1e-12)
+    assert codes == [0], said
+    checkpoints = list_checkpoints(recipe.checkpoints)
+    assert [each.info.base for each in checkpoints] == [digest, digest]
+    assert checkpoints[-1].info.training["init_from"] == str(export)

@@ -104,7 +104,7 @@ class ParityTask(Task[NumberBatch]):
     def core_parameters(self, model: nn.Module) -> int:
         return sum(parameter.numel() for parameter in model.parameters())
 
-    def create_model(self) -> nn.Module:
+    def create_model(self, *, begins: bool = True) -> nn.Module:
         return nn.Sequential(nn.Linear(BITS, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 2))
 
     def collate(self, examples: Indices, seed: int, device: torch.device) -> NumberBatch:
