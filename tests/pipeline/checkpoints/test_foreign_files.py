@@ -89,7 +89,7 @@ def put_code(checkpoint: Path, stage: int, where: str) -> Path:
     torch.save(model, checkpoint / f"{prefix}mp_rank_00_model_states.pt")
     torch.save({"code": Code(marker)}, checkpoint / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
     sizes = {path.name: path.stat().st_size for path in checkpoint.glob("*.pt")}
-    change(checkpoint, zero_stage=stage, bytes=sizes)
+    change(checkpoint, zero_stage=stage, bytes=sizes, parts={})
     return marker
 
 

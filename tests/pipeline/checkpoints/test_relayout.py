@@ -97,7 +97,7 @@ def runs(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
     states = damaged / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
     torch.save({}, states)  # a whole file without what is needed
     info = json.loads((damaged / "checkpoint.json").read_text())
-    info["bytes"][states.name] = states.stat().st_size
+    info["bytes"][states.name], info["parts"] = states.stat().st_size, {}
     (damaged / "checkpoint.json").write_text(json.dumps(info))
     refused = job(Layout("zero1", 2), "refused", "damaged")
     train(2, [*begin(2), *go_on({1, 2}, 2), refused], folder)
