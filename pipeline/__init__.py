@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pipeline.translation.serving import TextTranslator
 
+# A thread of GNU OpenMP that waits for the others spins 300,000 times before it sleeps. Where
+# another program has a core, it spins while those it waits for have none (docs/faq.md).
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
 # `deepspeed pipeline/train.py` puts this folder on the path. Its `evaluate` and `tracking` are
 # nobody else's.
 sys.path[:] = [place for place in sys.path if os.path.realpath(place) != os.path.dirname(__file__)]
