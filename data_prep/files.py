@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,6 +51,17 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def are_whole(folder: Path, digests: Mapping[str, str]) -> bool:
+    """Tell whether files of a folder are there with the content that they had.
+
+    :param digests: the sha256 of each, by its name.
+    """
+    return all(
+        (folder / name).is_file() and sha256_of(folder / name) == digest
+        for name, digest in digests.items()
+    )
 
 
 def digest_of(value: Any) -> str:

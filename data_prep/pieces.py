@@ -34,7 +34,15 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from data_prep.config import Preparation
-from data_prep.files import DataError, first_line, fsync, read_json, sha256_of, write_json
+from data_prep.files import (
+    DataError,
+    are_whole,
+    first_line,
+    fsync,
+    read_json,
+    sha256_of,
+    write_json,
+)
 from data_prep.stage import log
 
 PieceT = TypeVar("PieceT")
@@ -168,10 +176,7 @@ def _remove_unfinished(folder: Path) -> None:
 def _is_whole(place: Path) -> bool:
     """Tell whether the folder of a piece that was made before is as it was written."""
     files = read_json(place / RESULT).get("files")
-    return isinstance(files, dict) and all(
-        (place / name).is_file() and sha256_of(place / name) == digest
-        for name, digest in files.items()
-    )
+    return isinstance(files, dict) and are_whole(place, files)
 
 
 def _make_folder(

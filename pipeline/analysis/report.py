@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.files import digest_of, read_json, sha256_of, write_json
+from data_prep.files import are_whole, digest_of, read_json, sha256_of, write_json
 from data_prep.stage import read_manifest
 from pipeline.analysis import classification, translation
 from pipeline.analysis.examples import AnalysedModel, Analysis, Examples, Settings, Subject
@@ -108,10 +108,8 @@ class Report:
     @property
     def up_to_date(self) -> bool:
         """Tell whether all files are there and whole, made from what the fingerprint stands for."""
-        return self._found.get("fingerprint") == self.fingerprint and all(
-            (self.folder / name).is_file() and sha256_of(self.folder / name) == digest
-            for name, digest in self._found["files"].items()
-        )
+        made_from = self._found.get("fingerprint")
+        return made_from == self.fingerprint and are_whole(self.folder, self._found["files"])
 
     def bring_up_to_date(self) -> None:
         """Analyse, unless that was done before."""

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from data_prep.files import digest_of, read_json, sha256_of, write_json
+from data_prep.files import are_whole, digest_of, read_json, sha256_of, write_json
 from models.export_format import digest_of_export
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.ranks import from_rank_0, rank
@@ -153,10 +153,8 @@ class Result(ABC):
     @property
     def up_to_date(self) -> bool:
         """Tell whether all files are there and whole, made from what the fingerprint stands for."""
-        return self.scores.get("fingerprint") == self.fingerprint and all(
-            (self.folder / name).is_file() and sha256_of(self.folder / name) == digest
-            for name, digest in self.scores.get("files", {}).items()
-        )
+        made_from = self.scores.get("fingerprint")
+        return made_from == self.fingerprint and are_whole(self.folder, self.scores["files"])
 
     @property
     def answers(self) -> list[str]:
