@@ -197,11 +197,9 @@ def _pairs_of(config: DataConfig, test_sets: Sequence[HeldOut]) -> Iterator[Pair
 
 
 def _read(config: DataConfig, corpus: Corpus, fetched: Fetched, source: Path) -> list[Pair]:
-    source_file, target_file = (
-        fetched.place(config, source, path) for path in (corpus.source, corpus.target)
-    )
-    pairs = read_pairs(source_file, target_file)
-    fetched.check(config, source, (corpus.source, corpus.target))
+    paths = (corpus.source, corpus.target)
+    pairs = read_pairs(*(fetched.place(config, source, path) for path in paths))
+    fetched.check(config, source, paths)
     return pairs
 
 

@@ -70,7 +70,6 @@ def changed_keys(
     known = now.keys() & then.keys()  # each task has some; those of an older version lack the new
     changed = {key for key in keys if key in known and then[key] != now[key]}
     if "init_from" in keys and training.init_from and checkpoint.info.base:  # it may have moved
-        changed.discard("init_from")
-        if not is_base(checkpoint, training.init_from):
-            changed.add("init_from")
+        same = is_base(checkpoint, training.init_from)
+        changed = changed - {"init_from"} if same else changed | {"init_from"}
     return sorted(changed)
