@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from benchmarks.rounds import measure, print_table, ratios, three_digits
-from benchmarks.runs import Run, draw, mean, train_all
+from benchmarks.rounds import create_parser, measure, print_table, ratios, three_digits
+from benchmarks.runs import Run, draw, in_parallel, mean, plan_runs
 from benchmarks.train_step import loss_of, steps_of
 from data_prep.batch_plan import BatchPlan
 from data_prep.shards import ShardReader
@@ -136,13 +136,17 @@ def report_speed(systems: Mapping[str, Sequence[Run]], rounds: int) -> None:
 
 def main() -> None:
     """Train what is not trained yet, and print the tables."""
-    arguments, systems = train_all(__doc__, RECIPE, SYSTEMS, REFERENCE, "bleu")
+    parser = create_parser(__doc__)
+    arguments, _, runs = plan_runs(parser, RECIPE, SYSTEMS, REFERENCE, "bleu")
+    in_parallel(Run.train, runs, arguments.jobs)
+    systems = {run.system: [r for r in runs if r.system == run.system] for run in runs}
     report_scores(systems)
     sizes = {
         system: core_parameters_of(translation_of(runs[0])) for system, runs in systems.items()
     }
     title = "Multi30k De→En, test_2016_flickr: each seed, and the mean"
-    draw(systems, sizes, title, "BLEU", arguments.picture)
+    scores = {system: [run.scores["bleu"] for run in own] for system, own in systems.items()}
+    draw(scores, sizes, title, "BLEU", arguments.picture)
     if arguments.rounds:
         report_speed(systems, arguments.rounds)
 

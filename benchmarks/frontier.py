@@ -31,8 +31,8 @@ from typing import NamedTuple
 
 from benchmarks.architectures import translation_of
 from benchmarks.frontier_export import exported, measure_exports
-from benchmarks.frontier_record import Record, Settings, Training, compared, given_up, measured
 from benchmarks.frontier_report import Claim, draw, report, report_claims, report_rates
+from benchmarks.record import Record, Settings, Training, compared, given_up, measured
 from benchmarks.rounds import create_parser, progress
 from benchmarks.runs import Run, in_parallel, read_arguments, slug
 from data_prep.corpora import read_lines

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.architectures import translation_of
-from benchmarks.frontier_record import Export, Record
+from benchmarks.record import Export, Record
 from benchmarks.rounds import measure, progress
 from benchmarks.runs import Run
 from data_prep.corpora import read_text

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from scipy.stats import ttest_ind
 
-from benchmarks.frontier_record import Export, GivenUp, Record, Training
+from benchmarks.record import Export, GivenUp, Record, Training
 from benchmarks.rounds import print_table, ratios, three_digits
 from benchmarks.runs import mean as mean_and_deviation
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
-from benchmarks.rounds import create_parser, progress
+from benchmarks.rounds import progress
 from data_prep.files import read_json
 from pipeline.checkpoints.trained_with import LEARNT_WITH, changed_keys, newest_checkpoint
 from pipeline.classification_recipe import ClassificationRecipe
@@ -167,28 +167,31 @@ def slug(system: str) -> str:
     return system.lower().replace(",", "").replace(" ", "-")
 
 
-def train_all(
-    description: str | None, recipe_file: Path, systems: Systems, reference: str, score: str
-) -> tuple[argparse.Namespace, dict[str, list[Run]]]:
-    """Read the command line, and train what is not trained yet.
+def plan_runs(
+    parser: argparse.ArgumentParser,
+    recipe_file: Path,
+    systems: Systems,
+    reference: str,
+    score: str,
+) -> tuple[argparse.Namespace, dict[str, str], list[Run]]:
+    """Read the command line of a benchmark that trains systems with seeds.
 
     :param reference: the system that is always among them.
-    :returns: the arguments, and the runs of each system.
+    :returns: the arguments, the recipe's keys that were given, and the runs: all with the first
+        seed, then with the next.
     """
-    parser = create_parser(description)
     parser.set_defaults(recipe=recipe_file)
     arguments, given = read_arguments(parser, systems)
     chosen = list(arguments.only or systems)
     if reference not in chosen:
         chosen.append(reference)
     runs = []
-    for seed in arguments.seeds:  # all with the first seed, then with the next
+    for seed in arguments.seeds:
         for system in chosen:
             overrides = {"training.seed": str(seed), **systems[system], **given}
             run_dir = arguments.run_dir / f"{slug(system)}-{seed}"
             runs.append(Run(system, seed, recipe_file, run_dir, overrides, score))
-    in_parallel(Run.train, runs, arguments.jobs)
-    return arguments, {run.system: [r for r in runs if r.system == run.system] for run in runs}
+    return arguments, given, runs
 
 
 def in_parallel(do: Callable[[T], object], things: Iterable[T], jobs: int) -> None:
@@ -204,7 +207,7 @@ def mean(values: Sequence[float]) -> str:
 
 
 def draw(
-    systems: Mapping[str, Sequence[Run]],
+    scores: Mapping[str, Sequence[float]],
     sizes: Mapping[str, int],
     title: str,
     label: str,
@@ -212,12 +215,12 @@ def draw(
 ) -> None:
     """Draw the score by core parameters: a dot for each seed, a diamond for their mean.
 
+    :param scores: of each system, seed by seed.
     :param sizes: the core parameters of each system.
     """
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    for number, (system, runs) in enumerate(systems.items()):
-        found = [run.scores[run.score] for run in runs]
+    for number, (system, found) in enumerate(scores.items()):
         color = f"C{number}"
         axes.scatter([sizes[system]] * len(found), found, color=color, alpha=0.4, s=20)
         middle = statistics.mean(found)

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from benchmarks.frontier import CLAIMS, COMMON, RECIPE, REFERENCE, SYSTEMS, Trainings
-from benchmarks.frontier_record import GivenUp, Record, Settings, Training
 from benchmarks.frontier_report import report, report_claims
 from benchmarks.gpu import DRY, FULL, SECTIONS, plan
+from benchmarks.record import GivenUp, Record, Settings, Training
 from benchmarks.run_all import read_results
 from benchmarks.runs import Run
 from models.config import ModelConfig

@@ -1,4 +1,4 @@
-"""What `benchmarks/frontier.py` has measured, in a file that outlives the models.
+"""What trainings have been measured to come to, in a file that outlives the models.
 
 Each line is one measurement. What the file says is not measured again, so that it grows over days
 and machines, and docs/results.md is drawn from it.
@@ -112,8 +112,23 @@ class Comparison(Measurement):
     p: float
 
 
+class ImageTraining(Measurement):
+    """A trained classifier of images."""
+
+    kind: Literal["image training"] = "image training"
+    system: str
+    seed: int
+    keys: dict[str, str]
+    """The recipe's keys that make the system, its learning rate among them."""
+
+    accuracy: float
+    """On the test set, in percent."""
+
+
 M = TypeVar("M", bound=Measurement)
-Line = Annotated[Settings | Training | GivenUp | Export | Comparison, Discriminator("kind")]
+Line = Annotated[
+    Settings | Training | GivenUp | Export | Comparison | ImageTraining, Discriminator("kind")
+]
 LINE: TypeAdapter[Line] = TypeAdapter(Line)
 
 
