@@ -20,7 +20,7 @@ import torch
 from benchmarks.decode import export_to_ctranslate2
 from benchmarks.our_search import VOCAB, model_of
 from benchmarks.rounds import create_parser, print_table
-from pipeline.translation_recipe import SearchConfig
+from models.search_config import SearchConfig
 
 LENGTH = 25
 ALONE = 10  # sentences that are translated one by one

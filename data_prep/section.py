@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 LARGEST = 2**53  # the whole numbers up to it are exact in JSON, in MLflow and as floats
 
@@ -36,3 +36,13 @@ class Section(BaseModel):
         if isinstance(value, int) and abs(value) > LARGEST:
             raise ValueError(f"expected a number between ±{LARGEST}, not {value}")
         return value
+
+
+def fault_of(error: ValidationError) -> str:
+    """Return the key that the first of pydantic's errors is about, and what is wrong with it."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"`{key}` is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"`{key}`: {message}" if key else message

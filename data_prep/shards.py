@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from data_prep.files import DataError, digest_of, first_line, sha256_of, write_array_head
+from data_prep.section import fault_of
 from data_prep.stage import Record, read_manifest
 from data_prep.text import vocabulary_files
 from data_prep.vocabulary import Lost, Unknown, VocabularyInfo, vocabulary_digest
@@ -166,11 +167,8 @@ def read_manifest_of(folder: Path, record: type[RecordT]) -> RecordT:
     try:
         return record.model_validate(manifest)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        wrong = " is missing" if first["type"] == "missing" else f": {first['msg']}"
         raise DataError(
-            f"{folder / 'manifest.json'}: key `{key}`{wrong}; remove {folder} and run "
+            f"{folder / 'manifest.json'}: key {fault_of(error)}; remove {folder} and run "
             "`./run.sh prepare`"
         ) from error
 

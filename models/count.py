@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.config import VocabularyConfig
 from data_prep.files import DataError
+from data_prep.section import fault_of
 from data_prep.taken_vocabulary import vocabulary_sizes
 from models import image_classifier, seq2seq
 from models.config import ModelConfig, VisionConfig
@@ -166,8 +167,7 @@ def read_recipe(path: Path) -> Recipe:
         if task == CLASSIFICATION:
             return ClassificationRecipe.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ValueError(fault_of(error)) from error
     raise ValueError(f"task: {task} is neither {TRANSLATION} nor {CLASSIFICATION}")
 
 

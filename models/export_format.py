@@ -17,19 +17,22 @@ and the SentencePiece models (`data_prep/vocabulary.py`). That of an image class
     model.safetensors   the weights, in format safetensors
     model.onnx          format onnx: graph and weights
 
-The module travels with a registered model to where only ctranslate2 and sentencepiece are
-installed. So at import it needs the standard library only, and each function imports what else it
-needs.
+The module travels with a registered model to where there is no PyTorch. So at import it needs
+pydantic only, and each function imports what else it needs.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
+
+from pydantic import PositiveInt, ValidationError, model_validator
+
+from data_prep.section import Section, fault_of
+from models.config import ModelConfig, VisionConfig
+from models.search_config import SearchConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -44,7 +47,8 @@ Format = Literal["safetensors", "ctranslate2", "onnx", "huggingface"]
 ClassifierFormat = Literal["safetensors", "onnx"]
 Quantization = Literal["int8"]
 
-TRANSLATION, CLASSIFICATION = "translation", "classification"
+TRANSLATION: Final = "translation"
+CLASSIFICATION: Final = "classification"
 """The tasks that export.json may name; without a name it is the first."""
 
 SHORTLISTS: dict[Format, str] = {
@@ -61,24 +65,21 @@ class ModelError(Exception):
     """A folder is not an exported model, or the model gives no usable probabilities."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportSettings:
-    """The settings are what export.json holds of a translation model.
-
-    A model that was converted, not trained by a recipe, has only `format` and `model`.
-    """
+class ExportSettings(Section):
+    """The settings are what export.json holds of a translation model."""
 
     format: Format
     quantization: Quantization | None = None
     """None: weights in float32."""
 
-    model: dict[str, Any]
+    model: ModelConfig
     """The recipe's `model` section."""
 
-    evaluation: dict[str, Any] | None = None
-    """The keys of the recipe's `evaluation` section that decide on translations."""
+    evaluation: SearchConfig | None = None
+    """The keys of the recipe's `evaluation` section that decide on translations; None: the model
+    was converted, not trained by a recipe."""
 
-    max_source_tokens: int | None = None
+    max_source_tokens: PositiveInt | None = None
     """EOS included; longer lines are translated in parts. None: the most the model can take."""
 
     source_lang: str | None = None
@@ -87,69 +88,39 @@ class ExportSettings:
     shortlist: bool = False
     """A lexical shortlist is there, and translations have only what it allows."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of export.json."""
-        if self.evaluation is None:  # converted
-            return {"format": self.format, "model": self.model}
-        return asdict(self)
 
+class ClassifierSettings(Section):
+    """The settings are what export.json holds of an image classifier."""
 
-@dataclass(frozen=True, kw_only=True)
-class ClassifierSettings:
-    """The settings are what export.json holds of an image classifier, with its task."""
-
+    task: Literal["classification"] = CLASSIFICATION
     format: ClassifierFormat
 
-    model: dict[str, Any]
+    model: VisionConfig
     """The recipe's `model` section."""
 
-    channels: int
-    image_size: int
+    channels: PositiveInt
+    image_size: PositiveInt
     """Side of the images that the model takes, in pixels."""
 
-    stored_size: int
+    stored_size: PositiveInt
     """Side that other images are scaled to before their middle is cut out."""
 
     classes: list[str]
     """Their names, in the order of the logits."""
 
-    max_pixels: int = MAX_PIXELS
+    max_pixels: PositiveInt = MAX_PIXELS
     """Files of images with more pixels are refused."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of export.json."""
-        return {"task": CLASSIFICATION, **asdict(self)}
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> ClassifierSettings:
+        if self.image_size > self.stored_size:
+            raise ValueError(
+                f"image_size {self.image_size} does not fit into stored_size {self.stored_size}"
+            )
+        return self
 
 
-TYPES: dict[str, tuple[type, ...]] = {
-    "model": (dict,),
-    "quantization": (str, NoneType),
-    "evaluation": (dict, NoneType),
-    "max_source_tokens": (int, NoneType),
-    "source_lang": (str, NoneType),
-    "target_lang": (str, NoneType),
-    "shortlist": (bool,),
-}
-
-CLASSIFIER_TYPES: dict[str, tuple[type, ...]] = {
-    "model": (dict,),
-    "channels": (int,),
-    "image_size": (int,),
-    "stored_size": (int,),
-    "classes": (list,),
-    "max_pixels": (int,),
-}
-
-# Keys of `evaluation` that translating without PyTorch needs. (pydantic, which checks the others'
-# settings, may not be installed there.)
-SEARCH_TYPES: dict[str, tuple[type, ...]] = {
-    "beam_size": (int,),
-    "length_penalty": (int, float),
-    "no_repeat_ngram_size": (int,),
-    "max_length_ratio": (int, float),
-    "max_length_offset": (int,),
-    "batch_tokens": (int,),
-}
+Settings = TypeVar("Settings", ExportSettings, ClassifierSettings)
 
 
 def read_settings(folder: Path) -> ExportSettings:
@@ -157,21 +128,13 @@ def read_settings(folder: Path) -> ExportSettings:
 
     :raises ModelError: there is no exported model, or it is of another task, or not for us.
     """
-    found = _read(folder, TRANSLATION, get_args(Format))
-    if found["format"] == "huggingface":
+    settings = _read(folder, TRANSLATION, get_args(Format), ExportSettings)
+    if settings.format == "huggingface":
         raise ModelError(
             f"{folder}: its format is huggingface, which the library transformers reads; "
             "`./run.sh export` writes the others"
         )
-    found.setdefault("shortlist", False)  # which exports did not always say
-    wrong = [key for key, types in TYPES.items() if not isinstance(found.get(key), types)]
-    if not wrong and found["format"] != "safetensors":
-        search = found.get("evaluation") or {}
-        wrong = [key for key, types in SEARCH_TYPES.items() if type(search.get(key)) not in types]
-        wrong += ["max_seq_len"] if type(found["model"].get("max_seq_len")) is not int else []
-    _refuse(folder, wrong)
-    known: dict[str, Any] = {key: found.get(key) for key in TYPES}
-    return ExportSettings(format=found["format"], **known)
+    return settings
 
 
 def read_ensemble(folders: Sequence[Path]) -> list[ExportSettings]:
@@ -198,27 +161,15 @@ def read_classifier_settings(folder: Path) -> ClassifierSettings:
 
     :raises ModelError: there is no exported model, or it is of another task.
     """
-    # Exports of older versions do not say how large images may be.
-    found = {"max_pixels": MAX_PIXELS, **_read(folder, CLASSIFICATION, get_args(ClassifierFormat))}
-    types = CLASSIFIER_TYPES.items()
-    wrong = [key for key, allowed in types if type(found.get(key)) not in allowed]
-    if not wrong and not all(isinstance(name, str) for name in found["classes"]):
-        wrong = ["classes"]
-    _refuse(folder, wrong)
-    if not 0 < found["image_size"] <= found["stored_size"]:
-        raise ModelError(
-            f"{folder}: not an exported model: {SETTINGS}: image_size {found['image_size']} does "
-            f"not fit into stored_size {found['stored_size']}"
-        )
-    known: dict[str, Any] = {key: found[key] for key in CLASSIFIER_TYPES}
-    return ClassifierSettings(format=found["format"], **known)
+    return _read(folder, CLASSIFICATION, get_args(ClassifierFormat), ClassifierSettings)
 
 
-def _read(folder: Path, task: str, formats: Sequence[str]) -> dict[str, Any]:
+def _read(folder: Path, task: str, formats: Sequence[str], kind: type[Settings]) -> Settings:
     """Read export.json, of a model of the task that is wanted."""
     problem = f"{folder}: not an exported model"
     try:
-        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        text = (folder / SETTINGS).read_text(encoding="utf-8")
+        found = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{problem}: {error}") from error
     if not isinstance(found, dict) or "format" not in found:
@@ -230,15 +181,10 @@ def _read(folder: Path, task: str, formats: Sequence[str]) -> dict[str, Any]:
             f"{problem}: {SETTINGS} names format {found['format']!r}, which is none of "
             f"{', '.join(formats)}"
         )
-    return found
-
-
-def _refuse(folder: Path, wrong: Sequence[str]) -> None:
-    if wrong:
-        raise ModelError(
-            f"{folder}: not an exported model: {SETTINGS}: {wrong[0]} is missing or of the wrong "
-            "type"
-        )
+    try:
+        return kind.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ModelError(f"{problem}: {SETTINGS}: {fault_of(error)}") from error
 
 
 def digest_of_export(folder: Path) -> str:
@@ -256,7 +202,7 @@ def write_settings(folder: Path, settings: ExportSettings | ClassifierSettings) 
     """Write export.json into `folder`."""
     from data_prep.files import write_json
 
-    write_json(folder / SETTINGS, settings.to_json())
+    write_json(folder / SETTINGS, settings.model_dump(mode="json"))
 
 
 def write_weights(model: nn.Module, folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from data_prep.files import only_command_in
 from data_prep.text import seen_words, unseen_words
+from models.search_config import SearchConfig
 from pipeline.checkpoints.folder import CheckpointError
 from pipeline.checkpoints.trained_with import (
     LEARNT_WITH,
@@ -49,7 +50,7 @@ from pipeline.tasks import task_of
 from pipeline.tracking.note import log_note
 from pipeline.tracking.provenance import log_data
 from pipeline.tracking.tracker import open_tracker, run_id_of
-from pipeline.translation_recipe import SearchConfig, TranslationRecipe
+from pipeline.translation_recipe import TranslationRecipe
 
 log = logging.getLogger("evaluate")
 

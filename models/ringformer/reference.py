@@ -130,7 +130,7 @@ def main() -> None:
             return {}
 
         files = [sha256_of(path) for path in (arguments.checkpoint, *vocabulary)]
-        inputs = {**settings.to_json(), "files": files}
+        inputs = {**settings.model_dump(mode="json"), "files": files}
         run_stage(arguments.output, inputs, build, log, stage="export")
     except KeyError as error:
         sys.exit(f"error: {arguments.checkpoint}: tensor {error} is missing")
@@ -177,14 +177,13 @@ def _convert(
         if arguments.vocabulary and arguments.pad_idx != PAD_IDX:
             raise ValueError(f"--vocabulary goes with --pad_idx {PAD_IDX} only")
         model = from_reference(weights, num_heads=num_heads, pad_idx=arguments.pad_idx)
-        config = model.config.model_dump(mode="json")
-        return model, ExportSettings(format="safetensors", model=config)
+        return model, ExportSettings(format="safetensors", model=model.config)
     if arguments.vocabulary:
         raise ValueError("--vocabulary is for translation, and the checkpoint classifies images")
     classifier = classifier_from_reference(weights, num_heads=num_heads)
     return classifier, ClassifierSettings(
         format="safetensors",
-        model=classifier.config.model_dump(mode="json"),
+        model=classifier.config,
         channels=classifier.image.channels,
         image_size=classifier.image.size,
         stored_size=classifier.image.size,

@@ -65,13 +65,11 @@ def exported(
             f"{folder}: an export in format {settings.format} does not show what it computes level "
             "by level; export with `--format safetensors`"
         )
-    heads = settings.model.get("num_heads")
     try:
         weights, digest = sha256_of(folder / WEIGHTS), bound_to()
     except OSError as error:
         raise ModelError(f"{folder}: not an exported model: {error}") from error
-    heads = heads if isinstance(heads, int) else 1
-    return Subject(folder.resolve().name, weights, digest, heads, load)
+    return Subject(folder.resolve().name, weights, digest, settings.model.num_heads, load)
 
 
 class Batch(NamedTuple):

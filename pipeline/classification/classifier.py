@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from data_prep.files import first_line
 from data_prep.images.shards import read_images_manifest
-from models.config import VisionConfig
 from models.export_format import (
+    ClassifierFormat,
     ClassifierSettings,
     ModelError,
     load_weights,
@@ -42,12 +42,14 @@ class TorchClassifier(Classifier):
         return found
 
 
-def settings_of_run(recipe: ClassificationRecipe) -> ClassifierSettings:
+def settings_of_run(
+    recipe: ClassificationRecipe, format: ClassifierFormat = "safetensors"
+) -> ClassifierSettings:
     """Return what an export of the run says of itself."""
     data = read_images_manifest(recipe.shards)
     return ClassifierSettings(
-        format="safetensors",
-        model=recipe.model.model_dump(mode="json"),
+        format=format,
+        model=recipe.model,
         channels=data.channels,
         image_size=recipe.data.image_size,
         stored_size=data.stored_size,
@@ -76,8 +78,7 @@ def classifier_of_export(folder: Path) -> Classifier:
         return OnnxClassifier(folder)
     try:
         shape = ImageShape(settings.channels, settings.image_size)
-        config = VisionConfig.model_validate(settings.model)
-        model = create_classifier(config, shape, len(settings.classes))
+        model = create_classifier(settings.model, shape, len(settings.classes))
         load_weights(model, folder)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder}: damaged or incomplete export: {first_line(error)}") from error

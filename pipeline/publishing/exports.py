@@ -76,8 +76,8 @@ def export(
     settings = ExportSettings(
         format=format,
         quantization=quantization,
-        model=recipe.evaluated_model.model_dump(mode="json"),
-        evaluation=recipe.evaluation.search.model_dump(mode="json"),
+        model=recipe.evaluated_model,
+        evaluation=recipe.evaluation.search,
         max_source_tokens=min(recipe.data.max_tokens_per_side, recipe.model.max_seq_len),
         source_lang=recipe.data.source_lang,
         target_lang=recipe.data.target_lang,
@@ -116,7 +116,7 @@ def export(
 
     inputs = {
         "version": VERSION,
-        **settings.to_json(),
+        **settings.model_dump(mode="json"),
         "weights": digest_of_weights(recipe, checkpoints),
         "card": card,
         **({"words": sha256_of(words)} if words.is_file() else {}),

@@ -14,8 +14,8 @@ from data_prep.files import write_atomically
 from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX, UNK_IDX, vocabulary_files
 from data_prep.vocabulary import load_vocabularies
 from models.export_format import WEIGHTS, ExportSettings
+from models.search_config import SearchConfig
 from pipeline.translation.serving import length_limit, tokens_of
-from pipeline.translation_recipe import SearchConfig
 
 if TYPE_CHECKING:
     from models.seq2seq import TranslationModel

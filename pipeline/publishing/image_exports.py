@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def export_classifier(
     check_corpora(recipe.data, recipe.run_dir)  # the card says what the model has learnt from
     checkpoints = checkpoints or checkpoints_of_run(recipe)
     card = image_card(recipe, checkpoints)
-    settings = replace(settings_of_run(recipe), format=format)
+    settings = settings_of_run(recipe, format)
 
     def build(partial: Path) -> dict[str, Any]:
         model = model_of_run(recipe, checkpoints).eval()
@@ -62,7 +61,7 @@ def export_classifier(
 
     inputs = {
         "version": VERSION,
-        **settings.to_json(),
+        **settings.model_dump(mode="json"),
         "weights": digest_of_weights(recipe, checkpoints),
         "card": card,
     }

@@ -21,12 +21,18 @@ from pipeline.publishing.image_exports import export_classifier
 from pipeline.recipe import Recipe, slug_of
 from pipeline.translation_recipe import TranslationRecipe
 
-SERVED_TRANSLATION = (
+SERVED = (
     "data_prep/__init__.py",
-    "data_prep/text.py",
+    "data_prep/section.py",
     "models/__init__.py",
+    "models/config.py",
     "models/export_format.py",
+    "models/search_config.py",
     "pipeline/__init__.py",
+)
+SERVED_TRANSLATION = (
+    *SERVED,
+    "data_prep/text.py",
     "pipeline/translation/__init__.py",
     "pipeline/translation/ctranslate2_translator.py",
     "pipeline/translation/scoring.py",
@@ -80,19 +86,16 @@ def servable_translation(
         export=lambda folder: export(recipe, folder, "ctranslate2", checkpoints=checkpoints),
         program="served_translator.py",
         code=SERVED_TRANSLATION,
-        packages=("mlflow", "ctranslate2", "sentencepiece"),
+        packages=("mlflow", "ctranslate2", "pydantic", "sentencepiece"),
         example=[line for line in result.test_set.sources if line.strip()][:2],
         tags=("bleu", "bleu_ci", "bleu_signature"),
     )
 
 
 SERVED_CLASSIFIER = (
-    "data_prep/__init__.py",
+    *SERVED,
     "data_prep/images/__init__.py",
     "data_prep/images/read.py",
-    "models/__init__.py",
-    "models/export_format.py",
-    "pipeline/__init__.py",
     "pipeline/classification/__init__.py",
     "pipeline/classification/serving.py",
 )
@@ -111,7 +114,7 @@ def servable_classifier(
         export=lambda folder: export_classifier(recipe, folder, checkpoints=checkpoints),
         program="served_classifier.py",
         code=SERVED_CLASSIFIER,
-        packages=("mlflow", "numpy", "onnxruntime", "pillow"),
+        packages=("mlflow", "numpy", "onnxruntime", "pillow", "pydantic"),
         example=[png_of(images[0])],
         tags=("accuracy", "accuracy_low", "accuracy_high"),
     )

@@ -4,9 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from models.config import LayersConfig
 from models.export_format import ModelError, load_weights
@@ -19,7 +18,7 @@ FREE = {"dropout"}  # keys of `model` that weights do not depend on
 
 
 def load_initial_weights(
-    model: nn.Module, folder: Path, format: str, theirs: Mapping[str, Any], ours: LayersConfig
+    model: nn.Module, folder: Path, format: str, theirs: LayersConfig, ours: LayersConfig
 ) -> None:
     """Load the weights of an export into `model`.
 
@@ -37,9 +36,10 @@ def load_initial_weights(
                 f"{folder} is in format {format}, and cannot be trained on; "
                 "`./run.sh export --format safetensors` writes it as it was"
             )
+        its = theirs.model_dump(mode="json")
         for key, value in ours.model_dump(mode="json", exclude=FREE).items():
-            if theirs.get(key, value) != value:
-                raise ModelError(f"{folder} has model.{key} {theirs[key]}, the recipe says {value}")
+            if its[key] != value:
+                raise ModelError(f"{folder} has model.{key} {its[key]}, the recipe says {value}")
         load_weights(model, folder)
     except (ModelError, OSError, RuntimeError, SafetensorError) as error:
         problem = "" if isinstance(error, ModelError) else f"{folder} does not fit: "

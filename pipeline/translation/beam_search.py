@@ -16,6 +16,7 @@ from torch import Tensor
 from data_prep.text import EOS_IDX
 from models.padding import PaddedLayout, to_device
 from models.recording import record
+from models.search_config import SearchConfig
 from models.seq2seq import TranslationModel
 from models.stack import Stack
 from pipeline.translation.batches import collate_ids, pad
@@ -23,7 +24,6 @@ from pipeline.translation.constrained_search import Terms
 from pipeline.translation.decode import decode_batch
 from pipeline.translation.search import Decoding, Floats, Ints, NextTokens
 from pipeline.translation.serving import Hypothesis, PairIds
-from pipeline.translation_recipe import SearchConfig
 
 
 @torch.inference_mode()

@@ -38,7 +38,7 @@ from pipeline.translation.search import (
 from pipeline.translation.serving import Hypothesis
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
-    from pipeline.translation_recipe import SearchConfig
+    from models.search_config import SearchConfig
 
 Tokens = tuple[int, ...]
 

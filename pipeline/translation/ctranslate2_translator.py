@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import ctranslate2
 
@@ -28,9 +27,6 @@ from pipeline.translation.serving import (
     thread_count,
     tokens_of,
 )
-
-if TYPE_CHECKING:  # where this file is served there is no recipe
-    from pipeline.translation_recipe import SearchConfig
 
 T = TypeVar("T")
 
@@ -66,8 +62,7 @@ class CTranslate2Translator(TextTranslator):
         try:
             self.one_by_one = bool(options.shortlist)
             if self.one_by_one:  # which CTranslate2 has for a batch, and we for a sentence
-                one_by_one = SimpleNamespace(**{**vars(options), "batch_tokens": 1})
-                options = cast("SearchConfig", one_by_one)
+                options = options.model_copy(update={"batch_tokens": 1})
             workers, intra_threads = threads or thread_count(), 1
             if options.sampling_topk is not None:  # one worker draws the same numbers every time
                 workers, intra_threads = 1, workers
@@ -78,11 +73,11 @@ class CTranslate2Translator(TextTranslator):
             super().__init__(
                 vocabularies,
                 options,
-                settings.max_source_tokens or settings.model["max_seq_len"],
+                settings.max_source_tokens or settings.model.max_seq_len,
                 f"CTranslate2 {self.model.compute_type}, {workers} worker(s) on the CPU"
                 + ", sentence by sentence with a shortlist" * self.one_by_one,
             )
-            self.max_target_tokens: int = settings.model["max_seq_len"]
+            self.max_target_tokens: int = settings.model.max_seq_len
         except (OSError, KeyError, RuntimeError, ValueError) as error:
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         self.workers = workers

@@ -11,7 +11,7 @@ from pipeline.translation.search import Decoding, sample_batch, search_batch
 from pipeline.translation.serving import Hypothesis
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
-    from pipeline.translation_recipe import SearchConfig
+    from models.search_config import SearchConfig
 
 
 def decode_batch(

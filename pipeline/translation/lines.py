@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from data_prep.files import DataError
+from models.search_config import SearchConfig
 from pipeline.command_line import Once, keys_on_command_line, on_signals, path_argument
 from pipeline.recipe import UsageError
-from pipeline.translation_recipe import SearchConfig, TranslationRecipe
+from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     from pipeline.translation.serving import TextTranslator

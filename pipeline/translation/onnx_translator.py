@@ -68,7 +68,7 @@ class OnnxTranslator(TextTranslator):
             self.encoder, self.decoder = (
                 load_session(folder / name) for name in (ENCODER, DECODER)
             )
-            self.max_target_tokens: int = settings.model["max_seq_len"]
+            self.max_target_tokens: int = settings.model.max_seq_len
             sizes = [vocabulary.get_piece_size() for vocabulary in vocabularies]
             self.shortlist = read_shortlist(folder, *sizes) if options.shortlist else None
         except LOAD_ERRORS as error:

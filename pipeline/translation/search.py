@@ -24,7 +24,7 @@ from models.export_format import DIVERGED, ModelError
 from pipeline.translation.serving import Hypothesis, length_limit
 
 if TYPE_CHECKING:  # where this file is served there is no recipe
-    from pipeline.translation_recipe import SearchConfig
+    from models.search_config import SearchConfig
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

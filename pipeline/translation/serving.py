@@ -1,21 +1,19 @@
 """Translate text: what every translator does, whatever engine runs the model.
 
-This file needs `sentencepiece`, and of our other modules `scoring.py` beside it,
-`models/export_format.py` and `data_prep/text.py` alone, so that all can be copied to where a model
-is served (`ctranslate2_translator.py`, `onnx_translator.py`).
+This file needs `sentencepiece` and `pydantic`, and of our other modules `scoring.py` beside it,
+`models/export_format.py` with what that needs and `data_prep/text.py` alone, so that all can be
+copied to where a model is served (`ctranslate2_translator.py`, `onnx_translator.py`).
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 from sentencepiece import SentencePieceProcessor
 
@@ -28,33 +26,14 @@ from models.export_format import (
     ModelError,
     read_settings,
 )
+from models.search_config import SearchConfig
 from pipeline.translation.scoring import Forced
 
-if TYPE_CHECKING:  # where this file is served there is no recipe
+if TYPE_CHECKING:
     from pipeline.translation.constrained_search import Terms
     from pipeline.translation.glossary import Glossary
-    from pipeline.translation_recipe import SearchConfig
 
 log = logging.getLogger("translate")
-
-NEWER = {  # search keys that older exports do not have
-    "shortlist": None,
-    "sampling_topk": None,
-    "sampling_temperature": 1.0,
-    "sampling_seed": 1,
-}
-
-WHOLE = {
-    "beam_size": 1, "no_repeat_ngram_size": 0, "max_length_offset": 0, "sampling_topk": 0,
-    "sampling_seed": 0,
-}  # fmt: skip
-"""Search keys that are whole numbers, and the least that each can be."""
-
-ABOVE = {"length_penalty": -math.inf, "max_length_ratio": 0.0, "sampling_temperature": 0.0}
-"""Those that are finite numbers, and what each must be above."""
-
-DRAWN = ("sampling_temperature", "sampling_seed")
-"""Those that say how to sample, if one does."""
 
 PairIds = tuple[list[list[int]], list[list[int]]]
 """Token ids of sources, and of their targets, each with EOS."""
@@ -402,43 +381,13 @@ def open_export(
         raise ModelError(f"{folder}: its format is {settings.format}, not {format}")
     if settings.shortlist and not (folder / SHORTLISTS[format]).is_file():
         raise ModelError(f"{folder}: not an exported model: {SHORTLISTS[format]} is missing")
-    evaluation = {**NEWER, **(settings.evaluation or {})}
-    if unknown := search.keys() - evaluation.keys():
-        raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
+    options = (settings.evaluation or SearchConfig()).replaced(search)
     try:
         files = [SentencePieceProcessor(model_file=str(path)) for path in vocabulary_files(folder)]
     except (OSError, RuntimeError) as error:
         raise ModelError(f"{folder}: not an exported model: {error}") from error
-    evaluation = {**evaluation, **search}
-    _check_search(search, evaluation)
-    evaluation["shortlist"] = settings.shortlist and evaluation["shortlist"] is not False
-    options = cast("SearchConfig", SimpleNamespace(**evaluation))
-    return settings, (files[0], files[-1]), options
-
-
-def _is_possible(key: str, value: object) -> bool:
-    if key == "sampling_topk" and value is None:
-        return True
-    if key not in WHOLE and key not in ABOVE:
-        return True
-    if isinstance(value, bool):  # Python takes True for 1
-        return False
-    if key in WHOLE:
-        return isinstance(value, int) and value >= WHOLE[key]
-    return isinstance(value, int | float) and ABOVE[key] < value < math.inf
-
-
-def _check_search(given: Mapping[str, object], search: Mapping[str, object]) -> None:
-    """Check values as a recipe does, without what that needs.
-
-    :param search: all keys, those that are given among them.
-    :raises ValueError: a key cannot have its value.
-    """
-    for key, value in given.items():
-        if not _is_possible(key, value):
-            raise ValueError(f"{key} cannot be {value!r}")
-        if search["sampling_topk"] is None and key in DRAWN and value != NEWER[key]:
-            raise ValueError(f"{key} is for sampling: set sampling_topk, too")
+    shortlist = settings.shortlist and options.shortlist is not False
+    return settings, (files[0], files[-1]), options.model_copy(update={"shortlist": shortlist})
 
 
 def thread_count() -> int:

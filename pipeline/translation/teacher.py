@@ -9,14 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from data_prep.config import DataConfig, TrainingCorpus
 from data_prep.files import DataError, digest_of
 from data_prep.stage import SYNTHETIC, read_manifest
-from models.export_format import SETTINGS, ModelError, digest_of_export, read_ensemble
+from models.export_format import ModelError, digest_of_export, read_ensemble
+from models.search_config import SearchConfig
 from pipeline.translation.serving import TextTranslator, Translation
-from pipeline.translation_recipe import SearchConfig
 
 
 class ExportedTeacher(NamedTuple):
@@ -64,14 +62,8 @@ def open_teacher(corpus: TrainingCorpus, languages: tuple[str, str]) -> Exported
         format = exports[0].format
         if format == "ctranslate2":
             keys["shortlist"] = False  # with one it would translate sentences one by one
-        search = SearchConfig.model_validate({**(exports[0].evaluation or {}), **keys})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(["evaluation", *map(str, first["loc"])])
-        raise DataError(
-            f"{where}: {folders[0]}: not an exported model: {SETTINGS}: {key}: {first['msg']}"
-        ) from error
-    except (ModelError, OSError) as error:
+        search = (exports[0].evaluation or SearchConfig()).replaced(keys)
+    except (ModelError, OSError, ValueError) as error:
         raise DataError(f"{where}: {error}") from error
     for folder, export in zip(folders, exports, strict=True):
         its = (export.source_lang, export.target_lang)

@@ -22,9 +22,10 @@ from pipeline.translation.serving import (
 )
 
 if TYPE_CHECKING:
+    from models.search_config import SearchConfig
     from models.seq2seq import TranslationModel
     from pipeline.checkpoints.folder import Checkpoint
-    from pipeline.translation_recipe import SearchConfig, TranslationRecipe
+    from pipeline.translation_recipe import TranslationRecipe
 
 Vocabularies = tuple[SentencePieceProcessor, SentencePieceProcessor]  # source, target
 
@@ -120,28 +121,23 @@ class Translator(TextTranslator):
 
         from data_prep.files import DataError
         from data_prep.vocabulary import load_vocabularies, vocabulary_digest
-        from models.config import ModelConfig
         from pipeline.translation.run_model import model_for
-        from pipeline.translation_recipe import SearchConfig
 
-        if unknown := search.keys() - SearchConfig.model_fields.keys():
-            raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
         models, longest, exports = [], [], read_ensemble(folders)
+        evaluation = (exports[0].evaluation or SearchConfig()).replaced(search)
         for folder, settings in zip(folders, exports, strict=True):
             try:
                 if vocabulary_digest(folder) != vocabulary_digest(folders[0]):
                     raise ModelError(f"{folder} has another vocabulary than {folders[0]}")
                 vocabularies = load_vocabularies(folder)
-                model = model_for(ModelConfig.model_validate(settings.model), vocabularies)
+                model = model_for(settings.model, vocabularies)
                 load_weights(model, folder)
-                evaluation = SearchConfig.model_validate(exports[0].evaluation or {})
             except (
                 OSError, KeyError, ValueError, RuntimeError, SafetensorError, DataError,
             ) as error:  # fmt: skip
                 raise ModelError(f"{folder}: not an exported model: {error}") from error
             models.append(model)
             longest.append(settings.max_source_tokens or model.max_source_seq_len)
-        evaluation = SearchConfig.model_validate({**evaluation.model_dump(), **search})
         made = cls(models[0], vocabularies, evaluation, min(longest), models[1:])
         made.seen_words = seen_words(folders[0])
         return made

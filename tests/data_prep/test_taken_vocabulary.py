@@ -21,6 +21,7 @@ from data_prep.taken_vocabulary import (
 )
 from data_prep.text import SOURCE_WORDS
 from data_prep.vocabulary import PreparedVocabulary, Unknown, load_vocabulary
+from models.config import ModelConfig, VisionConfig
 from models.export_format import ClassifierSettings, ExportSettings, write_settings
 from pipeline.recipe import UsageError
 from pipeline.recipe_file import load_recipe
@@ -51,7 +52,7 @@ def export_of(folder: Path, *sides: bytes, languages: tuple[str, str] = ("de", "
         (folder / name).write_bytes(side)
     source, target = languages
     settings = ExportSettings(
-        format="safetensors", model={}, evaluation={}, source_lang=source, target_lang=target
+        format="safetensors", model=ModelConfig(), source_lang=source, target_lang=target
     )
     write_settings(folder, settings)
     return folder
@@ -210,8 +211,13 @@ def nothing_in_it(folder: Path) -> None:
 def a_classifier(folder: Path) -> None:
     folder.mkdir()
     settings = ClassifierSettings(
-        format="onnx", model={}, channels=1, image_size=8, stored_size=8, classes=["a", "b"]
-    )
+        format="onnx",
+        model=VisionConfig(),
+        channels=1,
+        image_size=8,
+        stored_size=8,
+        classes=["a", "b"],
+    )  # fmt: skip
     write_settings(folder, settings)
 
 

@@ -14,10 +14,10 @@ from models.config import LevelSignals, ModelConfig
 from models.export_format import ModelError, Quantization
 from models.factory import create_model
 from models.onnx_graph import write_onnx
+from models.search_config import SearchConfig
 from models.seq2seq import TranslationModel
 from pipeline.translation.onnx_translator import OnnxDecoding, load_session
 from pipeline.translation.search import search_batch
-from pipeline.translation_recipe import SearchConfig
 
 VOCAB = 40
 SOURCES = [[5, 9, 7, 3], [11, 3], [8, 8, 21, 14, 6, 29, 10, 3]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,7 @@ def exported(recipe: ClassificationRecipe, folder: Path, **changes: Any) -> Path
     """Write a run's classifier as an export."""
     folder.mkdir()
     write_weights(untrained(recipe), folder)
-    write_settings(folder, replace(settings_of_run(recipe), **changes))
+    write_settings(folder, settings_of_run(recipe).model_copy(update=changes))
     return folder
 
 

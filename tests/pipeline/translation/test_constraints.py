@@ -13,6 +13,7 @@ import pytest
 from data_prep.files import DataError
 from data_prep.text import EOS_IDX
 from models.export_format import Format, ModelError
+from models.search_config import SearchConfig
 from pipeline.publishing.exports import export
 from pipeline.recipe import UsageError
 from pipeline.translation.beam_search import beam_search, force
@@ -20,7 +21,7 @@ from pipeline.translation.constrained_search import Terms, Tokens
 from pipeline.translation.glossary import Glossary, read_entries
 from pipeline.translation.serving import TextTranslator
 from pipeline.translation.translator import Translator
-from pipeline.translation_recipe import SearchConfig, TranslationRecipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 from tests.pipeline.conftest import exported
 from tests.pipeline.translation.test_beam_search import SOURCES, VOCAB, model_of, set_bias

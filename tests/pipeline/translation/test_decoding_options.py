@@ -14,11 +14,12 @@ import torch
 
 from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from models.export_format import Format, ModelError
+from models.search_config import SearchConfig
 from models.seq2seq import TranslationModel
 from pipeline.translation.beam_search import beam_search, force
 from pipeline.translation.serving import length_limit
 from pipeline.translation.translator import Translator
-from pipeline.translation_recipe import SearchConfig, TranslationRecipe
+from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import exported
 from tests.pipeline.translation.test_beam_search import SOURCES, VOCAB, model_of, set_bias
 

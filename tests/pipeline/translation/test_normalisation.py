@@ -12,11 +12,11 @@ import pytest
 import sentencepiece
 
 from data_prep.text import normalise, normalise_lines
+from models.search_config import SearchConfig
 from pipeline.publishing.servable import SERVED_TRANSLATION
 from pipeline.recipe import ROOT
 from pipeline.translation.scoring import Pair
 from pipeline.translation.serving import Hypothesis, PairIds, Part, TextTranslator
-from pipeline.translation_recipe import SearchConfig
 from tests.conftest import run_process
 
 
@@ -77,7 +77,8 @@ def test_served_code_is_all_that_serving_needs(tmp_path: Path) -> None:
     )
     done = run_process([sys.executable, "-I", "-c", code])
     assert set(done.stdout.split()) == {
-        "data_prep", "data_prep.text", "models", "models.export_format",
-        "pipeline", "pipeline.translation", "pipeline.translation.ctranslate2_translator",
+        "data_prep", "data_prep.section", "data_prep.text", "models", "models.config",
+        "models.export_format", "models.search_config", "pipeline", "pipeline.translation",
+        "pipeline.translation.ctranslate2_translator",
         "pipeline.translation.scoring", "pipeline.translation.serving",
     }, done.stderr  # fmt: skip
