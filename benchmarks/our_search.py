@@ -13,7 +13,7 @@ from models.config import Architecture, ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.translation.beam_search import beam_search
-from pipeline.translation.serving import batches_by_length
+from pipeline.translation.serving import Part, batches_by_length
 from pipeline.translation_recipe import TranslationEvaluation
 
 VOCAB = 32000
@@ -51,7 +51,7 @@ def run_our_search(
     """
     lengths = {index: len(ids) for index, ids in enumerate(sentences)}
     for batch in batches_by_length(lengths, search):
-        found = beam_search(model, [sentences[index] for index in batch], search)
+        found = beam_search([model], [Part(sentences[index]) for index in batch], search)
         assert all(len(best[0].tokens) == lengths[i] for i, best in zip(batch, found, strict=True))
 
 

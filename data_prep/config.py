@@ -101,15 +101,6 @@ class TranslateWith(Section):
                 )
         return filters
 
-    @model_validator(mode="after")
-    def _samples_if_it_says_how(self) -> TranslateWith:
-        drawn = (self.sampling_temperature, self.sampling_seed)
-        if self.sampling_topk is None and drawn != (None, None):
-            raise ValueError(
-                "sampling_temperature and sampling_seed are for sampling: set sampling_topk, too"
-            )
-        return self
-
     @property
     def models(self) -> tuple[Path, ...]:
         return self.model if isinstance(self.model, tuple) else (self.model,)

@@ -80,6 +80,7 @@ def run_stage(
     folder = folder.resolve()  # a link stays one: what it points to is replaced
     inputs = json.loads(json.dumps(inputs))
     previous = _previous_result(folder, stage)
+    check_sealed(folder)
     reason = _reason_to_run(folder, previous, inputs)
     old = _replaced(folder)  # is there if a crash came while it was deleted
     if (replaced := read_manifest(old)) is not None and replaced.get("stage") == stage:
@@ -106,7 +107,8 @@ def run_stage(
     for scratch in partial.glob("scratch*"):
         shutil.rmtree(scratch)
     (partial / ".inputs.json").unlink(missing_ok=True)
-    _refuse_to_delete(folder, previous)  # building took its time
+    check_sealed(folder)  # building took its time
+    _refuse_to_delete(folder, previous)
     if previous is not None:
         folder.rename(old)
     partial.rename(folder)
@@ -211,7 +213,6 @@ def _reason_to_run(
     changed = sorted(key for key in inputs.keys() | old.keys() if inputs.get(key) != old.get(key))
     if changed:
         return f"done again: {', '.join(changed)} changed"
-    check_sealed(folder)
     there = _file_sizes(folder)
     lost = sorted(name for name, size in previous["bytes"].items() if there.get(name) != size)
     content = {key: value for key, value in previous.items() if key != DIGEST}
@@ -259,9 +260,8 @@ def _refuse_to_delete(folder: Path, manifest: Manifest | None) -> None:
     """Check that a result can be replaced and nothing of others goes with it.
 
     :param manifest: of the result; None if there is none.
-    :raises DataError: something was added to it or changed in it, or is where it is put aside.
+    :raises DataError: something was added to it, or is where it is put aside.
     """
-    check_sealed(folder)
     if os.path.lexists(old := _replaced(folder)):
         _refuse_other_files(old)
     ours = {"manifest.json", *NOTES, *(manifest["bytes"] if manifest else ())}

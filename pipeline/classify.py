@@ -6,16 +6,14 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.files import first_line
 from data_prep.images.read import Refused
+from pipeline.classification.classifier import classifier_of_export, classifier_of_run
+from pipeline.classification.serving import Classifier
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import Once, path_argument, positive_argument, run_command
 from pipeline.recipe import UsageError
-
-if TYPE_CHECKING:
-    from pipeline.classification.serving import Classifier
 
 ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})  # a line is one image's
 
@@ -74,16 +72,7 @@ def load_classifier(recipe: ClassificationRecipe, model: Path | None) -> Classif
     :raises CheckpointError: the run has no checkpoint that can be used.
     """
     if model is not None:
-        from models.export_format import read_classifier_settings
-
-        if read_classifier_settings(model).format == "onnx":  # which needs no PyTorch
-            from pipeline.classification.serving import OnnxClassifier
-
-            return OnnxClassifier(model)
-        from pipeline.classification.classifier import classifier_of_export
-
         return classifier_of_export(model)
-    from pipeline.classification.classifier import classifier_of_run
     from pipeline.classification.run_model import checkpoints_of_run
 
     return classifier_of_run(recipe, checkpoints_of_run(recipe))

@@ -17,8 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from pydantic import BaseModel
-
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import ROOT, Recipe, UsageError
 from pipeline.recipe_file import (
@@ -44,16 +42,14 @@ STOPPED = 75  # exit code after a signal: EX_TEMPFAIL, "try again"
 AGAIN = "run the same command again to continue"
 
 
-def keys_on_command_line(
-    section: str, values: BaseModel, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """Return the keys of a recipe's section that are on the command line, with their values.
-
-    :param section: its name; `evaluation`, for example.
-    :param values: that section of the recipe.
-    """
+def evaluation_keys(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the keys of `evaluation` that are on the command line, with their values."""
     given = (key.partition(".") for key in vars(arguments))
-    return {name: getattr(values, name) for prefix, _, name in given if prefix == section}
+    return {
+        name: getattr(recipe.evaluation, name)
+        for section, _, name in given
+        if section == "evaluation"
+    }
 
 
 def overrides_on_command_line(

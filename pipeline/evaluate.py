@@ -29,7 +29,7 @@ from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import (
     DEFAULT_RECIPE,
     Once,
-    keys_on_command_line,
+    evaluation_keys,
     overrides_on_command_line,
     path_argument,
     run_command,
@@ -124,7 +124,7 @@ def _as_trained(recipe: Recipe) -> Recipe:
 def _evaluate(recipe: Recipe, arguments: argparse.Namespace) -> Evaluation[Any]:
     """Evaluate the model of the run's checkpoints, or the export that `--model` names; warn of keys
     on the command line that do not apply to that."""
-    given = keys_on_command_line("evaluation", recipe.evaluation, arguments)
+    given = evaluation_keys(recipe, arguments)
     search = {key: value for key, value in given.items() if key in SearchConfig.model_fields}
     if arguments.model:
         for key in sorted(given.keys() - search.keys() - {"test_sets", "batch_size", "comet"}):
@@ -137,7 +137,7 @@ def _evaluate(recipe: Recipe, arguments: argparse.Namespace) -> Evaluation[Any]:
 
 def _servable(recipe: Recipe, evaluation: Evaluation[Any]) -> Servable:
     """Return what to register."""
-    checkpoints, result = evaluation.checkpoints, evaluation.results[0]
+    checkpoints, result = evaluation.model.checkpoints, evaluation.results[0]
     if isinstance(recipe, ClassificationRecipe):
         return servable_classifier(recipe, checkpoints, result)
     assert isinstance(recipe, TranslationRecipe)
@@ -157,7 +157,7 @@ def _publish(
     log_data(tracker, recipe, data)
     for result in (*results, *filter(None, [validation])):
         result.log(tracker)
-    if not evaluation.export:
+    if not evaluation.model.export:
         log_note(tracker, recipe, data, _scores(recipe, evaluation))
     compared = compare_all(results, baseline) if baseline else []
     for result, comparison in compared:
@@ -181,7 +181,7 @@ def _scores(recipe: Recipe, evaluation: Evaluation[Any]) -> str:
         f"[{result.test_set_name}](artifact:{result.artifact_folder}/{result.page_file})"
         for result in results
     )
-    tags = ", ".join(checkpoint.tag for checkpoint in evaluation.checkpoints)
+    tags = ", ".join(checkpoint.tag for checkpoint in evaluation.model.checkpoints)
     return f"{table}\n\nWeights: {tags}. {interval} All answers, to search and sort: {pages}."
 
 

@@ -243,6 +243,23 @@ def failing_together(advice: str = "") -> Iterator[None]:
         raise RanksError(message) from error
 
 
+@contextmanager
+def share_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how far rank 0 is with its share of some work, if stderr is a terminal.
+
+    :param what: the label of the bar.
+    :returns: a function to call with the number of things just done.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    shown = console.is_terminal and rank() == 0
+    with Progress(console=console, transient=True, disable=not shown) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
 def gather_shares(share: Sequence[Item]) -> list[Item]:
     """Return the items of all ranks, one rank's after the other's, on every rank."""
     if world_size() == 1:

@@ -15,7 +15,7 @@ from data_prep.stage import read_manifest
 from pipeline.analysis import classification, translation
 from pipeline.analysis.examples import AnalysedModel, Analysis, Examples, Settings, Subject
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.evaluation.result import share_progress
+from pipeline.ranks import share_progress
 from pipeline.recipe import Recipe, UsageError, slug_of
 from pipeline.recipe_file import load_recipe
 from pipeline.tracking.tracker import Tracker

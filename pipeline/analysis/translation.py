@@ -66,7 +66,7 @@ def _load_export(folder: Path, device: torch.device) -> AnalysedModel:
 
     translator = Translator.of_export(folder, dtype="float32")
     assert isinstance(translator, Translator)  # of this format
-    return _analysed(translator.model, device)
+    return _analysed(translator.models[0], device)
 
 
 def _analysed(model: TranslationModel, device: torch.device) -> AnalysedModel:

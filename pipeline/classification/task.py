@@ -175,7 +175,7 @@ class ClassificationTask(Task["ImageBatch"]):
                 )
         except ModelError as error:
             raise CheckpointError(f"training.init_from: {error}") from error
-        load_initial_weights(model, folder, settings.format, settings.model, self.recipe.model)
+        load_initial_weights(model, folder, settings, self.recipe.model)
 
     def loss(self, model: Model, batch: ImageBatch) -> Tensor:
         return _cross_entropy(model(batch.to_device()), batch, self.recipe.training.label_smoothing)

@@ -28,7 +28,6 @@ from pipeline.evaluation.result import (
     Evaluation,
     bring_up_to_date,
     digest_of_weights,
-    share_progress,
 )
 from pipeline.evaluation.test_sets import (
     Overlap,
@@ -38,7 +37,7 @@ from pipeline.evaluation.test_sets import (
     overlap_of,
 )
 from pipeline.evaluation.translations import TranslationResult
-from pipeline.ranks import gather_shares, rank, share_of, world_size
+from pipeline.ranks import gather_shares, rank, share_of, share_progress, world_size
 from pipeline.recipe import VALIDATION, UsageError
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.scores import bleu
@@ -50,7 +49,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("evaluate")
 
 VERSION = 3  # raise it when the same model would get other scores
-NO_SEARCH_KEYS: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe, TranslationResult]):
 def evaluate(
     recipe: TranslationRecipe,
     export: Path | None = None,
-    search: Mapping[str, Any] = NO_SEARCH_KEYS,
+    search: Mapping[str, Any] | None = None,
 ) -> Evaluation[TranslationResult]:
     """Bring the results up to date, on every rank; see `bring_up_to_date`.
 
@@ -197,7 +195,7 @@ def evaluate(
     :raises CheckpointError: there is nothing to evaluate, or it belongs to other data.
     :raises DataError: a test set cannot be read or fetched.
     """
-    return bring_up_to_date(lambda: EvaluatedTranslator.of(recipe, export, search))
+    return bring_up_to_date(lambda: EvaluatedTranslator.of(recipe, export, search or {}))
 
 
 def _translate_and_score(
@@ -221,7 +219,7 @@ def _translate_and_score(
 
         vocabularies = load_vocabularies(recipe.shards)
         untrained = Translator(
-            untrained_model(recipe),
+            [untrained_model(recipe)],
             vocabularies,
             recipe.evaluation,
             recipe.data.max_tokens_per_side,

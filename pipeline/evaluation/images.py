@@ -28,7 +28,6 @@ from pipeline.classification.scores import Probabilities, by_class, confusion, m
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.answers_page import write_answers_page
 from pipeline.evaluation.result import (
-    NUMBERS,
     EvaluatedModel,
     Evaluation,
     Result,
@@ -36,11 +35,10 @@ from pipeline.evaluation.result import (
     bring_up_to_date,
     digest_of_weights,
     read_scores,
-    share_progress,
 )
 from pipeline.markdown import markdown_table
 from pipeline.pictures import draw_confusion, draw_images
-from pipeline.ranks import gather_shares, rank, world_size
+from pipeline.ranks import gather_shares, rank, share_progress, world_size
 from pipeline.recipe import VALIDATION, slug_of
 
 if TYPE_CHECKING:
@@ -58,7 +56,7 @@ COLUMNS = ("image", "class", "predicted", "probability of its class", "of the pr
 def scores_of(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -> Scores:
     """Return the scores of these checkpoints on the test set as it is now; empty without any."""
     folder = recipe.run_dir / "evaluation" / slug_of(recipe.data.test.name)
-    found = read_scores(folder, ImageResult.types)
+    found = read_scores(folder)
     wanted = {
         "test_set": recipe.data.test.name,
         "test_set_sha256": images_digest(read_images_manifest(recipe.shards), "test"),
@@ -83,14 +81,6 @@ class ImageResult(Result):
     )  # fmt: skip
     answers_file = "predictions.txt"
     page_file = "predictions.html"
-    types: ClassVar[dict[str, tuple[type, ...]]] = {
-        **dict.fromkeys(
-            ("accuracy", "accuracy_low", "accuracy_high", "loss", "images"),
-            NUMBERS,
-        ),
-        **dict.fromkeys(("test_set", "test_set_sha256", "fingerprint"), (str,)),
-        "files": (dict,),
-    }
     comparison = "McNemar's test"
     logged_scores = (
         "accuracy", "accuracy_low", "accuracy_high", "top5_accuracy", "loss", "images_per_second",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from data_prep.files import are_whole, digest_of, read_json, sha256_of, write_json
 from models.export_format import digest_of_export
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.ranks import from_rank_0, rank
+from pipeline.ranks import from_rank_0
 from pipeline.recipe import VALIDATION, Recipe, UsageError, slug_of
 from pipeline.tracking.tracker import Tracker
 
@@ -23,26 +22,13 @@ Scores = dict[str, Any]  # contents of a scores.json
 
 log = logging.getLogger("evaluate")
 
-NUMBERS = (int, float)
 DIGEST = "scores_sha256"  # key of scores.json: the digest of all its others
 
 
-def read_scores(folder: Path, types: Mapping[str, tuple[type, ...]]) -> Scores:
-    """Return the content of scores.json; empty if it is missing or damaged.
-
-    :param types: of keys that it must have.
-    """
+def read_scores(folder: Path) -> Scores:
+    """Return the content of scores.json; empty if it is missing, or not as it was written."""
     found = read_json(folder / "scores.json")
-    if found.pop(DIGEST, None) != digest_of(found):
-        return {}
-    checkpoints, step = found.get("checkpoints", [""]), found.get("step", 0)
-    whole = (
-        all(type(found.get(key)) in allowed for key, allowed in types.items())
-        and isinstance(checkpoints, list)
-        and len(checkpoints) > 0
-        and type(step) is int
-    )
-    return found if whole else {}
+    return found if found.pop(DIGEST, None) == digest_of(found) else {}
 
 
 def digest_of_weights(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
@@ -53,23 +39,6 @@ def digest_of_weights(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
         # Checkpoints of older versions have neither, and are what they were.
         infos.append({k: v for k, v in info.items() if v or k not in ("base", "parts")})
     return digest_of([*recipe.chosen_weights, *infos])
-
-
-@contextmanager
-def share_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how far rank 0 is with its share of a test set, if stderr is a terminal.
-
-    :param what: the label of the bar.
-    :returns: a function to call with the number of examples just done.
-    """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    shown = console.is_terminal and rank() == 0
-    with Progress(console=console, transient=True, disable=not shown) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 @dataclass
@@ -84,9 +53,6 @@ class Result(ABC):
 
     page_file: ClassVar[str]
     """The one that is for people: all answers, to search and sort."""
-
-    types: ClassVar[dict[str, tuple[type, ...]]]
-    """Of keys that scores.json always has."""
 
     comparison: ClassVar[str]
     """The statistical test of `compare_with`."""
@@ -115,7 +81,7 @@ class Result(ABC):
     """Contents of scores.json; empty if there is none."""
 
     def __post_init__(self) -> None:
-        self.scores = read_scores(self.folder, self.types)
+        self.scores = read_scores(self.folder)
 
     @property
     @abstractmethod
@@ -252,11 +218,7 @@ class EvaluatedModel(ABC, Generic[P, R]):
 class Evaluation(Generic[R]):
     """An evaluated model with its results."""
 
-    checkpoints: Sequence[Checkpoint]
-    """The model is their average; none of them if it is an export."""
-
-    export: Path | None
-    """The folder of an exported model."""
+    model: EvaluatedModel[Any, R]
 
     results: list[R]
     """One for each test set, that of the recipe first."""
@@ -278,24 +240,22 @@ def bring_up_to_date(find: Callable[[], EvaluatedModel[P, R]]) -> Evaluation[R]:
 
     :param find: returns the model; rank 0 calls it.
     """
-    model, evaluation, missing = from_rank_0(lambda: _compare(find()))
+    evaluation, missing = from_rank_0(lambda: _compare(find()))
     if missing:
-        model.answer(missing)
+        evaluation.model.answer(missing)
     return evaluation
 
 
-def _compare(
-    model: EvaluatedModel[P, R],
-) -> tuple[EvaluatedModel[P, R], Evaluation[R], list[R]]:
-    """Return a model with its results, and those that are missing."""
+def _compare(model: EvaluatedModel[P, R]) -> tuple[Evaluation[R], list[R]]:
+    """Return a model with its results, and those that are missing: rank 0 alone can tell."""
     results = model.results()
     for result in results:
         _refuse_to_replace(result, model.export)
         if result.up_to_date:
             log.info("%s: up to date, reused (%s)", result.test_set_name, result.folder)
     validation = None if model.export else model.result_on_validation()
-    evaluation = Evaluation(model.checkpoints, model.export, results, validation)
-    return model, evaluation, evaluation.missing
+    evaluation = Evaluation(model, results, validation)
+    return evaluation, evaluation.missing
 
 
 def _refuse_to_replace(result: Result, export: Path | None) -> None:

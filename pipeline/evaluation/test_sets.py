@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -48,12 +48,8 @@ def load_test_sets(recipe: TranslationRecipe) -> Iterator[TestSet]:
         length.
     """
     yield _checked(_test_set_of_recipe(recipe))
-    for wanted in recipe.evaluation.test_sets:
-        if isinstance(wanted, TestSetFiles):
-            yield _checked(_read_files(wanted.name, *_files_of(wanted, recipe.data.root)))
-        else:
-            files = _fetch_of_sacrebleu(wanted, recipe.data.languages)
-            yield _checked(_read_files(wanted, *files))
+    for name, files in _others(recipe, _fetch_of_sacrebleu):
+        yield _checked(_read_files(name, *files))
 
 
 def test_sets_at_hand(recipe: TranslationRecipe) -> Iterator[tuple[str, str | None]]:
@@ -121,8 +117,20 @@ def _read_files(name: str, source: Path, *references: Path) -> TestSet:
     return TestSet(name, list(read_lines(source)), [list(read_lines(path)) for path in references])
 
 
-def _files_of(wanted: TestSetFiles, root: Path) -> Iterator[Path]:
-    return (root / path for path in (wanted.source, *wanted.references))
+def _others(
+    recipe: TranslationRecipe, find: Callable[[str, tuple[str, str]], list[Path]]
+) -> Iterator[HeldOut]:
+    """Yield the test sets of `evaluation.test_sets`.
+
+    :param find: returns source and references of one of sacreBLEU's, by name and languages.
+    """
+    root = recipe.data.root
+    for wanted in recipe.evaluation.test_sets:
+        if isinstance(wanted, TestSetFiles):
+            files = (root / path for path in (wanted.source, *wanted.references))
+            yield HeldOut(wanted.name, tuple(files))
+        else:
+            yield HeldOut(wanted, tuple(find(wanted, recipe.data.languages)))
 
 
 # ── sacreBLEU's ─────────────────────────────────────────────────────────────────────────────────
@@ -199,12 +207,7 @@ def held_out_of(recipe: TranslationRecipe) -> list[HeldOut]:
 
     :raises DataError: sacreBLEU has no test set of that name.
     """
-    return [
-        HeldOut(wanted.name, tuple(_files_of(wanted, recipe.data.root)))
-        if isinstance(wanted, TestSetFiles)
-        else HeldOut(wanted, tuple(_find_in_cache(wanted, recipe.data.languages)))
-        for wanted in recipe.evaluation.test_sets
-    ]
+    return list(_others(recipe, _find_in_cache))
 
 
 def check_training_text(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from data_prep.files import write_atomically
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.evaluation.answers_page import write_answers_page
-from pipeline.evaluation.result import NUMBERS, Result, Scores, digest_of_weights, read_scores
+from pipeline.evaluation.result import Result, Scores, digest_of_weights, read_scores
 from pipeline.evaluation.test_sets import TestSet, test_sets_at_hand
 from pipeline.markdown import markdown_table
 from pipeline.pictures import draw_bleu_by_length
@@ -48,7 +48,7 @@ def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> l
     }
     scores = []
     for name, sha256 in test_sets_at_hand(recipe):
-        found = read_scores(recipe.run_dir / "evaluation" / slug_of(name), TranslationResult.types)
+        found = read_scores(recipe.run_dir / "evaluation" / slug_of(name))
         is_same_text = sha256 in (None, found.get("test_set_sha256"))
         if is_same_text and {**wanted, "test_set": name}.items() <= found.items():
             scores.append(found)
@@ -79,11 +79,6 @@ class TranslationResult(Result):
     )  # fmt: skip
     answers_file = "hypotheses.txt"
     page_file = "sentences.html"
-    types: ClassVar[dict[str, tuple[type, ...]]] = {
-        **dict.fromkeys(("bleu", "bleu_ci", "chrf", "ter", "length_ratio", "sentences"), NUMBERS),
-        **dict.fromkeys(("test_set", "bleu_signature", "test_set_sha256", "fingerprint"), (str,)),
-        "files": (dict,),
-    }
     comparison = "paired bootstrap"
     logged_scores = (
         "bleu", "bleu_low", "bleu_high", "chrf", "ter", "length_ratio", "comet",

@@ -10,21 +10,19 @@ threads: equal pairs give equal bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from scipy.sparse import csr_matrix, vstack
 
 from data_prep.shards import ShardReader, TokenIds
 from data_prep.text import EOS_IDX, UNK_IDX
 from data_prep.vocabulary import load_vocabularies
 from models.export_format import SHORTLISTS, Format
+from pipeline.ranks import share_progress
 from pipeline.translation.serving import tokens_of
 from pipeline.translation.shortlist import Shortlist
 from pipeline.translation_recipe import TranslationRecipe
@@ -138,7 +136,7 @@ def _translation_table(source: csr_matrix, target: csr_matrix) -> csr_matrix:
     """
     by_token = source.T.tocsr()
     rows = by_token.shape[0]
-    with _progress(rows + (ITERATIONS - 1) * (source.shape[0] + rows)) as advance:
+    with share_progress("shortlist", rows + (ITERATIONS - 1) * (source.shape[0] + rows)) as advance:
         weights = target.copy()  # all source tokens of a pair are as likely
         weights.data /= np.repeat(np.diff(source.indptr), np.diff(target.indptr))
         table = vstack([_pruned(block @ weights) for block in _blocks(by_token, advance)], "csr")
@@ -193,16 +191,3 @@ def _normalise(table: csr_matrix) -> None:
     """Make rows sum to 1."""
     sums = np.asarray(table.sum(axis=1)).ravel()
     table.data /= np.repeat(np.maximum(sums, TINY), np.diff(table.indptr))
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal; what it counts are rows of matrices."""
-    console = Console(stderr=True)
-    columns = (TextColumn("shortlist:"), BarColumn(), TaskProgressColumn(show_speed=True))
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True,
-        disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)

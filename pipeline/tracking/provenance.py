@@ -125,18 +125,20 @@ def how_to_reproduce(recipe: Recipe, data: DataFacts, tags: Mapping[str, str]) -
     return f"{code}\n\n{', '.join(facts)}.{changed} {rest}"
 
 
-class TrainingFacts(NamedTuple):
-    """What tracking tells of a training besides its recipe."""
+def log_training(
+    tracker: Tracker,
+    recipe: Recipe,
+    deepspeed_config: dict[str, Any],
+    *,
+    ranks: int,
+    device: str,
+    core_parameters: int,
+) -> None:
+    """Log DeepSpeed's configuration, code and machine of a training that begins.
 
-    deepspeed_config: dict[str, Any]
-    ranks: int
-    device: str
-    core_parameters: int  # without embeddings and output projection
-
-
-def log_training(tracker: Tracker, recipe: Recipe, facts: TrainingFacts) -> None:
-    """Log the recipe, DeepSpeed's configuration, code and machine of a training that begins."""
-    given = flatten(facts.deepspeed_config)
+    :param core_parameters: without embeddings and output projection.
+    """
+    given = flatten(deepspeed_config)
     tracker.log_params(
         **_parameters(recipe, "model", "training", "evaluation"),
         deepspeed={key: given[key] for key in DEEPSPEED_KEYS if key in given},
@@ -145,14 +147,13 @@ def log_training(tracker: Tracker, recipe: Recipe, facts: TrainingFacts) -> None
         {
             **_code_tags(),
             **_machine_tags(),
-            "ranks": str(facts.ranks),
-            "device": facts.device,
-            "core_parameters": str(facts.core_parameters),
+            "ranks": str(ranks),
+            "device": device,
+            "core_parameters": str(core_parameters),
             "command": _command(),
         }
     )
-    _log_recipe(tracker, recipe)
-    tracker.log_json("deepspeed.json", facts.deepspeed_config)
+    tracker.log_json("deepspeed.json", deepspeed_config)
     tracker.log_status("RUNNING")
 
 

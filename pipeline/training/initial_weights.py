@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.config import LayersConfig
-from models.export_format import ModelError, load_weights
+from models.export_format import ClassifierSettings, ExportSettings, ModelError, load_weights
 from pipeline.checkpoints.folder import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,25 +18,27 @@ FREE = {"dropout"}  # keys of `model` that weights do not depend on
 
 
 def load_initial_weights(
-    model: nn.Module, folder: Path, format: str, theirs: LayersConfig, ours: LayersConfig
+    model: nn.Module,
+    folder: Path,
+    settings: ExportSettings | ClassifierSettings,
+    ours: LayersConfig,
 ) -> None:
     """Load the weights of an export into `model`.
 
     :param folder: of the export.
-    :param format: its format.
-    :param theirs: its `model` section. Shapes alone do not tell heads, for example.
+    :param settings: what it is. Shapes alone do not tell heads, for example.
     :param ours: the recipe's.
     :raises CheckpointError: the export cannot be trained on, or is of another model.
     """
     from safetensors import SafetensorError
 
     try:
-        if format != "safetensors":
+        if settings.format != "safetensors":
             raise ModelError(
-                f"{folder} is in format {format}, and cannot be trained on; "
+                f"{folder} is in format {settings.format}, and cannot be trained on; "
                 "`./run.sh export --format safetensors` writes it as it was"
             )
-        its = theirs.model_dump(mode="json")
+        its = settings.model.model_dump(mode="json")
         for key, value in ours.model_dump(mode="json", exclude=FREE).items():
             if its[key] != value:
                 raise ModelError(f"{folder} has model.{key} {its[key]}, the recipe says {value}")

@@ -17,7 +17,7 @@ from pipeline.preflight import check_space
 from pipeline.ranks import without_greetings
 from pipeline.recipe import Recipe
 from pipeline.tracking.note import LOSSES, log_note
-from pipeline.tracking.provenance import TrainingFacts, log_data, log_training
+from pipeline.tracking.provenance import log_data, log_training
 from pipeline.tracking.system_metrics import system_metrics
 from pipeline.tracking.tracker import Tracker, open_tracker, set_aside_finished
 from pipeline.training.deepspeed_config import precision
@@ -77,7 +77,14 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
         tracker = open_tracker(task.recipe)
         data = task.data_facts()
         log_data(tracker, task.recipe, data)
-        log_training(tracker, task.recipe, _facts(trainer))
+        log_training(
+            tracker,
+            task.recipe,
+            trainer.deepspeed_config,
+            ranks=trainer.world_size,
+            device=str(trainer.device),
+            core_parameters=task.core_parameters(trainer.model),
+        )
     status = "FAILED"
     try:
         with system_metrics(tracker, lambda: trainer.step) if tracker else nullcontext():
@@ -122,15 +129,6 @@ def _introduce(trainer: Trainer[Batch], newest: Checkpoint | None) -> None:
             recipe.training.micro_batch_key,
             task.plan.max_tokens // trainer.world_size,
         )
-
-
-def _facts(trainer: Trainer[Batch]) -> TrainingFacts:
-    return TrainingFacts(
-        deepspeed_config=trainer.deepspeed_config,
-        ranks=trainer.world_size,
-        device=str(trainer.device),
-        core_parameters=trainer.task.core_parameters(trainer.model),
-    )
 
 
 def _draw_losses(tracker: Tracker, recipe: Recipe, last: int) -> None:

@@ -20,32 +20,24 @@ from models.search_config import SearchConfig
 from models.seq2seq import TranslationModel
 from models.stack import Stack
 from pipeline.translation.batches import collate_ids, pad
-from pipeline.translation.constrained_search import Terms
 from pipeline.translation.decode import decode_batch
 from pipeline.translation.search import Decoding, Floats, Ints, NextTokens
-from pipeline.translation.serving import Hypothesis, PairIds
+from pipeline.translation.serving import Hypothesis, PairIds, Part
 
 
 @torch.inference_mode()
 def beam_search(
-    models: TranslationModel | Sequence[TranslationModel],
-    sources: Sequence[Sequence[int]],
-    search: SearchConfig,
-    prefixes: Sequence[Sequence[int]] = (),
-    places: Sequence[Sequence[int]] = (),
-    terms: Sequence[Terms | None] = (),
+    models: Sequence[TranslationModel], parts: Sequence[Part], search: SearchConfig
 ) -> list[list[Hypothesis]]:
-    """Translate `sources` in one batch; or draw translations, if `search` says so.
+    """Translate sentences in one batch; or draw translations, if `search` says so.
 
     :param models: one, or an ensemble: the mean of their log-probabilities counts.
-    :param sources: token ids of each sentence, with EOS.
-    :param prefixes, places, terms: see `decode_batch`.
+    :param parts: the sentences; see `decode_batch`.
     :returns: at most `beam_size` hypotheses for each sentence, best first, or as they were drawn.
     :raises ModelError: the models' output is not a number.
     """
-    models = [models] if isinstance(models, TranslationModel) else models
-    decoding, lengths = TorchDecoding(models, sources), [len(ids) for ids in sources]
-    return decode_batch(decoding, lengths, search, decoding.max_seq_len, prefixes, places, terms)
+    decoding = TorchDecoding(models, [part.source for part in parts])
+    return decode_batch(decoding, parts, search, decoding.max_seq_len)
 
 
 @torch.inference_mode()

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.text import BOS_IDX, EOS_IDX
+from models.search_config import SearchConfig
 from pipeline.translation.search import (
     Candidates,
     Decoding,
@@ -36,9 +37,6 @@ from pipeline.translation.search import (
     rows_to_keep,
 )
 from pipeline.translation.serving import Hypothesis
-
-if TYPE_CHECKING:  # where this file is served there is no recipe
-    from models.search_config import SearchConfig
 
 Tokens = tuple[int, ...]
 

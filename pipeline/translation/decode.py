@@ -4,32 +4,26 @@ without, or by drawing tokens."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from pipeline.translation.constrained_search import Terms, constrained_batch
+from models.search_config import SearchConfig
+from pipeline.translation.constrained_search import constrained_batch
 from pipeline.translation.search import Decoding, sample_batch, search_batch
-from pipeline.translation.serving import Hypothesis
-
-if TYPE_CHECKING:  # where this file is served there is no recipe
-    from models.search_config import SearchConfig
+from pipeline.translation.serving import Hypothesis, Part
 
 
 def decode_batch(
-    decoding: Decoding,
-    lengths: Sequence[int],
-    search: SearchConfig,
-    longest: int,
-    prefixes: Sequence[Sequence[int]] = (),
-    places: Sequence[Sequence[int]] = (),
-    terms: Sequence[Terms | None] = (),
+    decoding: Decoding, parts: Sequence[Part], search: SearchConfig, longest: int
 ) -> list[list[Hypothesis]]:
     """Translate the sentences of a batch as `search` says.
 
-    :param terms: what each translation must have; all of a batch have some, or none has any. The
-        other parameters are those of `search_batch` and `sample_batch`.
+    :param decoding: of their sources, before its first step.
+    :param parts: all of them have terms, or none has any.
+    :param longest: the most tokens that the model can produce.
     """
+    lengths, prefixes = [len(part.source) for part in parts], [part.prefix for part in parts]
     if search.sampling_topk is not None:
+        places = [part.place for part in parts]
         return sample_batch(decoding, lengths, search, longest, prefixes, places)
-    if required := [own for own in terms if own is not None]:
+    if required := [part.terms for part in parts if part.terms is not None]:
         return constrained_batch(decoding, lengths, search, longest, required, prefixes)
     return search_batch(decoding, lengths, search, longest, prefixes)

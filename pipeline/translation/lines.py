@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from data_prep.files import DataError
 from models.search_config import SearchConfig
-from pipeline.command_line import Once, keys_on_command_line, on_signals, path_argument
+from pipeline.command_line import Once, evaluation_keys, on_signals, path_argument
 from pipeline.recipe import UsageError
 from pipeline.translation_recipe import TranslationRecipe
 
@@ -184,7 +184,7 @@ def search_keys(recipe: TranslationRecipe, arguments: argparse.Namespace) -> dic
 
     :raises UsageError: a key does not apply to an export.
     """
-    search = keys_on_command_line("evaluation", recipe.evaluation, arguments)
+    search = evaluation_keys(recipe, arguments)
     if other := sorted(search.keys() - SearchConfig.model_fields.keys()):
         raise UsageError(f"evaluation.{other[0]} does not apply to an exported model")
     return search

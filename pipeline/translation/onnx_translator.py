@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
 from data_prep.text import PAD_IDX, seen_words
 from models.export_format import DECODER, ENCODER, ModelError
@@ -36,12 +35,6 @@ HIDDEN = np.float32(-1e9)  # added to what a hypothesis may not attend to
 LARGE_SHARE = 0.45  # of the vocabulary; then the product with all of it, in int8, is as fast
 
 Bools = NDArray[np.bool_]
-
-LOAD_ERRORS = (
-    OSError, KeyError, RuntimeError, ValueError, errors.Fail, errors.InvalidArgument,
-    errors.InvalidGraph, errors.InvalidProtobuf, errors.NoSuchFile, errors.NotImplemented,
-    errors.RuntimeException,
-)  # fmt: skip
 
 
 class OnnxTranslator(TextTranslator):
@@ -71,7 +64,7 @@ class OnnxTranslator(TextTranslator):
             self.max_target_tokens: int = settings.model.max_seq_len
             sizes = [vocabulary.get_piece_size() for vocabulary in vocabularies]
             self.shortlist = read_shortlist(folder, *sizes) if options.shortlist else None
-        except LOAD_ERRORS as error:
+        except Exception as error:  # onnxruntime's are of many types
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         workers = threads or thread_count()
         super().__init__(
@@ -96,11 +89,9 @@ class OnnxTranslator(TextTranslator):
         return force_batch(OnnxDecoding(self.encoder, self.decoder, sources), targets)
 
     def _search(self, parts: list[Part]) -> list[list[Hypothesis]]:
-        sources, prefixes = [part.source for part in parts], [part.prefix for part in parts]
+        sources = [part.source for part in parts]
         decoding = OnnxDecoding(self.encoder, self.decoder, sources, self._allowed(parts))
-        lengths, places = [len(ids) for ids in sources], [part.place for part in parts]
-        longest, terms = self.max_target_tokens, [part.terms for part in parts]
-        return decode_batch(decoding, lengths, self.search, longest, prefixes, places, terms)
+        return decode_batch(decoding, parts, self.search, self.max_target_tokens)
 
     def _allowed(self, parts: list[Part]) -> Bools | None:
         """Return which target tokens the shortlist, the prefix, or a term allows each sentence,

@@ -97,9 +97,7 @@ def load_initial_weights(recipe: TranslationRecipe, model: TranslationModel, fol
             )
     except (ModelError, OSError) as error:
         raise CheckpointError(f"training.init_from: {error}") from error
-    initial_weights.load_initial_weights(
-        model, folder, settings.format, settings.model, recipe.model
-    )
+    initial_weights.load_initial_weights(model, folder, settings, recipe.model)
 
 
 def model_for(

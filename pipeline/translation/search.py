@@ -14,17 +14,15 @@ are taken is decided here, on arrays of a few numbers. This file needs numpy, no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from models.export_format import DIVERGED, ModelError
+from models.search_config import SearchConfig
 from pipeline.translation.serving import Hypothesis, length_limit
-
-if TYPE_CHECKING:  # where this file is served there is no recipe
-    from models.search_config import SearchConfig
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -113,8 +111,8 @@ def sample_batch(
     lengths: Sequence[int],
     search: SearchConfig,
     longest: int,
-    prefixes: Sequence[Sequence[int]] = (),
-    places: Sequence[Sequence[int]] = (),
+    prefixes: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
 ) -> list[list[Hypothesis]]:
     """Draw `beam_size` translations of each sentence of a batch, each token by its probability.
 
@@ -127,7 +125,7 @@ def sample_batch(
     size = (len(lengths), search.beam_size)
     numbers = np.zeros((*size, max(limits)))
     for row, which in np.ndindex(size):
-        place = places[row] if places else (row,)
+        place = places[row]
         generator = np.random.default_rng([search.sampling_seed, *place, which])
         numbers[row, which, : limits[row]] = generator.random(limits[row])
 

@@ -14,15 +14,10 @@ from sentencepiece import SentencePieceProcessor
 
 from data_prep.text import seen_words
 from models.export_format import ModelError, load_weights, read_ensemble, read_settings
-from pipeline.translation.serving import (
-    Hypothesis,
-    PairIds,
-    Part,
-    TextTranslator,
-)
+from models.search_config import SearchConfig
+from pipeline.translation.serving import Hypothesis, PairIds, Part, TextTranslator
 
 if TYPE_CHECKING:
-    from models.search_config import SearchConfig
     from models.seq2seq import TranslationModel
     from pipeline.checkpoints.folder import Checkpoint
     from pipeline.translation_recipe import TranslationRecipe
@@ -37,21 +32,20 @@ class Translator(TextTranslator):
 
     def __init__(
         self,
-        model: TranslationModel,
+        models: Sequence[TranslationModel],
         vocabularies: Vocabularies,
         search: SearchConfig,
         max_source_tokens: int | None = None,
-        others: Sequence[TranslationModel] = (),
     ) -> None:
         """Move models to the GPU if there is one, and make ready to translate.
 
+        :param models: of the same vocabularies; several are an ensemble.
         :param max_source_tokens: longer lines are translated in parts; None: the most that the
             models can take.
-        :param others: models of the same vocabularies that make an ensemble with `model`.
         """
         import torch
 
-        self.model, self.models = model, [model, *others]
+        self.models = models
         self._lock = Lock()  # a model keeps folded weights, and one batch takes all cores
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for each in self.models:
@@ -59,8 +53,8 @@ class Translator(TextTranslator):
         self.max_target_tokens = min(each.max_target_seq_len for each in self.models)
         longest = min(max_source_tokens or self.max_target_tokens, self.max_target_tokens)
         backend = f"PyTorch {search.dtype} on {device}"
-        if others:
-            backend += f", an ensemble of {len(self.models)}"
+        if len(models) > 1:
+            backend += f", an ensemble of {len(models)}"
         super().__init__(vocabularies, search, longest, backend)
 
     @classmethod
@@ -73,7 +67,7 @@ class Translator(TextTranslator):
         from pipeline.translation.run_model import model_of_run
 
         model, vocabularies = model_of_run(recipe, checkpoints), load_vocabularies(recipe.shards)
-        made = cls(model, vocabularies, recipe.evaluation, recipe.data.max_tokens_per_side)
+        made = cls([model], vocabularies, recipe.evaluation, recipe.data.max_tokens_per_side)
         made.seen_words = seen_words(recipe.shards)
         return made
 
@@ -138,7 +132,7 @@ class Translator(TextTranslator):
                 raise ModelError(f"{folder}: not an exported model: {error}") from error
             models.append(model)
             longest.append(settings.max_source_tokens or model.max_source_seq_len)
-        made = cls(models[0], vocabularies, evaluation, min(longest), models[1:])
+        made = cls(models, vocabularies, evaluation, min(longest))
         made.seen_words = seen_words(folders[0])
         return made
 
@@ -147,10 +141,8 @@ class Translator(TextTranslator):
         from pipeline.translation.beam_search import beam_search
 
         for parts in batches:
-            sources, prefixes = [part.source for part in parts], [part.prefix for part in parts]
-            places, terms = [part.place for part in parts], [part.terms for part in parts]
             with self._lock:
-                found = beam_search(self.models, sources, self.search, prefixes, places, terms)
+                found = beam_search(self.models, parts, self.search)
             yield found
 
     def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:

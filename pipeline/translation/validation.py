@@ -98,4 +98,4 @@ def _translator(task: TranslationTask, trainer: Trainer[PairBatch]) -> Translato
     model = create_model(recipe.model, task.vocab_sizes, PAD_IDX)
     model.load_state_dict(trainer.full_weights())
     vocabularies = load_vocabularies(recipe.shards)
-    return Translator(model, vocabularies, recipe.evaluation, recipe.data.max_tokens_per_side)
+    return Translator([model], vocabularies, recipe.evaluation, recipe.data.max_tokens_per_side)

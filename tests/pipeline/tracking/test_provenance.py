@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.recipe_file import load_recipe
-from pipeline.tracking.provenance import TrainingFacts, log_training
+from pipeline.tracking.provenance import DataFacts, log_data, log_training
 from pipeline.tracking.tracker import Tracker
 from tests.conftest import free_port
 
@@ -28,7 +28,8 @@ def test_the_password_of_the_server_stays_here(
     monkeypatch.delenv("DEEPSPEED_ARGS", raising=False)
     recipe = load_recipe(tiny_recipe, [("run_dir", run_dir), ("tracking.uri", uri)])
     tracker = Tracker(recipe)
-    log_training(tracker, recipe, TrainingFacts({}, 1, "cpu", 7))
+    log_data(tracker, recipe, DataFacts({}, None, {}, (), ()))
+    log_training(tracker, recipe, {}, ranks=1, device="cpu", core_parameters=7)
     tracker.close()
     command = f"./run.sh --tracking.uri http://{server} --data.downloads '{mail}'"
     assert tracker.tags["command"] == command

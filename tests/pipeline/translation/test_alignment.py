@@ -58,7 +58,7 @@ def straight(prepared: TranslationRecipe) -> Translator:
     """Return a translator whose model aligns the tokens of two texts one by one."""
     with torch.no_grad():
         model = looking_straight(untrained_model(prepared))
-    return Translator(model, load_vocabularies(prepared.shards), prepared.evaluation)
+    return Translator([model], load_vocabularies(prepared.shards), prepared.evaluation)
 
 
 def straight_links(count: int) -> list[Link]:

@@ -15,8 +15,8 @@ from models.config import Architecture, ModelConfig
 from models.export_format import ModelError
 from models.factory import create_model
 from models.seq2seq import TranslationModel
-from pipeline.translation.beam_search import beam_search
 from pipeline.translation_recipe import TranslationEvaluation
+from tests.pipeline.translation.searches import translate
 
 VOCAB = 30
 SOURCES = [[5, 9, 7, 3], [11, 3], [8, 8, 21, 14, 6, 29, 10, 3], [4, 3], [17, 12, 13, 3]]
@@ -69,7 +69,7 @@ def test_all_hypotheses_equal_fairseq2s(architecture: Architecture, beam_size: i
         model = model_of(architecture)
         set_bias(model, EOS_IDX, inclination_to_end)
         set_bias(model, BOS_IDX, -100)  # which fairseq2 does not forbid
-        found = beam_search(model, SOURCES, search)
+        found = translate(model, SOURCES, search)
         for source, hypotheses in zip(SOURCES, found, strict=True):
             expected = fairseq2_search(model, source, search)
             assert [h.tokens for h in hypotheses] == [tokens for tokens, _ in expected]
@@ -85,7 +85,7 @@ def test_a_score_is_what_the_model_gives_the_whole_translation(architecture: Arc
     model = model_of(architecture)
     set_bias(model, EOS_IDX, 3)
     search = TranslationEvaluation(beam_size=4, length_penalty=0.8)
-    for source, hypotheses in zip(SOURCES, beam_search(model, SOURCES, search), strict=True):
+    for source, hypotheses in zip(SOURCES, translate(model, SOURCES, search), strict=True):
         for hypothesis in hypotheses:
             target = torch.tensor([[BOS_IDX, *hypothesis.tokens]])
             with torch.no_grad():
@@ -99,9 +99,9 @@ def test_a_score_is_what_the_model_gives_the_whole_translation(architecture: Arc
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_the_batch_changes_nothing(architecture: Architecture) -> None:
     model, search = model_of(architecture, seed=1), TranslationEvaluation(beam_size=4)
-    together = beam_search(model, SOURCES, search)
+    together = translate(model, SOURCES, search)
     for source, hypotheses in zip(SOURCES, together, strict=True):
-        (alone,) = beam_search(model, [source], search)
+        (alone,) = translate(model, [source], search)
         assert [h.tokens for h in alone] == [h.tokens for h in hypotheses]
         assert [h.score for h in alone] == pytest.approx([h.score for h in hypotheses], abs=1e-4)
 
@@ -110,11 +110,11 @@ def test_length_is_a_function_of_the_own_source() -> None:
     model = model_of()
     set_bias(model, EOS_IDX, -100)  # never ends by itself
     search = TranslationEvaluation(beam_size=2, max_length_ratio=1.0, max_length_offset=2)
-    for source, hypotheses in zip(SOURCES, beam_search(model, SOURCES, search), strict=True):
+    for source, hypotheses in zip(SOURCES, translate(model, SOURCES, search), strict=True):
         assert [len(h.tokens) for h in hypotheses] == [len(source) + 2] * 2
         assert all(h.tokens[-1] == EOS_IDX for h in hypotheses)
     longest = TranslationEvaluation(beam_size=1, max_length_offset=1000)
-    ((hypothesis,),) = beam_search(model, SOURCES[:1], longest)
+    ((hypothesis,),) = translate(model, SOURCES[:1], longest)
     assert len(hypothesis.tokens) == 40  # model.max_seq_len
 
 
@@ -127,7 +127,7 @@ def test_no_ngram_occurs_twice(size: int) -> None:
 
     def repetitions(search: TranslationEvaluation) -> int:
         count = 0
-        for hypotheses in beam_search(model, SOURCES, search):
+        for hypotheses in translate(model, SOURCES, search):
             for tokens in (h.tokens for h in hypotheses):
                 ngrams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
                 count += len(ngrams) - len(set(ngrams))
@@ -142,4 +142,4 @@ def test_a_diverged_model_is_named() -> None:
     with torch.no_grad():
         model.final_proj.weight.fill_(torch.nan)
     with pytest.raises(ModelError, match="not a number"):
-        beam_search(model, SOURCES, TranslationEvaluation())
+        translate(model, SOURCES, TranslationEvaluation())

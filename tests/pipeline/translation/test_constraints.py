@@ -16,7 +16,7 @@ from models.export_format import Format, ModelError
 from models.search_config import SearchConfig
 from pipeline.publishing.exports import export
 from pipeline.recipe import UsageError
-from pipeline.translation.beam_search import beam_search, force
+from pipeline.translation.beam_search import force
 from pipeline.translation.constrained_search import Terms, Tokens
 from pipeline.translation.glossary import Glossary, read_entries
 from pipeline.translation.serving import TextTranslator
@@ -24,6 +24,7 @@ from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 from tests.pipeline.conftest import exported
+from tests.pipeline.translation.searches import translate
 from tests.pipeline.translation.test_beam_search import SOURCES, VOCAB, model_of, set_bias
 
 BREAKS = np.arange(VOCAB) % 3 == 0  # of made-up tokens; EOS is one
@@ -75,7 +76,7 @@ def test_every_hypothesis_has_all_terms(seed: int) -> None:
     required = [some_terms(rng) for _ in SOURCES]
     terms = [Terms(each, BREAKS) for each in required]
     prefixes = [[], [7, 8], [9, 4, 4, 4], [9], required[4][0]]
-    found = beam_search([model], SOURCES, search, prefixes, (), terms)
+    found = translate([model], SOURCES, search, prefixes, (), terms)
     for i, hypotheses in enumerate(found):
         assert 1 <= len(hypotheses) <= search.beam_size
         assert len({tuple(h.tokens) for h in hypotheses}) == len(hypotheses)
@@ -87,18 +88,18 @@ def test_every_hypothesis_has_all_terms(seed: int) -> None:
         scores = [sum(row) / len(row) ** search.length_penalty for row in values]
         assert [h.score for h in hypotheses] == pytest.approx(scores, rel=1e-4, abs=1e-4)
         assert scores == pytest.approx(sorted(scores, reverse=True), abs=1e-4)
-        one = beam_search([model], SOURCES[i : i + 1], search, prefixes[i : i + 1], (), [terms[i]])
+        one = translate([model], SOURCES[i : i + 1], search, prefixes[i : i + 1], (), [terms[i]])
         assert [h.tokens for h in one[0]] == [h.tokens for h in hypotheses]
 
 
 def test_what_is_said_anyway_costs_next_to_nothing() -> None:
     model, search = model_of(), SearchConfig(beam_size=3)
     set_bias(model, EOS_IDX, 3)
-    free = [hypotheses[0] for hypotheses in beam_search(model, SOURCES, search)]
+    free = [hypotheses[0] for hypotheses in translate(model, SOURCES, search)]
     long = [i for i, hypothesis in enumerate(free) if len(hypothesis.tokens) > 3]
     everywhere = np.ones(VOCAB, np.bool_)
     terms = [Terms([tuple(free[i].tokens[1:3])], everywhere) for i in long]
-    found = beam_search(model, [SOURCES[i] for i in long], search, (), (), terms)
+    found = translate(model, [SOURCES[i] for i in long], search, (), (), terms)
     for i, hypotheses in zip(long, found, strict=True):
         assert hypotheses[0].score > free[i].score - 0.01
     assert len(long) > 2

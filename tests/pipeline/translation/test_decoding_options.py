@@ -16,11 +16,12 @@ from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from models.export_format import Format, ModelError
 from models.search_config import SearchConfig
 from models.seq2seq import TranslationModel
-from pipeline.translation.beam_search import beam_search, force
+from pipeline.translation.beam_search import force
 from pipeline.translation.serving import length_limit
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import exported
+from tests.pipeline.translation.searches import translate
 from tests.pipeline.translation.test_beam_search import SOURCES, VOCAB, model_of, set_bias
 
 PREFIXES = [[], [7, 8], [EOS_IDX + 1] * 14, [9], []]  # one is longer than the limit
@@ -69,7 +70,7 @@ def test_ensembles_and_prefixes_equal_a_plain_search(count: int) -> None:
     for model in models:
         set_bias(model, EOS_IDX, 3)
     search = SearchConfig(beam_size=3, max_length_offset=2)
-    found = beam_search(models, SOURCES, search, PREFIXES)
+    found = translate(models, SOURCES, search, PREFIXES)
     for source, hypotheses, prefix in zip(SOURCES, found, PREFIXES, strict=True):
         expected = plain_search(models, source, search, prefix)
         assert [h.tokens for h in hypotheses] == [ids for ids, _ in expected]
@@ -83,11 +84,11 @@ def test_samples_depend_on_seed_and_place_alone() -> None:
     model, keys = model_of(), {"beam_size": 3, "sampling_topk": 5, "sampling_temperature": 2.0}
     search = SearchConfig.model_validate(keys)
     places = [(line, 0) for line in range(len(SOURCES))]
-    together = beam_search(model, SOURCES, search, (), places)
+    together = translate(model, SOURCES, search, (), places)
     for source, place, hypotheses in zip(SOURCES, places, together, strict=True):
-        (alone,) = beam_search(model, [source], search, (), [place])
+        (alone,) = translate(model, [source], search, (), [place])
         assert [h.tokens for h in alone] == [h.tokens for h in hypotheses]
-        (first,) = beam_search(
+        (first,) = translate(
             model, [source], search.model_copy(update={"beam_size": 1}), (), [place]
         )
         assert first[0].tokens == hypotheses[0].tokens
@@ -95,15 +96,15 @@ def test_samples_depend_on_seed_and_place_alone() -> None:
         means = [np.mean(row) for row in values]
         assert [h.score for h in hypotheses] == pytest.approx(means, abs=1e-4)
     for other in (
-        beam_search(model, SOURCES, search.model_copy(update={"sampling_seed": 2}), (), places),
-        beam_search(model, SOURCES, search, (), places[::-1]),
+        translate(model, SOURCES, search.model_copy(update={"sampling_seed": 2}), (), places),
+        translate(model, SOURCES, search, (), places[::-1]),
     ):
         assert [[h.tokens for h in own] for own in other] != [
             [h.tokens for h in own] for own in together
         ]
     greedy = SearchConfig(beam_size=1, sampling_topk=1)
-    searched = beam_search(model, SOURCES, SearchConfig(beam_size=1), PREFIXES)
-    drawn = beam_search(model, SOURCES, greedy, PREFIXES)
+    searched = translate(model, SOURCES, SearchConfig(beam_size=1), PREFIXES)
+    drawn = translate(model, SOURCES, greedy, PREFIXES)
     assert [own[0].tokens for own in drawn] == [own[0].tokens for own in searched]
 
 
@@ -115,7 +116,7 @@ def test_tokens_are_drawn_by_their_probabilities(topk: int, temperature: float) 
             parameter.mul_(0.8)  # less sure
     search = SearchConfig(beam_size=count, sampling_topk=topk, sampling_temperature=temperature)
     search = search.model_copy(update={"max_length_ratio": 0.1, "max_length_offset": 2})
-    (hypotheses,) = beam_search(model, SOURCES[:1], search)
+    (hypotheses,) = translate(model, SOURCES[:1], search)
     seen = Counter(h.tokens[0] for h in hypotheses)
     values = log_probs([model], SOURCES[0], []) / temperature
     values[[PAD_IDX, BOS_IDX]] = -torch.inf

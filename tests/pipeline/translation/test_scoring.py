@@ -40,7 +40,7 @@ def losses(talkative_run: TranslationRecipe) -> list[float]:
         sides = zip((of_run.source_vocabulary, of_run.target_vocabulary), text, strict=True)
         ids: list[list[int]] = [each.encode(side, add_eos=True) for each, side in sides]
         batch = collate_ids(ids[:1], ids[1:], torch.device("cpu"))
-        found.append(float(of_run.model(*batch).detach()))
+        found.append(float(of_run.models[0](*batch).detach()))
     return found
 
 

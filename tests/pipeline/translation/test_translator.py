@@ -43,7 +43,7 @@ def translator(recipe: TranslationRecipe, **search: object) -> Translator:
     with torch.no_grad():  # sharper than at initialisation, so that ties are out of the question
         for parameter in model.parameters():
             parameter.mul_(1.5)
-    return Translator(model, vocabularies, recipe.evaluation.model_copy(update=search))
+    return Translator([model], vocabularies, recipe.evaluation.model_copy(update=search))
 
 
 def greedy(translator: Translator, sentence: str) -> str:
@@ -54,7 +54,7 @@ def greedy(translator: Translator, sentence: str) -> str:
     output = [BOS_IDX]
     while len(output) < limit and output[-1] != EOS_IDX:
         with torch.no_grad():
-            logits = translator.model.logits(source, torch.tensor([output]))[0, -1]
+            logits = translator.models[0].logits(source, torch.tensor([output]))[0, -1]
         logits[[PAD_IDX, BOS_IDX]] = -torch.inf  # never produced
         output.append(int(logits.argmax()))
     return " ".join(translator.target_vocabulary.decode(output[1:]).split())
@@ -106,12 +106,12 @@ def test_an_export_keeps_the_vocabulary_of_each_side(
             minloglevel=2,
         )
     trained = translator(recipe)
-    save_checkpoint(trained.model, recipe)
+    save_checkpoint(trained.models[0], recipe)
 
     export(recipe, tmp_path / "export")
     exported = Translator.of_export(tmp_path / "export")
     assert isinstance(exported, Translator)
-    model = exported.model
+    (model,) = exported.models
     assert [model.source_embed.num_embeddings, model.final_proj.weight.size(0)] == [150, 120]
     expected = [greedy(trained, sentence) if sentence.strip() else "" for sentence in SENTENCES]
     assert exported.translate(SENTENCES) == expected
