@@ -281,7 +281,8 @@ class VocabularyConfig(Section):
     def _is_trained_or_taken(self) -> VocabularyConfig:
         if self.taken_from is None:
             return self
-        if beside := sorted(self.model_fields_set - {"taken_from", *OF_TAKEN_VOCABULARIES}):
+        told = self.model_dump(exclude_defaults=True, by_alias=False).keys()
+        if beside := sorted(told - {"taken_from", *OF_TAKEN_VOCABULARIES}):
             raise ValueError(
                 f"{beside[0]} says how to train a vocabulary, and `from` takes one; remove one of "
                 "the two"

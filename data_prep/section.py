@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
@@ -37,6 +38,14 @@ class Section(BaseModel):
             raise ValueError(f"expected a number between ±{LARGEST}, not {value}")
         return value
 
+    @field_validator("*")
+    @classmethod
+    def _is_where_it_says(cls, value: Any) -> Any:
+        """Only shells take `~` for the home of whoever asks."""
+        if isinstance(value, Path) and value.parts[:1] == ("~",):
+            return value.expanduser()
+        return value
+
 
 def fault_of(error: ValidationError) -> str:
     """Return the key that the first of pydantic's errors is about, and what is wrong with it."""
@@ -44,5 +53,7 @@ def fault_of(error: ValidationError) -> str:
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "missing":
         return f"`{key}` is missing"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key `{key}`"
     message = first["msg"].removeprefix("Value error, ")
     return f"`{key}`: {message}" if key else message

@@ -91,6 +91,23 @@ class LayersConfig(Section):
         """Return the rank of level signals: what a key says, or the paper's choice."""
         return rank or max(1, self.model_dim // 16)
 
+    def check_rank(self, key: str, signals: tuple[LevelSignals, ...]) -> None:
+        """Check that a key's rank, if it says one, is one of some signals.
+
+        :param signals: the values of `level_signals` that have them.
+        :raises ValueError: there are none, or it is over the width.
+        """
+        rank = getattr(self, key)
+        if rank is None:
+            return
+        if self.architecture != "ringformer" or self.level_signals not in signals:
+            raise ValueError(
+                f"{key} ({rank}) is for architecture ringformer with level_signals "
+                f"{' or '.join(signals)} only"
+            )
+        if rank > self.model_dim:
+            raise ValueError(f"{key} ({rank}) exceeds model_dim ({self.model_dim})")
+
     @model_validator(mode="after")
     def _layers_fit_together(self) -> Self:
         if self.model_dim % self.num_heads or self.model_dim % 2:
@@ -103,14 +120,6 @@ class LayersConfig(Section):
                 f"level_signals ({self.level_signals}) is for architecture ringformer only"
             )
         return self
-
-    def refuse_rank(self, key: str, rank: int) -> None:
-        """Refuse a rank over the width.
-
-        :raises ValueError: it is.
-        """
-        if rank > self.model_dim:
-            raise ValueError(f"{key} ({rank}) exceeds model_dim ({self.model_dim})")
 
 
 class ModelConfig(LayersConfig):
@@ -152,7 +161,7 @@ class ModelConfig(LayersConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        self.refuse_rank("signal_rank", self.rank)
+        self.check_rank("signal_rank", ("all", "attention", "ffn"))
         return self
 
 
@@ -180,6 +189,6 @@ class VisionConfig(LayersConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        self.refuse_rank("attention_signal_rank", self.attention_rank)
-        self.refuse_rank("ffn_signal_rank", self.ffn_rank)
+        self.check_rank("attention_signal_rank", ("all", "attention"))
+        self.check_rank("ffn_signal_rank", ("all", "ffn"))
         return self

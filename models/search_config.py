@@ -18,7 +18,7 @@ class SearchConfig(Section):
     beam_size: PositiveInt = 4
     """Hypotheses kept at each step; 1 is greedy search."""
 
-    length_penalty: float = 1.0
+    length_penalty: float = Limit(default=1.0, ge=-10, le=10)
     """Scores are divided by length to this power."""
 
     no_repeat_ngram_size: int = Limit(default=0, ge=0)
@@ -69,7 +69,10 @@ class SearchConfig(Section):
         """
         if unknown := keys.keys() - SearchConfig.model_fields.keys():
             raise TypeError(f"no such search option: {', '.join(sorted(unknown))}")
+        own = self.model_dump()
+        if "sampling_topk" in keys and keys["sampling_topk"] is None:  # how it would draw goes, too
+            own = {key: value for key, value in own.items() if not key.startswith("sampling_")}
         try:
-            return SearchConfig.model_validate({**self.model_dump(), **keys}, strict=True)
+            return SearchConfig.model_validate({**own, **keys}, strict=True)
         except ValidationError as error:
             raise ValueError(fault_of(error)) from error

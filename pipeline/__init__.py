@@ -23,7 +23,7 @@ def load(
 ) -> TextTranslator:
     """Return a translator with the model in a folder that `./run.sh export` wrote.
 
-    Several threads may use it at once. It needs sentencepiece, and what runs the model:
+    Several threads may use it at once. It needs sentencepiece, pydantic, and what runs the model:
     ctranslate2, onnxruntime, or, in format safetensors, all of this project's environment.
 
     :param folder: in any format but huggingface.

@@ -12,7 +12,7 @@ from data_prep.images.read import Refused
 from pipeline.classification.classifier import classifier_of_export, classifier_of_run
 from pipeline.classification.serving import Classifier
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.command_line import Once, path_argument, positive_argument, run_command
+from pipeline.command_line import path_argument, positive_argument, run_command, warn_of_left_out
 from pipeline.recipe import UsageError
 
 ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})  # a line is one image's
@@ -26,7 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=path_argument,
-        action=Once,
         help="folder written by `export`; default: the run's checkpoints",
     )
     parser.add_argument(
@@ -42,6 +41,8 @@ def main(recipe: ClassificationRecipe, arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     if sys.stdout is None:
         raise UsageError("stdout is closed; classes are written there")
+    if arguments.model:
+        warn_of_left_out(arguments)
     classifier = load_classifier(recipe, arguments.model)
     refused = 0
     for path in arguments.images:

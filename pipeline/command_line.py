@@ -7,6 +7,7 @@ Every command is called as `COMMAND --config RECIPE [--SECTION.KEY VALUE]...`, a
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -41,6 +42,8 @@ AddArguments = Callable[[argparse.ArgumentParser], None]
 STOPPED = 75  # exit code after a signal: EX_TEMPFAIL, "try again"
 AGAIN = "run the same command again to continue"
 
+log = logging.getLogger("options")
+
 
 def evaluation_keys(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the keys of `evaluation` that are on the command line, with their values."""
@@ -50,6 +53,17 @@ def evaluation_keys(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, 
         for section, _, name in given
         if section == "evaluation"
     }
+
+
+def warn_of_left_out(arguments: argparse.Namespace, but: str = "") -> None:
+    """Warn of recipe keys on the command line, none of which applies to an exported model.
+
+    :param but: the section that does apply.
+    """
+    for key in sorted(vars(arguments)):
+        section, dot, _ = key.partition(".")
+        if dot and section != but:
+            log.warning("%s does not apply to an exported model: left out", key)
 
 
 def overrides_on_command_line(
@@ -76,7 +90,7 @@ def path_argument(text: str) -> Path:
     return Path(text)
 
 
-class Once(argparse.Action):
+class _Once(argparse.Action):
     """An option that can be given once: the last of several would win in silence."""
 
     def __call__(
@@ -86,7 +100,7 @@ class Once(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        if getattr(namespace, self.dest) is not None:
+        if getattr(namespace, self.dest) is not self.default:
             parser.error(f"{option_string} is given twice, and there can be one")
         setattr(namespace, self.dest, values)
 
@@ -103,6 +117,10 @@ def positive_argument(text: str) -> int:
 
 class _Parser(argparse.ArgumentParser):
     """A parser that raises UsageError, and leaves it to `run_command` to exit."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("action", None, _Once)  # what options are that name no action
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see --help)")
@@ -151,7 +169,7 @@ def create_parser(
         otherwise = "required" if field.is_required() else f"default {default_of(field)}"
         text = f"{text} [{otherwise}]".replace("%", "%%")
         groups[section].add_argument(
-            f"--{key}", dest=key, default=argparse.SUPPRESS, metavar="VALUE",
+            f"--{key}", dest=key, action="store", default=argparse.SUPPRESS, metavar="VALUE",
             help=text if explain_keys else argparse.SUPPRESS,
         )  # fmt: skip
     return parser

@@ -28,7 +28,6 @@ from pipeline.checkpoints.trained_with import (
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import (
     DEFAULT_RECIPE,
-    Once,
     evaluation_keys,
     overrides_on_command_line,
     path_argument,
@@ -62,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=path_argument,
-        action=Once,
         help="folder written by `export`; default: the run's checkpoints",
     )
     parser.add_argument(

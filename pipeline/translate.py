@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipeline.command_line import Once, path_argument, positive_argument, run_command
+from pipeline.command_line import path_argument, positive_argument, run_command
 from pipeline.recipe import UsageError
 from pipeline.translation import lines
 from pipeline.translation_recipe import TranslationRecipe
@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--constraints",
         type=path_argument,
-        action=Once,
         metavar="GLOSSARY",
         help="file of terms, each with a tab and what must stand for it in translations",
     )

@@ -69,7 +69,9 @@ def exported(
         weights, digest = sha256_of(folder / WEIGHTS), bound_to()
     except OSError as error:
         raise ModelError(f"{folder}: not an exported model: {error}") from error
-    return Subject(folder.resolve().name, weights, digest, settings.model.num_heads, load)
+    place = folder.resolve()
+    name = place.parent.name if place.name == "export" else place.name  # of a run, by default
+    return Subject(name, weights, digest, settings.model.num_heads, load)
 
 
 class Batch(NamedTuple):

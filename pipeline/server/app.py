@@ -262,6 +262,7 @@ def create_app(models: Sequence[Model], limits: Limits) -> FastAPI:
     app = FastAPIOffline(redoc_url=None, title="RingFormer translation", lifespan=service.at_work)
     all_about, page = [about(model) for model in models], PAGE.read_text(encoding="utf-8")
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
@@ -286,6 +287,7 @@ def create_app(models: Sequence[Model], limits: Limits) -> FastAPI:
         """Tell of each model what it is, how large, and its card."""
         return all_about
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Answer."""

@@ -22,7 +22,7 @@ from pipeline.checkpoints.folder import Criterion
 from pipeline.command_line import on_signals
 from pipeline.recipe import Recipe, UsageError
 from pipeline.recipe_file import Draft, load_recipe
-from pipeline.sweeping.config import SweepConfig
+from pipeline.sweeping.config import Choices, SweepConfig
 from pipeline.sweeping.drawing import Drawn, draw_sweep
 from pipeline.sweeping.study import REASON, Asked, Study
 from pipeline.sweeping.trial import RECIPE, TrainingTrial, folder_of, home_of, values_of
@@ -85,12 +85,15 @@ class Sweep:
         self._began, self._finished_before = time.monotonic(), len(self.study.finished)
 
     def _content(self) -> dict[str, str]:
-        """Return digests of the files that keys of the recipe's `training` name."""
-        training, found = self.recipe.training, {}
-        if training.deepspeed_config is not None:
-            found["content of training.deepspeed_config"] = sha256_of(training.deepspeed_config)
-        if training.init_from is not None:
-            found["content of training.init_from"] = digest_of_export(training.init_from)
+        """Return digests of the files that keys of `training` name, in the recipe or as choices."""
+        found = {}
+        for name, digest in (("deepspeed_config", sha256_of), ("init_from", digest_of_export)):
+            key, own = f"training.{name}", getattr(self.recipe.training, name)
+            if isinstance(searched := self.config.space.get(key), Choices):
+                for path in filter(None, searched.choices):
+                    found[f"content of {key} {path}"] = digest(Path(path))
+            elif own is not None:
+                found[f"content of {key}"] = digest(own)
         return found
 
     def run(self) -> Best:

@@ -170,7 +170,8 @@ def _send_input(client: MlflowClient, run_id: str, record: Record) -> None:
 
 
 def _send_json(client: MlflowClient, run_id: str, record: Record) -> None:
-    client.log_dict(run_id, record["content"], record["name"])
+    text = json.dumps(record["content"], indent=2, ensure_ascii=False)
+    client.log_text(run_id, text, record["name"])
 
 
 def _send_table(client: MlflowClient, run_id: str, record: Record) -> None:

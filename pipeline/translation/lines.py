@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from data_prep.files import DataError
 from models.search_config import SearchConfig
-from pipeline.command_line import Once, evaluation_keys, on_signals, path_argument
+from pipeline.command_line import evaluation_keys, on_signals, path_argument, warn_of_left_out
 from pipeline.recipe import UsageError
 from pipeline.translation_recipe import TranslationRecipe
 
@@ -65,9 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser, content: str) -> None:
 
     :param content: what a line is, in the plural.
     """
-    parser.add_argument(
-        "--input", type=path_argument, action=Once, help=f"file of {content}; default: stdin"
-    )
+    parser.add_argument("--input", type=path_argument, help=f"file of {content}; default: stdin")
     parser.add_argument(
         "--model",
         type=path_argument,
@@ -136,6 +134,7 @@ def batches_of_lines(descriptor: int, name: str) -> Iterator[list[str]]:
         if lines and (size >= MAX_BYTES or not select.select([descriptor], [], [], PATIENCE)[0]):
             yield lines
             lines, size = [], 0
+        select.select([descriptor], [], [])  # some parents leave a pipe that does not wait itself
         block = os.read(descriptor, READ_BYTES)
         size += len(block)
         *raw, last = block.split(b"\n")
@@ -184,6 +183,7 @@ def search_keys(recipe: TranslationRecipe, arguments: argparse.Namespace) -> dic
 
     :raises UsageError: a key does not apply to an export.
     """
+    warn_of_left_out(arguments, but="evaluation")
     search = evaluation_keys(recipe, arguments)
     if other := sorted(search.keys() - SearchConfig.model_fields.keys()):
         raise UsageError(f"evaluation.{other[0]} does not apply to an exported model")

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,10 +35,12 @@ class ExportedTeacher(NamedTuple):
     def n_best(self, sentences: Sequence[str], first_line: int) -> list[list[Translation]]:
         """Translate sentences; what comes out depends on them and their place alone."""
         keys = dict(self.keys)
+        load: Callable[..., TextTranslator] = _load
         if self.draws_in_order:  # so for each piece it is loaded anew, with a seed of its own
             seed = digest_of([self.search["sampling_seed"], first_line])
             keys["sampling_seed"] = int(seed[:8], 16)
-        translator = _load(self.folders, self.digest, tuple(sorted(keys.items())))
+            load = _load.__wrapped__
+        translator = load(self.folders, self.digest, tuple(sorted(keys.items())))
         return translator.n_best(sentences, first_line=first_line)
 
 

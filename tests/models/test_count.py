@@ -20,8 +20,8 @@ from tests.conftest import ROOT, Command
 D, M, N, H, C = 32, 64, 3, 4, 10  # width, hidden width, levels, heads, classes
 VISION = {
     "model_dim": D, "num_heads": H, "ffn_inner_dim": M, "num_levels": N, "patch_size": 7,
-    "attention_signal_rank": 3, "ffn_signal_rank": 5,
 }  # fmt: skip
+RANKS = {"attention_signal_rank": 3, "ffn_signal_rank": 5}
 S = 1 + 4 * 4  # positions of a 28 × 28 image
 AROUND = 2 * 16 * D * 7 * 7 + 2 * D * C  # a product with each patch; the head reads one position
 # A layer's four d × d projections and two d × m, then scores and their products with values.
@@ -34,7 +34,7 @@ SIGNALS = 2 * S * (9 * D + 9 * 3 * D + 2 * 5 * D)
     ("changes", "expected"),
     [
         ({"architecture": "transformer"}, N * VIT_LAYER),
-        ({}, N * (VIT_LAYER + SIGNALS)),
+        (RANKS, N * (VIT_LAYER + SIGNALS)),
         ({"level_signals": "static"}, N * VIT_LAYER),
         ({"architecture": "universal"}, N * VIT_LAYER),
         ({"architecture": "one_wide_ffn"}, N * VIT_LAYER),
@@ -65,7 +65,9 @@ def test_operations_of_a_translation(architecture: str, keys_and_values: int) ->
 
 
 def test_parameters_of_the_parts_are_all() -> None:
-    counts = count_classifier(VisionConfig.model_validate(VISION), ImageShape(1, 28), C)
+    counts = count_classifier(
+        VisionConfig.model_validate({**VISION, **RANKS}), ImageShape(1, 28), C
+    )
     parts = dict(counts.parts)
     assert parts["patches"] == 7 * 7 * D + D
     assert parts["class_token"] == D

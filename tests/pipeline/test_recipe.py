@@ -22,6 +22,10 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
     assert json_of(recipe.training).is_file()
 
 
+def test_a_home_is_that_of_whoever_asks(tiny_recipe: Path) -> None:
+    assert load_recipe(tiny_recipe, [("run_dir", "~/run")]).run_dir == Path.home() / "run"
+
+
 def test_every_key_is_documented() -> None:
     keys = dict(recipe_keys(TranslationRecipe))
     assert {
@@ -104,6 +108,7 @@ def test_bad_recipe_is_one_line_with_file_and_key(
         (["--config", "nowhere.yaml"], "nowhere.yaml: cannot read the recipe"),
         (["stray"], "unknown argument `stray`"),
         (["--training.max_steps"], "expected one argument"),
+        (["--config", "a.yaml", "--config", "a.yaml"], "--config is given twice"),
     ],
 )
 def test_bad_command_line_exits_2(command: Command, arguments: list[str], expected: str) -> None:

@@ -209,6 +209,21 @@ def test_another_file_behind_a_key_is_another_sweep(tmp_path: Path, tiny_recipe:
         Sweep(draft, config, criterion, jobs=1)
 
 
+def test_another_file_behind_a_choice_is_another_sweep(tmp_path: Path, tiny_recipe: Path) -> None:
+    settings = tmp_path / "ds.json"
+    settings.write_text("{}")
+    choices = f"space:\n  training.deepspeed_config: {{choices: [null, {settings}]}}\n"
+    (tmp_path / "sweep.yaml").write_text(choices)
+    draft = Draft(tiny_recipe, [("run_dir", str(tmp_path / "run"))])
+    config, criterion = read_sweep(tmp_path / "sweep.yaml", draft)
+    (tmp_path / "run-sweep").mkdir()
+    for _ in range(2):
+        Sweep(draft, config, criterion, jobs=1)
+    settings.write_text('{"bf16": {"enabled": true}}')
+    with pytest.raises(DataError, match=rf"content of training\.deepspeed_config {settings}"):
+        Sweep(draft, config, criterion, jobs=1)
+
+
 @pytest.mark.parametrize(
     ("run_dir", "expected"), [("runs/a", "a-sweep"), (".", "here-sweep"), ("..", "above-sweep")]
 )

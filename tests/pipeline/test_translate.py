@@ -11,11 +11,11 @@ from tests.conftest import Command, run_process
 
 
 def test_translating_needs_few_packages(ctranslate2_folder: Path) -> None:
-    """An export needs its engine and sentencepiece; the command reads recipes, too."""
+    """An export needs its engine, sentencepiece and pydantic; the command reads recipes, too."""
     code = (
         "import sys; from pipeline import load\n"
         f"print(load({str(ctranslate2_folder)!r}).translate(['Ja.', '']))\n"
-        "assert not {'pydantic', 'ruamel', 'pyarrow', 'onnxruntime'} & sys.modules.keys()\n"
+        "assert not {'ruamel', 'pyarrow', 'onnxruntime'} & sys.modules.keys()\n"
         "from pipeline.translate import main\n"
         "assert not {'torch', 'fairseq2', 'mlflow', 'deepspeed'} & sys.modules.keys()"
     )
@@ -38,7 +38,9 @@ def test_prefixes_and_scores(ctranslate2_folder: Path, command: Command) -> None
         some = command("pipeline.translate", *arguments, stdin=f"Ja.\tThe house\nNein.\t{fault}\n")
         assert (some.returncode, len(some.stdout.splitlines())) == (1, 1)
         assert f"stdin:2: {said}" in some.stderr
+    arguments += ["--data.max_tokens_per_side", 8]
     refused = command("pipeline.translate", *arguments, "--model", ctranslate2_folder, stdin="Ja.")
+    assert "data.max_tokens_per_side does not apply to an exported model: left" in refused.stderr
     assert refused.returncode == 1
     assert "its format is ctranslate2, and models of an ensemble must be" in refused.stderr
 

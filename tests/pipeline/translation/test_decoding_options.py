@@ -185,3 +185,15 @@ def test_what_makes_an_ensemble(
         Translator.of_exports([folder, back])
     with pytest.raises(ModelError, match=r"line 3: the prefix has .* tokens, and the model can"):
         twice.n_best(["Ja.", "", "Ja."], first_line=1, prefixes=["", "", "The house. " * 40])
+
+
+def test_what_draws_can_search() -> None:
+    drawing = SearchConfig(beam_size=2, sampling_topk=5, sampling_temperature=0.7, sampling_seed=3)
+    assert drawing.replaced({"sampling_topk": None}) == SearchConfig(beam_size=2)
+    assert drawing.replaced({"sampling_seed": 4}).sampling_temperature == 0.7
+    with pytest.raises(ValueError, match="set sampling_topk, too"):
+        drawing.replaced({"sampling_topk": None, "sampling_seed": 4})
+    with pytest.raises(ValueError, match="`batch_tokens`: Input should be greater than 0"):
+        drawing.replaced({"batch_tokens": 0})
+    with pytest.raises(TypeError, match="no such search option: beam"):
+        drawing.replaced({"beam": 4})

@@ -291,6 +291,16 @@ def test_a_student_of_the_recipe(
     assert list_checkpoints(recipe.checkpoints)
 
 
+def test_what_is_drawn_depends_on_the_place_alone(folder: Path) -> None:
+    """Of the first piece of one corpus, and of the next one's by the same teacher."""
+    drawing = {"model": folder / "there", "sampling_topk": 0}
+    corpus = {"name": "a", "source": "one.de", "translate_with": drawing}
+    teacher = open_teacher(TrainingCorpus.model_validate(corpus), ("de", "en"))
+    sentences = lines_of(folder / "data" / "one.de")[:5]
+    first, second = (teacher.n_best(sentences, 1) for _ in range(2))
+    assert [each[0].text for each in first] == [each[0].text for each in second]
+
+
 def test_models_that_cannot_teach(folder: Path, tmp_path: Path) -> None:
     there = folder / "there"
     converted = copy_of(there, tmp_path / "classifier", task="classification")
@@ -309,13 +319,17 @@ def test_models_that_cannot_teach(folder: Path, tmp_path: Path) -> None:
         ),
         "keys": (
             copy_of(there, tmp_path / "keys", format="safetensors", evaluation={"beam": 1}),
-            "keys: not an exported model: export.json: evaluation.beam: Extra inputs are not",
+            "keys: not an exported model: export.json: unknown key `evaluation.beam`",
         ),
         "damaged": (damaged, f"{damaged}: not an exported model"),
         "ensemble": (
             [there, folder / "back"], "its format is ctranslate2, and models of an ensemble must"
         ),
     }  # fmt: skip
+    seed = {"model": there, "sampling_seed": 2}
+    searching = {"name": "kd", "source": "one.de", "translate_with": seed}
+    with pytest.raises(DataError, match=r"kd: translate_with: .* are for sampling: set sampling_"):
+        open_teacher(TrainingCorpus.model_validate(searching), ("de", "en"))
     for name, (model, expected) in cases.items():
         corpus = TrainingCorpus.model_validate(
             {"name": name, "source": "one.de", "translate_with": {"model": model}}
@@ -349,7 +363,6 @@ def test_a_model_that_changes_meanwhile(folder: Path, tmp_path: Path) -> None:
         ({"translate_with": {}}, r"key `data.train.0.translate_with.model` is required"),
         ({"translate_with": {"model": []}}, r"expected the folder of an export, .*, not \[\]"),
         ({"translate_with": {"model": 3}}, "expected the folder of an export, .*, not 3"),
-        ({"translate_with": {"model": "m", "sampling_seed": 2}}, "set sampling_topk, too"),
         ({"translate_with": {"model": "m", "beam": 2}}, "unknown key .*translate_with.beam"),
         (
             {"translate_with": {"model": "m", "filters": [{"filter": "length"}] * 2}},
