@@ -156,14 +156,13 @@ def _set_key(content: Any, key: str, value: Any) -> None:
     content[last] = value
 
 
-def load_section(path: Path, kind: type[S], what: str) -> tuple[S, Callable[[Location], str]]:
-    """Read a YAML file that is no recipe, but a section as recipes have them.
+def load_section(path: Path, kind: type[S]) -> tuple[S, Callable[[Location], str]]:
+    """Read a sweep's file: YAML, and a section as recipes have them.
 
-    :param what: the file is called in messages.
     :returns: the section, and what tells the file and line of a key in it.
     :raises UsageError: as `load_recipe`.
     """
-    content = _read_yaml(path, what)
+    content = _read_yaml(path, "sweep")
     try:
         section = kind.model_validate(content)
     except ValidationError as error:

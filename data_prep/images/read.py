@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from data_prep.files import first_line
+
 FORMATS = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n"}  # and how such files begin
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -67,13 +69,13 @@ def read_image(source: Path | bytes, max_pixels: int) -> tuple[Image.Image, list
     except (Refused, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise Refused("too many pixels", _first_line(error)) from error
+        raise Refused("too many pixels", first_line(error)) from error
     except Exception as error:  # of any type: Pillow's own, struct's, zlib's, …
         if isinstance(error, OSError) and error.errno is not None:
             if error.errno not in LASTING:
                 raise
             raise Refused("cannot be read", error.strerror or "") from error
-        raise Refused("damaged or truncated", _first_line(error)) from error
+        raise Refused("damaged or truncated", first_line(error)) from error
 
 
 def _head_of(path: Path) -> bytes:
@@ -189,7 +191,3 @@ def as_stored(
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(image).reshape(size, size, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), kinds
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

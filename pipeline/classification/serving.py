@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_prep.files import first_line
 from data_prep.images.read import as_stored, read_image
 from models.export_format import (
     CLASSIFIER,
@@ -99,7 +100,7 @@ class OnnxClassifier(Classifier):
                 str(folder / CLASSIFIER), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's are of many types
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise ModelError(f"{folder}: damaged or incomplete export: {reason}") from error
         self._check_graph(folder)
 

@@ -94,6 +94,7 @@ def servable_translation(
 
 SERVED_CLASSIFIER = (
     *SERVED,
+    "data_prep/files.py",
     "data_prep/images/__init__.py",
     "data_prep/images/read.py",
     "pipeline/classification/__init__.py",

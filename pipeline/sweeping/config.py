@@ -125,7 +125,7 @@ def read_sweep(path: Path, draft: Draft) -> tuple[SweepConfig, Criterion]:
     :returns: it, and what its trials are judged by.
     :raises UsageError: its one line names file, line, key, and what was expected.
     """
-    config, where = load_section(path, SweepConfig, "sweep")
+    config, where = load_section(path, SweepConfig)
     criterion = task_of(draft.recipe()).criterion
     judged_by = {"valid_loss": Criterion("valid_loss", False), criterion.metric: criterion}
     if (metric := config.metric or criterion.metric) not in judged_by:

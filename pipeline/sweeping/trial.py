@@ -39,7 +39,7 @@ class TrainingTrial:
         :param data: the run_dir that has the data.
         :raises UsageError: values that fit one by one do not fit together.
         """
-        self.asked, self.folder = asked, folder_of(sweep, asked.number)
+        self.number, self.folder = asked.number, folder_of(sweep, asked.number)
         values = values_of(asked.parameters, sweep, self.folder)
         values["tracking.parent"] = str(sweep.run_dir)
         self.recipe = draft.recipe(values)
@@ -48,10 +48,6 @@ class TrainingTrial:
         self._watcher: subprocess.Popen[bytes] | None = None
         self._asked_to_stop = False
         self._log_start = 0
-
-    @property
-    def number(self) -> int:
-        return self.asked.number
 
     # ── The process ─────────────────────────────────────────────────────────────────────────────
 
