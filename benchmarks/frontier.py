@@ -146,6 +146,7 @@ CLAIMS = (
     Claim("RingFormer 96, 6-2", "Transformer 64, 6-2"),
     Claim("RingFormer 96, 6-2", "RingFormer 96"),
     Claim("RingFormer 96, 12-2", "RingFormer 96, 6-2"),
+    Claim("RingFormer 96", "RingFormer 96, no signals"),
 )
 CLAIMED = {system for claim in CLAIMS for system in claim}
 REFERENCE = "Transformer 96"

@@ -43,14 +43,15 @@ SYSTEMS = {  # each at the learning rate that suits it, by validation
 RING, REFERENCE = "RingFormer", "ViT"
 
 
-def recipe_of(system: str) -> ClassificationRecipe:
-    """Return the recipe of a system."""
-    return load_recipe(RECIPE, list(SYSTEMS[system].items()), kind=ClassificationRecipe)
+def recipe_of(record: Record, system: str) -> ClassificationRecipe:
+    """Return the recipe of a system on record."""
+    (settings,) = record.all(Settings)
+    keys = {**SYSTEMS[system], **settings.overrides}
+    return load_recipe(RECIPE, list(keys.items()), kind=ClassificationRecipe)
 
 
-def counts_of(system: str) -> Counts:
-    """Return the parameters and operations of a system's model."""
-    recipe = recipe_of(system)
+def counts_of(recipe: ClassificationRecipe) -> Counts:
+    """Return the parameters and operations of a recipe's model."""
     shape = ImageShape(recipe.data.channels, recipe.data.image_size)
     assert recipe.data.classes is not None
     return count_classifier(recipe.model, shape, len(recipe.data.classes))
@@ -94,12 +95,13 @@ def report(record: Record, picture: Path | None = None) -> None:
     """
     found = {system: trainings_of(record, system) for system in SYSTEMS}
     scores = {system: {t.seed: t.accuracy for t in own} for system, own in found.items() if own}
-    counts = {system: counts_of(system) for system in scores}
+    recipes = {system: recipe_of(record, system) for system in scores}
+    counts = {system: counts_of(recipe) for system, recipe in recipes.items()}
     rows = []
     for system, by_seed in scores.items():
         own = counts[system]
         share = f"{own.core / counts[REFERENCE].core:.3f}" if REFERENCE in counts else ""
-        rate = f"{recipe_of(system).training.learning_rate:g}"
+        rate = f"{recipes[system].training.learning_rate:g}"
         sizes = f"{own.core:,}", share, f"{own.flops / 1e6:.1f}", rate
         accuracy = list(by_seed.values())
         said = mean_and_deviation(accuracy), ", ".join(f"{value:.2f}" for value in accuracy)

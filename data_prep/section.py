@@ -42,9 +42,14 @@ class Section(BaseModel):
     @classmethod
     def _is_where_it_says(cls, value: Any) -> Any:
         """Only shells take `~` for the home of whoever asks."""
-        if isinstance(value, Path) and value.parts[:1] == ("~",):
-            return value.expanduser()
-        return value
+        if isinstance(value, tuple):
+            return tuple(map(_expanded, value))
+        return _expanded(value)
+
+
+def _expanded(value: Any) -> Any:
+    own = isinstance(value, Path) and value.parts[:1] == ("~",)
+    return value.expanduser() if own else value
 
 
 def fault_of(error: ValidationError) -> str:

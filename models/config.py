@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field as Limit
 from pydantic import PositiveInt, model_validator
@@ -12,6 +12,9 @@ from data_prep.section import Section
 
 Architecture = Literal["ringformer", "transformer", "universal", "one_wide_ffn"]
 LevelSignals = Literal["all", "attention", "ffn", "static", "none"]
+
+Ranks = dict[str, tuple[LevelSignals, ...]]
+"""Keys that say the rank of signals, each with the values of `level_signals` that have those."""
 
 EXPRESSIBLE: tuple[Architecture, ...] = ("ringformer", "transformer")
 """Those whose levels can be written as the layers of a standard Transformer. Not `universal`
@@ -50,6 +53,8 @@ def _num_levels(values: dict[str, Any]) -> Any:
 
 class LayersConfig(Section):
     """Architecture and sizes of the layers, whatever they read."""
+
+    ranks: ClassVar[Ranks]
 
     architecture: Architecture = "ringformer"
     """Model family: `ringformer`; `transformer` (fairseq2's own layers: post-LN, for images those
@@ -91,22 +96,28 @@ class LayersConfig(Section):
         """Return the rank of level signals: what a key says, or the paper's choice."""
         return rank or max(1, self.model_dim // 16)
 
-    def check_rank(self, key: str, signals: tuple[LevelSignals, ...]) -> None:
-        """Check that a key's rank, if it says one, is one of some signals.
+    def check_ranks(self) -> None:
+        """Check that the keys that say ranks are of signals that the model has. (Older models may
+        have a rank of none; it changes nothing.)
 
-        :param signals: the values of `level_signals` that have them.
-        :raises ValueError: there are none, or it is over the width.
+        :raises ValueError: one is not.
         """
-        rank = getattr(self, key)
-        if rank is None:
-            return
-        if self.architecture != "ringformer" or self.level_signals not in signals:
-            raise ValueError(
-                f"{key} ({rank}) is for architecture ringformer with level_signals "
-                f"{' or '.join(signals)} only"
-            )
-        if rank > self.model_dim:
-            raise ValueError(f"{key} ({rank}) exceeds model_dim ({self.model_dim})")
+        for key, signals in self.ranks.items():
+            rank = getattr(self, key)
+            own = self.level_signals if self.architecture == "ringformer" else "none"
+            if rank is not None and own not in signals:
+                raise ValueError(
+                    f"{key} ({rank}) is for architecture ringformer with level_signals "
+                    f"{' or '.join(signals)} only"
+                )
+
+    @model_validator(mode="after")
+    def _ranks_fit(self) -> Self:
+        for key in self.ranks:
+            rank = getattr(self, key)
+            if rank is not None and rank > self.model_dim:
+                raise ValueError(f"{key} ({rank}) exceeds model_dim ({self.model_dim})")
+        return self
 
     @model_validator(mode="after")
     def _layers_fit_together(self) -> Self:
@@ -124,6 +135,8 @@ class LayersConfig(Section):
 
 class ModelConfig(LayersConfig):
     """A translation model; the defaults are the paper's base model (8.94M core parameters)."""
+
+    ranks: ClassVar[Ranks] = {"signal_rank": ("all", "attention", "ffn")}
 
     encoder_levels: PositiveInt = Limit(default_factory=_num_levels)
     """N of the encoder alone."""
@@ -159,14 +172,14 @@ class ModelConfig(LayersConfig):
         """Return the rank r of the level signals."""
         return self.rank_of(self.signal_rank)
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        self.check_rank("signal_rank", ("all", "attention", "ffn"))
-        return self
-
 
 class VisionConfig(LayersConfig):
     """An image classifier. Side and channels of the images, and the classes, are the data's."""
+
+    ranks: ClassVar[Ranks] = {
+        "attention_signal_rank": ("all", "attention"),
+        "ffn_signal_rank": ("all", "ffn"),
+    }
 
     patch_size: PositiveInt = 16
     """Side of a patch in pixels, of which each becomes one token; must divide the images' side."""
@@ -186,9 +199,3 @@ class VisionConfig(LayersConfig):
     def ffn_rank(self) -> int:
         """Return the rank of the level signals on the FFN."""
         return self.rank_of(self.ffn_signal_rank)
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        self.check_rank("attention_signal_rank", ("all", "attention"))
-        self.check_rank("ffn_signal_rank", ("all", "ffn"))
-        return self

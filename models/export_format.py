@@ -49,7 +49,7 @@ Quantization = Literal["int8"]
 
 TRANSLATION: Final = "translation"
 CLASSIFICATION: Final = "classification"
-"""The tasks that export.json may name; without a name it is the first."""
+"""The tasks: export.json names the second one, and without a name it is of the first."""
 
 SHORTLISTS: dict[Format, str] = {
     "ctranslate2": "vmap.txt",  # the name that CTranslate2 looks for

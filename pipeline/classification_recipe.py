@@ -131,6 +131,7 @@ class ClassificationRecipe(Recipe):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ClassificationRecipe:
+        self.model.check_ranks()
         if self.data.image_size % self.model.patch_size:
             raise ValueError(
                 f"data.image_size ({self.data.image_size}) must be a multiple of model.patch_size "

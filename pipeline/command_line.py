@@ -100,8 +100,10 @@ class _Once(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        if getattr(namespace, self.dest) is not self.default:
+        given: set[str] = vars(namespace).setdefault("_given", set())
+        if self.dest in given:
             parser.error(f"{option_string} is given twice, and there can be one")
+        given.add(self.dest)
         setattr(namespace, self.dest, values)
 
 

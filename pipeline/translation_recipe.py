@@ -139,6 +139,7 @@ class TranslationRecipe(Recipe):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TranslationRecipe:
+        self.model.check_ranks()
         longest = self.data.max_tokens_per_side
         if longest > self.model.max_seq_len:
             raise ValueError(

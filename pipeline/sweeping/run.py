@@ -91,7 +91,7 @@ class Sweep:
             key, own = f"training.{name}", getattr(self.recipe.training, name)
             if isinstance(searched := self.config.space.get(key), Choices):
                 for path in filter(None, searched.choices):
-                    found[f"content of {key} {path}"] = digest(Path(path))
+                    found[f"content of {key} {path}"] = digest(Path(path).expanduser())
             elif own is not None:
                 found[f"content of {key}"] = digest(own)
         return found

@@ -64,6 +64,8 @@ class OnnxTranslator(TextTranslator):
             self.max_target_tokens: int = settings.model.max_seq_len
             sizes = [vocabulary.get_piece_size() for vocabulary in vocabularies]
             self.shortlist = read_shortlist(folder, *sizes) if options.shortlist else None
+        except MemoryError:
+            raise
         except Exception as error:  # onnxruntime's are of many types
             raise ModelError(f"{folder}: not an exported model: {error}") from error
         workers = threads or thread_count()

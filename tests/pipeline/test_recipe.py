@@ -59,6 +59,8 @@ def test_overrides(tiny_recipe: Path) -> None:
     [
         ("max_steps:", "max_step:", r":\d+: unknown key `training.max_step`; did you mean `training"
                                     r".max_steps`\?"),
+        ("model:", "model:\n  architecture: transformer\n  signal_rank: 3",
+         r"signal_rank \(3\) is for architecture ringformer with level_signals all or"),
         ("max_steps: 6", "max_steps: many", r":\d+: `training.max_steps`: .*integer.*'many'"),
         ("max_steps: 6", "max_steps: 0", r":\d+: `training.max_steps`: .*greater than 0.*0"),
         ("toy_corpus:", "target_lang: ko\n  toy_corpus:",
@@ -109,6 +111,7 @@ def test_bad_recipe_is_one_line_with_file_and_key(
         (["stray"], "unknown argument `stray`"),
         (["--training.max_steps"], "expected one argument"),
         (["--config", "a.yaml", "--config", "a.yaml"], "--config is given twice"),
+        (["--local_rank", "-1", "--local_rank", "-1"], "--local_rank is given twice"),
     ],
 )
 def test_bad_command_line_exits_2(command: Command, arguments: list[str], expected: str) -> None:
