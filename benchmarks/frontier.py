@@ -146,7 +146,8 @@ CLAIMS = (
     Claim("RingFormer 96, 6-2", "Transformer 64, 6-2"),
     Claim("RingFormer 96, 6-2", "RingFormer 96"),
     Claim("RingFormer 96, 12-2", "RingFormer 96, 6-2"),
-    Claim("RingFormer 96", "RingFormer 96, no signals"),
+    Claim("RingFormer 96, static signals", "RingFormer 96"),
+    Claim("RingFormer 96, static signals", "Transformer 56"),
 )
 CLAIMED = {system for claim in CLAIMS for system in claim}
 REFERENCE = "Transformer 96"

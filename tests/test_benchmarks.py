@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import image_architectures
 from benchmarks.frontier import CLAIMS, COMMON, RECIPE, REFERENCE, SYSTEMS, Trainings
 from benchmarks.frontier_report import report, report_claims
 from benchmarks.gpu import DRY, FULL, SECTIONS, plan
@@ -219,6 +220,14 @@ def test_the_page_says_what_the_frontiers_records_say(
     report_claims(record, CLAIMS)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(rows) > 10
+    page = (ROOT / "docs" / "results.md").read_text().splitlines()
+    assert [row for row in rows if row not in page] == []
+
+
+def test_the_page_says_what_the_record_of_images_says(capsys: pytest.CaptureFixture[str]) -> None:
+    image_architectures.report(Record(ROOT / "docs" / "images.jsonl"))
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) > 5
     page = (ROOT / "docs" / "results.md").read_text().splitlines()
     assert [row for row in rows if row not in page] == []
 
