@@ -277,12 +277,17 @@ class VocabularyConfig(Section):
             raise ValueError(f"expected a path, or a list of two, not {value!r}")
         return value
 
+    @property
+    def unused(self) -> set[str]:
+        """Return the keys that say how to train a vocabulary, where one is taken."""
+        used = {"taken_from", *OF_TAKEN_VOCABULARIES}
+        return set(type(self).model_fields) - used if self.taken_from is not None else set()
+
     @model_validator(mode="after")
     def _is_trained_or_taken(self) -> VocabularyConfig:
         if self.taken_from is None:
             return self
-        told = self.model_dump(exclude_defaults=True, by_alias=False).keys()
-        if beside := sorted(told - {"taken_from", *OF_TAKEN_VOCABULARIES}):
+        if beside := sorted(self.model_fields_set & self.unused):
             raise ValueError(
                 f"{beside[0]} says how to train a vocabulary, and `from` takes one; remove one of "
                 "the two"

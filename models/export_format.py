@@ -120,6 +120,12 @@ class ClassifierSettings(Section):
         return self
 
 
+SAID = {
+    "beam_size", "length_penalty", "no_repeat_ngram_size", "max_length_ratio", "max_length_offset",
+    "batch_tokens",
+}  # fmt: skip
+"""Search keys that every export for an engine has said: a damaged one gets no defaults."""
+
 Settings = TypeVar("Settings", ExportSettings, ClassifierSettings)
 
 
@@ -134,6 +140,11 @@ def read_settings(folder: Path) -> ExportSettings:
             f"{folder}: its format is huggingface, which the library transformers reads; "
             "`./run.sh export` writes the others"
         )
+    if settings.format != "safetensors":
+        search = settings.evaluation.model_fields_set if settings.evaluation else set()
+        lost = sorted(SAID - search) or sorted({"max_seq_len"} - settings.model.model_fields_set)
+        if lost:
+            raise ModelError(f"{folder}: not an exported model: {SETTINGS}: `{lost[0]}` is missing")
     return settings
 
 

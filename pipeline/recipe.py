@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from pydantic import Field as Limit
 from pydantic import PositiveInt, field_validator, model_validator
+from pydantic.main import IncEx
 from typing_extensions import Self
 
 from data_prep.config import Preparation
@@ -206,6 +207,11 @@ class Recipe(Section):
     def test_set_names(self) -> tuple[str, ...]:
         """Return what the test sets are called, that of `data.test` first."""
         raise NotImplementedError
+
+    @property
+    def unused(self) -> IncEx:
+        """Return the keys that others put out of use: beside those a recipe cannot have them."""
+        return {}
 
     @property
     def chosen_weights(self) -> list[object]:

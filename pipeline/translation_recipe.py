@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, PositiveInt, Tag, model_validator
 from pydantic import Field as Limit
+from pydantic.main import IncEx
 
 from data_prep.config import DataConfig
 from data_prep.section import Section
@@ -121,6 +122,10 @@ class TranslationRecipe(Recipe):
         """Return the model that translates: the trained one, or fewer levels of it."""
         levels = self.evaluation.decoder_levels or self.model.decoder_levels
         return self.model.model_copy(update={"decoder_levels": levels})
+
+    @property
+    def unused(self) -> IncEx:
+        return {"data": {"vocabulary": self.data.vocabulary.unused}}
 
     @property
     def chosen_weights(self) -> list[object]:

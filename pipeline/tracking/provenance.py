@@ -173,7 +173,7 @@ def without_password(text: str) -> str:
 
 
 def _log_recipe(tracker: Tracker, recipe: Recipe) -> None:
-    content = recipe.model_dump(mode="json", by_alias=True)
+    content = recipe.model_dump(mode="json", by_alias=True, exclude=recipe.unused)
     if uri := recipe.tracking.uri:
         content["tracking"]["uri"] = without_password(uri)
     tracker.log_json(RECIPE, content)
@@ -195,9 +195,7 @@ def _parameters(recipe: Recipe, *sections: str) -> dict[str, Any]:
     special = recipe.model_dump(
         mode="json", include={*sections}, exclude=NAMED_KEYS, exclude_defaults=True
     )
-    central = recipe.model_dump(mode="json", include=CENTRAL_KEYS)
-    if "from" in special.get("data", {}).get("vocabulary", {}):
-        del central["data"]["vocabulary"]  # how one would be trained
+    central = recipe.model_dump(mode="json", include=CENTRAL_KEYS, exclude=recipe.unused)
     return flatten({section: central[section] for section in sections}) | flatten(special)
 
 

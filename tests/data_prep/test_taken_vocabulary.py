@@ -88,7 +88,7 @@ def test_it_is_taken_from_a_run_an_export_or_a_file(
     assert not (recipe.shards / SOURCE_WORDS).exists()  # a model may have learnt others before
     assert f"vocabulary: taken from {export}, 60 tokens" in caplog.text
     assert sha256_of(corpus / "taking" / "vocabulary" / "spm.model") == taken.vocabulary.sha256
-    told = recipe.model_dump(mode="json")
+    told = recipe.model_dump(mode="json", exclude=recipe.unused)
     assert told["data"]["vocabulary"]["from"] == str(export)
     (corpus / "told.json").write_text(json.dumps(told))  # MLflow has it so
     assert load_recipe(corpus / "told.json") == recipe
@@ -275,8 +275,8 @@ def test_what_cannot_be_taken(corpus: Path, place: Callable[[Path], None], said:
     ("vocabulary", "said"),
     [
         ("from: x, size: 60", r":8: `data.vocabulary`: size says how to train a vocabulary, and"),
-        ("from: x, type: unigram", "type says how to train"),
-        ("from: x, byte_fallback: true", "byte_fallback says how to train"),
+        ("from: x, type: bpe", "type says how to train"),
+        ("from: x, byte_fallback: false", "byte_fallback says how to train"),
         ("from: 3", "`data.vocabulary.from`: expected a path, or a list of two, not 3"),
         ("from: [a]", r"expected a path, or a list of two, not \['a'\]"),
         ("from: [a, 1], joint: false", "expected a path, or a list of two"),

@@ -64,9 +64,18 @@ def test_settings_come_back(format: Format, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_converted_model_has_no_search(tmp_path: Path) -> None:
+    converted = ExportSettings(format="safetensors", model=CONFIG)
+    write_settings(tmp_path, converted)
+    assert read_settings(tmp_path) == converted
+    assert read_settings(tmp_path).evaluation is None
+
+
 def test_what_older_exports_do_not_say_has_its_default(tmp_path: Path) -> None:
-    evaluation = {"beam_size": 2, "length_penalty": 0.5, "max_length_ratio": 2}
-    content = {"format": "onnx", "model": {"model_dim": 16}, "evaluation": evaluation}
+    evaluation = {"beam_size": 2, "length_penalty": 0.5, "no_repeat_ngram_size": 0,
+                  "max_length_ratio": 2, "max_length_offset": 20, "batch_tokens": 4096}  # fmt: skip
+    model = {"model_dim": 16, "max_seq_len": 512}
+    content = {"format": "onnx", "model": model, "evaluation": evaluation}
     (tmp_path / "export.json").write_text(json.dumps(content))
     assert read_settings(tmp_path) == ExportSettings(
         format="onnx",
@@ -156,7 +165,8 @@ def test_what_is_no_exported_classifier_is_refused(
 
 
 def test_reading_settings_needs_no_pytorch(tmp_path: Path) -> None:
-    write_settings(tmp_path, ExportSettings(format="ctranslate2", model=CONFIG))
+    settings = ExportSettings(format="ctranslate2", model=CONFIG, evaluation=SearchConfig())
+    write_settings(tmp_path, settings)
     blocked = ["torch", "numpy", "safetensors", "fairseq2"]
     code = (
         "import sys; from pathlib import Path\n"
