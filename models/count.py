@@ -1,35 +1,31 @@
 """This command counts a model's parameters, and its operations in a forward pass.
 
 python -m models.count --config RECIPE [--source_tokens 32 --target_tokens 32] [--classes 10]
+                       [--SECTION.KEY VALUE]...
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from fairseq2.nn import BatchLayout
-from pydantic import BaseModel, PositiveInt, ValidationError
 from rich.console import Console
 from rich.table import Table
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_prep.config import VocabularyConfig
-from data_prep.files import DataError
-from data_prep.section import fault_of
 from data_prep.taken_vocabulary import vocabulary_sizes
 from models import image_classifier, seq2seq
 from models.config import ModelConfig, VisionConfig
-from models.export_format import CLASSIFICATION, TRANSLATION
 from models.factory import abstract_classifier, abstract_model
 from models.image_classifier import ImageShape
+from pipeline.classification_recipe import ClassificationRecipe
+from pipeline.command_line import positive_argument, run_command
+from pipeline.recipe import Recipe, UsageError
+from pipeline.translation_recipe import TranslationRecipe
 
 
 class Part(NamedTuple):
@@ -56,34 +52,6 @@ class Lengths(NamedTuple):
 
     source: int
     target: int
-
-
-class ImageData(BaseModel):
-    """These keys of `data` decide on a classifier's size; others are none of it."""
-
-    image_size: PositiveInt
-    channels: PositiveInt = 3
-    classes: tuple[str, ...] | None = None
-
-
-class TextData(BaseModel):
-    """These keys of `data` decide on a translation model's size; others are none of it."""
-
-    vocabulary: VocabularyConfig = VocabularyConfig()
-
-
-class TranslationRecipe(BaseModel):
-    """What is counted of a recipe for translation."""
-
-    model: ModelConfig = ModelConfig()
-    data: TextData = TextData()
-
-
-class ClassificationRecipe(BaseModel):
-    """What is counted of a recipe for image classification."""
-
-    model: VisionConfig = VisionConfig()
-    data: ImageData
 
 
 def count_translation(
@@ -147,49 +115,24 @@ def _flops(model: nn.Module, forward: Callable[[], object]) -> int:
     return flops
 
 
-Recipe = TranslationRecipe | ClassificationRecipe
-
-
-def read_recipe(path: Path) -> Recipe:
-    """Read what is counted of a recipe.
-
-    :raises ValueError: it is none, or a key is wrong.
-    """
-    try:
-        content = YAML(typ="safe").load(path)
-    except YAMLError as error:
-        raise ValueError(str(error)) from error
-    if not isinstance(content, dict):
-        raise ValueError("not a recipe")
-    try:
-        if (task := content.get("task", TRANSLATION)) == TRANSLATION:
-            return TranslationRecipe.model_validate(content)
-        if task == CLASSIFICATION:
-            return ClassificationRecipe.model_validate(content)
-    except ValidationError as error:
-        raise ValueError(fault_of(error)) from error
-    raise ValueError(f"task: {task} is neither {TRANSLATION} nor {CLASSIFICATION}")
-
-
 def count_recipe(recipe: Recipe, lengths: Lengths, classes: int | None) -> list[Counts]:
     """Count the model that a recipe describes, and a Transformer of its width and depth.
 
     :param lengths: of a sentence pair.
     :param classes: how many there are, where the recipe does not name them.
-    :raises ValueError: nobody says how many classes there are, or patches do not fill an image.
+    :raises UsageError: nobody says how many classes there are.
     """
-    if isinstance(recipe, TranslationRecipe):
-        sizes = vocabulary_sizes(recipe.data.vocabulary)
-        configs = (recipe.model, recipe.model.plain)
-        return [count_translation(config, sizes, lengths) for config in configs]
-    data = recipe.data
-    number = len(data.classes) if data.classes else classes
-    if number is None:
-        raise ValueError("data.classes names none; say with --classes how many there are")
-    image = ImageShape(data.channels, data.image_size)
-    return [
-        count_classifier(config, image, number) for config in (recipe.model, recipe.model.plain)
-    ]
+    if isinstance(recipe, ClassificationRecipe):
+        number = len(recipe.data.classes or ()) or classes
+        if number is None:
+            raise UsageError("data.classes names none; say with --classes how many there are")
+        image = ImageShape(recipe.data.channels, recipe.data.image_size)
+        return [
+            count_classifier(each, image, number) for each in (recipe.model, recipe.model.plain)
+        ]
+    assert isinstance(recipe, TranslationRecipe)
+    sizes = vocabulary_sizes(recipe.data.vocabulary)
+    return [count_translation(each, sizes, lengths) for each in (recipe.model, recipe.model.plain)]
 
 
 def print_counts(architecture: str, ours: Counts, transformer: Counts, unit: str) -> None:
@@ -213,30 +156,30 @@ def print_counts(architecture: str, ours: Counts, transformer: Counts, unit: str
     Console().print(table)
 
 
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m models.count",
-        description="Count a recipe's model: parameters, and operations of a forward pass.",
-    )
-    parser.add_argument("--config", type=Path, required=True, metavar="RECIPE")
-    parser.add_argument("--source_tokens", type=int, default=32, help="[default 32]")
-    parser.add_argument("--target_tokens", type=int, default=32, help="[default 32]")
-    parser.add_argument("--classes", type=int, help="where the recipe does not name them")
-    arguments = parser.parse_args()
+def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Print the numbers of the model that a recipe describes."""
     lengths = Lengths(arguments.source_tokens, arguments.target_tokens)
-    try:
-        recipe = read_recipe(arguments.config)
-        ours, transformer = count_recipe(recipe, lengths, arguments.classes)
-    except (OSError, DataError) as error:
-        sys.exit(f"error: {error}")
-    except ValueError as error:
-        sys.exit(f"error: {arguments.config}: {error}")
+    ours, transformer = count_recipe(recipe, lengths, arguments.classes)
     unit = "an image"
     if isinstance(recipe, TranslationRecipe):
         unit = f"a pair of {lengths.source} and {lengths.target} tokens"
     print_counts(recipe.model.architecture, ours, transformer, unit)
 
 
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.add_argument("--source_tokens", type=positive_argument, default=32, help="[32]")
+    parser.add_argument("--target_tokens", type=positive_argument, default=32, help="[32]")
+    parser.add_argument(
+        "--classes", type=positive_argument, help="how many, where the recipe does not name them"
+    )
+
+
 if __name__ == "__main__":
-    main()
+    run_command(
+        "count",
+        "A model's parameters, and operations of a forward pass.",
+        main,
+        _add_arguments,
+        kind=Recipe,
+    )
