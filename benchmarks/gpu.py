@@ -71,7 +71,7 @@ FULL = Sizes(
     batches=(1, 64, 512), steps=200, compiler="inductor",
 )  # fmt: skip
 DRY = Sizes(
-    widths=(64, 128), tokens=(32, 64, 96), vocab_size=300, rounds=1, matrix=64,
+    widths=(64, 128), tokens=(64, 96, 128), vocab_size=300, rounds=1, matrix=64,
     batches=(1, 2, 4), steps=5, compiler="eager",
 )  # fmt: skip
 

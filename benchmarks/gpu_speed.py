@@ -145,11 +145,10 @@ def settings(bench: Bench, width: int) -> Namespace:
     )
 
 
-def step_flops(model: TranslationModel, bench: Bench, tokens: int) -> float:
-    """Return the FLOPs of a training step; see this file's docstring."""
+def pair_flops(model: TranslationModel, bench: Bench) -> float:
+    """Return the FLOPs that a training step has for each pair; see this file's docstring."""
     sizes = (bench.sizes.vocab_size, bench.sizes.vocab_size)
-    counts = count_translation(model.config, sizes, Lengths(LONGEST, LONGEST))
-    return 3.0 * counts.flops * (tokens // LONGEST)
+    return 3.0 * count_translation(model.config, sizes, Lengths(LONGEST, LONGEST)).flops
 
 
 def weights_of(model: torch.nn.Module) -> int:
@@ -189,6 +188,7 @@ def training_steps(bench: Bench, cases: Cases) -> Rows:
         models[system] = trainable(system, settings(bench, width))
         if way == "compiled":
             models[system].compile_layers(bench.sizes.compiler)
+    flops = {system: pair_flops(model, bench) for system, model in models.items()}
     for tokens in dict.fromkeys(case[2] for case in cases.values()):
         loss = loss_of(random_batch(tokens, bench.sizes.vocab_size, bench.device))
         times = max(1, bench.sizes.tokens[-1] // tokens)
@@ -199,7 +199,7 @@ def training_steps(bench: Bench, cases: Cases) -> Rows:
                 times,
                 work=tokens,
                 held=weights_of(models[system]),
-                flops=step_flops(models[system], bench, tokens),
+                flops=flops[system] * (tokens // LONGEST),
             )
             for name, (system, *_) in alike.items()
         }
