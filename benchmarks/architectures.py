@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from benchmarks.rounds import create_parser, measure, print_table, ratios, three_digits
-from benchmarks.runs import Run, draw, in_parallel, mean, plan_runs
+from benchmarks.runs import Run, draw, in_parallel, mean_and_deviation, plan_runs
 from benchmarks.train_step import loss_of, steps_of
 from data_prep.batch_plan import BatchPlan
 from data_prep.shards import ShardReader
@@ -77,7 +77,17 @@ def report_scores(systems: Mapping[str, Sequence[Run]]) -> None:
         bleu, chrf = ([each[key] for each in scores] for key in ("bleu", "chrf"))
         seeds = ", ".join(f"{value:.2f}" for value in bleu)
         rate = f"{translation_of(runs[0]).training.learning_rate:g}"
-        rows.append((system, f"{parameters:,}", share, rate, mean(bleu), mean(chrf), seeds))
+        rows.append(
+            (
+                system,
+                f"{parameters:,}",
+                share,
+                rate,
+                mean_and_deviation(bleu),
+                mean_and_deviation(chrf),
+                seeds,
+            )
+        )
     sizes = "core parameters", f"over {REFERENCE}"
     header = ("system", *sizes, "learning rate", "BLEU", "chrF2", "BLEU by seed")
     print_table("Mean ± standard deviation over seeds, beam 4", header, rows)

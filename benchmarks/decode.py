@@ -27,7 +27,6 @@ from fairseq2.data.tokenizers import VocabularyInfo
 from fairseq2.generation.beam_search import BeamSearchSeq2SeqGenerator
 from fairseq2.nn import BatchLayout
 from sentencepiece import SentencePieceProcessor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList, MarianConfig, MarianMTModel
 
 from benchmarks.our_search import (
@@ -51,6 +50,7 @@ from models.config import ModelConfig
 from models.ctranslate2_spec import ctranslate2_spec
 from models.export_format import SHORTLISTS
 from models.seq2seq import TranslationModel
+from pipeline.translation.search import pad
 from pipeline.translation.serving import batches_by_length
 from pipeline.translation_recipe import TranslationEvaluation
 
@@ -185,8 +185,7 @@ def run_without_cache(model: TranslationModel, sentences: list[list[int]]) -> No
 
 def padded(sentences: list[list[int]], device: torch.device) -> torch.Tensor:
     """Return token ids as a tensor `[B, S]`, padded on the right."""
-    tensors = [torch.tensor(ids) for ids in sentences]
-    return pad_sequence(tensors, batch_first=True, padding_value=PAD_IDX).to(device)
+    return torch.from_numpy(pad(sentences)[0]).to(device)
 
 
 def sentences_of_file(text: Path, vocabulary: Path, count: int) -> list[list[int]]:

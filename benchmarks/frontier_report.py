@@ -12,7 +12,7 @@ from scipy.stats import ttest_ind
 
 from benchmarks.record import Export, GivenUp, Record, Training
 from benchmarks.rounds import print_table, ratios, three_digits
-from benchmarks.runs import mean as mean_and_deviation
+from benchmarks.runs import mean_and_deviation
 
 
 class Claim(NamedTuple):

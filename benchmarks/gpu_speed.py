@@ -368,7 +368,7 @@ def profiled(step: Callable[[], None], bench: Bench) -> Cells:
     waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
     top = [
         {
-            "kernel": event.key[:90].replace("|", "/"),
+            "kernel": event.key[:90],
             "calls": event.count,
             "ms": taken[id(event)] / 1000,
             "share": f"{taken[id(event)] / total:.1%}",

@@ -18,8 +18,7 @@ from scipy.stats import ttest_ind
 
 from benchmarks.record import ImageTraining, Record, Settings
 from benchmarks.rounds import create_parser, print_table
-from benchmarks.runs import Run, draw, in_parallel, plan_runs
-from benchmarks.runs import mean as mean_and_deviation
+from benchmarks.runs import Run, draw, in_parallel, mean_and_deviation, plan_runs
 from models.count import Counts, count_classifier
 from models.image_classifier import ImageShape
 from pipeline.classification_recipe import ClassificationRecipe

@@ -69,7 +69,7 @@ def onnx_engine(folder: Path, threads: int, vocab_size: int) -> Translate:
         batch = [[*ids, EOS_IDX] for ids in sources]
         own = np.broadcast_to(allowed, (len(batch), vocab_size)) if shortlist else None
         decoding = OnnxDecoding(encoder, decoder, batch, own)
-        found = search_batch(decoding, [LENGTH] * len(batch), search, LENGTH)
+        found = search_batch(decoding, [LENGTH] * len(batch), search, LENGTH, [()] * len(batch))
         return [len(hypotheses[0].tokens) for hypotheses in found]
 
     return translate

@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from pipeline.markdown import markdown_table
+
 CORES = len(os.sched_getaffinity(0))
 ENOUGH_ROUNDS = 5  # for a ratio on the page
 
@@ -68,7 +70,7 @@ def machine() -> str:
 
 def failure(error: BaseException) -> Cells:
     """Return the cells of a row that could not be measured."""
-    text = " ".join(str(error).split()).replace("|", "/")
+    text = " ".join(str(error).split())
     said = f"failed: {type(error).__name__}: {text[:200]}"
     return {"note": said, "traceback": traceback.format_exception(error)}
 
@@ -148,9 +150,7 @@ def three_digits(value: float) -> str:
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table below a line that says what was measured."""
-    lines = [f"{caption}:\n", f"| {' | '.join(header)} |\n|{'---|' * len(header)}"]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return f"{caption}:\n\n{markdown_table(header, rows)}\n"
 
 
 def print_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -200,7 +200,7 @@ def in_parallel(do: Callable[[T], object], things: Iterable[T], jobs: int) -> No
         list(pool.map(do, things))
 
 
-def mean(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """Return the mean and, of two or more values, the sample's standard deviation."""
     middle = f"{statistics.mean(values):.2f}"
     return middle if len(values) < 2 else f"{middle} ± {statistics.stdev(values):.2f}"

@@ -113,16 +113,8 @@ def main() -> None:
              f"{1000 * serving / count:.2f}", f"{1000 * cpu / count:.2f}", f"{cpu / serving:.2f}"]
         )  # fmt: skip
         progress(f"round {number} of {options.rounds}")
-    heads = [
-        "round",
-        "answers",
-        "errors",
-        "median, ms",
-        "p95, ms",
-        "sentences/s",
-        "in batch",
-        "ratio",
-    ]
+    heads = ["round", "answers", "errors", "median, ms", "p95, ms"]
+    heads += ["sentences/s", "in batch", "ratio"]
     heads += ["CPU ms for one", "in batch", "ratio"]
     print_table(f"{options.clients} clients for {options.seconds:.0f} s", heads, rows)
 

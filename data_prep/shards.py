@@ -147,13 +147,13 @@ def read_shards_manifest(folder: Path) -> ShardsManifest:
     return read_manifest_of(folder, ShardsManifest)
 
 
-def split_digest(folder: Path, split: str) -> str:
-    """Return a digest of the examples of train, valid or test, as shards of any kind hold them.
+def validation_digest(folder: Path) -> str:
+    """Return a digest of the examples of the validation set, as shards of any kind hold them.
 
     :param folder: of the shards; without any the digest is of nothing.
     """
     shards = (read_manifest(folder) or {}).get("shards", [])
-    return digest_of([shard["sha256"] for shard in shards if shard["split"] == split])
+    return digest_of([shard["sha256"] for shard in shards if shard["split"] == "valid"])
 
 
 def read_manifest_of(folder: Path, record: type[RecordT]) -> RecordT:

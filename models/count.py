@@ -28,13 +28,6 @@ from pipeline.recipe import Recipe, UsageError
 from pipeline.translation_recipe import TranslationRecipe
 
 
-class Part(NamedTuple):
-    """A part of a model has parameters that no part before it has."""
-
-    name: str
-    parameters: int
-
-
 class Counts(NamedTuple):
     """These are the numbers of a model."""
 
@@ -42,7 +35,9 @@ class Counts(NamedTuple):
     core: int
     """Without embeddings and output projection; or patches, class token and head."""
 
-    parts: tuple[Part, ...]
+    parts: dict[str, int]
+    """Parameters of each direct part that no part before it has."""
+
     flops: int
     """Floating-point operations of a forward pass; a multiplication and an addition are two."""
 
@@ -91,13 +86,13 @@ def count_classifier(config: VisionConfig, image: ImageShape, classes: int) -> C
     )
 
 
-def _parts(model: nn.Module) -> tuple[Part, ...]:
+def _parts(model: nn.Module) -> dict[str, int]:
     """Count the parameters in each direct part of a model, each shared one once."""
     numbers: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
         numbers[part] = numbers.get(part, 0) + parameter.numel()
-    return tuple(Part(*each) for each in numbers.items())
+    return numbers
 
 
 def _flops(model: nn.Module, forward: Callable[[], object]) -> int:
@@ -149,9 +144,8 @@ def print_counts(architecture: str, ours: Counts, transformer: Counts, unit: str
 
     row("parameters", ours.parameters, transformer.parameters)
     row("  core", ours.core, transformer.core)
-    others = dict(transformer.parts)
-    for name, number in ours.parts:
-        row(f"  {name}", number, others.get(name, 0))
+    for name, number in ours.parts.items():
+        row(f"  {name}", number, transformer.parts.get(name, 0))
     row(f"FLOPs of {unit}", ours.flops, transformer.flops)
     Console().print(table)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -20,7 +21,6 @@ from models.export_format import CLASSIFIER
 from models.image_classifier import FINAL_LAYER_NORM_EPS, ImageClassifier, num_positions
 from models.onnx_builder import FLOAT, UINT8, Graph
 from models.ringformer import VisionRing
-from models.ringformer.level_signal import each_a
 from models.ringformer.vision_weights import FeedForward, Level, SelfAttention
 from models.vision_transformer import VisionTransformer
 
@@ -32,7 +32,7 @@ def write_onnx_classifier(model: ImageClassifier, folder: Path) -> None:
     graph = Classifier(model)
     x, levels = graph.embed(), encoder.levels()
     for i, level in enumerate(levels):
-        x = graph.layer(graph.add_encodings(x, i), level, is_last=i == len(levels) - 1)
+        x = graph.layer(graph.add_encodings(x, i), i, level, is_last=i == len(levels) - 1)
     graph.predict(x)
     channels, size = model.image
     content = graph.to_bytes(
@@ -98,12 +98,12 @@ class Classifier(Graph):
         x = self.add("Add", by_image, self.weight(added))
         return self.add("Reshape", x, self.ints(-1, self.dim))
 
-    def layer(self, x: str, level: Level, is_last: bool) -> str:
-        """Add one level: x ← x + Attention_i(x); x ← x + FFN_i(x).
+    def layer(self, x: str, i: int, level: Level, is_last: bool) -> str:
+        """Add level i: x ← x + Attention_i(x); x ← x + FFN_i(x).
 
         :param is_last: compute the class token alone; then R = B.
         """
-        y = self.self_attention(x, level.self_attn, is_last)
+        y = self.self_attention(x, i, level.self_attn, is_last)
         x = self.add("Add", self.class_token(x) if is_last else x, y)
         return self.add("Add", x, self.feed_forward(x, level.ffn))
 
@@ -112,16 +112,17 @@ class Classifier(Graph):
         by_image = self.add("Reshape", x, self.ints(-1, self.num_positions * self.dim))
         return self.add("Slice", by_image, self.ints(0), self.ints(self.dim), self.ints(1))
 
-    def self_attention(self, x: str, own: SelfAttention, is_last: bool) -> str:
+    def self_attention(self, x: str, i: int, own: SelfAttention, is_last: bool) -> str:
         """Add W_o · softmax(q_i k_iᵀ / √(d/H)) v_i + b_o."""
         y = self.linear_with_bias(self.norm(x, *own.layer_norm), own.qkv, own.qkv_bias)
         parts = self.add_many("Split", y, count=3, axis=1, num_outputs=3)
         if own.signal is not None:  # A_iᵀ B_i x
             low = self.add("MatMul", x, self.weight(own.signal.b.T))
             lows = self.add_many("Split", low, count=3, axis=1, num_outputs=3)
-            # Each by itself: one product would be no faster here, and A three times as large.
-            a = map(self.weight, each_a(own.signal, 3))
-            each = zip(lows, a, parts, strict=True)
+            # Each A by itself: one product would be no faster here, and A three times as large.
+            signals = cast(VisionRing, self.model.encoder).qkv_signals
+            assert signals is not None
+            each = zip(lows, map(self.weight, signals.a[i]), parts, strict=True)
             parts = [self.add("Gemm", *inputs) for inputs in each]
         return self.linear_with_bias(self.attend(parts, is_last), own.output, own.output_bias)
 

@@ -94,11 +94,6 @@ class ClassificationTraining(TrainingConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ClassificationTraining:
-        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of micro_batch_size "
-                f"({self.micro_batch_size})"
-            )
         names = [each.transform for each in self.augmentation]
         if len(set(names)) < len(names):
             raise ValueError("augmentation: each transform can be named once")

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_prep.files import first_line
 from data_prep.images.read import Refused
 from pipeline.classification.classifier import classifier_of_export, classifier_of_run
+from pipeline.classification.run_model import checkpoints_of_run
 from pipeline.classification.serving import Classifier
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import path_argument, positive_argument, run_command, warn_of_left_out
@@ -74,8 +75,6 @@ def load_classifier(recipe: ClassificationRecipe, model: Path | None) -> Classif
     """
     if model is not None:
         return classifier_of_export(model)
-    from pipeline.classification.run_model import checkpoints_of_run
-
     return classifier_of_run(recipe, checkpoints_of_run(recipe))
 
 

@@ -84,7 +84,7 @@ def needs_of(recipe: Recipe, dtype: torch.dtype) -> Needs:
         transformer_parameters=parameter_count(recipe.model.plain, vocab_sizes),
         unit="tokens",
         batch=training.max_tokens,
-        micro_batch=training.micro_batch_tokens or training.max_tokens,
+        micro_batch=training.micro_batch,
         activations=activations_per_token(recipe, dtype),
     )
 
@@ -97,7 +97,7 @@ def _needs_of_classification(recipe: ClassificationRecipe, dtype: torch.dtype) -
         transformer_parameters=classifier_parameter_count(model.plain, image, classes),
         unit="images",
         batch=training.batch_size,
-        micro_batch=training.micro_batch_size or training.batch_size,
+        micro_batch=training.micro_batch,
         activations=activations_per_image(recipe, classes, dtype),
     )
 

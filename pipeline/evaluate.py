@@ -153,7 +153,7 @@ def _publish(
     tracker = open_tracker(recipe)
     data = task_of(recipe).data_facts()
     log_data(tracker, recipe, data)
-    for result in (*results, *filter(None, [validation])):
+    for result in evaluation.all_results:
         result.log(tracker)
     if not evaluation.model.export:
         log_note(tracker, recipe, data, _scores(recipe, evaluation))
@@ -170,7 +170,7 @@ def _publish(
 
 def _scores(recipe: Recipe, evaluation: Evaluation[Any]) -> str:
     """Return what the run's note says of its scores, and where all answers are."""
-    results: list[Result] = [*evaluation.results, *filter(None, [evaluation.validation])]
+    results: list[Result] = evaluation.all_results
     translates = isinstance(recipe, TranslationRecipe)
     table_of = translations.table_of if translates else images.table_of
     table = table_of([result.scores for result in results])

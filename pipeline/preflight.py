@@ -70,7 +70,7 @@ def check_environment() -> list[str]:
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         _build_cpu_operator()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    memory = psutil.virtual_memory().total / GIB
     packages = ("torch", "fairseq2", "deepspeed", "sentencepiece", "sacrebleu", "mlflow")
     return [
         f"Python {platform.python_version()}; "

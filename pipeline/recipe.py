@@ -46,7 +46,7 @@ class TrainingConfig(Section):
     """The key for the size of a global batch."""
 
     micro_batch_key: ClassVar[str]
-    """That for the size of a micro-batch."""
+    """That for the size of a micro-batch; null: that of a global batch."""
 
     seed: int = Limit(default=1, ge=0)
     """Seed of initial weights, batch order, dropout and augmentation."""
@@ -135,6 +135,21 @@ class TrainingConfig(Section):
 
     resume: Literal["auto", "never"] = "auto"
     """`auto` continues from the newest checkpoint of run_dir; `never` refuses to touch one."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Return the size of a micro-batch."""
+        return int(getattr(self, self.micro_batch_key) or getattr(self, self.batch_key))
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_a_batch(self) -> Self:
+        batch = getattr(self, self.batch_key)
+        if batch % self.micro_batch:
+            raise ValueError(
+                f"{self.batch_key} ({batch}) must be a multiple of {self.micro_batch_key} "
+                f"({self.micro_batch})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warms_up(self) -> Self:

@@ -41,11 +41,6 @@ class TranslationTraining(TrainingConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TranslationTraining:
-        if self.micro_batch_tokens and self.max_tokens % self.micro_batch_tokens:
-            raise ValueError(
-                f"max_tokens ({self.max_tokens}) must be a multiple of micro_batch_tokens "
-                f"({self.micro_batch_tokens})"
-            )
         if self.bleu_every % self.validate_every:
             raise ValueError(
                 f"bleu_every ({self.bleu_every}) must be a multiple of validate_every "
@@ -151,8 +146,7 @@ class TranslationRecipe(Recipe):
                 f"data.max_tokens_per_side ({longest}) exceeds model.max_seq_len "
                 f"({self.model.max_seq_len})"
             )
-        micro_batch = self.training.micro_batch_tokens or self.training.max_tokens
-        if longest > micro_batch:
+        if longest > (micro_batch := self.training.micro_batch):
             raise ValueError(
                 f"data.max_tokens_per_side ({longest}) exceeds a micro-batch ({micro_batch} tokens)"
             )

@@ -8,7 +8,6 @@ levels share stay in the cache (docs/design.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,17 +45,6 @@ def of_levels(signal: Signal) -> list[Signal]:
     if a.dim() == 4 and a[0].numel() * a.size(1) <= SMALL:
         a = a.movedim(1, -1).diag_embed(dim1=1, dim2=3).flatten(3).flatten(1, 2)
     return [Signal(*own) for own in zip(a, b, strict=True)]
-
-
-def each_a(signal: Signal, count: int) -> Sequence[Tensor]:
-    """Return the A of each projection of a level, `[r, d]`.
-
-    :param count: of the projections.
-    """
-    a = signal.a
-    if a.dim() == 2:
-        a = a.reshape(count, a.size(0) // count, count, -1).diagonal(dim1=0, dim2=2).movedim(-1, 0)
-    return a.unbind()
 
 
 def apply(x: Tensor, signal: Signal) -> Tensor:

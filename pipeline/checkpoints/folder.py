@@ -81,10 +81,6 @@ class ValidationState(BaseModel):
             return self.model_copy(update={"best": value, "best_step": step, "stale": 0})
         return self.model_copy(update={"stale": self.stale + 1})
 
-    def put_off(self, due: bool) -> ValidationState:
-        """Return the state in which the validation of this step is still to be done, or is done."""
-        return self.model_copy(update={"due": due})
-
     def gives_up(self, patience: int) -> bool:
         """Tell whether early stopping ends training (`patience` 0: it never does)."""
         return 0 < patience <= self.stale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from data_prep.shards import split_digest
+from data_prep.shards import validation_digest
 from pipeline.checkpoints.folder import (
     Checkpoint,
     CheckpointError,
@@ -60,7 +60,7 @@ def is_finished(recipe: Recipe, criterion: Criterion, newest: Checkpoint) -> boo
     stopped_early = (
         validation.gives_up(training.early_stopping)
         and validation.criterion == criterion.metric
-        and validation.is_of(split_digest(recipe.shards, "valid"))
+        and validation.is_of(validation_digest(recipe.shards))
     )
     over = newest.step >= last_step(training, newest.info.steps_per_epoch)
     return (stopped_early or over) and not validation.due

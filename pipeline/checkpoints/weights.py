@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.files import first_line
 from data_prep.identity import check_recipe
-from data_prep.shards import split_digest
+from data_prep.shards import validation_digest
 from pipeline.checkpoints.folder import (
     EMA_FILE,
     Checkpoint,
@@ -80,7 +80,7 @@ def fitting_checkpoints(
     if recipe.evaluation.checkpoint == "best":
         (best,) = checkpoints
         verdict = list_checkpoints(recipe.checkpoints)[-1].info.validation
-        if not verdict.is_of(split_digest(recipe.shards, "valid")):
+        if not verdict.is_of(validation_digest(recipe.shards)):
             raise CheckpointError(
                 f"{best.folder} was found best by another validation set than that of "
                 f"{recipe.shards}; train on, or name a step by evaluation.checkpoint"

@@ -190,8 +190,8 @@ class ClassificationTask(Task["ImageBatch"]):
         from pipeline.classification.batches import collate
         from pipeline.training.validation import sum_over
 
-        reader, training = self.valid_images, self.recipe.training
-        plan = _plan(len(reader), training.micro_batch_size or training.batch_size, None, 0)
+        reader = self.valid_images
+        plan = _plan(len(reader), self.recipe.training.micro_batch, None, 0)
 
         def measure(examples: Indices) -> Tensor:
             batch = collate(reader.read, examples, self.recipe.data.image_size, trainer.device)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from data_prep.files import digest_of, write_atomically
+from data_prep.files import digest_of
 from data_prep.identity import check_corpora
 from data_prep.images.report import shortened
 from data_prep.images.shards import ImageReader, ImagesManifest, read_images_manifest
@@ -26,7 +25,7 @@ from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.classification.run_model import checkpoints_of_run
 from pipeline.classification.scores import Probabilities, by_class, confusion, mcnemar, scores
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.evaluation.answers_page import write_answers_page
+from pipeline.evaluation.answers_page import write_answers_page, write_table
 from pipeline.evaluation.result import (
     EvaluatedModel,
     Evaluation,
@@ -126,10 +125,7 @@ class ImageResult(Result):
             **({"confusion": counts.tolist()} if drawn == classes else {}),
             **more,
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "scores.json").unlink(missing_ok=True)  # what is there describes all of them
-        answers = "".join(f"{classes[label]}\n" for label in predicted)
-        write_atomically(self.folder / "predictions.txt", answers)
+        self.write_answers([classes[label] for label in predicted])
         title = f"accuracy {content['accuracy']:.2f}% on {self.test_set_name}"
         worst_first = self._write_predictions(title, probabilities)
         if drawn != classes:
@@ -148,16 +144,14 @@ class ImageResult(Result):
         rows = np.arange(len(labels))
         predicted, of_class = probabilities.argmax(axis=1), probabilities[rows, labels]
         order = np.lexsort([rows, of_class, predicted == labels])
-        text = io.StringIO()
-        writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-        writer.writerow(COLUMNS)
+        lines: list[list[str]] = []
         for row in order:
             best = predicted[row]
             shares = (f"{of_class[row]:.4f}", f"{probabilities[row, best]:.4f}")
-            writer.writerow([names[row], classes[labels[row]], classes[best], *shares])
-        write_atomically(self.folder / "predictions.tsv", text.getvalue())
+            lines.append([names[row], classes[labels[row]], classes[best], *shares])
+        write_table(self.folder / "predictions.tsv", COLUMNS, lines)
         page = self.folder / self.page_file
-        write_answers_page(page, title, COLUMNS, _rows_of(text.getvalue()), "predictions.tsv")
+        write_answers_page(page, title, COLUMNS, list(map(_values, lines)), "predictions.tsv")
         found: list[int] = order.tolist()
         return found
 
@@ -182,17 +176,18 @@ class ImageResult(Result):
         draw_images(title, images, captions, self.folder / "most_wrong.png")
 
     def tables(self) -> dict[str, dict[str, list[Any]]]:
-        rows = _rows_of((self.folder / "predictions.tsv").read_text(encoding="utf-8"))[:TABLE_ROWS]
+        with (self.folder / "predictions.tsv").open(encoding="utf-8", newline="") as file:
+            _, *lines = csv.reader(file, delimiter="\t")
+        rows = list(map(_values, lines[:TABLE_ROWS]))
         return {
             "most_wrong": {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
         }
 
 
-def _rows_of(predictions: str) -> list[list[Any]]:
-    """Return the rows of a predictions.tsv, below its header."""
-    _, *rows = csv.reader(io.StringIO(predictions, newline=""), delimiter="\t")
+def _values(line: Sequence[str]) -> list[Any]:
+    """Return the cells of a line of predictions.tsv, numbers as such."""
     kinds = (str, str, str, float, float)
-    return [[kind(cell) for kind, cell in zip(kinds, row, strict=True)] for row in rows]
+    return [kind(cell) for kind, cell in zip(kinds, line, strict=True)]
 
 
 def table_of(scores: Sequence[Scores]) -> str:

@@ -11,7 +11,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from data_prep.files import are_whole, digest_of, read_json, sha256_of, write_json
+from data_prep.files import (
+    are_whole,
+    digest_of,
+    read_json,
+    sha256_of,
+    write_atomically,
+    write_json,
+)
 from models.export_format import digest_of_export
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.ranks import from_rank_0
@@ -104,6 +111,12 @@ class Result(ABC):
     @abstractmethod
     def tables(self) -> dict[str, dict[str, list[Any]]]:
         """Return what MLflow shows as tables: name → columns."""
+
+    def write_answers(self, answers: Sequence[str]) -> None:
+        """Begin the folder anew: with the answers, one for each example, and without scores."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "scores.json").unlink(missing_ok=True)  # what is there describes all of them
+        write_atomically(self.folder / self.answers_file, "".join(f"{each}\n" for each in answers))
 
     def write_scores(self, scores: Scores) -> None:
         """Write scores.json, after all other files of the folder, which it describes."""
@@ -227,10 +240,14 @@ class Evaluation(Generic[R]):
     """Of the run's checkpoints, which compete to be champion; an export does not."""
 
     @property
+    def all_results(self) -> list[R]:
+        """Return the results on the test sets, and that on the validation set."""
+        return [*self.results, *filter(None, [self.validation])]
+
+    @property
     def missing(self) -> list[R]:
-        """Results that are not up to date."""
-        all_of_them = [*self.results, *filter(None, [self.validation])]
-        return [result for result in all_of_them if not result.up_to_date]
+        """Return the results that are not up to date."""
+        return [result for result in self.all_results if not result.up_to_date]
 
 
 def bring_up_to_date(find: Callable[[], EvaluatedModel[P, R]]) -> Evaluation[R]:
@@ -240,13 +257,13 @@ def bring_up_to_date(find: Callable[[], EvaluatedModel[P, R]]) -> Evaluation[R]:
 
     :param find: returns the model; rank 0 calls it.
     """
-    evaluation, missing = from_rank_0(lambda: _compare(find()))
+    evaluation, missing = from_rank_0(lambda: _find_results(find()))
     if missing:
         evaluation.model.answer(missing)
     return evaluation
 
 
-def _compare(model: EvaluatedModel[P, R]) -> tuple[Evaluation[R], list[R]]:
+def _find_results(model: EvaluatedModel[P, R]) -> tuple[Evaluation[R], list[R]]:
     """Return a model with its results, and those that are missing: rank 0 alone can tell."""
     results = model.results()
     for result in results:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from data_prep.files import write_atomically
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.answers_page import write_answers_page
+from pipeline.evaluation.answers_page import write_answers_page, write_table
 from pipeline.evaluation.result import Result, Scores, digest_of_weights, read_scores
 from pipeline.evaluation.test_sets import TestSet, test_sets_at_hand
 from pipeline.markdown import markdown_table
@@ -136,9 +134,7 @@ class TranslationResult(Result):
             **more,
         }
         self._warn(scores["length_ratio"], wrong)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "scores.json").unlink(missing_ok=True)  # what is there describes all of them
-        write_atomically(self.folder / "hypotheses.txt", "".join(f"{h}\n" for h in hypotheses))
+        self.write_answers(hypotheses)
         title = f"BLEU {scores['bleu']} ± {scores['bleu_ci']} on {self.test_set.name}"
         self._write_sentences(title, hypotheses)
         draw_bleu_by_length(title, buckets, self.folder / "by_length.png")
@@ -173,11 +169,7 @@ class TranslationResult(Result):
         columns = (lines, chrf, *texts)
         rows: list[tuple[Any, ...]] = list(zip(*columns, strict=True))
         rows.sort(key=lambda row: (row[1], row[0]))
-        text = io.StringIO()
-        writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-        writer.writerow(SENTENCE_COLUMNS)
-        writer.writerows(rows)
-        write_atomically(self.folder / "sentences.tsv", text.getvalue())
+        write_table(self.folder / "sentences.tsv", SENTENCE_COLUMNS, rows)
         page = self.folder / self.page_file
         write_answers_page(page, title, SENTENCE_COLUMNS, rows, "sentences.tsv")
 

@@ -1,7 +1,6 @@
 """The registered model: MLflow runs this file where the model is loaded.
 
-Of our other code it needs `pipeline/translation/ctranslate2_translator.py`, `serving.py` and
-`scoring.py`, `models/export_format.py` and `data_prep/text.py` alone, which are stored with it.
+Of our other code it needs only what `servable.SERVED_TRANSLATION` names, which is stored with it.
 """
 
 from __future__ import annotations

@@ -34,11 +34,8 @@ from pipeline.recipe import Recipe
 from pipeline.sweeping.config import Choices, Range, SweepConfig, is_whole
 
 NAME = "sweep"
-BEGAN_WITH, REASON, PRUNED_AT = (
-    "began_with",
-    "reason",
-    "pruned_at",
-)  # keys of what Optuna keeps for us
+# Keys of what Optuna keeps for us.
+BEGAN_WITH, REASON, PRUNED_AT = "began_with", "reason", "pruned_at"
 
 Parameters = Mapping[str, Any]
 

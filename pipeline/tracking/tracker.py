@@ -54,7 +54,8 @@ class Tracker:
         :param run_id: MLflow run to continue if `run_dir` names none; a copied checkpoint does.
         """
         self._recipe = recipe
-        self._journal, self._state_file = _journal_and_state_file(recipe.run_dir)
+        self._journal = _journal_of(recipe.run_dir)
+        self._state_file = _state_file_of(recipe.run_dir)
         self._journal.parent.mkdir(parents=True, exist_ok=True)
         self._state = _read_state(recipe) or {"run_id": run_id, "sent": 0}
         if original := self._original():
@@ -62,7 +63,7 @@ class Tracker:
             log.warning(text, recipe.run_dir, original)
             self._state = {"run_id": None, "sent": 0}
         parent = recipe.tracking.parent
-        if parent is not None and not _journal_and_state_file(parent)[0].exists():
+        if parent is not None and not _journal_of(parent).exists():
             text = "tracking.parent: %s has logged nothing; until it does, this run is below none"
             log.warning(text, parent)
         self._run_exists = False
@@ -340,7 +341,7 @@ def open_tracker(recipe: Recipe) -> Tracker:
 def set_aside_finished(recipe: Recipe) -> None:
     """Rename the folder of the records if they are of a training that came to an end. A new one in
     the same `run_dir` gets a run of its own: its curves are not those of the one before."""
-    journal, _ = _journal_and_state_file(recipe.run_dir)
+    journal = _journal_of(recipe.run_dir)
     logged, folder = read_journal(journal), journal.parent
     if "train_loss" in logged.history and not {"FINISHED", "KILLED"}.isdisjoint(logged.statuses):
         number = next(n for n in count(1) if not folder.with_name(f"tracking-{n}").exists())
@@ -350,26 +351,28 @@ def set_aside_finished(recipe: Recipe) -> None:
 
 def history_of(recipe: Recipe) -> History:
     """Return the metrics that commands on this run_dir have logged so far."""
-    journal, _ = _journal_and_state_file(recipe.run_dir)
-    return read_journal(journal).history
+    return read_journal(_journal_of(recipe.run_dir)).history
 
 
 def send_left_over(recipe: Recipe) -> None:
     """Send what earlier commands on this run_dir could not; everything, if the store is another."""
-    journal, _ = _journal_and_state_file(recipe.run_dir)
+    journal = _journal_of(recipe.run_dir)
     state = _read_state(recipe) or {"sent": 0}
     if journal.exists() and journal.stat().st_size > state["sent"]:
         Tracker(recipe).close(status=None)
 
 
-def _journal_and_state_file(run_dir: Path) -> tuple[Path, Path]:
-    folder = run_dir / "tracking"
-    return folder / "journal.jsonl", folder / "run.json"
+def _journal_of(run_dir: Path) -> Path:
+    return run_dir / "tracking" / "journal.jsonl"
+
+
+def _state_file_of(run_dir: Path) -> Path:
+    return run_dir / "tracking" / "run.json"
 
 
 def _read_states(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Read, for each tracking store, its run id and how many bytes of the journal were sent."""
-    return read_json(_journal_and_state_file(recipe.run_dir)[1])
+    return read_json(_state_file_of(recipe.run_dir))
 
 
 def _read_state(recipe: Recipe) -> dict[str, Any] | None:

@@ -135,7 +135,7 @@ class Loop(Generic[Batch]):
             self._report()
         pause = time.monotonic()
         scheduled, stop = due.save, due.stop
-        self.validation.put_off(due.validate)
+        self.validation.set_due(due.validate)
         if due.validate and not stop:
             try:
                 self._validate()

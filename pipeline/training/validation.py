@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data_prep.batch_plan import BatchPlan, Indices
-from data_prep.shards import split_digest
+from data_prep.shards import validation_digest
 from pipeline.checkpoints.folder import ValidationState
 from pipeline.training.trainer import Trainer
 
@@ -79,12 +79,12 @@ class Validation:
         self.trainer, self.interruption = trainer, interruption
         self.state = ValidationState(
             criterion=trainer.task.criterion.metric,
-            validation_set=split_digest(trainer.recipe.shards, "valid"),
+            validation_set=validation_digest(trainer.recipe.shards),
         )
 
-    def put_off(self, due: bool) -> None:
-        """Note that the validation of this step is still to be done, if it is `due`."""
-        self.state = self.state.put_off(due)
+    def set_due(self, due: bool) -> None:
+        """Note whether the validation of this step is still to be done."""
+        self.state = self.state.model_copy(update={"due": due})
 
     def resume(self, state: ValidationState) -> None:
         """Go on with the state of a checkpoint. By another criterion, or of other examples, its
@@ -99,7 +99,7 @@ class Validation:
             return
         if self.trainer.rank == 0:
             log.warning("the best step is looked for anew: %s", why)
-        self.put_off(state.due)
+        self.set_due(state.due)
 
     def run(self) -> dict[str, float]:
         """Validate, and judge this step by the criterion, if it is among the metrics.
@@ -112,7 +112,7 @@ class Validation:
         metric, larger_is_better = task.criterion
         if (value := metrics.get(metric)) is not None:
             self.state = self.state.judged(value, step, larger_is_better=larger_is_better)
-        self.put_off(False)
+        self.set_due(False)
         return metrics
 
     @property

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fairseq2.nn import BatchLayout
-from numpy.typing import NDArray
 from torch import Tensor
 
 from data_prep.batch_plan import Indices
 from data_prep.shards import ShardReader, TokenIds
 from data_prep.text import BOS_IDX, PAD_IDX
 from models.padding import PaddedLayout, to_device
+from pipeline.translation.search import pad
 
 Ids = TokenIds | Sequence[int]
 
@@ -78,11 +78,3 @@ def collate_ids(sources: Sequence[Ids], targets: Sequence[Ids], device: torch.de
         PaddedLayout(target_lengths, target.shape[1], device),
         predicted,
     )
-
-
-def pad(sequences: Sequence[Ids]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the ids as rows of one length, and how many of each row are no padding."""
-    lengths = np.array([len(ids) for ids in sequences])
-    padded = np.full((len(sequences), lengths.max()), PAD_IDX, dtype=np.int64)
-    padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(sequences)
-    return padded, lengths

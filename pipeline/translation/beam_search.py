@@ -19,9 +19,9 @@ from models.recording import record
 from models.search_config import SearchConfig
 from models.seq2seq import TranslationModel
 from models.stack import Stack
-from pipeline.translation.batches import collate_ids, pad
+from pipeline.translation.batches import collate_ids
 from pipeline.translation.decode import decode_batch
-from pipeline.translation.search import Decoding, Floats, Ints, NextTokens
+from pipeline.translation.search import Decoding, Floats, Ints, NextTokens, pad
 from pipeline.translation.serving import Hypothesis, PairIds, Part
 
 

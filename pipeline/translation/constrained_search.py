@@ -121,7 +121,7 @@ def constrained_batch(
     search: SearchConfig,
     longest: int,
     terms: Sequence[Terms],
-    prefixes: Sequence[Sequence[int]] = (),
+    prefixes: Sequence[Sequence[int]],
 ) -> list[list[Hypothesis]]:
     """Translate the sentences of a batch, each with its terms.
 
@@ -131,9 +131,7 @@ def constrained_batch(
     :returns: at most `beam_size` hypotheses for each sentence, best first.
     :raises ModelError: the model's output is not a number.
     """
-    needed = [own.count for own in terms]
-    if prefixes:
-        needed = [own.count + len(p) for own, p in zip(terms, prefixes, strict=True)]
+    needed = [own.count + len(p) for own, p in zip(terms, prefixes, strict=True)]
     limits = length_limits(lengths, search, longest, needed)
     finished: list[list[Hypothesis]] = [[] for _ in terms]
 

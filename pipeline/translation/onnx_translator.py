@@ -17,10 +17,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from data_prep.text import PAD_IDX, seen_words
+from data_prep.text import seen_words
 from models.export_format import DECODER, ENCODER, ModelError
 from pipeline.translation.decode import decode_batch
-from pipeline.translation.search import ALL_TOKENS, Decoding, Ints, NextTokens, force_batch
+from pipeline.translation.search import ALL_TOKENS, Decoding, Ints, NextTokens, force_batch, pad
 from pipeline.translation.serving import (
     Hypothesis,
     PairIds,
@@ -126,12 +126,9 @@ class OnnxDecoding(Decoding):
         :param allowed: target tokens that each may have, `[B, vocabulary]`; None: all of them. The
             model was exported with a shortlist.
         """
-        lengths = [len(ids) for ids in sources]
-        source = np.full((len(sources), max(lengths)), PAD_IDX)
-        for row, ids in enumerate(sources):
-            source[row, : len(ids)] = ids
+        source, lengths = pad(sources)
         self.decoder, self.step = decoder, 0
-        self.lengths = np.array(lengths, np.int32)
+        self.lengths = lengths.astype(np.int32)
         inputs = {"source": source, "lengths": self.lengths}
         self.restriction: dict[str, NDArray[Any]] = {}  # inputs of the decoder
         if allowed is not None:

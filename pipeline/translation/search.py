@@ -14,7 +14,7 @@ are taken is decided here, on arrays of a few numbers. This file needs numpy, no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,14 +72,14 @@ def search_batch(
     lengths: Sequence[int],
     search: SearchConfig,
     longest: int,
-    prefixes: Sequence[Sequence[int]] = (),
+    prefixes: Sequence[Sequence[int]],
 ) -> list[list[Hypothesis]]:
     """Translate the sentences of a batch by beam search.
 
     :param decoding: of the batch, before its first step.
     :param lengths: of the sources, in tokens with EOS.
     :param longest: the most tokens that the model can produce.
-    :param prefixes: tokens that the translation of each sentence begins with; without any: freely.
+    :param prefixes: tokens that the translation of each sentence begins with.
     :returns: at most `beam_size` hypotheses for each sentence, best first.
     :raises ModelError: the model's output is not a number.
     """
@@ -184,18 +184,24 @@ def _draw(
     return tokens[at][:, :, 0], log_probs[at][:, :, 0]
 
 
+def pad(sequences: Sequence[Sequence[int] | NDArray[Any]]) -> tuple[Ints, Ints]:
+    """Return token ids as rows of one length, and how many of each row are no padding."""
+    lengths = np.array([len(ids) for ids in sequences])
+    padded = np.full((len(sequences), lengths.max()), PAD_IDX)
+    padded[np.arange(lengths.max()) < lengths[:, None]] = np.concatenate(sequences)
+    return padded, lengths
+
+
 def length_limits(
     lengths: Sequence[int], search: SearchConfig, longest: int, needed: Sequence[int]
 ) -> list[int]:
     """Return how many tokens the translation of each sentence may have; parameters are those of
     `search_batch`.
 
-    :param needed: tokens that it must have at least, besides EOS; without any: none.
+    :param needed: tokens that it must have at least, besides EOS.
     """
-    limits = [length_limit(length, search, longest) for length in lengths]
-    if needed:
-        limits = [max(n, least + 1) for n, least in zip(limits, needed, strict=True)]
-    return limits
+    limits = (length_limit(length, search, longest) for length in lengths)
+    return [max(limit, least + 1) for limit, least in zip(limits, needed, strict=True)]
 
 
 def forced_tokens(

@@ -19,10 +19,10 @@ from pipeline.translation.batches import PairBatch, collate
 from pipeline.translation.scores import bleu
 from pipeline.translation.serving import batches_by_length
 from pipeline.translation.translator import Translator
+from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     from pipeline.translation.task import TranslationTask
-from pipeline.translation_recipe import TranslationRecipe
 
 
 def perplexity(loss: float) -> float:
@@ -37,8 +37,7 @@ def valid_metrics(
 
     :raises Stopped: on every rank, when a signal has come to one.
     """
-    config, lengths = task.recipe.training, task.valid_pairs.lengths()
-    budget = config.micro_batch_tokens or config.max_tokens
+    budget, lengths = task.recipe.training.micro_batch, task.valid_pairs.lengths()
     plan = BatchPlan(*lengths, max_tokens=budget, micro_batch_tokens=None, seed=0)
 
     def measure(pairs: Indices) -> Tensor:

@@ -124,4 +124,4 @@ def test_a_diverged_model_is_named(tmp_path: Path) -> None:
     sessions = [load_session(tmp_path / f"{side}.onnx") for side in ("encoder", "decoder")]
     decoding = OnnxDecoding(sessions[0], sessions[1], SOURCES)
     with pytest.raises(ModelError, match="not a number"):
-        search_batch(decoding, [len(ids) for ids in SOURCES], SearchConfig(), 40)
+        search_batch(decoding, list(map(len, SOURCES)), SearchConfig(), 40, [()] * len(SOURCES))
