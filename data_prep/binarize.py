@@ -82,6 +82,8 @@ def binarize(
         "seed": config.seed,
         "version": VERSION,
     }
+    if config.vocabulary.taken_from is not None:
+        inputs["vocabulary_is_taken"] = True  # see `_write_words`
 
     def build(partial: Path) -> dict[str, Any]:
         token_ids = bind(_token_ids, models, vocabulary.sizes)

@@ -26,7 +26,7 @@ from data_prep.config import Corpus, DataConfig, TrainingCorpus
 from data_prep.corpora import Fetched, Piece, hash_text, read_pairs, read_text
 from data_prep.files import DataError, digest_of, save_array, write_json
 from data_prep.filters import Language, OverAllCorpora, TestOverlap
-from data_prep.held_out import Digests, HeldOut, settled
+from data_prep.held_out import Digests, HeldOut, is_settled
 from data_prep.pieces import Result, map_pieces
 from data_prep.repeats import find_repeats, rounds_of, write_keys
 from data_prep.stage import DIGEST, Record, is_up_to_date, log, read_manifest, run_stage
@@ -80,6 +80,8 @@ def clean(
     source: Path,
     folder: Path,
     executor: Executor,
+    *,
+    trained: bool = False,
 ) -> Cleaned:
     """Write `train/NNNNN/text.LANG` for every piece of the training corpora, and `valid.LANG`,
     `test.LANG`, `report.json` and `report.png` beside them.
@@ -88,10 +90,14 @@ def clean(
 
     :param test_sets: those besides `data.test`, for the filter `test_overlap`.
     :param source: folder of the fetch stage.
+    :param trained: whether a model has learnt from what is there: see `is_settled`.
     :raises DataError: unreadable corpora, or nothing left to train on.
     """
     at_hand = {test_set.name: test_set.digest for test_set in test_sets}
     before = (read_manifest(folder) or {"inputs": {}})["inputs"].get("test_sets", {})
+    same = at_hand.keys() == before.keys() and all(
+        is_settled(name, digest, before, trained=trained) for name, digest in at_hand.items()
+    )
     files = {path: file.sha256 for path, file in fetched.files.items()}
     inputs = {
         "corpora": [corpus.name for corpus in config.train],
@@ -101,13 +107,18 @@ def clean(
         "files": files,
         "cleaning": config.cleaning.model_dump(),
         "languages": config.languages,
-        "test_sets": settled(at_hand, before),
+        "test_sets": before if same else at_hand,
         "version": VERSION,
     }
     if special := _special(config, fetched):
         inputs["special"] = special
     if not is_up_to_date(folder, inputs):
         inputs["test_sets"] = at_hand
+    elif arrived := [name for name in before if before[name] is None and at_hand[name]]:
+        log.warning(
+            "clean: the training text was not compared with %s, which came later: a model has "
+            "learnt from it, and `evaluate` will say what they share", ", ".join(arrived),
+        )  # fmt: skip
     build = bind(_build, config, fetched, test_sets, source, executor)
     # The texts that scores are of.
     manifest = run_stage(folder, inputs, build, sealed=("valid.*", "test.*"))

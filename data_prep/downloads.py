@@ -38,14 +38,11 @@ def download(config: Preparation, missing: list[str], what: str = "Corpus files"
         )
     config.root.mkdir(parents=True, exist_ok=True)
     with locked(config.root / ".download.lock"):  # other runs use the same root
-        wanted = {
-            sources[path].url: sources[path]
-            for path in missing
-            if not (config.root / path).exists()
-        }
         try:
-            for each in wanted.values():
-                _fetch(each, config.root)
+            for path in missing:
+                each = sources[path]
+                if not (config.root / path).exists():  # nor came with another
+                    _fetch(each, config.root)
         except requests.RequestException as error:
             still = [path for path in missing if not (config.root / path).exists()]
             raise DataError(
@@ -145,16 +142,19 @@ def _receive(download: Download, partial: Path) -> None:
 def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
     """Unpack only the members that the recipe names, so that an archive cannot write elsewhere.
 
-    Of a member that is a folder, all files below it are unpacked.
+    Of a member that is a folder, all files below it are unpacked. What is there stays as it is: it
+    may have been edited.
 
-    :raises DataError: it is damaged, no tar archive, or has no such file or folder (a link is
-        none).
+    :raises DataError: it is damaged, no tar archive, or has no such file or folder.
     """
     try:
         with tarfile.open(archive) as tar:
             for member in members:
-                log.info("fetch: unpacking %s", member)
                 target = folder / member
+                if target.exists():
+                    log.info("fetch: %s is there, and stays as it is", target)
+                    continue
+                log.info("fetch: unpacking %s", member)
                 if tar.getmember(member).isdir():
                     _unpack_folder(tar, member, target)
                 else:
@@ -171,7 +171,7 @@ def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
 
 
 def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    content = tar.extractfile(member) if member.isfile() else None
+    content = tar.extractfile(member) if _is_file(tar, member) else None
     if content is None:
         raise tarfile.TarError(f"{member.name} is not a file there")
     with target.open("wb") as file:
@@ -179,16 +179,35 @@ def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) ->
 
 
 def _unpack_folder(tar: tarfile.TarFile, name: str, target: Path) -> None:
-    """Unpack the files below a folder. It appears when all are there; one that is there stays."""
-    if target.is_dir():
-        return
+    """Unpack the files below a folder, which appears when all are there.
+
+    A link to another file of the archive becomes a file with its content. Others could lead
+    anywhere, and are left out.
+    """
+    left_out = []
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for member in tar.getmembers():
         inside = PurePosixPath(member.name.removeprefix(f"{name}/"))
         leaves = inside.is_absolute() or ".." in inside.parts
-        if member.isfile() and member.name.startswith(f"{name}/") and not leaves:
-            (partial / inside).parent.mkdir(parents=True, exist_ok=True)
-            _unpack_file(tar, member, partial / inside)
+        if member.isdir() or not member.name.startswith(f"{name}/"):
+            continue
+        if leaves or not _is_file(tar, member):
+            left_out.append(member.name)
+            continue
+        (partial / inside).parent.mkdir(parents=True, exist_ok=True)
+        _unpack_file(tar, member, partial / inside)
+    if left_out:
+        names = ", ".join(left_out[:5]) + (" …" if left_out[5:] else "")
+        text = "fetch: %s: %d entries are no files, and are left out: %s"
+        log.warning(text, target, len(left_out), names)
     partial.rename(target)
+
+
+def _is_file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+    """Tell whether there is a file in the archive that a member is, or is a link to."""
+    try:
+        return tar.extractfile(member) is not None
+    except (KeyError, RecursionError):  # links to nowhere, and to one another
+        return False

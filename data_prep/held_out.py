@@ -43,14 +43,19 @@ class HeldOut(NamedTuple):
         ]
 
 
-def settled(now: Digests, before: Digests) -> Digests:
-    """Return `before` unless it is known to differ from `now`: a file that is absent cannot have
-    changed, and one that has arrived since is no reason to clean again.
+def is_settled(name: str, now: str | None, before: Digests, *, trained: bool) -> bool:
+    """Tell whether the training text need not be compared with a test set anew.
+
+    What is absent cannot have changed. What has arrived since must not cost a model that has learnt
+    from the text its training: then its scores are told with what the text has of it.
+
+    :param now: its digest.
+    :param before: of the test sets that the text was compared with.
+    :param trained: whether a model has learnt from the text.
     """
-    same = now.keys() == before.keys() and all(
-        None in (before[name], digest) or before[name] == digest for name, digest in now.items()
-    )
-    return before if same else now
+    if name not in before:
+        return False
+    return now in (None, before[name]) or (before[name] is None and trained)
 
 
 def in_training_text(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.config import Preparation
-from data_prep.files import DataError, fsync, read_json, write_json
+from data_prep.files import DataError, digest_of, read_json, write_json
 from data_prep.fingerprints import digests, fingerprints, keep
-from data_prep.held_out import Digests, HeldOut
-from data_prep.stage import FETCH, PREPARED_FROM, SHARDS
+from data_prep.held_out import Digests, HeldOut, is_settled
+from data_prep.stage import CLEAN, FETCH, PREPARED_FROM, SHARDS, read_manifest
 
 REMEDY = "`./run.sh prepare` brings them up to date"
 
@@ -21,15 +21,6 @@ NO_PART = {"root", "downloads", "executor", "workers", "scheduler"}
 def identity_of(config: Preparation) -> dict[str, Any]:
     """Return all keys of `data` that shape what is prepared, as JSON values."""
     return config.model_dump(mode="json", exclude=NO_PART)
-
-
-def begin_identity(config: Preparation, run_dir: Path) -> None:
-    """Take back what is said of the shards, if it does not hold for `config`. Stages that are
-    redone for it leave folders behind that belong to nothing until all are done."""
-    path = run_dir / SHARDS / PREPARED_FROM
-    if path.exists() and read_json(path).get("data") != identity_of(config):
-        path.unlink()
-        fsync(path.parent)
 
 
 def write_identity(
@@ -44,14 +35,22 @@ def write_identity(
         "data": identity_of(config),
         "files": dict(files),
         "test_sets": dict(test_sets),
+        "text": _digest_of_text(run_dir),
     }
     path = run_dir / SHARDS / PREPARED_FROM
     if read_json(path) != content:
         write_json(path, content)
 
 
+def _digest_of_text(run_dir: Path) -> str | None:
+    """Return a digest of what the cleaning stage says of its text; None if there is none."""
+    manifest = read_manifest(run_dir / CLEAN)
+    return None if manifest is None else digest_of(manifest)
+
+
 def check_recipe(config: Preparation, run_dir: Path) -> dict[str, str]:
-    """Compare what the data of `run_dir` were made from with what the recipe says now.
+    """Compare what the data of `run_dir` were made from with what the recipe says now, and the
+    shards with the text beside them: a preparation that was interrupted may have made it anew.
 
     :returns: the digests of the input files that they were made from.
     :raises DataError: they differ; it names the key and both values, and what to do.
@@ -66,6 +65,8 @@ def check_recipe(config: Preparation, run_dir: Path) -> dict[str, str]:
         raise DataError(
             f"{shards} were prepared with {key} {then}, the recipe says {now}; {REMEDY}"
         )
+    if made_from.get("text") and _digest_of_text(run_dir) not in (None, made_from["text"]):
+        raise DataError(f"{shards} were not made from the text in {run_dir / CLEAN}; {REMEDY}")
     files: dict[str, str] = made_from["files"]
     return files
 
@@ -87,16 +88,19 @@ def check_corpora(config: Preparation, run_dir: Path) -> None:
             )
 
 
-def check_test_sets(test_sets: Sequence[HeldOut], run_dir: Path) -> None:
+def check_test_sets(test_sets: Sequence[HeldOut], run_dir: Path, *, trained: bool) -> None:
     """Compare test sets with those that the training text of `run_dir` was compared with, as far as
-    they are and were at hand.
+    they are at hand.
 
-    :raises DataError: one is new or has changed.
+    :param trained: whether a model has learnt from the text: see `is_settled`.
+    :raises DataError: one is new, or has changed or arrived.
     """
     then = read_json(run_dir / SHARDS / PREPARED_FROM).get("test_sets", {})
     for name, digest in ((test_set.name, test_set.digest) for test_set in test_sets):
-        if digest is not None and (name not in then or then[name] not in (None, digest)):
-            what = "was another" if name in then else "was not among evaluation.test_sets"
+        if digest is not None and not is_settled(name, digest, then, trained=trained):
+            what = "was not among evaluation.test_sets"
+            if name in then:
+                what = "was another" if then[name] else "was not at hand"
             raise DataError(
                 f"test set {name} {what} when {run_dir / SHARDS} were prepared, and so the "
                 f"training text may have its sentences; {REMEDY}"

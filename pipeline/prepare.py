@@ -55,7 +55,10 @@ def _prepare(recipe: Recipe) -> str:
         images = prepare_images(recipe.data, recipe.run_dir)
         return f"{images.totals['train'].images} training images of {len(images.classes)} classes"
     assert isinstance(recipe, TranslationRecipe)
-    made = prepare(recipe.data, recipe.run_dir, held_out_of(recipe), open_teacher)
+    made = prepare(
+        recipe.data, recipe.run_dir, held_out_of(recipe), open_teacher,
+        trained=newest_checkpoint(recipe) is not None,
+    )  # fmt: skip
     totals = made.totals["train"]
     return f"{totals.pairs} training pairs, {totals.target_tokens} target tokens"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_prep.files import only_command_in
-from data_prep.identity import begin_identity, write_identity
+from data_prep.identity import write_identity
 from data_prep.images.config import ImagesConfig
 from data_prep.images.fetch import fetch
 from data_prep.images.pack import pack
@@ -25,7 +25,6 @@ def prepare_images(config: ImagesConfig, run_dir: Path) -> ImagesManifest:
     config = config.model_copy(update={"root": config.root.absolute()})  # for workers elsewhere
     raw, shards = folder / FETCH, folder / SHARDS
     with only_command_in(folder), open_executor(config) as executor:
-        begin_identity(config, folder)
         fetched = fetch(config, raw)
         made = pack(config, fetched, raw, shards, executor)
         write_identity(config, fetched.files, {}, folder)

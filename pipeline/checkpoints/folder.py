@@ -251,18 +251,12 @@ def scheduled_ones(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
 
 
 def best_tag(folder: Path) -> str | None:
-    """Return the tag of the checkpoint that validation found best; None if there is none yet."""
-    try:
-        tag = (folder / "best").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        tag = ""
-    checkpoints = list_checkpoints(folder)
-    if any(checkpoint.tag == tag for checkpoint in checkpoints):
-        return tag
-    for checkpoint in reversed(checkpoints):  # it is damaged, but each checkpoint knows it too
-        with suppress(CheckpointError):
+    """Return the tag of the checkpoint that validation found best; None if there is none yet.
+
+    The newest checkpoint knows it. The file `best` is for people: a kill can leave it behind.
+    """
+    for checkpoint in reversed(list_checkpoints(folder)):
+        with suppress(CheckpointError):  # it is damaged
             step = checkpoint.info.validation.best_step
             return None if step is None else tag_of(step)
     return None
@@ -294,11 +288,13 @@ def finish_checkpoint(folder: Path, info: CheckpointInfo, keep: int) -> None:
     remove_unfinished(folder)
 
 
-def record_validation(folder: Path, step: int, state: ValidationState) -> None:
-    """Write what a validation has found into a checkpoint that was saved before it. With the best
-    model so far, the validation would have asked for the checkpoint itself."""
+def record_validation(folder: Path, step: int, state: ValidationState, *, asked: bool) -> None:
+    """Write what a validation has found into a checkpoint that was saved before it.
+
+    :param asked: whether the validation would have asked for the checkpoint itself.
+    """
     checkpoint = Checkpoint(folder / tag_of(step), step)
-    scheduled = checkpoint.info.scheduled or state.best_step == step
+    scheduled = checkpoint.info.scheduled or asked
     found = {"validation": state, "scheduled": scheduled}
     _write_info(checkpoint.folder, checkpoint.info.model_copy(update=found))
     _point_to_best(folder, state.best_step)

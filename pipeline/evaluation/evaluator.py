@@ -110,7 +110,7 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe, TranslationResult]):
             "weights": self.weights,
             "export": self.export_digest,
             "untrained": self._step_0 if self.has_baseline(test_set) else None,
-            "test set": sha256,
+            "test set": [test_set.name, sha256],
             "target_lang": self.recipe.data.target_lang,  # of BLEU's tokeniser
             "longest line": None if self.export else self.recipe.data.max_tokens_per_side,
         }

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from pipeline.checkpoints.folder import Checkpoint, CheckpointError
 from pipeline.classification.run_model import checkpoints_of_run
 from pipeline.classification.scores import Probabilities, by_class, confusion, mcnemar, scores
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.evaluation.answers_page import write_answers_page, write_table
+from pipeline.evaluation.answers import read_table, write_answers_page, write_table
 from pipeline.evaluation.result import (
     EvaluatedModel,
     Evaluation,
@@ -176,9 +175,8 @@ class ImageResult(Result):
         draw_images(title, images, captions, self.folder / "most_wrong.png")
 
     def tables(self) -> dict[str, dict[str, list[Any]]]:
-        with (self.folder / "predictions.tsv").open(encoding="utf-8", newline="") as file:
-            _, *lines = csv.reader(file, delimiter="\t")
-        rows = list(map(_values, lines[:TABLE_ROWS]))
+        lines = read_table(self.folder / "predictions.tsv")[:TABLE_ROWS]
+        rows = [_values([*line.values()]) for line in lines]
         return {
             "most_wrong": {name: [row[place] for row in rows] for place, name in enumerate(COLUMNS)}
         }

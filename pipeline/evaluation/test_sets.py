@@ -17,6 +17,7 @@ from data_prep.held_out import HeldOut, in_training_text
 from data_prep.identity import check_test_sets
 from data_prep.stage import check_sealed
 from data_prep.text import normalise
+from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.recipe import Recipe, slug_of
 from pipeline.translation_recipe import TestSetFiles, TranslationRecipe
 
@@ -216,7 +217,8 @@ def check_training_text(recipe: Recipe) -> None:
     :raises DataError: sentences of one may be in the training text.
     """
     if isinstance(recipe, TranslationRecipe):
-        check_test_sets(held_out_of(recipe), recipe.run_dir)
+        trained = bool(list_checkpoints(recipe.checkpoints))
+        check_test_sets(held_out_of(recipe), recipe.run_dir, trained=trained)
 
 
 def overlap_of(recipe: TranslationRecipe, test_set: TestSet) -> Overlap | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline.checkpoints.folder import Checkpoint
-from pipeline.evaluation.answers_page import write_answers_page, write_table
+from pipeline.evaluation.answers import read_table, write_answers_page, write_table
 from pipeline.evaluation.result import Result, Scores, digest_of_weights, read_scores
 from pipeline.evaluation.test_sets import TestSet, test_sets_at_hand
 from pipeline.markdown import markdown_table
@@ -174,8 +173,7 @@ class TranslationResult(Result):
         write_answers_page(page, title, SENTENCE_COLUMNS, rows, "sentences.tsv")
 
     def tables(self) -> dict[str, dict[str, list[Any]]]:
-        with (self.folder / "sentences.tsv").open(encoding="utf-8", newline="") as file:
-            rows = sorted(csv.DictReader(file, delimiter="\t"), key=lambda row: int(row["line"]))
+        rows = sorted(read_table(self.folder / "sentences.tsv"), key=lambda row: int(row["line"]))
         # Where runs are compared, MLflow shows the second column of each for the same first.
         kinds = {"source": str, "translation": str, "reference": str, "chrf": float, "line": int}
         return {

@@ -142,7 +142,7 @@ class Loop(Generic[Batch]):
             except Stopped:
                 stop = True
             else:
-                scheduled |= self.validation.improved or self.validation.gave_up
+                scheduled |= self.validation.asks_for_checkpoint
         if scheduled or stop:
             run_id = self.tracker.run_id if self.tracker else None
             self.trainer.save(run_id, self.validation.state, scheduled=scheduled)
@@ -164,8 +164,8 @@ class Loop(Generic[Batch]):
         """Do the validation that the run before has put off, and write it into its checkpoint."""
         self._validate()
         if self.trainer.rank == 0:
-            folder, step = self.trainer.recipe.checkpoints, self.trainer.step
-            record_validation(folder, step, self.validation.state)
+            folder, asked = self.trainer.recipe.checkpoints, self.validation.asks_for_checkpoint
+            record_validation(folder, self.trainer.step, self.validation.state, asked=asked)
 
     def _validate(self) -> None:
         """Validate and tell of it.

@@ -121,6 +121,11 @@ class Validation:
         return self.state.best_step == self.trainer.step
 
     @property
+    def asks_for_checkpoint(self) -> bool:
+        """Whether the newest validation wants a checkpoint of its step, besides the schedule's."""
+        return self.improved or self.gave_up
+
+    @property
     def gave_up(self) -> bool:
         """Whether early stopping ends training."""
         return self.state.gives_up(self.trainer.config.early_stopping)

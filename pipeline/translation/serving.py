@@ -204,7 +204,7 @@ class TextTranslator(ABC):
         for number, own in enumerate(of_sentence if prefixes or glossary else ()):
             prefix, place = prefixes[number] if prefixes else "", slice(own.start, own.stop)
             parts[place] = self._bound(parts[place], sentences[number], prefix, glossary)
-            if fault := self._fault_of(parts[place]):
+            if fault := self._fault_of(parts[place], prefix):
                 raise ModelError(f"line {first_line + number}: {fault}")
         found: list[Sequence[Hypothesis]] = [[] for _ in parts]
         owner = [index for index, own in enumerate(of_sentence) for _ in own]
@@ -318,7 +318,7 @@ class TextTranslator(ABC):
         can."""
         text = normalise(sentence)
         parts = self._cut(text, self.source_vocabulary.encode(text, add_eos=True))
-        return self._fault_of(self._bound(parts, text, prefix, glossary))
+        return self._fault_of(self._bound(parts, text, prefix, glossary), prefix)
 
     def _bound(
         self, parts: list[Part], sentence: str, prefix: str, glossary: Glossary | None
@@ -332,8 +332,12 @@ class TextTranslator(ABC):
             parts = [part._replace(terms=own) for part, own in zip(parts, terms, strict=True)]
         return parts
 
-    def _fault_of(self, parts: Sequence[Part]) -> str | None:
+    def _fault_of(self, parts: Sequence[Part], prefix: str) -> str | None:
         for part in parts:
+            if part.prefix:
+                spelled = self.target_vocabulary.decode([*part.prefix])
+                if spelled.split() != normalise(prefix).split():
+                    return f'the target vocabulary makes "{spelled}" of the prefix "{prefix}"'
             tokens = len(part.prefix) + (part.terms.count if part.terms else 0)
             if tokens >= self.max_target_tokens:
                 what = " and ".join(

@@ -91,11 +91,44 @@ def test_an_archive_without_such_a_file(
     assert (tmp_path / "secret.txt").read_text() == "secret"
 
 
-def test_a_folder_of_an_archive(
+def test_a_file_that_is_there_is_not_unpacked_again(
     tmp_path: Path,
     server: str,  # noqa: F811 (the fixture)
 ) -> None:
-    """All files below it are unpacked, but no links, and none to elsewhere."""
+    """It may have been edited. What two downloads take from one archive comes, too."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name in ("train/c.de", "train/c.en"):
+            file = tarfile.TarInfo(name)
+            file.size = 3
+            tar.addfile(file, io.BytesIO(b"old"))
+    (tmp_path / "served" / "c.tar").write_bytes(content.getvalue())
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    checks = {"bytes": len(content.getvalue()), "sha256": digest}
+    root = tmp_path / "root"
+    config = config_of(root, f"{server}/c.tar", checks)
+    (root / "wmt" / "train").mkdir(parents=True)
+    (root / "wmt" / "train" / "c.de").write_text("mine")
+    download(config, ["wmt/train/c.en"])
+    assert (root / "wmt" / "train" / "c.de").read_text() == "mine"
+    assert (root / "wmt" / "train" / "c.en").read_text() == "old"
+
+    both = [
+        {**config.downloads[0].model_dump(), "folder": folder, "members": [f"train/c.{side}"]}
+        for folder, side in (("a", "de"), ("b", "en"))
+    ]
+    config = config.model_copy(update={"downloads": tuple(map(Download.model_validate, both))})
+    download(config, ["a/train/c.de", "b/train/c.en"])
+    assert (root / "a" / "train" / "c.de").read_text() == "old"
+    assert (root / "b" / "train" / "c.en").read_text() == "old"
+
+
+def test_a_folder_of_an_archive(
+    tmp_path: Path,
+    server: str,  # noqa: F811 (the fixture)
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """All files below it are unpacked, and links to them, but nothing of elsewhere."""
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as tar:
         for name in ("photos", "photos/train", "photos/train/cat", "photos/valid"):
@@ -108,6 +141,9 @@ def test_a_folder_of_an_archive(
             file.size = 3
             tar.addfile(file, io.BytesIO(b"png"))
         tar.addfile(link("photos/train/cat/4.png", SECRET))
+        tar.addfile(link("photos/train/cat/5.png", "photos/train/cat/1.png", tarfile.LNKTYPE))
+        tar.addfile(link("photos/train/cat/6.png", "2.png"))
+        tar.addfile(link("photos/train/cat/7.png", "7.png"))
     (tmp_path / "served" / "c.tgz").write_bytes(content.getvalue())
     check = {
         "url": f"{server}/c.tgz",
@@ -131,5 +167,8 @@ def test_a_folder_of_an_archive(
     (half / "0.png").touch()
     download(config, ["photos/train"])
     found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
-    assert found - {".download.lock"} == {"photos/train/cat/1.png", "photos/train/cat/2.png"}
+    assert found - {".download.lock"} == {f"photos/train/cat/{n}.png" for n in (1, 2, 5, 6)}
+    assert (root / "photos/train/cat/6.png").read_bytes() == b"png"
+    assert not (root / "photos/train/cat/6.png").is_symlink()
+    assert "4 entries are no files, and are left out: photos/train/../../out.png" in caplog.text
     assert not list(tmp_path.rglob("out.png"))

@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.files import DataError
 from data_prep.identity import check_corpora
-from data_prep.stage import PREPARED_FROM
+from pipeline.translation_recipe import TranslationRecipe
 from tests.data_prep.test_prepare import GOOD, corpus, prepare, recipe_of, write_corpus
 
 __all__ = ["corpus"]  # the fixture
@@ -86,15 +86,34 @@ def test_pieces_are_read_where_the_files_are_now(corpus: Path) -> None:
     assert manifest.totals["train"].pairs == len(GOOD)
 
 
-def test_nothing_is_said_of_stages_half_redone(corpus: Path) -> None:
-    """A test set that is renewed, and then a stage that fails: the old shards say nothing now."""
-    prepare(recipe_of(corpus))
-    write_corpus(corpus / "data", "other", [("Gute Nacht.", "Good night.")])
-    overrides = {"data__test__source": "other.de", "data__test__target": "other.en"}
+def fails_after_cleaning(recipe: TranslationRecipe) -> None:
+    size = recipe.data.vocabulary.model_copy(update={"size": 60_000})
+    data = recipe.data.model_copy(update={"vocabulary": size})
     with pytest.raises(DataError, match="cannot make that vocabulary"):
-        prepare(recipe_of(corpus, **overrides, data__vocabulary__size="60000"))
-    assert not (corpus / "run" / "shards" / PREPARED_FROM).exists()
-    with pytest.raises(DataError, match="is not known"):
+        prepare(recipe.model_copy(update={"data": data}))
+
+
+def test_text_that_the_shards_were_not_made_from_is_refused(corpus: Path) -> None:
+    """Two preparations end after cleaning: with another test set, and with a file that is put right
+    again afterwards."""
+    recipe = recipe_of(corpus)
+    prepare(recipe)
+    write_corpus(corpus / "data", "other", [("Gute Nacht.", "Good night.")])
+    others = {"data__test__source": "other.de", "data__test__target": "other.en"}
+    fails_after_cleaning(recipe_of(corpus, **others))
+    with pytest.raises(DataError, match=r"were not made from the text in .*clean; `./run.sh prep"):
         check(corpus)
-    prepare(recipe_of(corpus))
+    with pytest.raises(DataError, match=r"data\.test\.source"):
+        check(corpus, **others)
+    prepare(recipe)
+    check(corpus)
+
+    path = corpus / "data" / "test.en"
+    right = path.read_text()
+    path.write_text(right.upper())
+    fails_after_cleaning(recipe)
+    path.write_text(right)
+    with pytest.raises(DataError, match="were not made from the text"):
+        check(corpus)
+    shutil.rmtree(recipe.clean_text)  # what is absent cannot be wrong
     check(corpus)

@@ -21,8 +21,8 @@ __all__ = ["corpus"]  # the fixture
 SPECIAL = "，！…²™½ﬁ№Å"
 
 
-def prepare(recipe: TranslationRecipe) -> ShardsManifest:
-    return stages.prepare(recipe.data, recipe.run_dir, held_out_of(recipe))
+def prepare(recipe: TranslationRecipe, *, trained: bool = False) -> ShardsManifest:
+    return stages.prepare(recipe.data, recipe.run_dir, held_out_of(recipe), trained=trained)
 
 
 # ── What a vocabulary loses ─────────────────────────────────────────────────────────────────────
@@ -98,28 +98,35 @@ def test_all_test_sets_are_kept_out_of_the_training_text(
     manifest = prepare(recipe)
     assert manifest.corpora[0].dropped["test_overlap"] == 2  # a source, a second reference
     assert "test set gone is not at hand" in caplog.text
-    check_test_sets(held_out_of(recipe), recipe.run_dir)
+    check_test_sets(held_out_of(recipe), recipe.run_dir, trained=False)
     redone(caplog)
 
-    # One that arrives, or goes, redoes nothing and stops no training.
+    # One that goes redoes nothing, nor does one that arrives when a model has learnt from the text.
     write_test_set(corpus, "gone", [GOOD[2]], "Else.")
     (corpus / "data" / "a.en").rename(corpus / "a.en")
-    assert prepare(recipe) == manifest
-    check_test_sets(held_out_of(recipe), recipe.run_dir)
+    assert prepare(recipe, trained=True) == manifest
+    assert "was not compared with gone, which came later" in caplog.text
+    check_test_sets(held_out_of(recipe), recipe.run_dir, trained=True)
     assert redone(caplog) == []
+    with pytest.raises(DataError, match=r"test set gone was not at hand when .*`./run.sh prepare`"):
+        check_test_sets(held_out_of(recipe), recipe.run_dir, trained=False)
     (corpus / "a.en").rename(corpus / "data" / "a.en")
+    manifest = prepare(recipe)
+    assert manifest.corpora[0].dropped["test_overlap"] == 3
+    assert redone(caplog) == ["clean", "vocabulary", "shards"]
+    check_test_sets(held_out_of(recipe), recipe.run_dir, trained=False)
 
     # A new one is named. It changes the shards only if the training text had some of it.
     write_test_set(corpus, "new", [("Neu.", "New.")], "Else.")
-    more = with_test_sets(corpus, "a", "new")
+    more = with_test_sets(corpus, "a", "gone", "new")
     with pytest.raises(DataError, match=r"set new was not among evaluation.*`./run.sh prepare`"):
-        check_test_sets(held_out_of(more), more.run_dir)
+        check_test_sets(held_out_of(more), more.run_dir, trained=False)
     assert prepare(more) == manifest
-    check_test_sets(held_out_of(more), more.run_dir)
+    check_test_sets(held_out_of(more), more.run_dir, trained=False)
     assert redone(caplog) == ["clean"]
 
     write_test_set(corpus, "new", [GOOD[3]], "Else.")
     with pytest.raises(DataError, match="test set new was another"):
-        check_test_sets(held_out_of(more), more.run_dir)
-    assert prepare(more).corpora[0].dropped["test_overlap"] == 3
+        check_test_sets(held_out_of(more), more.run_dir, trained=False)
+    assert prepare(more).corpora[0].dropped["test_overlap"] == 4
     assert redone(caplog) == ["clean", "vocabulary", "shards"]

@@ -34,7 +34,11 @@ def test_prefixes_and_scores(ctranslate2_folder: Path, command: Command) -> None
     assert rows[0][1].startswith("The house")
     assert float(rows[0][0]) < 0
     assert rows[1] == ["0.0000", ""]  # an empty sentence has an empty translation
-    for fault, said in (("a\tb", "expected a sentence, and"), ("The " * 99, "the prefix has ")):
+    for fault, said in (
+        ("a\tb", "expected a sentence, and"),
+        ("The " * 99, "the prefix has "),
+        ("The 猫", 'the target vocabulary makes "The  ⁇ " of the prefix "The 猫"'),
+    ):
         some = command("pipeline.translate", *arguments, stdin=f"Ja.\tThe house\nNein.\t{fault}\n")
         assert (some.returncode, len(some.stdout.splitlines())) == (1, 1)
         assert f"stdin:2: {said}" in some.stderr

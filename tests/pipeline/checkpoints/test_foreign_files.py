@@ -150,12 +150,19 @@ def test_what_is_set_aside_replaces_nothing(run: TranslationRecipe) -> None:
     assert names == {"damaged-step-00000003", "damaged-step-00000003-2"}
 
 
-@pytest.mark.parametrize("text", [b"", b"\xff\xfe\x00", b"step-00000099", b"../../x"])
-def test_a_damaged_best_is_looked_up(run: TranslationRecipe, text: bytes) -> None:
+@pytest.mark.parametrize("text", [None, b"", b"\xff\xfe\x00", b"step-00000001", b"../../x"])
+def test_the_newest_checkpoint_knows_the_best(run: TranslationRecipe, text: bytes | None) -> None:
+    """The file for people may be damaged, or a kill came before it was written."""
     folder = run.checkpoints
     assert best_tag(folder) is None
-    change(folder / tag_of(1), validation={"criterion": "valid_loss", "best": 1, "best_step": 1})
-    (folder / "best").write_bytes(text)
+    if text is not None:
+        (folder / "best").write_bytes(text)
+    shutil.copytree(folder / tag_of(1), folder / tag_of(2))
+    for step in (1, 2):
+        found = {"criterion": "valid_loss", "best": 1, "best_step": step}
+        change(folder / tag_of(step), step=step, validation=found)
+    assert best_tag(folder) == tag_of(2)
+    (folder / tag_of(2) / "checkpoint.json").write_text("{")
     assert best_tag(folder) == tag_of(1)
 
 

@@ -66,14 +66,15 @@ def test_only_the_schedules_checkpoints_are_kept_and_averaged(recipe: Translatio
     assert steps_on_disk(folder) == [200, 300, 400]
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(True, [100, 150]), (False, [100])])
 def test_a_validation_that_was_put_off_can_ask_for_the_checkpoint(
-    recipe: TranslationRecipe,
+    recipe: TranslationRecipe, asked: bool, expected: list[int]
 ) -> None:
     folder = recipe.checkpoints
     save(folder, 100)
     save(folder, 150, scheduled=False)
-    record_validation(folder, 150, STATE.judged(1.0, 150, larger_is_better=False))
-    assert averaged(recipe, 3) == [100, 150]
+    record_validation(folder, 150, STATE.judged(1.0, 150, larger_is_better=False), asked=asked)
+    assert averaged(recipe, 3) == expected
 
 
 @pytest.mark.slow

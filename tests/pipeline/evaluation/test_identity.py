@@ -137,6 +137,20 @@ def test_an_export_is_its_files(run: TranslationRecipe, tmp_path: Path) -> None:
     assert theirs["in_training_text"] is None
 
 
+def test_a_test_set_under_another_name_is_evaluated_anew(
+    copied: TranslationRecipe, tiny_recipe: Path
+) -> None:
+    """Though its folder is the same."""
+    for name in ("a set", "a-set"):
+        entry = f"[{{name: {name}, source: toy/test.de, references: [toy/test.en]}}]"
+        root = copied.run_dir / "fetch"
+        options = {"run_dir": copied.run_dir, "data.root": root, "evaluation.test_sets": entry}
+        keys = [(key, str(value)) for key, value in options.items()]
+        _, result = evaluate(load_recipe(tiny_recipe, keys)).results
+        assert result.folder.name == "a-set"
+        assert result.scores["test_set"] == name
+
+
 def test_a_damaged_answer_is_given_again(run: TranslationRecipe) -> None:
     answers = evaluate(run).results[0].folder / "hypotheses.txt"
     whole = answers.read_bytes()

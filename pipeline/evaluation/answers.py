@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -25,6 +26,13 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]
     text = io.StringIO()
     csv.writer(text, delimiter="\t", lineterminator="\n").writerows([columns, *rows])
     write_atomically(path, text.getvalue())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read what `write_table` wrote: the cells of each row, by the names of their columns."""
+    csv.field_size_limit(sys.maxsize)  # a line of text may be longer than csv's limit
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
 
 
 def write_answers_page(

@@ -5,7 +5,12 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-from pipeline.evaluation.answers_page import MOST_ROWS, write_answers_page
+from pipeline.evaluation.answers import (
+    MOST_ROWS,
+    read_table,
+    write_answers_page,
+    write_table,
+)
 
 HOSTILE = "<script>alert('ROWS & HEAD')</script><b>\"&amp;\\1"
 
@@ -25,6 +30,13 @@ class Cells(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.elements and self.elements[-1] in ("td", "button") and data.strip():
             self.texts.append(data)
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path, long = tmp_path / "table.tsv", 200_000 * "long "
+    write_table(path, ["line", "text"], [(2, '"Ja",\tsagt er.'), (1, HOSTILE), (3, long)])
+    assert [row["line"] for row in read_table(path)] == ["2", "1", "3"]
+    assert [row["text"] for row in read_table(path)] == ['"Ja",\tsagt er.', HOSTILE, long]
 
 
 def test_text_stays_text_and_nothing_is_from_elsewhere(tmp_path: Path) -> None:
