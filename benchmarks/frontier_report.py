@@ -166,4 +166,5 @@ def draw(record: Record, families: Mapping[str, str], reference: str, path: Path
         axes.grid(alpha=0.3, which="both")
     all_axes[0].set(ylabel="BLEU")
     all_axes[0].legend(fontsize="small", loc="lower right")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})

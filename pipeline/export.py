@@ -90,7 +90,7 @@ def _export_classifier(
         raise UsageError("--fold and --quantization int8 are for translation")
     export_classifier(recipe, folder, format)
     log.info("exported to %s in format %s", folder, format)
-    log.info("try: ./run.sh classify --config RECIPE --model %s IMAGE", folder)
+    log.info("try: ./run.sh classify --model %s IMAGE", folder)
 
 
 if __name__ == "__main__":
