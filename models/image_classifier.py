@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from models.config import ActivationCheckpointing, VisionConfig
+from models.config import VisionConfig
 from models.dropout import replace_dropouts
 from models.positions import InterleavedSinusoids
-from models.stack import checkpoint_activations, compile_layers
+from models.stack import Layered
 
 FINAL_LAYER_NORM_EPS = 1e-6
 INIT_CLASS_TOKEN_STD = 0.02
@@ -39,7 +39,7 @@ def num_positions(config: VisionConfig, image: ImageShape) -> int:
     return 1 + patches**2
 
 
-class ImageClassifier(nn.Module):
+class ImageClassifier(Layered):
     """A classifier reads the class token at the end of an encoder: images → logits of classes."""
 
     mean: Tensor
@@ -142,17 +142,6 @@ class ImageClassifier(nn.Module):
             mean, std = (each[:, None, None] for each in (self.mean, self.std))
             images = (images / 255 - mean) / std
         return images.to(self.patches.weight.dtype)
-
-    def checkpoint_activations(self, policy: ActivationCheckpointing) -> None:
-        """Keep for the backward pass what `policy` says, from now on.
-
-        :raises ValueError: the architecture has no levels to recompute.
-        """
-        checkpoint_activations([self.encoder], policy)
-
-    def compile_layers(self, backend: str = "inductor") -> None:
-        """Compile the layers with torch.compile: a ring's one, or each of a Transformer's."""
-        compile_layers([self.encoder], backend)
 
 
 def core_parameters(model: ImageClassifier) -> int:

@@ -15,12 +15,12 @@ from fairseq2.models.transformer import (
 from fairseq2.nn import BatchLayout, IncrementalState, IncrementalStateBag, StandardEmbedding
 from torch import Tensor, nn
 
-from models.config import ActivationCheckpointing, ModelConfig
+from models.config import ModelConfig
 from models.dropout import replace_dropouts
 from models.output import OutputProjection
 from models.padding import PaddedLayout
 from models.positions import InterleavedSinusoids
-from models.stack import checkpoint_activations, compile_layers
+from models.stack import Layered
 
 
 def _embedding(vocab_size: int, pad_idx: int, dim: int) -> StandardEmbedding:
@@ -32,7 +32,7 @@ def _embedding(vocab_size: int, pad_idx: int, dim: int) -> StandardEmbedding:
     return StandardEmbedding(vocab_size, dim, pad_idx, init_fn=init)
 
 
-class TranslationModel(Seq2SeqModel):
+class TranslationModel(Layered, Seq2SeqModel):
     """This fairseq2 sequence-to-sequence model is what the trainer and the beam search see."""
 
     final_proj: OutputProjection
@@ -171,17 +171,6 @@ class TranslationModel(Seq2SeqModel):
         """
         layouts = self.layout(source_seqs), self.layout(target_seqs)
         return self(source_seqs, layouts[0], target_seqs, layouts[1])
-
-    def checkpoint_activations(self, policy: ActivationCheckpointing) -> None:
-        """Keep for the backward pass what `policy` says, from now on.
-
-        :raises ValueError: the architecture has no levels to recompute.
-        """
-        checkpoint_activations((self.encoder, self.decoder), policy)
-
-    def compile_layers(self, backend: str = "inductor") -> None:
-        """Compile the layers with torch.compile: a ring's one, or each of a Transformer's."""
-        compile_layers((self.encoder, self.decoder), backend)
 
     def layout(self, seqs: Tensor) -> BatchLayout:
         """Return the layout of ids padded on the right with `pad_idx`.

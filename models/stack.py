@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Concatenate, Generic, NamedTuple, ParamSpec
 
@@ -154,7 +154,7 @@ class Stack(nn.Module, Generic[P]):
         self.checkpointing = policy
         self._prepare_layer()
 
-    def compile_layer(self, backend: str = "inductor") -> None:
+    def compile_layer(self, backend: str) -> None:
         """Compile the layer for training; all levels and batches use the same graphs."""
         self.compiler = backend
         self._prepare_layer()
@@ -214,27 +214,34 @@ class Stack(nn.Module, Generic[P]):
         return x
 
 
-def checkpoint_activations(encoders: Iterable[nn.Module], policy: ActivationCheckpointing) -> None:
-    """Keep for the backward pass of encoders and decoders what `policy` says, from now on.
+class Layered(nn.Module):
+    """A model with an encoder, and perhaps a decoder, each of them a stack of layers."""
 
-    :raises ValueError: one has no levels to recompute.
-    """
-    for stack in encoders:
-        if isinstance(stack, Stack):
-            stack.checkpoint_activations(policy)
-        elif policy.levels:
-            raise ValueError(
-                f"{type(stack).__name__} has no activation checkpointing; set "
-                "training.activation_checkpointing.levels to 0"
-            )
+    @property
+    def stacks(self) -> dict[str, nn.Module]:
+        """Return encoder and decoder by these names."""
+        return {name: m for name, m in self.named_children() if name in ("encoder", "decoder")}
 
+    def checkpoint_activations(self, policy: ActivationCheckpointing) -> None:
+        """Keep for the backward pass what `policy` says, from now on.
 
-def compile_layers(encoders: Iterable[nn.Module], backend: str) -> None:
-    """Compile the layers with torch.compile: a ring's one, or each of a Transformer's."""
-    for stack in encoders:
-        if isinstance(stack, Stack):
-            stack.compile_layer(backend)
-        else:
-            assert isinstance(stack.layers, nn.ModuleList)
-            for layer in stack.layers:
-                layer.compile(dynamic=True, backend=backend)  # type: ignore[no-untyped-call]
+        :raises ValueError: the architecture has no levels to recompute.
+        """
+        for stack in self.stacks.values():
+            if isinstance(stack, Stack):
+                stack.checkpoint_activations(policy)
+            elif policy.levels:
+                raise ValueError(
+                    f"{type(stack).__name__} has no activation checkpointing; set "
+                    "training.activation_checkpointing.levels to 0"
+                )
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile the layers with torch.compile: a ring's one, or each of a Transformer's."""
+        for stack in self.stacks.values():
+            if isinstance(stack, Stack):
+                stack.compile_layer(backend)
+            else:
+                assert isinstance(stack.layers, nn.ModuleList)
+                for layer in stack.layers:
+                    layer.compile(dynamic=True, backend=backend)  # type: ignore[no-untyped-call]

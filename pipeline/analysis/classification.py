@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +9,7 @@ from typing import TYPE_CHECKING
 from data_prep.files import digest_of
 from data_prep.images.shards import read_images_manifest
 from models.export_format import read_classifier_settings
-from pipeline.analysis.examples import AnalysedModel, Settings, Subject, exported
-from pipeline.checkpoints.folder import Checkpoint
+from pipeline.analysis.examples import Settings, Subject, exported
 from pipeline.classification.run_model import checkpoints_of_run, model_of_run
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.result import digest_of_weights
@@ -37,7 +35,7 @@ def subject_of_run(recipe: ClassificationRecipe) -> Subject:
             [data.channels, recipe.data.image_size, data.stored_size, list(data.classes)]
         ),
         heads=recipe.model.num_heads,
-        load=partial(_load_run, recipe, checkpoints),
+        load=partial(model_of_run, recipe, checkpoints),
     )
 
 
@@ -53,23 +51,12 @@ def subject_of_export(folder: Path) -> Subject:
     return exported(folder, settings, lambda: digest_of(made_with), partial(_load_export, folder))
 
 
-def _load_run(
-    recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint], device: torch.device
-) -> AnalysedModel:
-    return _analysed(model_of_run(recipe, checkpoints), device)
-
-
-def _load_export(folder: Path, device: torch.device) -> AnalysedModel:
+def _load_export(folder: Path) -> ImageClassifier:
     from pipeline.classification.classifier import TorchClassifier, classifier_of_export
 
     classifier = classifier_of_export(folder)
     assert isinstance(classifier, TorchClassifier)  # of this format
-    return _analysed(classifier.model, device)
-
-
-def _analysed(model: ImageClassifier, device: torch.device) -> AnalysedModel:
-    model = model.eval().to(device)
-    return AnalysedModel(model, {"encoder": model.encoder})
+    return classifier.model
 
 
 def examples(recipe: ClassificationRecipe, settings: Settings, device: torch.device) -> Images:

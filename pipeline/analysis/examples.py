@@ -15,21 +15,14 @@ from models.export_format import WEIGHTS, ClassifierSettings, ExportSettings, Mo
 from pipeline.recipe import UsageError
 
 if TYPE_CHECKING:  # that an analysis is up to date is told without PyTorch, which takes seconds
-    import torch
     from torch import Tensor, nn
+
+    from models.stack import Layered
 
 Numbers = NDArray[np.signedinteger[Any]]
 
 LARGEST_BATCH = 32  # examples
 LEAST_EXAMPLES = 4  # in a batch: CKA's estimator wants that many
-
-
-class AnalysedModel(NamedTuple):
-    """A model with its stacks, in evaluation mode."""
-
-    model: nn.Module
-    stacks: Mapping[str, nn.Module]
-    """`encoder`, and where there is one `decoder`: what `recording.record` takes."""
 
 
 class Subject(NamedTuple):
@@ -45,14 +38,14 @@ class Subject(NamedTuple):
     heads: int
     """Of an attention."""
 
-    load: Callable[[torch.device], AnalysedModel]
+    load: Callable[[], Layered]
 
 
 def exported(
     folder: Path,
     settings: ExportSettings | ClassifierSettings,
     bound_to: Callable[[], str],
-    load: Callable[[torch.device], AnalysedModel],
+    load: Callable[[], Layered],
 ) -> Subject:
     """Return an exported model.
 
@@ -149,7 +142,7 @@ class Examples(ABC):
         """Return how far positions are apart that stand for a place, `[P, P]`."""
 
     @abstractmethod
-    def attention_maps(self, model: AnalysedModel) -> Sequence[Analysis]:
+    def attention_maps(self, model: Layered) -> Sequence[Analysis]:
         """Return who attends to what in an example or a few."""
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from data_prep.images.shards import ImageReader
 from models.image_classifier import ImageClassifier
 from models.recording import record
+from models.stack import Layered
 from pipeline.analysis.distance import patch_distances
 from pipeline.analysis.drawings import LookedAt, draw_class_attention
 from pipeline.analysis.examples import (
-    AnalysedModel,
     Analysis,
     Batch,
     Examples,
@@ -65,9 +65,9 @@ class Images(Examples):
         side = isqrt(positions)
         return patch_distances(side, side, self._size // side)
 
-    def attention_maps(self, model: AnalysedModel) -> Sequence[Analysis]:
+    def attention_maps(self, model: Layered) -> Sequence[Analysis]:
         images = self._read(self._shown)
-        (encoder,) = record(model.stacks, partial(_run, images, model.model)).values()
+        (encoder,) = record(model.stacks, partial(_run, images, model)).values()
         heads = encoder.self_attention[:, :, :, 0, 1:]  # of the class token to patches
         chosen, side = self._settings.head, isqrt(heads.size(-1))
         levels = heads.mean(2) if chosen is None else heads[:, :, chosen - 1]

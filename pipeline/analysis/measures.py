@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.recording import StackRecording, record
+from models.stack import Layered
 from pipeline.analysis.cka import MinibatchCKA
 from pipeline.analysis.distance import (
     MeanAttentionDistance,
@@ -19,7 +20,7 @@ from pipeline.analysis.distance import (
     without_class_token,
 )
 from pipeline.analysis.drawings import draw_cka, draw_cosines, draw_distances, draw_signals
-from pipeline.analysis.examples import AnalysedModel, Analysis, Batch, Examples
+from pipeline.analysis.examples import Analysis, Batch, Examples
 from pipeline.analysis.signals import Ring, SignalSizes
 from pipeline.analysis.similarity import StateCosines
 
@@ -31,7 +32,7 @@ Floats = NDArray[np.floating[Any]]
 class _ModelMeasures:
     """What is measured of one model, stack by stack."""
 
-    def __init__(self, model: AnalysedModel) -> None:
+    def __init__(self, model: Layered) -> None:
         self.model = model
         self.distances = {stack: MeanAttentionDistance() for stack in model.stacks}
         self.uniform = {stack: MeanAttentionDistance() for stack in model.stacks}
@@ -43,7 +44,7 @@ class _ModelMeasures:
 
         :returns: by stack, the mean state of each example behind each level, `[N + 1, B, d]`.
         """
-        recorded = record(self.model.stacks, partial(batch.run, self.model.model))
+        recorded = record(self.model.stacks, partial(batch.run, self.model))
         pooled = {}
         for name, stack in self.model.stacks.items():
             found = recorded[name]
@@ -80,7 +81,7 @@ def _mean_of_positions(states: Tensor, real: Tensor) -> Tensor:
 
 
 def measure(
-    models: Mapping[str, AnalysedModel], examples: Examples, advance: Callable[[], None]
+    models: Mapping[str, Layered], examples: Examples, advance: Callable[[], None]
 ) -> Iterator[Analysis]:
     """Yield the analyses that are means over all examples.
 

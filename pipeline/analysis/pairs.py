@@ -14,10 +14,10 @@ from data_prep.shards import ShardReader
 from data_prep.text import BOS_IDX, PAD_IDX
 from data_prep.vocabulary import load_vocabularies
 from models.recording import record
+from models.stack import Layered
 from pipeline.analysis.distance import token_distances
 from pipeline.analysis.drawings import draw_attention
 from pipeline.analysis.examples import (
-    AnalysedModel,
     Analysis,
     Batch,
     Examples,
@@ -85,9 +85,9 @@ class Pairs(Examples):
     def distances(self, positions: int) -> Tensor:
         return token_distances(positions)
 
-    def attention_maps(self, model: AnalysedModel) -> Sequence[Analysis]:
+    def attention_maps(self, model: Layered) -> Sequence[Analysis]:
         batch = self._batch(np.array([self._shown]))
-        recorded = record(model.stacks, partial(batch.run, model.model))
+        recorded = record(model.stacks, partial(batch.run, model))
         encoder, decoder = recorded["encoder"], recorded["decoder"]
         assert decoder.cross_attention is not None
         source, target = (side.tolist() for side in self._reader[self._shown])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.files import are_whole, digest_of, read_json, sha256_of, write_json
 from data_prep.stage import read_manifest
 from pipeline.analysis import classification, translation
-from pipeline.analysis.examples import AnalysedModel, Analysis, Examples, Settings, Subject
+from pipeline.analysis.examples import Analysis, Examples, Settings, Subject
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.ranks import share_progress
 from pipeline.recipe import Recipe, UsageError, slug_of
@@ -23,6 +23,8 @@ from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     import torch
+
+    from models.stack import Layered
 
 log = logging.getLogger("analyse")
 
@@ -145,7 +147,7 @@ class Report:
         from pipeline.analysis.measures import measure
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        models = {subject.name: subject.load(device) for subject in self.subjects}
+        models = {subject.name: subject.load().eval().to(device) for subject in self.subjects}
         examples = _examples_of(self.recipe, self.settings, list(models.values()), device)
         log.info("%s: %d %s", " and ".join(models), len(examples), examples.what)
         with share_progress("analysing", len(examples.dealt)) as advance:
@@ -191,7 +193,7 @@ def _subject_at(place: Path, recipe: Recipe) -> Subject:
 
 
 def _examples_of(
-    recipe: Recipe, settings: Settings, models: Sequence[AnalysedModel], device: torch.device
+    recipe: Recipe, settings: Settings, models: Sequence[Layered], device: torch.device
 ) -> Examples:
     """Return examples of the recipe's validation set that all models can take."""
     if isinstance(recipe, ClassificationRecipe):

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from data_prep.files import digest_of
 from data_prep.vocabulary import vocabulary_digest
 from models.export_format import read_settings
-from pipeline.analysis.examples import AnalysedModel, Settings, Subject, exported
-from pipeline.checkpoints.folder import Checkpoint
+from pipeline.analysis.examples import Settings, Subject, exported
 from pipeline.evaluation.result import digest_of_weights
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation_recipe import TranslationRecipe
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from models.seq2seq import TranslationModel
+    from models.stack import Layered
     from pipeline.analysis.pairs import Pairs
 
 
@@ -34,7 +34,7 @@ def subject_of_run(recipe: TranslationRecipe) -> Subject:
         weights=digest_of_weights(recipe, checkpoints),
         bound_to=digest_of([vocabulary_digest(recipe.shards), recipe.data.languages]),
         heads=recipe.model.num_heads,
-        load=partial(_load_run, recipe, checkpoints),
+        load=partial(model_of_run, recipe, checkpoints),
     )
 
 
@@ -54,30 +54,18 @@ def subject_of_export(folder: Path) -> Subject:
     )
 
 
-def _load_run(
-    recipe: TranslationRecipe, checkpoints: list[Checkpoint], device: torch.device
-) -> AnalysedModel:
-    model = model_of_run(recipe, checkpoints)
-    return _analysed(model, device)
-
-
-def _load_export(folder: Path, device: torch.device) -> AnalysedModel:
+def _load_export(folder: Path) -> TranslationModel:
     from pipeline.translation.translator import Translator
 
     translator = Translator.of_export(folder, dtype="float32")
     assert isinstance(translator, Translator)  # of this format
-    return _analysed(translator.models[0], device)
-
-
-def _analysed(model: TranslationModel, device: torch.device) -> AnalysedModel:
-    model = model.eval().to(device)
-    return AnalysedModel(model, {"encoder": model.encoder, "decoder": model.decoder})
+    return translator.models[0]
 
 
 def examples(
     recipe: TranslationRecipe,
     settings: Settings,
-    models: Sequence[AnalysedModel],
+    models: Sequence[Layered],
     device: torch.device,
 ) -> Pairs:
     """Return pairs of the recipe's validation set that all models can take.
@@ -86,5 +74,5 @@ def examples(
     """
     from pipeline.analysis.pairs import Pairs
 
-    longest = min(int(model.model.max_source_seq_len) for model in models)  # type: ignore[arg-type]
+    longest = min(int(model.max_source_seq_len) for model in models)  # type: ignore[arg-type]
     return Pairs(recipe.shards, settings, longest, device)

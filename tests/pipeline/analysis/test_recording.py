@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -50,12 +50,8 @@ def batch() -> tuple[Tensor, Tensor]:
     return sequences(9, 5, 7), sequences(4, 8, 6)
 
 
-def stacks_of(model: TranslationModel) -> dict[str, nn.Module]:
-    return {"encoder": model.encoder, "decoder": model.decoder}
-
-
 def recorded(model: TranslationModel) -> dict[str, StackRecording]:
-    return record(stacks_of(model), partial(model.logits, *batch()))
+    return record(model.stacks, partial(model.logits, *batch()))
 
 
 @every_model
@@ -122,7 +118,7 @@ def test_the_model_stays_as_it_was(changes: dict[str, object]) -> None:
         expected = model.logits(*batch())
     recorded(model)
     with pytest.raises(ZeroDivisionError):
-        record(stacks_of(model), lambda: 1 / 0)
+        record(model.stacks, lambda: 1 / 0)
     assert {name: set(vars(module)) for name, module in model.named_modules()} == before
     assert getattr(model.encoder, "prepared_layer", None) == prepared
     assert not any(module._forward_hooks for module in model.modules())
@@ -139,7 +135,7 @@ def sizes(model: TranslationModel, stack: str = "encoder") -> Mapping[str, Any]:
     source, target = batch()
     measure = SignalSizes()
     real = {"encoder": source != PAD, "decoder": target != PAD}[stack]
-    ring = stacks_of(model)[stack]
+    ring = model.stacks[stack]
     assert isinstance(ring, RingEncoder | RingDecoder)
     measure.add(ring, recorded(model)[stack], real)
     return measure.value()
