@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.gpu_speed import ARCHITECTURES, System, allocated, timed, transformer_of
-from benchmarks.rounds import Cells, failure, free_memory
+from benchmarks.rounds import Cells, failure, free_memory, free_port
 from benchmarks.train_step import POLICIES, random_batch
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.prepare import prepare
@@ -86,12 +85,9 @@ def meet() -> None:
     """Make this process the only rank, once."""
     if torch.distributed.is_initialized():
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     os.environ |= {
         "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     with without_greetings():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import socket
 import statistics
 import sys
 import time
@@ -66,6 +67,14 @@ def machine() -> str:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     names = [f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)]
     return ", ".join([*names, f"{CORES} cores of {cpu}"])
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 def failure(error: BaseException) -> Cells:

@@ -38,7 +38,7 @@ BENCHMARKS = (
 Forward, backward and AdamW at base size (6 levels, dropout 0.1, sentences of 24 to 32 tokens). The
 optimizer is the one that training asks DeepSpeed for: torch's AdamW, fused.
 *Transformer* is fairseq2's own layers. *RingFormer* is what is used: the level signals are folded
-into the weights of q, k, v and of the FFN once a step; *factored* applies them to every token
+into the weights of q, k, v and of the FFN once a step; *not folded* applies them to every token
 instead. *Published math* (`benchmarks/published_math.py`) has our parameters and our result, but
 multiplies every token with d×d level matrices, runs attention in separate steps, projects the
 encoder's output at every level, and holds all logits.

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,15 @@ import psutil
 import torch
 from deepspeed import comm as dist
 
-from benchmarks.rounds import create_parser, print_table, progress, ratios, seconds_of, spread
+from benchmarks.rounds import (
+    create_parser,
+    free_port,
+    print_table,
+    progress,
+    ratios,
+    seconds_of,
+    spread,
+)
 from pipeline.checkpoints.folder import ValidationState
 from pipeline.ranks import init_distributed
 from pipeline.recipe_file import load_recipe
@@ -166,10 +173,7 @@ def run_rank(arguments: argparse.Namespace, recipe: TranslationRecipe, scratch: 
 
 def launch_ranks(ranks: int) -> dict[str, Any]:
     """Run this program with DeepSpeed's launcher, and return what rank 0 measured."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(port)]
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(free_port())]
     command += ["--num_accelerators", str(ranks), "--module", "benchmarks.train_loop"]
     with tempfile.TemporaryDirectory() as scratch:
         command += [*sys.argv[1:], "--worker", scratch]

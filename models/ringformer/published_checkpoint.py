@@ -10,14 +10,14 @@ from torch import Tensor
 
 from data_prep.files import first_line
 
-TRANSLATION, VISION = "encoder.lev_param_FF_01", "transformer.encoder.lev_embed_FF_01"
+FFN_SIGNAL, VISION_FFN_SIGNAL = "encoder.lev_param_FF_01", "transformer.encoder.lev_embed_FF_01"
 """Tensors that tell by their names which model a checkpoint is of."""
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read the state dict in a file, also below a key of its own; tensors only, never code.
 
-    :returns: a state dict with `TRANSLATION` or `VISION`.
+    :returns: a state dict with `FFN_SIGNAL` or `VISION_FFN_SIGNAL`.
     :raises ValueError: it is not a checkpoint of the published implementation.
     """
     try:
@@ -27,7 +27,9 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # of many types, where a file is damaged
         raise ValueError(f"{path}: not a file of tensors only: {first_line(error)}") from error
     for state_dict in (content, *(content.values() if isinstance(content, dict) else ())):
-        if isinstance(state_dict, dict) and not state_dict.keys().isdisjoint((TRANSLATION, VISION)):
+        if isinstance(state_dict, dict) and not state_dict.keys().isdisjoint(
+            (FFN_SIGNAL, VISION_FFN_SIGNAL)
+        ):
             return state_dict
     raise ValueError(f"{path}: not a RingFormer of the published implementation")
 

@@ -21,7 +21,7 @@ from models.config import ModelConfig
 from models.export_format import ClassifierSettings, ExportSettings, write_settings, write_weights
 from models.image_classifier import ImageClassifier
 from models.ringformer import RingDecoder, RingEncoder
-from models.ringformer.published_checkpoint import TRANSLATION, copy_weights, load_checkpoint
+from models.ringformer.published_checkpoint import FFN_SIGNAL, copy_weights, load_checkpoint
 from models.ringformer.ring import Ring
 from models.ringformer.vision_reference import classifier_from_reference
 from models.seq2seq import TranslationModel
@@ -41,7 +41,7 @@ def from_reference(
     :raises ValueError: a tensor's shape does not fit the others, or `num_heads`.
     """
     weights = dict(state_dict)
-    num_levels, rank, model_dim = weights[TRANSLATION].shape
+    num_levels, rank, model_dim = weights[FFN_SIGNAL].shape
     source_embed, output = weights["encoder.emb_layer.emb_layer.weight"], weights["fc.weight"]
     positions = weights["encoder.pos_layer.pe"][0]
     config = ModelConfig(
@@ -173,7 +173,7 @@ def _convert(
     :raises ValueError: the checkpoint, or an option, does not fit.
     """
     weights, num_heads = load_checkpoint(arguments.checkpoint), arguments.num_heads
-    if TRANSLATION in weights:
+    if FFN_SIGNAL in weights:
         if arguments.vocabulary and arguments.pad_idx != PAD_IDX:
             raise ValueError(f"--vocabulary goes with --pad_idx {PAD_IDX} only")
         model = from_reference(weights, num_heads=num_heads, pad_idx=arguments.pad_idx)

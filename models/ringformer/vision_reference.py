@@ -9,7 +9,7 @@ from torch import Tensor
 
 from models.config import VisionConfig
 from models.image_classifier import ImageClassifier, ImageShape
-from models.ringformer.published_checkpoint import VISION, copy_weights
+from models.ringformer.published_checkpoint import VISION_FFN_SIGNAL, copy_weights
 from models.ringformer.vision_ring import VisionRing
 
 EMBEDDINGS, ENCODER = "transformer.embeddings", "transformer.encoder"
@@ -28,7 +28,7 @@ def classifier_from_reference(
     :raises ValueError: a tensor's shape does not fit the others, or `num_heads`.
     """
     weights = dict(state_dict)
-    num_levels, ffn_rank, model_dim = weights[VISION].shape
+    num_levels, ffn_rank, model_dim = weights[VISION_FFN_SIGNAL].shape
     patches = weights[f"{EMBEDDINGS}.patch_embeddings.weight"]
     positions = weights[f"{EMBEDDINGS}.position_embeddings.pos_embed"][0]
     patch_size, patches_of_a_side = patches.size(-1), isqrt(len(positions) - 1)
