@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +33,10 @@ def exported(run: Run, format: str) -> Path:
     return folder
 
 
-def exports_of(run: Run) -> dict[str, Path]:
+def exports_of(run: Run, formats: Iterable[str]) -> dict[str, Path]:
     """Return the folders of a run's exports by format; only of those that take the model."""
     found = {}
-    for format in FORMATS:
+    for format in formats:
         try:
             found[format] = exported(run, format)
         except subprocess.CalledProcessError as error:
@@ -54,12 +54,13 @@ def measure_exports(record: Record, runs: Mapping[str, Run], reference: str, rou
     """
     new = {}
     for system, run in runs.items():
-        if record.exports(system):
+        missing = set(FORMATS) - {export.format for export in record.exports(system)}
+        if not missing:
             continue
         if not run.scores:
             progress(f"{system}: its model is not in {run.run_dir}; there is no export of it")
             continue
-        new[system] = exports_of(run)
+        new[system] = exports_of(run, sorted(missing))
     if not new:
         return
     runs[reference].train()

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, TypeAdapter, Validati
 from benchmarks.architectures import core_parameters_of, translation_of
 from benchmarks.runs import Run
 from data_prep.corpora import read_text
-from data_prep.files import write_atomically
+from data_prep.files import locked, write_atomically
 from models.factory import parameter_count
 from pipeline.recipe import slug_of
 from pipeline.tracking.tracker import history_of
@@ -133,7 +133,7 @@ LINE: TypeAdapter[Line] = TypeAdapter(Line)
 
 
 class Record:
-    """The measurements in a file; threads may share it."""
+    """The measurements in a file; threads and processes may share it."""
 
     def __init__(self, path: Path, settings: Settings | None = None) -> None:
         """
@@ -153,8 +153,10 @@ class Record:
             raise SystemExit(f"{path}: there is no such record")
 
     def add(self, line: Line) -> None:
-        """Add a measurement, and write the file."""
-        with self.lock:
+        """Add a measurement to the file, and whatever others have added."""
+        with self.lock, locked(self.path.with_name(f".{self.path.name}.lock")):
+            if self.path.exists():
+                self.lines = list(_lines_of(self.path))
             self.lines.append(line)
             text = "".join(f"{each.model_dump_json()}\n" for each in self.lines)
             write_atomically(self.path, text)

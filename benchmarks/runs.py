@@ -152,8 +152,12 @@ def read_arguments(
     parser.add_argument("--jobs", type=int, default=1, help="trained at the same time")
     parser.add_argument("--picture", type=Path, help="[RUN_DIR/results.png]")
     arguments, rest = parser.parse_known_args()
-    pairs = zip(rest[::2], rest[1::2], strict=True)
-    given = {key.removeprefix("--"): value for key, value in pairs}
+    words = [part for word in rest for part in (word.split("=", 1) if word[:2] == "--" else [word])]
+    if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
+        parser.error(f"expected --SECTION.KEY VALUE, again and again, not {' '.join(rest)}")
+    given = {
+        key.removeprefix("--"): text for key, text in zip(words[::2], words[1::2], strict=True)
+    }
     if given and not arguments.run_dir:
         parser.error("other recipes need a --run_dir of their own")
     folder = arguments.run_dir or Path("runs", f"{arguments.recipe.stem}-systems")

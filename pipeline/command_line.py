@@ -74,20 +74,23 @@ def overrides_on_command_line(
     :param recipe: has the keys.
     """
     values = vars(arguments)
-    overrides = [(key, values[key]) for key, _ in recipe_keys(recipe) if key in values]
-    if arguments.deepspeed_config:
-        overrides.append(("training.deepspeed_config", arguments.deepspeed_config))
-    return overrides
+    return [(key, values[key]) for key, _ in recipe_keys(recipe) if key in values]
 
 
-def path_argument(text: str) -> Path:
-    """Return the path that an argument names, for `add_argument(type=…)`.
+def text_argument(text: str) -> str:
+    """Return the text of an argument, for `add_argument(type=…)`.
 
-    :raises argparse.ArgumentTypeError: it is empty, which would be the current folder.
+    :raises argparse.ArgumentTypeError: it is empty, as where a shell's variable is not set.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError("must not be empty")
-    return Path(text)
+    return text
+
+
+def path_argument(text: str) -> Path:
+    """Return the path that an argument names, for `add_argument(type=…)`; errors as of
+    `text_argument`."""
+    return Path(text_argument(text))
 
 
 class _Once(argparse.Action):
@@ -158,8 +161,9 @@ def create_parser(
     )  # fmt: skip
     parser.add_argument("--help_keys", action="help", help="explain every recipe key, and exit")
     parser.add_argument(
-        "--deepspeed_config", metavar="FILE", help="short for --training.deepspeed_config"
-    )
+        "--deepspeed_config", dest="training.deepspeed_config", default=argparse.SUPPRESS,
+        metavar="FILE", help="short for --training.deepspeed_config",
+    )  # fmt: skip
     parser.add_argument("--local_rank", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     groups: dict[str, Any] = {}

@@ -32,6 +32,7 @@ from pipeline.command_line import (
     overrides_on_command_line,
     path_argument,
     run_command,
+    text_argument,
 )
 from pipeline.evaluation import images, translations
 from pipeline.evaluation.comparison import LoggedEvaluation, compare_all, evaluations_of_run
@@ -65,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--baseline",
+        type=text_argument,
         metavar="RUN_ID",
         help="MLflow run to compare with, on each test set that it has too: by paired bootstrap, "
         "or by McNemar's test",

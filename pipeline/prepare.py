@@ -6,6 +6,7 @@ import argparse
 import logging
 import time
 
+from data_prep.files import only_command_in
 from data_prep.prepare import prepare
 from data_prep.stage import log
 from pipeline.checkpoints.folder import CheckpointError
@@ -30,6 +31,13 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     )  # it reports that it builds a font cache
     started = time.monotonic()
     made = _prepare(recipe)
+    with only_command_in(recipe.run_dir):
+        _log(recipe)
+    log.info("done in %.1f s: %s in %s", time.monotonic() - started, made, recipe.shards)
+
+
+def _log(recipe: Recipe) -> None:
+    """Log what the shards were made from."""
     tracker = open_tracker(recipe)
     task = task_of(recipe)
     told = recipe
@@ -40,7 +48,6 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         except CheckpointError as error:
             log.warning("%s", error)
     log_data(tracker, told, task.data_facts())
-    log.info("done in %.1f s: %s in %s", time.monotonic() - started, made, recipe.shards)
     tracker.close(status=None)
 
 

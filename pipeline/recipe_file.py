@@ -189,7 +189,22 @@ def _read_yaml(path: Path, what: str = "recipe") -> Any:
     if not isinstance(content, dict):
         first = "run_dir" if what == "recipe" else "space"
         raise UsageError(f"{path}: a {what} is a YAML mapping with a key `{first}`")
+    _take_apart(content, set())
     return content
+
+
+def _take_apart(value: Any, seen: set[int]) -> None:
+    """Have each section that is an alias of another be one of its own: an override of one key must
+    change no other.
+
+    :param seen: what was come upon before, by identity.
+    """
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, (dict, list)):
+            if id(item) in seen:
+                value[key] = item = copy.deepcopy(item)
+            seen.add(id(item))
+            _take_apart(item, seen)
 
 
 def _task_of(content: Any) -> Any:
@@ -253,12 +268,15 @@ def _where(location: Location, path: Path, content: Any, overridden: set[str]) -
 def _parse_value(key: str, text: str) -> Any:
     """Return the value that a recipe with `text` in it would have.
 
-    :raises UsageError: it is not YAML.
+    :raises UsageError: it is not YAML, or nothing.
     """
     try:
-        return YAML(typ="safe").load(text)
+        value = YAML(typ="safe").load(text)
     except YAMLError as error:
         raise UsageError(f"command line: `{key}`: cannot read {text!r} as YAML") from error
+    if value is None and text.strip() not in ("null", "~"):
+        raise UsageError(f"command line: `{key}`: must not be empty; null is the word for nothing")
+    return value
 
 
 def _describe_error(

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.export_format import ModelError, read_settings
-from pipeline.command_line import on_signals, path_argument, positive_argument, run_command
+from pipeline.command_line import (
+    on_signals,
+    path_argument,
+    positive_argument,
+    run_command,
+    text_argument,
+)
 from pipeline.recipe import UsageError
 from pipeline.translation.lines import search_keys
 from pipeline.translation_recipe import TranslationRecipe
@@ -32,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "several pairs of languages",
     )  # fmt: skip
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at [default 127.0.0.1: only "
-        "this machine can reach it]",
+        "--host", type=text_argument, default="127.0.0.1",
+        help="address to listen at [default 127.0.0.1: only this machine can reach it]",
     )  # fmt: skip
     parser.add_argument("--port", type=int, default=5050, help="0: any [default 5050]")
     for name, default, text in (

@@ -122,6 +122,17 @@ def trained(system: str, seed: int, rate: str, loss: float) -> Training:
     )  # fmt: skip
 
 
+def test_two_programs_can_add_to_a_record(tmp_path: Path) -> None:
+    settings = Settings(recipe="a.yaml", overrides={})
+    ours, theirs = (Record(tmp_path / "record.jsonl", settings) for _ in range(2))
+    mine, other = (trained(name, 1, "2e-3", 2.0) for name in ("RingFormer 96", "Transformer 56"))
+    ours.add(mine)
+    theirs.add(other)
+    assert ours.all(Training) == [mine]
+    assert theirs.all(Training) == [mine, other]
+    assert Record(tmp_path / "record.jsonl").lines == theirs.lines
+
+
 def test_a_frontiers_models_have_the_learning_rate_that_validates_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -260,10 +261,19 @@ class Sweep:
         if (best := self.study.best) is not None:
             place = folder_of(self._home, best.number)
             values = values_of(self.study.parameters(best), self._home, place)
-            write_atomically(folder / BEST, self._draft.text(values))
+            self._write_best(folder / BEST, self._draft.text(values))
         for path in (folder / PICTURE, folder / BEST):
             if path.exists():
                 tracker.log_artifact(path)
+
+    def _write_best(self, path: Path, text: str) -> None:
+        """Write a recipe, unless what is there has been edited since it was written."""
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if path.exists() and sha256_of(path) not in (digest, *self.study.written):
+            log.warning("%s is not as it was written, and stays; move it away for a new one", path)
+            return
+        self.study.note_written(digest)
+        write_atomically(path, text)
 
     def _drawn(self, trial: FrozenTrial) -> Drawn:
         value = None if trial.state == TrialState.FAIL else trial.value

@@ -35,7 +35,7 @@ from pipeline.sweeping.config import Choices, Range, SweepConfig, is_whole
 
 NAME = "sweep"
 # Keys of what Optuna keeps for us.
-BEGAN_WITH, REASON, PRUNED_AT = "began_with", "reason", "pruned_at"
+BEGAN_WITH, REASON, PRUNED_AT, WRITTEN = "began_with", "reason", "pruned_at", "written"
 
 Parameters = Mapping[str, Any]
 
@@ -106,6 +106,17 @@ class Study:
             )
         if before != began_with:
             self._study.set_user_attr(BEGAN_WITH, began_with)
+
+    @property
+    def written(self) -> list[str]:
+        """Return the digests of all that was written as the recipe of the best trial."""
+        found: list[str] = self._study.user_attrs.get(WRITTEN, [])
+        return found
+
+    def note_written(self, digest: str) -> None:
+        """Note what will be written as the recipe of the best trial."""
+        if digest not in self.written:
+            self._study.set_user_attr(WRITTEN, [*self.written, digest])
 
     # ── Trials ──────────────────────────────────────────────────────────────────────────────────
 

@@ -62,13 +62,14 @@ class Tracker:
             text = "%s is a copy of %s, which keeps the run in MLflow; this one gets another"
             log.warning(text, recipe.run_dir, original)
             self._state = {"run_id": None, "sent": 0}
+            self._save_state()
         parent = recipe.tracking.parent
         if parent is not None and not _journal_of(parent).exists():
             text = "tracking.parent: %s has logged nothing; until it does, this run is below none"
             log.warning(text, parent)
         self._run_exists = False
         end_torn_line(self._journal)
-        if not self._journal.exists():
+        if self._unsent_bytes() < 0:  # the journal is gone, or has lost its end: all is sent again
             self._state["sent"] = 0
         self.history, self.tags, self._logged, _ = read_journal(self._journal)
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -358,7 +359,7 @@ def send_left_over(recipe: Recipe) -> None:
     """Send what earlier commands on this run_dir could not; everything, if the store is another."""
     journal = _journal_of(recipe.run_dir)
     state = _read_state(recipe) or {"sent": 0}
-    if journal.exists() and journal.stat().st_size > state["sent"]:
+    if journal.exists() and journal.stat().st_size != state["sent"]:
         Tracker(recipe).close(status=None)
 
 

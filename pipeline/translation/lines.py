@@ -9,6 +9,7 @@ import logging
 import os
 import select
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -90,13 +91,16 @@ def open_streams(path: Path | None, content: str) -> Streams:
 
     :param path: of the input; None for stdin.
     :param content: what is written, in the plural.
-    :raises UsageError: one of them cannot be opened.
+    :raises UsageError: one of them cannot be opened, or they are one file, which would never end.
     """
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     on_signals(signal.default_int_handler)
     if sys.stdout is None:
         raise UsageError(f"stdout is closed; {content} are written there")
     descriptor = open_input(path)
+    read, written = os.fstat(descriptor), os.fstat(sys.stdout.fileno())
+    if stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
+        raise UsageError(f"{path or 'stdin'} is the file that {content} are written to")
     output = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)
     return Streams(descriptor, path, output)

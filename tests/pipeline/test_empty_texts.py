@@ -23,6 +23,13 @@ def test_on_the_command_line(tiny_recipe: Path, key: str, nothing: str) -> None:
         load_recipe(tiny_recipe, [(key, nothing)])
 
 
+@pytest.mark.parametrize("nothing", ["", " ", "# none"])
+@pytest.mark.parametrize("key", ["training.max_epochs", "evaluation.sampling_topk", "data.train"])
+def test_what_is_no_text(tiny_recipe: Path, key: str, nothing: str) -> None:
+    with pytest.raises(UsageError, match=rf"^command line: `{key}`: must not be empty; null is"):
+        load_recipe(tiny_recipe, [(key, nothing)])
+
+
 def test_what_no_file_can_hold(tiny_recipe: Path) -> None:
     with pytest.raises(UsageError, match=r"`data.train.0.name`: '\\ud800' is not text in UTF-8"):
         load_recipe(tiny_recipe, [("data.train", '[{name: "\\ud800", source: a, target: b}]')])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.recipe import ROOT, Recipe, UsageError
-from pipeline.recipe_file import load_recipe, recipe_keys
+from pipeline.recipe_file import Draft, load_recipe, recipe_keys
 from pipeline.training.deepspeed_config import json_of
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
@@ -52,6 +52,21 @@ def test_overrides(tiny_recipe: Path) -> None:
     assert recipe.run_dir == Path("123")
     assert recipe.tracking.uri is None
     assert recipe.data.train[0].source == "b"
+
+
+def test_an_override_changes_no_section_that_was_alike(tiny_recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    text = tiny_recipe.read_text()
+    alike = "{name: toy-valid, source: toy/valid.de, target: toy/valid.en}"
+    own = "{name: toy-test, source: toy/test.de, target: toy/test.en}"
+    path.write_text(text.replace(alike, f"&one {alike}").replace(own, "*one"))
+    draft = Draft(path, [("data.test.name", "other"), ("data.test.source", "toy/test.de")])
+    recipe = draft.recipe()
+    assert isinstance(recipe, TranslationRecipe)
+    assert (recipe.data.valid.name, recipe.data.test.name) == ("toy-valid", "other")
+    assert recipe.data.valid.source == "toy/valid.de"
+    path.write_text(draft.text())  # as a sweep does
+    assert load_recipe(path) == recipe
 
 
 @pytest.mark.parametrize(
@@ -112,6 +127,7 @@ def test_bad_recipe_is_one_line_with_file_and_key(
         (["--training.max_steps"], "expected one argument"),
         (["--config", "a.yaml", "--config", "a.yaml"], "--config is given twice"),
         (["--local_rank", "-1", "--local_rank", "-1"], "--local_rank is given twice"),
+        (["--deepspeed_config", ""], "`training.deepspeed_config`: must not be empty"),
     ],
 )
 def test_bad_command_line_exits_2(command: Command, arguments: list[str], expected: str) -> None:

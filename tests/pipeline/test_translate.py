@@ -49,6 +49,19 @@ def test_prefixes_and_scores(ctranslate2_folder: Path, command: Command) -> None
     assert "its format is ctranslate2, and models of an ensemble must be" in refused.stderr
 
 
+def test_output_that_is_the_input_is_refused(ctranslate2_folder: Path, tmp_path: Path) -> None:
+    """It would never end."""
+    path = tmp_path / "text.de"
+    path.write_text("Ja.\n" * 3000)
+    command = f"python -m pipeline.translate --model {ctranslate2_folder} --input {path} >> {path}"
+    done = run_process(["bash", "-c", command])
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"translate: error: {path} is the file that translations are written to\n"
+    )
+    assert path.read_text() == "Ja.\n" * 3000
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(ctranslate2_folder: Path) -> None:
     code = (

@@ -49,6 +49,30 @@ def test_a_copy_and_a_move(
     assert losses(own) == [3.0, 1.0, 0.5]
 
 
+def test_a_journal_that_has_lost_its_end_is_sent_again(tiny_recipe: Path, tmp_path: Path) -> None:
+    """As after a power cut, or from a backup."""
+    recipe = run_in(tiny_recipe, tmp_path / "run")
+    run_id = logged(recipe, 3.0, 1)
+    for step in (2, 3):
+        logged(recipe, 2.0, step)
+    journal = recipe.run_dir / "tracking" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0][:-5])
+    for step in (7, 8):
+        assert logged(recipe, 1.0, step) == run_id
+    history = MlflowClient(recipe.tracking_uri).get_metric_history(run_id, "loss/train_loss")
+    assert {each.step for each in history} == {1, 2, 3, 7, 8}
+
+
+def test_a_copy_names_no_run_before_it_has_one(tiny_recipe: Path, tmp_path: Path) -> None:
+    first, second = (run_in(tiny_recipe, tmp_path / name) for name in ("a", "b"))
+    logged(first, 3.0, 1)
+    shutil.copytree(first.run_dir, second.run_dir)
+    assert run_id_of(second) == run_id_of(first)
+    away = Tracker(second)  # whose store may not answer for long
+    assert run_id_of(second) is None
+    away.close()
+
+
 def test_training_anew(tiny_recipe: Path, tmp_path: Path) -> None:
     recipe = run_in(tiny_recipe, tmp_path / "run")
     tracker = Tracker(recipe)
