@@ -18,6 +18,7 @@ import requests
 
 from pipeline.command_line import on_signals, run_command
 from pipeline.recipe import Recipe, UsageError
+from pipeline.tracking.moved_store import follow_store
 
 HOST = "127.0.0.1"
 SERVER_SETTINGS = {  # environment variables, unless the user has set them
@@ -44,6 +45,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         return
     check_port(arguments.port)
     recipe.run_dir.absolute().parent.mkdir(parents=True, exist_ok=True)
+    follow_store(recipe)
     address = f"http://{HOST}:{arguments.port}"
     on_signals(signal.default_int_handler)
     try:

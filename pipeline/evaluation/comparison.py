@@ -87,7 +87,7 @@ def evaluations_of_run(
     :returns: evaluations by the names of their folders in RUN_DIR/evaluation.
     :raises ComparisonError: there is no such run, or it has no evaluation that can be downloaded.
     """
-    client = client_of(recipe.tracking_uri)
+    client = client_of(recipe)
     try:
         tags = client.get_run(run_id).data.tags
     except Exception as error:  # MLflow's and the network's are of many types

@@ -51,7 +51,7 @@ def register(recipe: Recipe, servable: Servable, result: Result, validation: Res
     try:
         if run_id is None:
             raise ConnectionError("the run is not there yet")
-        client = client_of(recipe.tracking_uri)
+        client = client_of(recipe)
         new = _find_or_make_version(client, name, recipe, servable, result, run_id)
         client.set_model_version_tag(name, new.version, "validation", validation.artifact_folder)
         verdict = _move_champion(client, result, validation, new)

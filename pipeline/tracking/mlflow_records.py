@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from data_prep.files import first_line
+from pipeline.recipe import Recipe
+from pipeline.tracking.moved_store import follow_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,11 +36,12 @@ IMPORT_LOCK = threading.Lock()  # two threads that import mlflow at once deadloc
 Record = Mapping[str, Any]
 
 
-def client_of(uri: str) -> MlflowClient:
-    """Return a client of the tracking store `uri`.
+def client_of(recipe: Recipe) -> MlflowClient:
+    """Return a client of a recipe's tracking store.
 
     It does not retry; its callers do, or tell the user.
     """
+    follow_store(recipe)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -49,7 +52,7 @@ def client_of(uri: str) -> MlflowClient:
 
     for noisy in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri)
+    return MlflowClient(tracking_uri=recipe.tracking_uri)
 
 
 def send(

@@ -35,6 +35,7 @@ from pipeline.tracking.journal import (
     subject_of,
 )
 from pipeline.tracking.mlflow_records import METRICS_RECORDS, client_of, describe_error, send
+from pipeline.tracking.moved_store import FILES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -258,7 +259,7 @@ class Tracker:
 
         :raises Exception: an error of MLflow or the network.
         """
-        client = client_of(self._recipe.tracking_uri)
+        client = client_of(self._recipe)
         if not self._run_exists:
             self._find_or_create_run(client)
         unsent = records_behind(self._journal, self._state["sent"])
@@ -317,9 +318,9 @@ class Tracker:
         name = self._recipe.tracking.experiment
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
-            neighbourhood = self._recipe.run_dir.absolute().parent
             local = self._recipe.tracking_uri.startswith("sqlite")
-            location = (neighbourhood / "mlartifacts").as_uri() if local else None
+            files = self._recipe.run_dir.absolute().with_name(FILES)
+            location = files.as_uri() if local else None
             experiment_id = client.create_experiment(name, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id

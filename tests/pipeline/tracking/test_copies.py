@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mlflow import MlflowClient
 from pipeline.recipe_file import load_recipe
 from pipeline.tracking.tracker import Tracker, history_of, run_id_of, set_aside_finished
 from pipeline.translation_recipe import TranslationRecipe
+from tests.forked import SERVER
 
 
 def run_in(tiny_recipe: Path, folder: Path) -> TranslationRecipe:
@@ -71,6 +73,45 @@ def test_a_copy_names_no_run_before_it_has_one(tiny_recipe: Path, tmp_path: Path
     away = Tracker(second)  # whose store may not answer for long
     assert run_id_of(second) is None
     away.close()
+
+
+def log_note(recipe: TranslationRecipe, text: str) -> None:
+    tracker = Tracker(recipe, run_id_of(recipe) or text)
+    tracker.log_json("note.json", {"text": text})
+    tracker.close()
+
+
+def test_runs_that_were_copied_with_their_store(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Files of the copy are the copy's, as are those of a folder that was moved."""
+
+    def recipe_in(folder: str) -> TranslationRecipe:
+        return load_recipe(tiny_recipe, [("run_dir", str(tmp_path / folder / "run"))])
+
+    def note(folder: str, text: str) -> None:
+        """Log it in a process of its own: MLflow remembers where a run's files are."""
+        process = SERVER.Process(target=log_note, args=(recipe_in(folder), text))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+
+    def notes() -> dict[str, str]:
+        found = tmp_path.glob("*/mlartifacts/*/artifacts/note.json")
+        return {
+            path.relative_to(tmp_path).parts[0]: json.loads(path.read_text())["text"]
+            for path in found
+        }
+
+    run_id = logged(recipe_in("first"), 3.0, 1)
+    note("first", "one")
+    shutil.copytree(tmp_path / "first", tmp_path / "a copy")
+    note("a copy", run_id)  # as a checkpoint tells it
+    assert notes() == {"first": "one", "a copy": run_id}
+    (tmp_path / "a copy").rename(tmp_path / "moved")
+    note("moved", run_id)
+    assert notes() == {"first": "one", "moved": run_id}
+    run = MlflowClient(recipe_in("moved").tracking_uri).get_run(run_id)
+    place = tmp_path / "moved" / "mlartifacts" / run_id / "artifacts"
+    assert run.info.artifact_uri == place.as_uri()
 
 
 def test_training_anew(tiny_recipe: Path, tmp_path: Path) -> None:
