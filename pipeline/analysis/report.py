@@ -47,6 +47,9 @@ class Report:
     subjects: Sequence[Subject]
     """The run's model, and the one that it is compared with, if there is one."""
 
+    against: Path | None = None
+    """Where that was named: a recipe, or the folder of an export."""
+
     _found: dict[str, Any] = field(init=False)
     """Content of the summary; empty if there is none."""
 
@@ -76,7 +79,7 @@ class Report:
             )
         if other.name == own.name:
             other = other._replace(name=f"{other.name}-2")
-        return cls(recipe, settings, [own, other])
+        return cls(recipe, settings, [own, other], against.resolve())
 
     @property
     def _against(self) -> str:
@@ -118,6 +121,7 @@ class Report:
         if self.up_to_date:
             log.info("%s: up to date", self.folder)
             return
+        self._refuse_to_replace()
         analyses = list(self.analyses())  # what is there stays if the settings are wrong
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / SUMMARY).unlink(missing_ok=True)
@@ -134,11 +138,24 @@ class Report:
                 {"name": subject.name, "weights_sha256": subject.weights}
                 for subject in self.subjects
             ],
+            "against": str(self.against) if self.against else None,
             **self.settings._asdict(),
             "files": files,
             "fingerprint": self.fingerprint,
         }
         write_json(self.folder / SUMMARY, self._found)
+
+    def _refuse_to_replace(self) -> None:
+        """Check that this comparison would not take the place of one with another model.
+
+        :raises UsageError: it would.
+        """
+        other = self._found.get("against")
+        if other and self.against and Path(other).exists() and Path(other) != self.against:
+            raise UsageError(
+                f"{self.folder} compares with {other}, and one with {self.against} would be called "
+                "the same: rename one of the two"
+            )
 
     def analyses(self) -> Iterator[Analysis]:
         """Load the models and analyse them."""

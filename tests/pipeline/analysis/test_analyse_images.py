@@ -12,7 +12,7 @@ import torch
 
 from data_prep.images.prepare import prepare_images
 from data_prep.images.shards import read_images_manifest
-from models.export_format import write_settings, write_weights
+from models.export_format import WEIGHTS, write_settings, write_weights
 from models.image_classifier import ImageClassifier
 from pipeline.analysis.distance import patch_distances
 from pipeline.analysis.examples import Settings
@@ -117,6 +117,12 @@ def test_against_exports(ring: ClassificationRecipe, tmp_path: Path) -> None:
     found = analysed(ring, exported(ring, tmp_path / "same"))
     matrix = np.array(found["cka"]["stacks"]["encoder"])
     np.testing.assert_allclose(matrix.diagonal(), 1, atol=1e-5)
+    (tmp_path / "elsewhere").mkdir()
+    namesake = exported(ring, tmp_path / "elsewhere" / "same")
+    weights = namesake / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(UsageError, match="would be called the same: rename one of the two"):
+        analysed(ring, namesake)
     with pytest.raises(UsageError, match="its classes or images are not those of"):
         analysed(ring, exported(ring, tmp_path / "cows", classes=["cat", "cow"]))
     with pytest.raises(UsageError, match="export with `--format safetensors`"):
