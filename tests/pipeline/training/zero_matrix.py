@@ -46,14 +46,11 @@ Case = tuple[str, str, bool]
 
 def cases(ranks: int) -> list[Case]:
     """Return what is trained on so many ranks: everything on two, and what is another path through
-    DeepSpeed on one, where nothing is cut up, and on four."""
+    DeepSpeed on one, where nothing is cut up, and on four, where more is."""
     if ranks == 1:
-        return [
-            *product(FLOAT32, ["none", "every level"], [True]),
-            *product([*BFLOAT16, *FLOAT16], ["none"], [True]),
-        ]
+        return [*product([*FLOAT32, *BFLOAT16, *FLOAT16], ["none"], [True])]
     if ranks > 2:
-        return [(stage, "none", True) for stage in FLOAT32]
+        return [*product(["zero2", "zero3"], ["every level"], [True])]
     return [
         *product(FLOAT32, ["none", "every level"], [True]),
         # Which levels, and what is kept of them: more than torch's matter where weights are cut up.
