@@ -73,6 +73,16 @@ def take(recipe: TranslationRecipe) -> PreparedVocabulary:
     return take_vocabulary(recipe.data, recipe.run_dir / "vocabulary")
 
 
+def test_a_run_that_takes_what_it_had_trained_knows_no_words(corpus: Path) -> None:
+    """The shards are the same, but a model may have learnt other words before."""
+    run = recipe_of(corpus, data__pairs_per_shard="1000")
+    prepare(run)
+    assert (run.shards / SOURCE_WORDS).exists()
+    copy = shutil.copy(run.shards / "spm.model", corpus / "copy.model")
+    prepare(taking(corpus, copy, run_dir=str(run.run_dir)))
+    assert not (run.shards / SOURCE_WORDS).exists()
+
+
 def test_it_is_taken_from_a_run_an_export_or_a_file(
     corpus: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
