@@ -6,6 +6,7 @@ import shutil
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import requests
 from rich.console import Console
@@ -171,7 +172,7 @@ def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
 
 
 def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    content = tar.extractfile(member) if _is_file(tar, member) else None
+    content = _content_of(tar, member)
     if content is None:
         raise tarfile.TarError(f"{member.name} is not a file there")
     with target.open("wb") as file:
@@ -193,7 +194,7 @@ def _unpack_folder(tar: tarfile.TarFile, name: str, target: Path) -> None:
         leaves = inside.is_absolute() or ".." in inside.parts
         if member.isdir() or not member.name.startswith(f"{name}/"):
             continue
-        if leaves or not _is_file(tar, member):
+        if leaves or _content_of(tar, member) is None:
             left_out.append(member.name)
             continue
         (partial / inside).parent.mkdir(parents=True, exist_ok=True)
@@ -205,9 +206,9 @@ def _unpack_folder(tar: tarfile.TarFile, name: str, target: Path) -> None:
     partial.rename(target)
 
 
-def _is_file(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
-    """Tell whether there is a file in the archive that a member is, or is a link to."""
+def _content_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes] | None:
+    """Open the file in the archive that a member is, or is a link to; None if there is none."""
     try:
-        return tar.extractfile(member) is not None
+        return tar.extractfile(member)
     except (KeyError, RecursionError):  # links to nowhere, and to one another
-        return False
+        return None
