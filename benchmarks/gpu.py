@@ -49,6 +49,9 @@ class Sizes(NamedTuple):
     """How large everything is."""
 
     widths: tuple[int, int]
+    levels: int
+    """Of the encoder and of the decoder."""
+
     tokens: tuple[int, int, int]
     """Positions a side in a training step."""
 
@@ -67,12 +70,12 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(
-    widths=(512, 1024), tokens=(8192, 32768, 65536), vocab_size=32000, rounds=10, matrix=8192,
-    batches=(1, 64, 512), steps=200, compiler="inductor",
+    widths=(512, 1024), levels=6, tokens=(8192, 32768, 65536), vocab_size=32000, rounds=10,
+    matrix=8192, batches=(1, 64, 512), steps=200, compiler="inductor",
 )  # fmt: skip
 DRY = Sizes(
-    widths=(64, 128), tokens=(64, 96, 128), vocab_size=300, rounds=1, matrix=64,
-    batches=(1, 2, 4), steps=5, compiler="eager",
+    widths=(64, 128), levels=2, tokens=(64, 96, 128), vocab_size=300, rounds=1,
+    matrix=64, batches=(1, 2, 4), steps=5, compiler="eager",
 )  # fmt: skip
 
 

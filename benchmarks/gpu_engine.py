@@ -153,7 +153,7 @@ def random_steps(
     width = bench.sizes.widths[0]
     model = ModelConfig(
         architecture=ARCHITECTURES[system], model_dim=width, num_heads=width // 64,
-        ffn_inner_dim=4 * width,
+        ffn_inner_dim=4 * width, num_levels=bench.sizes.levels,
     )  # fmt: skip
     task = RandomPairs(recipe_of(bench.scratch, stage, model=model, max_tokens=tokens))
     task.vocab_size = bench.sizes.vocab_size

@@ -141,8 +141,9 @@ def transformer_of(cases: Cases) -> str:
 def settings(bench: Bench, width: int) -> Namespace:
     """Return the size and place of a model as `train_step.trainable` takes them."""
     return Namespace(
-        model_dim=width, vocab_size=bench.sizes.vocab_size, device=bench.device, dtype="bfloat16"
-    )
+        model_dim=width, num_levels=bench.sizes.levels, vocab_size=bench.sizes.vocab_size,
+        device=bench.device, dtype="bfloat16",
+    )  # fmt: skip
 
 
 def pair_flops(model: TranslationModel, bench: Bench) -> float:
@@ -316,7 +317,8 @@ def decoding(bench: Bench, cases: Cases) -> Rows:
     sizes, systems = bench.sizes, {}
     for name, (system, dtype, batch) in cases.items():
         torch.manual_seed(0)
-        model = model_of(ARCHITECTURES[system], sizes.widths[0], sizes.vocab_size)
+        architecture = ARCHITECTURES[system]
+        model = model_of(architecture, sizes.widths[0], sizes.vocab_size, sizes.levels)
         model.to(bench.device, getattr(torch, dtype))
         sentences = random_sentences(batch, sizes.vocab_size)
         run = partial(run_our_search, model, sentences, search)

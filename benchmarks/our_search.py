@@ -19,11 +19,13 @@ from pipeline.translation_recipe import TranslationEvaluation
 VOCAB = 32000
 
 
-def model_of(architecture: Architecture, dim: int, vocab_size: int = VOCAB) -> TranslationModel:
-    """Return a model of base depth with random weights, which never ends a translation itself."""
+def model_of(
+    architecture: Architecture, dim: int, vocab_size: int = VOCAB, num_levels: int = 6
+) -> TranslationModel:
+    """Return a model with random weights, which never ends a translation itself."""
     config = ModelConfig(
         architecture=architecture, model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim,
-        tied_embeddings=False,
+        num_levels=num_levels, tied_embeddings=False,
     )  # fmt: skip
     model = create_model(config, (vocab_size, vocab_size), PAD_IDX).eval()
     assert model.final_proj.bias is not None

@@ -84,8 +84,10 @@ def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
 
 def trainable(name: str, arguments: argparse.Namespace) -> TranslationModel:
     """Return the model of one of `SYSTEMS`, of the size and on the device of the command line."""
-    dim = arguments.model_dim
-    config = ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
+    dim, levels = arguments.model_dim, arguments.num_levels
+    config = ModelConfig(
+        model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim, num_levels=levels
+    )
     model = build(name, config, arguments.vocab_size)
     return model.to(arguments.device, dtype_of(arguments.dtype)).train()
 
@@ -263,6 +265,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096], help="a side, in a step")
     parser.add_argument("--vocab_size", type=int, default=32000)
     parser.add_argument("--model_dim", type=int, default=512, help="a multiple of 64")
+    parser.add_argument("--num_levels", type=int, default=6, help="a side")
     parser.add_argument("--only", default="", help="systems with this in their name")
     arguments = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = True  # as training does
