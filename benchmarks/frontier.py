@@ -305,21 +305,20 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="measure nothing, print the record")
     arguments, given = read_arguments(parser, SYSTEMS)
     record_file = arguments.record or arguments.run_dir / "frontier.jsonl"
-    trainings = Trainings(
-        arguments.recipe,
-        arguments.run_dir,
-        arguments.seeds,
-        given,
-        record_file,
-        Record(arguments.rates_of) if arguments.rates_of else None,
-    )
-    if not arguments.report:
+    if arguments.report:
+        record = Record(record_file)
+    else:
+        rates_of = Record(arguments.rates_of) if arguments.rates_of else None
+        trainings = Trainings(
+            arguments.recipe, arguments.run_dir, arguments.seeds, given, record_file, rates_of
+        )
         measure(trainings, arguments.only or list(SYSTEMS), arguments.jobs, arguments.rounds)
+        record = trainings.record
     families = {system: each.family for system, each in SYSTEMS.items()}
-    report(trainings.record, SYSTEMS, REFERENCE)
-    report_rates(trainings.record, SYSTEMS)
-    report_claims(trainings.record, CLAIMS)
-    draw(trainings.record, families, REFERENCE, arguments.picture)
+    report(record, SYSTEMS, REFERENCE)
+    report_rates(record, SYSTEMS)
+    report_claims(record, CLAIMS)
+    draw(record, families, REFERENCE, arguments.picture)
 
 
 if __name__ == "__main__":

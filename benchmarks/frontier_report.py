@@ -101,13 +101,14 @@ def report_claims(record: Record, claims: Sequence[Claim]) -> None:
         by_seed = ", ".join(f"{test.difference:+.2f}" for test in tests)
         chances = ", ".join(f"{test.p:.3f}" for test in tests)
         bleu, other = ([each.bleu for each in trainings] for trainings in (ours, theirs))
-        over_seeds = f"{ttest_ind(bleu, other).pvalue:.3f}" if len(bleu) > 1 else ""
+        welch = ttest_ind(bleu, other, equal_var=False)
+        over_seeds = f"{welch.pvalue:.3f}" if len(bleu) > 1 else ""
         difference = f"{mean(bleu) - mean(other):+.2f}"
         sizes = f"{core:.2f}", f"{every:.2f}"
         rows.append([*claim, *sizes, difference, by_seed, chances, over_seeds])
     header = [
         "system", "against", "of its core parameters", "of all", "BLEU", "by seed",
-        "p by seed (paired bootstrap)", "p over seeds (t-test)",
+        "p by seed (paired bootstrap)", "p over seeds (Welch)",
     ]  # fmt: skip
     print_table("Differences", header, rows)
 

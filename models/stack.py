@@ -69,7 +69,7 @@ class Stack(nn.Module, Generic[P]):
         :param shape: the last two sizes are a matrix's.
         :param owned: each level has its own.
         :param residual: the product is added to the residual stream, N times, so it starts at α/N.
-            Without that, six levels hardly begin to learn (docs/results.md).
+            Without that, six levels hardly begin to learn (docs/experiments.md).
         :returns: `[*shape]`, or `[N, *shape]` if owned.
         """
         weight = torch.empty(self.num_levels if owned else 1, *shape)
@@ -143,7 +143,7 @@ class Stack(nn.Module, Generic[P]):
         """
         if self.encodings is None:
             return x
-        # N times at full size they bury what the tokens say (docs/results.md).
+        # N times at full size they bury what the tokens say (docs/experiments.md).
         added = self.encodings.at(positions) + self.encodings.table[level]
         return x + (added / self.num_levels).to(x.dtype)
 

@@ -46,7 +46,7 @@ def test_the_page_is_made_of_enough_rounds(benchmark: Benchmark) -> None:
             assert int(rounds) >= ENOUGH_ROUNDS
 
 
-@pytest.mark.parametrize("name", ["benchmarks.md", "results.md"])
+@pytest.mark.parametrize("name", ["benchmarks.md", "experiments.md", "results.md"])
 def test_no_page_flatters(name: str) -> None:
     found = RATIO.findall((ROOT / "docs" / name).read_text(encoding="utf-8"))
     assert found
