@@ -291,7 +291,7 @@ def _encode(
         "too_long": len(pairs) - len(short),
         **_counts(kept),
         "unknown": unknown,
-        "words": _words(lines[0] if weight else []),
+        "words": _words(lines[0]),
     }
 
 

@@ -18,7 +18,7 @@ from data_prep.filters import (
     TestOverlap,
 )
 from data_prep.section import Section
-from data_prep.text import sacrebleu_language
+from data_prep.text import normalise, sacrebleu_language
 
 LanguageCode = Annotated[str, Limit(pattern="^[a-z]{2,3}([-_][A-Za-z0-9]+)*$")]
 
@@ -149,6 +149,8 @@ class TrainingCorpus(Section):
             raise ValueError(f"{min(missing)} is required, or translate_with, which makes it")
         if len(missing) == 2:
             raise ValueError("source or target is required: what the model translates")
+        if self.tag is not None and normalise(self.tag) != self.tag:
+            raise ValueError(f"tag {self.tag!r} must be text without spaces around it, on one line")
         if self.translate_with and not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(
                 f"name {self.name!r} must be fit for a folder: letters, digits, `_`, `.`, `-`"
@@ -178,6 +180,8 @@ class Download(Section):
     @field_validator("url")
     @classmethod
     def _ends_in_a_name(cls, url: str) -> str:
+        if not re.match("https?://.", url):
+            raise ValueError("expected http://… or https://…")
         if url.rsplit("/", 1)[-1] in ("", ".", ".."):
             raise ValueError("expected an address that ends in the name of a file")
         return url
@@ -191,6 +195,8 @@ class Download(Section):
                 raise ValueError(f"expected a path below data.root, not {name!r}")
         if isinstance(value, tuple) and any(not PurePosixPath(name).name for name in value):
             raise ValueError("expected the names of files")
+        if isinstance(value, tuple):
+            return tuple(str(PurePosixPath(name)) for name in value)
         return value
 
     @property

@@ -118,7 +118,7 @@ class Fetched(Record):
         for path in paths:
             place = self.place(config, folder, path)
             if sha256_of(place) != self.files[path].sha256:
-                raise was_changed(place)
+                raise was_changed(place, self.files[path].made)
 
 
 def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
@@ -136,12 +136,19 @@ def fetch(config: DataConfig, folder: Path, executor: Executor) -> Fetched:
     found = fingerprints(config, folder)
     generated = [path for path in config.inputs if path not in found]
     toy = config.toy_corpus if generated else None
+    if toy and {*config.languages} != {"de", "en"}:
+        raise DataError("The embedded toy corpus is German–English; use it as de → en, or en → de")
     inputs = {
         "train": [_how_to_cut(corpus) for corpus in config.train],
         "local": {path: file.sha256 for path, file in found.items()},
         "pairs_per_piece": config.pairs_per_piece,
         "version": VERSION,
-        "toy_corpus": {**toy.model_dump(), "seed": config.seed, "version": toy_corpus.VERSION}
+        "toy_corpus": {
+            **toy.model_dump(),
+            "files": sorted(generated),
+            "seed": config.seed,
+            "version": toy_corpus.VERSION,
+        }
         if toy
         else None,
     }
@@ -261,8 +268,6 @@ def _pieces(
 
 def _write_toy_corpus(config: DataConfig, sizes: ToyCorpusConfig, folder: Path) -> None:
     (folder / "toy").mkdir(exist_ok=True)
-    if {*config.languages} != {"de", "en"}:
-        raise DataError("The embedded toy corpus is German–English; use it as de → en, or en → de")
     splits = toy_corpus.generate(sizes.model_dump(), config.seed)
     for split, pairs in splits.items():
         for language, lines in zip(("de", "en"), zip(*pairs, strict=True), strict=True):
@@ -284,7 +289,7 @@ def _read_slice(side: Slice, path: Path, line: int) -> str:
         file.seek(side.begin)
         data = file.read(side.end - side.begin)
     if hashlib.sha256(data).hexdigest() != side.sha256:
-        raise was_changed(path)
+        raise was_changed(path, side.made)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

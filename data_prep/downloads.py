@@ -67,7 +67,7 @@ def _places(config: Preparation, missing: Iterable[str], sources: Mapping[str, D
 def _fetch(download: Download, root: Path) -> None:
     """Download a file, check it, and put it or what it holds below `root`."""
     folder = root / download.folder
-    partial = folder / f".{download.url.rsplit('/', 1)[-1]}.partial"
+    partial = folder / f".{download.url.rsplit('/', 1)[-1]}.download"  # no name of a member
     existing = next(parent for parent in partial.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
     have = partial.stat().st_size if partial.exists() else 0
@@ -125,7 +125,7 @@ def _receive(download: Download, partial: Path) -> None:
         if response.status_code != requests.codes.partial_content:
             have = 0  # the server sends the whole file
         partial.parent.mkdir(parents=True, exist_ok=True)
-        task = progress.add_task(partial.name[1:-8], total=download.bytes, completed=have)
+        task = progress.add_task(partial.stem[1:], total=download.bytes, completed=have)
         with partial.open("ab" if have else "wb") as file:
             for block in response.iter_content(BLOCK):
                 file.write(block)
@@ -199,6 +199,8 @@ def _unpack_folder(tar: tarfile.TarFile, name: str, target: Path) -> None:
             continue
         (partial / inside).parent.mkdir(parents=True, exist_ok=True)
         _unpack_file(tar, member, partial / inside)
+    if not any(partial.iterdir()):
+        raise tarfile.TarError(f"{name} has no files")
     if left_out:
         names = ", ".join(left_out[:5]) + (" …" if left_out[5:] else "")
         text = "fetch: %s: %d entries are no files, and are left out: %s"

@@ -72,8 +72,13 @@ def fingerprint_of(path: Path, known: Mapping[str, Any]) -> Fingerprint:
     return Fingerprint(**seen, sha256=sha256_of(path))
 
 
-def was_changed(path: Path) -> DataError:
-    """Return what to say of a file that is another than its fingerprint says."""
+def was_changed(path: Path, made: bool = False) -> DataError:
+    """Return what to say of a file that is another than its fingerprint says.
+
+    :param made: a stage of data preparation has made it.
+    """
+    if made:
+        return DataError(f"{path} is not as it was made; remove it, and it is made anew")
     return DataError(f"{path} was changed while it was prepared; run the same command again")
 
 

@@ -187,7 +187,7 @@ def _make_folder(
     partial.mkdir()
     try:
         result = work(piece, partial)
-        files = {path.name: sha256_of(path) for path in partial.iterdir()}
+        files = {path.name: sha256_of(path) for path in sorted(partial.iterdir())}
         write_json(partial / RESULT, {"result": result, "files": files})
         for file in partial.iterdir():
             fsync(file)

@@ -63,7 +63,8 @@ def take_vocabulary(config: DataConfig, folder: Path) -> PreparedVocabulary:
         log.info("vocabulary: taken from %s, %s tokens", _name(settings), sizes)
         return facts
 
-    return PreparedVocabulary.model_validate(run_stage(folder, inputs, build))
+    prepared = run_stage(folder, inputs, build, sealed=["*.model"])
+    return PreparedVocabulary.model_validate(prepared)
 
 
 def vocabulary_sizes(settings: VocabularyConfig) -> tuple[int, int]:

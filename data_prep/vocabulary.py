@@ -213,7 +213,8 @@ def train_vocabulary(
             (partial / name).write_bytes(_train(config, files))
         return facts_of(partial)
 
-    return PreparedVocabulary.model_validate(run_stage(folder, inputs, build))
+    prepared = run_stage(folder, inputs, build, sealed=["*.model"])
+    return PreparedVocabulary.model_validate(prepared)
 
 
 def facts_of(folder: Path) -> dict[str, Any]:

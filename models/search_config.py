@@ -24,7 +24,7 @@ class SearchConfig(Section):
     no_repeat_ngram_size: int = Limit(default=0, ge=0)
     """No n-gram of that many tokens occurs twice in a translation; 0 allows it."""
 
-    max_length_ratio: float = Limit(default=1.5, gt=0)
+    max_length_ratio: float = Limit(default=1.5, gt=0, le=1000)
     """Longest translation in tokens: this × source tokens + max_length_offset."""
 
     max_length_offset: int = Limit(default=20, ge=0)

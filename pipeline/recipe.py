@@ -98,10 +98,12 @@ class TrainingConfig(Section):
     """Do not train parameters whose names begin with one of these; what is not one names all."""
 
     ema_decay: float = Limit(default=0.0, ge=0, lt=1)
-    """Keep an exponential moving average of the weights, for evaluation.use_ema; 0: none."""
+    """Keep an exponential moving average of the weights, for evaluation.use_ema; 0: none. In bf16
+    and fp16 it is one of weights that are rounded so."""
 
     compile: bool = False
-    """Compile the layers with torch.compile, which takes up to a minute at the start."""
+    """Compile the layers with torch.compile, which takes up to a minute at the start, and on a CPU
+    gains nothing."""
 
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
 

@@ -64,10 +64,15 @@ def is_sequence(annotation: object) -> bool:
     return get_origin(annotation) in (tuple, list)
 
 
-def _is_text(annotation: object) -> bool:
-    """Tell whether a field with this annotation can hold text or a path."""
+def _is_text(annotation: object, value: str) -> bool:
+    """Tell whether a value on the command line is a text or a path, and no YAML.
+
+    :param annotation: of its field.
+    """
     kinds = {annotation, *get_args(annotation)}
-    return not any(map(is_sequence, kinds)) and not {str, Path}.isdisjoint(kinds)
+    if {str, Path}.isdisjoint(kinds) or value == "null":
+        return False
+    return not (any(map(is_sequence, kinds)) and value.startswith("["))
 
 
 def is_section(annotation: object) -> bool:
@@ -111,7 +116,7 @@ class Draft:
             if key not in fields:
                 hint = nearest_key_hint(key, self.kind, "--")
                 raise UsageError(f"unknown argument `--{key}`{hint}")
-            is_text = _is_text(fields[key].annotation) and text != "null"
+            is_text = _is_text(fields[key].annotation, text)
             _set_key(self._content, key, text if is_text else _parse_value(key, text))
 
     def recipe(self, values: Mapping[str, Any] | None = None) -> Recipe:
@@ -178,6 +183,7 @@ def _read_yaml(path: Path, what: str = "recipe") -> Any:
     """
     try:
         content = YAML().load(path.read_text(encoding="utf-8"))
+        _take_apart(content, set())
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot read the {what}: {error}") from error
     except MarkedYAMLError as error:
@@ -186,10 +192,11 @@ def _read_yaml(path: Path, what: str = "recipe") -> Any:
         raise UsageError(f"{path}:{line}: not valid YAML: {problem}") from error
     except YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, RecursionError) as error:  # of values that YAML cannot hold
+        raise UsageError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         first = "run_dir" if what == "recipe" else "space"
         raise UsageError(f"{path}: a {what} is a YAML mapping with a key `{first}`")
-    _take_apart(content, set())
     return content
 
 
@@ -199,7 +206,8 @@ def _take_apart(value: Any, seen: set[int]) -> None:
 
     :param seen: what was come upon before, by identity.
     """
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+    sequence = enumerate(value) if isinstance(value, list) else ()
+    for key, item in value.items() if isinstance(value, dict) else sequence:
         if isinstance(item, (dict, list)):
             if id(item) in seen:
                 value[key] = item = copy.deepcopy(item)
@@ -272,7 +280,8 @@ def _parse_value(key: str, text: str) -> Any:
     """
     try:
         value = YAML(typ="safe").load(text)
-    except YAMLError as error:
+        _take_apart(value, set())
+    except (YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"command line: `{key}`: cannot read {text!r} as YAML") from error
     if value is None and text.strip() not in ("null", "~"):
         raise UsageError(f"command line: `{key}`: must not be empty; null is the word for nothing")

@@ -58,6 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="print the best translation of each sentence in this file, of those that `translate "
         "--n_best` has printed, which are the input",
     )
+    parser.add_argument(
+        "--prefix",
+        action="store_true",
+        help="with --rerank: SOURCES is what `translate --prefix` has read, and what follows a "
+        "sentence and a tab is not part of it",
+    )
 
 
 def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
@@ -67,6 +73,8 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
         raise UsageError("--rerank prints translations, for which there are no --tokens")
     if sources and arguments.alignment:
         raise UsageError("--rerank prints translations, for which there is no --alignment")
+    if arguments.prefix and not sources:
+        raise UsageError("--prefix goes with --rerank")
     if sources and (sources.is_dir() or not sources.exists()):
         raise UsageError(f"--rerank {sources}: there is no such file")
     streams = lines.open_streams(arguments.input, "scores")
@@ -77,7 +85,7 @@ def main(recipe: TranslationRecipe, arguments: argparse.Namespace) -> None:
         check_engine(translator)
     log.info("model ready: %s", translator.backend)
     if sources:
-        choose = partial(rerank, translator, sources, streams.name)
+        choose = partial(rerank, translator, sources, arguments.prefix, streams.name)
         lines.convert_lines(streams, choose, log, "reranking", "translations")
     else:
         rate = partial(score, translator, streams.name, arguments.tokens, arguments.alignment)
@@ -143,6 +151,7 @@ def _row(forced: Forced | None, alignment: str | None, tokens: bool) -> str:
 def rerank(
     translator: TextTranslator,
     sources: Path,
+    prefix: bool,
     name: str,
     batches: Iterator[Lines],
     progress: Progress,
@@ -151,12 +160,14 @@ def rerank(
     does; of equal ones the first.
 
     :param sources: the file of the sentences.
+    :param prefix: a tab and more may follow a sentence there.
     :param name: of the input, for errors.
     :raises DataError: a line is not of an n-best list, or its sentence is not the next one.
     """
     from data_prep.corpora import read_lines
 
-    sentences = enumerate(read_lines(sources))
+    texts_of = read_lines(sources)
+    sentences = enumerate(text.partition("\t")[0] if prefix else text for text in texts_of)
     last: list[Row] = []  # of a sentence that may have more
     for first, texts in lines.up_to_fault(batches, name, row_fault):
         rows = [_parse(text, line) for line, text in enumerate(texts, start=first)]
@@ -210,8 +221,7 @@ def _best(
                 f"{name}:{group[0].line}: a translation of sentence {group[0].sentence}, but "
                 f"{expected}"
             )
-        sentence = source.partition("\t")[0]  # behind it is what `translate --prefix` has read
-        pairs += [Pair(sentence, row.translation) for row in group]
+        pairs += [Pair(source, row.translation) for row in group]
     penalty = translator.search.length_penalty
     scores = [
         forced.score(penalty) if forced else -math.inf

@@ -130,6 +130,9 @@ class CheckpointInfo(Layout):
     tracker_run_id: str | None
     """The MLflow run that the training logs to, once it is known."""
 
+    run_dir: str | None = None
+    """Where it was trained; None: an older version trained it."""
+
     saved_at: float
     """Seconds since the epoch."""
 

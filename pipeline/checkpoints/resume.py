@@ -51,7 +51,8 @@ def last_step(training: TrainingConfig, steps_per_epoch: int) -> int:
     """Return the step that training ends with."""
     if training.max_epochs is None:
         return training.max_steps
-    return min(training.max_steps, math.ceil(training.max_epochs * steps_per_epoch))
+    steps = round(training.max_epochs * steps_per_epoch, 6)  # 1.1 · 100 is more than 110
+    return min(training.max_steps, math.ceil(steps))
 
 
 def is_finished(recipe: Recipe, criterion: Criterion, newest: Checkpoint) -> bool:

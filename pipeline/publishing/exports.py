@@ -15,7 +15,7 @@ from data_prep.files import alone, sha256_of, write_atomically
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.stage import run_stage
-from data_prep.text import SOURCE_WORDS, vocabulary_files
+from data_prep.text import BOS_IDX, EOS_IDX, SOURCE_WORDS, UNK_IDX, vocabulary_files
 from data_prep.vocabulary import load_vocabularies
 from models.config import EXPRESSIBLE, ModelConfig
 from models.export_format import (
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("export")
 
-VERSION = 2  # raise it when the same weights would give other files
+VERSION = 3  # raise it when the same weights would give other files
 ONNX_FROM_WIDTH = 384
 
 
@@ -199,6 +199,10 @@ def _write_ctranslate2(
     # In float32 the bytes would depend on the order of additions, which is not ours to choose.
     spec = ctranslate2_spec(model.double())
     source, target = map(tokens_of, load_vocabularies(folder))
+    # By these it looks for their ids, on both sides; a vocabulary may spell them in its own way.
+    source[UNK_IDX], source[EOS_IDX] = target[UNK_IDX], target[EOS_IDX]
+    spec.config.unk_token, spec.config.eos_token = target[UNK_IDX], target[EOS_IDX]
+    spec.config.bos_token = spec.config.decoder_start_token = target[BOS_IDX]
     spec.register_source_vocabulary(source)
     spec.register_target_vocabulary(target)
     spec.validate()

@@ -122,8 +122,10 @@ class Sweep:
             tracker.close(status)
         for trial in self.study.finished:  # what was not sent before a kill, or to no server
             path = folder_of(self._home, trial.number) / RECIPE
-            if path.exists():
-                self._tag(trial, load_recipe(path, kind=Recipe), None)
+            if self._stopping:
+                break
+            if path.exists() and not self._tag(trial, load_recipe(path, kind=Recipe), None):
+                break  # the server is away: the next would wait for it as long
         return best
 
     def _stop(self, signum: int, frame: FrameType | None) -> None:
@@ -233,17 +235,18 @@ class Sweep:
     # ── What is told ────────────────────────────────────────────────────────────────────────────
 
     @staticmethod
-    def _tag(trial: FrozenTrial, recipe: Recipe, status: str | None) -> None:
+    def _tag(trial: FrozenTrial, recipe: Recipe, status: str | None) -> bool:
         """Say in MLflow what became of a trial.
 
         :param status: of its run, where training has not said it.
+        :returns: whether MLflow has all that is known of it.
         """
         tracker = open_tracker(recipe)
         tags = {"sweep.trial": str(trial.number), "sweep.state": trial.state.name.lower()}
         if trial.state == TrialState.FAIL:
             tags["sweep.reason"] = trial.user_attrs[REASON]
         tracker.log_tags(tags)
-        tracker.close(status)
+        return tracker.close(status)
 
     def _tell(self, tracker: Tracker) -> None:
         """Write the picture and the best recipe as they are now, and tell MLflow."""

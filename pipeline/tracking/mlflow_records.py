@@ -65,8 +65,6 @@ def send(
     :param folder: of the journal; the copies of artifacts are below it.
     :raises Exception: an error of MLflow or the network, after which it is worth trying again.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
         if kind == "metrics":
             _send_metrics(client, run_id, records)
@@ -75,13 +73,30 @@ def send(
             client.log_artifact(run_id, str(folder / records[0]["kept"]), where or None)
         else:
             SENDERS[kind](client, run_id, records[0])
-    except MlflowException as error:
-        # Any other error can go away.
-        if error.get_http_status_code() not in (400, 404):  # type: ignore[no-untyped-call]
-            raise
-        log.warning("MLflow did not take %s: %s", kind, describe_error(error))
     except FileNotFoundError as error:
         log.warning("artifact is gone, not logged: %s", describe_error(error))
+    except Exception as error:
+        if not _is_final(error, of_file=kind in FILES):
+            raise
+        log.warning("MLflow did not take %s: %s", kind, describe_error(error))
+
+
+def _is_final(error: Exception, of_file: bool) -> bool:
+    """Return whether MLflow itself refuses a record: any other error can go away.
+
+    :param of_file: the record is a file, for a place that may be another than the server.
+    """
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        # What stands before a server that is away says 404, too, but not in MLflow's words.
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+        return status in (400, 404) and "Response body:" not in str(error)
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status = error.response.status_code
+        return of_file and 400 <= status < 500 and status not in (401, 404, 408, 429)
+    return of_file and isinstance(error, ImportError | PermissionError)
 
 
 def describe_error(error: Exception) -> str:
@@ -193,6 +208,8 @@ def _send_status(client: MlflowClient, run_id: str, record: Record) -> None:
     else:
         client.set_terminated(run_id, record["status"])
 
+
+FILES = ("artifact", "json", "table")
 
 SENDERS = {
     "params": _send_params,

@@ -49,16 +49,19 @@ CLOSE_SECONDS = 60  # how long `close` waits
 class Tracker:
     """Logs to the MLflow run of one `run_dir`. Only rank 0 opens one."""
 
-    def __init__(self, recipe: Recipe, run_id: str | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, run_id: str | None = None, origin: str | None = None
+    ) -> None:
         """Read the journal, and start the thread that sends what is unsent.
 
         :param run_id: MLflow run to continue if `run_dir` names none; a copied checkpoint does.
+        :param origin: the `run_dir` that the checkpoint was trained in.
         """
         self._recipe = recipe
         self._journal = _journal_of(recipe.run_dir)
         self._state_file = _state_file_of(recipe.run_dir)
         self._journal.parent.mkdir(parents=True, exist_ok=True)
-        self._state = _read_state(recipe) or {"run_id": run_id, "sent": 0}
+        self._state = _read_state(recipe) or {"run_id": run_id, "sent": 0, "run_dir": origin}
         if original := self._original():
             text = "%s is a copy of %s, which keeps the run in MLflow; this one gets another"
             log.warning(text, recipe.run_dir, original)
@@ -175,10 +178,11 @@ class Tracker:
         """Log a table that MLflow's UI shows."""
         self._append_if_new("table", name=name, columns=dict(columns))
 
-    def close(self, status: str | None = "FINISHED") -> None:
+    def close(self, status: str | None = "FINISHED") -> bool:
         """Send what is left; after CLOSE_SECONDS leave the rest to the next command.
 
         :param status: of the run: FINISHED, FAILED or KILLED; None leaves it as it is.
+        :returns: whether all is sent.
         """
         if status:
             self.log_status(status)
@@ -193,6 +197,7 @@ class Tracker:
                 self._recipe.tracking_uri,
                 self._journal,
             )
+        return not unsent
 
     def _append_if_new(self, kind: str, **content: Any) -> None:
         """Append a record, unless the last record about the same subject says the same."""
@@ -333,11 +338,10 @@ def open_tracker(recipe: Recipe) -> Tracker:
 
     If the checkpoints were copied here from another machine, it continues their MLflow run.
     """
-    checkpoints, run_id = list_checkpoints(recipe.checkpoints), None
-    if checkpoints:
+    for newest in list_checkpoints(recipe.checkpoints)[-1:]:
         with suppress(CheckpointError):  # a command that reads the checkpoint will say so
-            run_id = checkpoints[-1].info.tracker_run_id
-    return Tracker(recipe, run_id)
+            return Tracker(recipe, newest.info.tracker_run_id, newest.info.run_dir)
+    return Tracker(recipe)
 
 
 def set_aside_finished(recipe: Recipe) -> None:
@@ -361,7 +365,7 @@ def send_left_over(recipe: Recipe) -> None:
     journal = _journal_of(recipe.run_dir)
     state = _read_state(recipe) or {"sent": 0}
     if journal.exists() and journal.stat().st_size != state["sent"]:
-        Tracker(recipe).close(status=None)
+        open_tracker(recipe).close(status=None)
 
 
 def _journal_of(run_dir: Path) -> Path:

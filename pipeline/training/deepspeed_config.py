@@ -34,10 +34,10 @@ PLAIN_KEYS: dict[str, Any] = {
     "disable_python_gc": "true or false",
     "dump_state": "true or false",
     "gradient_allreduce_op": ["mean"],
-    "gradient_predivide_factor": "a number > 0",
+    "gradient_predivide_factor": [1, 1.0],  # ZeRO 3 would divide twice
     "log_level": "text",
     "memory_breakdown": "true or false",
-    "prescale_gradients": "true or false",
+    "prescale_gradients": [False],
     "steps_per_print": "an integer > 0",
     "wall_clock_breakdown": "true or false",
     "zero_allow_untested_optimizer": "true or false",
@@ -223,14 +223,12 @@ def offloads(config: dict[str, Any], what: str) -> bool:
 
 def _offload_device(config: dict[str, Any], what: str) -> str:
     section = config.get("zero_optimization", {}).get(f"offload_{what}", {})
-    device = str(section.get("device", "auto"))
-    return "none" if device == "auto" else device
+    return str(section.get("device") or "none")
 
 
 def zero_stage(config: dict[str, Any]) -> int:
     """Return the ZeRO stage that the JSON says."""
-    stage = config.get("zero_optimization", {}).get("stage", "auto")
-    return 0 if stage == "auto" else int(stage)
+    return int(config.get("zero_optimization", {}).get("stage", 0))
 
 
 def reduce_bucket_size(config: dict[str, Any], parameters: int) -> int:
@@ -279,6 +277,13 @@ def _refuse_what_cannot_work(path: Path, training: TrainingConfig, config: dict[
         reason = "offloading to `nvme` is not supported here; use `cpu`"
     elif offloads(config, "optimizer") and stage == 0:
         reason = "`offload_optimizer` needs ZeRO stage 1 or more"
+    elif config.get("zero_optimization", {}).get("offload_optimizer", {}).get("ratio", 1) != 1:
+        reason = (
+            "`offload_optimizer.ratio` must be 1: DeepSpeed updates the rest by an optimizer that "
+            "follows no schedule and is in no checkpoint"
+        )
+    elif not config.get("zero_optimization", {}).get("load_from_fp32_weights", True):
+        reason = "`load_from_fp32_weights` must be true: training goes on with the same bits"
     elif offloads(config, "param") and stage < 3:
         reason = "`offload_param` needs ZeRO stage 3"
     elif training.ema_decay and stage == 3:
@@ -346,7 +351,14 @@ def _read(path: Path) -> dict[str, Any]:
     checked_elsewhere = dict.fromkeys([*OWNED, "activation_checkpointing"], "anything")
     if problem := _problem(config, {**known, **checked_elsewhere}):
         raise UsageError(f"{path}: {problem}")
-    return config
+    return {key: _without_auto(value) for key, value in config.items()}
+
+
+def _without_auto(value: Any) -> Any:
+    """Return a section without the keys that are "auto": DeepSpeed's default, as if not there."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_auto(item) for key, item in value.items() if item != "auto"}
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

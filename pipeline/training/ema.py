@@ -13,8 +13,9 @@ from pipeline.checkpoints.folder import EMA_FILE
 class MovingAverage:
     """Keeps θ_ema ← decay · θ_ema + (1 - decay) · θ, in float32.
 
-    In the n-th step the decay is at most (1 + n) / (10 + n), so that the weights of the beginning
-    are soon forgotten.
+    In bf16 and fp16 θ are the weights that the model computes with, which are rounded. In the n-th
+    step the decay is at most (1 + n) / (10 + n), so that the weights of the beginning are soon
+    forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

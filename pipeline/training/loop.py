@@ -107,11 +107,10 @@ class Loop(Generic[Batch]):
         finally:
             self.watchdog.stop()  # rank 0 may take its time to tell MLflow
         if validation.gave_up and trainer.rank == 0:
-            best = validation.state
-            log.info(
-                "early stopping at step %d: step %d was the best (%s %.4f)",
-                trainer.step, best.best_step, best.criterion, best.best,
-            )  # fmt: skip
+            state, best = validation.state, "no validation gave a number"
+            if state.best is not None:
+                best = f"step {state.best_step} was the best ({state.criterion} {state.best:.4f})"
+            log.info("early stopping at step %d: %s", trainer.step, best)
 
     def step(self) -> None:
         """Train one step, and do what is due after it.

@@ -260,6 +260,7 @@ class Trainer(Generic[Batch]):
             validation=validation,
             scheduled=scheduled,
             tracker_run_id=tracker_run_id,
+            run_dir=str(self.recipe.run_dir.resolve()),
             saved_at=time.time(),
         )
         try:

@@ -200,6 +200,8 @@ class TextTranslator(ABC):
         """
         if isinstance(sentences, str):
             raise TypeError("expected a list of sentences, not one sentence")
+        if prefixes and (isinstance(prefixes, str) or len(prefixes) != len(sentences)):
+            raise ValueError("expected as many prefixes as sentences, or none")
         parts, of_sentence = self._encode_parts(sentences, first_line)
         for number, own in enumerate(of_sentence if prefixes or glossary else ()):
             prefix, place = prefixes[number] if prefixes else "", slice(own.start, own.stop)
@@ -240,6 +242,8 @@ class TextTranslator(ABC):
         :returns: None for a pair of which the model cannot take a side, for it is too long.
         :raises ModelError: the model's output is not a number.
         """
+        if any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+            raise TypeError("expected pairs of a sentence and a translation")
         sources, targets = (
             [vocabulary.encode(normalise(pair[side]), add_eos=True) for pair in pairs]
             for side, vocabulary in enumerate((self.source_vocabulary, self.target_vocabulary))

@@ -80,15 +80,13 @@ class Translator(TextTranslator):
         :param folder: in any format but huggingface.
         :param threads: of other engines than PyTorch, which has its own; None: see `thread_count`.
         :param search: `evaluation` keys that differ from what the model was exported with.
-        :raises ModelError: the folder is not an exported model.
-        :raises UsageError: `evaluation.dtype` was given for a model that has its own.
+        :raises ModelError: the folder is not an exported model, or `evaluation.dtype` was given for
+            one that has its own.
         """
         settings = read_settings(folder)
         if settings.format != "safetensors":
             if "dtype" in search:
-                from pipeline.recipe import UsageError
-
-                raise UsageError(
+                raise ModelError(
                     f"evaluation.dtype is for PyTorch; an export in format {settings.format} "
                     "computes in what `export --quantization` gave it"
                 )

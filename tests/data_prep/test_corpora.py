@@ -120,7 +120,7 @@ def test_fetch_continues_a_partial_download(
     checks = archive(tmp_path / "served" / "c.tgz", MEMBERS)
     (tmp_path / "root" / "wmt").mkdir(parents=True)
     beginning = (tmp_path / "served" / "c.tgz").read_bytes()[:100]
-    (tmp_path / "root" / "wmt" / ".c.tgz.partial").write_bytes(beginning)
+    (tmp_path / "root" / "wmt" / ".c.tgz.download").write_bytes(beginning)
     config = config_of(tmp_path / "root", f"{server}/c.tgz", checks)
     fetch(config, tmp_path / "run" / "fetch", executor)
     assert Handler.requests == ["bytes=100-"]

@@ -24,6 +24,7 @@ from tests.data_prep.test_corpora import config_of, server  # noqa: F401 (a fixt
         {"members": ["../../x"]}, {"members": ["a/../../x"]}, {"members": ["/etc/x"]},
         {"members": ["a", "."]}, {"members": [""]}, {"members": ["a\0b"]}, {"folder": "../.."},
         {"folder": "/tmp"}, {"folder": "a/.."}, {"url": "http://host/.."}, {"url": "http://host/"},
+        {"url": "host/c.tgz"}, {"url": "ftp://host/c.tgz"},
     ],
     ids=str,
 )  # fmt: skip

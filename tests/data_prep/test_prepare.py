@@ -165,6 +165,45 @@ def test_rerun_reuses_and_a_change_redoes_only_what_follows(
     assert told()[1] == "clean: done again: files, pieces changed"
 
 
+def test_toy_files_that_the_recipe_did_not_name_before(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = corpus / "recipe.yaml"
+    sizes = "toy_corpus: {train: 300, valid: 20, test: 20}"
+    text = path.read_text().replace(
+        "vocabulary: {size: 60}", f"vocabulary: {{size: 150}}\n  {sizes}"
+    )
+    path.write_text(text.replace(": train.", ": toy/train."))
+    caplog.set_level("INFO")
+    prepare(recipe_of(corpus))
+    prepare(
+        recipe_of(corpus, data__valid__source="toy/valid.de", data__valid__target="toy/valid.en")
+    )
+    assert "fetch: done again: toy_corpus changed" in caplog.text
+    with pytest.raises(DataError, match="toy corpus is German–English"):
+        prepare(recipe_of(corpus, data__target_lang="fr"))
+
+
+def test_edited_files_of_stages(corpus: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What can be made anew is, once the edited file is moved away."""
+    path, vocabulary = corpus / "data" / "train.en", corpus / "run" / "vocabulary" / "spm.model"
+    with gzip.open(f"{path}.gz", "wt") as file:
+        file.write(path.read_text())
+    recipe = recipe_of(corpus, data__train="[{name: t, source: train.de, target: train.en.gz}]")
+    prepare(recipe)
+    (copied,) = (corpus / "run" / "fetch" / "text").glob("*/target.txt")
+    copied.write_text(copied.read_text().replace("e", "a", 1))
+    (corpus / "run" / "clean" / "report.json").unlink()
+    with pytest.raises(DataError, match=r"target.txt is not as it was made; remove it"):
+        prepare(recipe)
+    copied.unlink()
+    prepare(recipe)
+    vocabulary.write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"spm.model is not as it was written: .* Move it away"):
+        prepare(recipe)
+    assert vocabulary.read_bytes() == b"mine"
+
+
 def test_gz_files_and_odd_line_separators(corpus: Path) -> None:
     for language, text in (("de", "Ein\u2028Satz.\r\nZwei\u0085Sätze.\n"), ("en", "A\nB\n")):
         with gzip.open(corpus / "data" / f"train.{language}.gz", "wt", newline="") as file:

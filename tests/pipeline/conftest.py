@@ -42,7 +42,10 @@ def six_steps(prepared: TranslationRecipe, tiny_recipe: Path) -> Path:
 
 
 def save_checkpoint(
-    model: nn.Module, recipe: Recipe, identity: Mapping[str, Any] | None = None
+    model: nn.Module,
+    recipe: Recipe,
+    identity: Mapping[str, Any] | None = None,
+    tracker_run_id: str | None = None,
 ) -> None:
     """Save a model as the only checkpoint of a run, as ZeRO stage 0 writes it.
 
@@ -61,7 +64,8 @@ def save_checkpoint(
         training=recipe.training.model_dump(mode="json"),
         steps_per_epoch=1,
         validation=ValidationState(criterion="valid_loss"),
-        tracker_run_id=None,
+        tracker_run_id=tracker_run_id,
+        run_dir=str(recipe.run_dir.resolve()),
         saved_at=0,
         **layout.model_dump(),
         **identity,

@@ -33,6 +33,12 @@ def test_any_export_translates_and_scores_for_many_threads(
             assert scored == scores
     with pytest.raises(TypeError, match="a list of sentences"):
         translator.translate("Ja.")
+    for prefixes in (["A"], ["A", "B", "C"], "AB"):
+        with pytest.raises(ValueError, match="as many prefixes as sentences"):
+            translator.n_best(["Ja.", "Nein."], prefixes=prefixes)
+    for pair in ("ab", ("Ja.",), ("Ja.", "Yes.", "No.")):
+        with pytest.raises(TypeError, match="pairs of a sentence and a translation"):
+            translator.score([pair])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("format", ["safetensors", "ctranslate2", "onnx"])

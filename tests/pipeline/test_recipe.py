@@ -54,6 +54,18 @@ def test_overrides(tiny_recipe: Path) -> None:
     assert recipe.data.train[0].source == "b"
 
 
+def test_a_path_with_a_hash_is_no_comment(tiny_recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(tiny_recipe.read_text().replace("{size: 300}", "{}"))
+
+    def taken_from(text: str) -> object:
+        return load_recipe(path, [("data.vocabulary.from", text)]).data.vocabulary.taken_from
+
+    assert taken_from("runs/my run #2") == Path("runs/my run #2")
+    with pytest.raises(UsageError, match="joint must be false"):  # these are two
+        taken_from("[a.model, b.model]")
+
+
 def test_an_override_changes_no_section_that_was_alike(tiny_recipe: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     text = tiny_recipe.read_text()
@@ -103,6 +115,8 @@ def test_an_override_changes_no_section_that_was_alike(tiny_recipe: Path, tmp_pa
          r"unknown key `data.vocabulary.sise`; did you mean `data.vocabulary.size`\?"),
         ("data:", "data: [", r":\d+: not valid YAML"),
         ("data:", "data:\ndata:", r":\d+: not valid YAML: .*duplicate key"),
+        ("name: toy,", "name: 2024-02-30,", r": not valid YAML: day is out of range for month"),
+        ("name: toy,", 'name: toy, tag: "<a>\\n",', r":\d+: `data.train.0`: tag .* on one line"),
     ],
 )  # fmt: skip
 def test_bad_recipe_is_one_line_with_file_and_key(

@@ -51,7 +51,7 @@ def test_what_translate_prints_is_reranked(
     translator = Translator.of_export(ctranslate2_folder)
     best = translator.n_best(sentences)
     rows = [f"{i}\t{one.score:.4f}\t{one.text}" for i, all in enumerate(best) for one in all[::-1]]
-    arguments = ["--model", ctranslate2_folder, "--rerank", tmp_path / "input"]
+    arguments = ["--model", ctranslate2_folder, "--rerank", tmp_path / "input", "--prefix"]
     done = command("pipeline.score", *arguments, stdin="\n".join(rows))
     assert done.returncode == 0, done.stderr
     chosen = done.stdout.splitlines()
@@ -94,4 +94,17 @@ def test_rows_that_do_not_fit(
     translator = Translator.of_export(ctranslate2_folder)
     batches = (Lines(line, [text]) for line, text in enumerate(rows, start=1))
     with pytest.raises(DataError, match=expected):
-        list(rerank(translator, tmp_path / "input", "stdin", batches, lambda count: None))
+        list(rerank(translator, tmp_path / "input", False, "stdin", batches, lambda count: None))
+
+
+def test_a_tab_is_a_space_in_a_sentence_to_rerank(ctranslate2_folder: Path, tmp_path: Path) -> None:
+    """As `translate` without `--prefix` reads it."""
+    (tmp_path / "input").write_text("Das Haus\tist alt.\n")
+    translator = Translator.of_export(ctranslate2_folder)
+    best = translator.n_best(["Das Haus\tist alt."])[0]
+    texts = ["The house.", "Yes.", *(one.text for one in best)]
+    scores = translator.score([("Das Haus ist alt.", text) for text in texts])
+    means = [each.score(translator.search.length_penalty) for each in scores if each]
+    rows = iter([Lines(1, [f"0\t-1\t{text}" for text in texts])])
+    found = rerank(translator, tmp_path / "input", False, "stdin", rows, lambda count: None)
+    assert [line for lines in found for line in lines] == [texts[means.index(max(means))]]

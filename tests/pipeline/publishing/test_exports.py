@@ -6,15 +6,19 @@ import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
+from sentencepiece import SentencePieceTrainer
 
 from data_prep.files import sha256_of
+from data_prep.prepare import prepare
+from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX, UNK_IDX
 from models.config import LevelSignals, ModelConfig
 from models.export_format import Format, Quantization
 from pipeline.publishing.exports import export, serving_format
 from pipeline.recipe import UsageError
+from pipeline.recipe_file import load_recipe
 from pipeline.translation.ctranslate2_translator import CTranslate2Translator
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.serving import (
@@ -25,7 +29,7 @@ from pipeline.translation.serving import (
 )
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
-from tests.pipeline.conftest import encoded, exported, run_of
+from tests.pipeline.conftest import encoded, exported, run_of, save_checkpoint, talkative
 
 DEPTHS = {"encoder_levels": "4", "decoder_levels": "2", "residual_scale": "1.5"}
 RINGS: list[dict[str, str]] = [{"level_signals": signals} for signals in get_args(LevelSignals)]
@@ -69,6 +73,41 @@ def test_both_formats_translate_alike(
     assert [h.score for h in found] == pytest.approx([h.score for h in expected], abs=1e-3)
     assert len({len(h.tokens) for h in found}) > 3
     assert theirs.translate(sentences) == ours.translate(sentences)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_a_vocabulary_that_spells_its_special_tokens_in_its_own_way(
+    joint: bool,
+    prepared: TranslationRecipe,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    sentences: list[str],
+) -> None:
+    names = {"unk_piece": "[UNK]", "bos_piece": "<bos>", "eos_piece": "<eos>"}
+    for name, spelt in {"usual": {}, "own": names}.items():
+        settings: dict[str, Any] = {
+            "model_type": "bpe",
+            "vocab_size": 200,
+            "minloglevel": 2,
+            **spelt,
+        }
+        SentencePieceTrainer.train(
+            input=str(prepared.run_dir / "clean" / "test.de"), model_prefix=str(tmp_path / name),
+            pad_id=PAD_IDX, unk_id=UNK_IDX, bos_id=BOS_IDX, eos_id=EOS_IDX, **settings,
+        )  # fmt: skip
+    usual, own = tmp_path / "usual.model", tmp_path / "own.model"
+    taken = f"{{from: {own if joint else [str(usual), str(own)]}, joint: {joint}}}"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(tiny_recipe.read_text().replace("{size: 300}", taken))
+    keys = {"run_dir": str(tmp_path / "run"), "model.tied_embeddings": str(joint)}
+    recipe = load_recipe(path, list(keys.items()))
+    prepare(recipe.data, recipe.run_dir)
+    save_checkpoint(talkative(untrained_model(recipe)), recipe)
+    ours, theirs = (
+        Translator.of_export(exported(recipe, format)) for format in ("safetensors", "ctranslate2")
+    )
+    sources = encoded(ours, sentences)
+    assert [h.tokens for h in best(theirs, sources)] == [h.tokens for h in best(ours, sources)]
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from torch import nn
 
 from pipeline.recipe_file import load_recipe
-from pipeline.tracking.tracker import Tracker, history_of, run_id_of, set_aside_finished
+from pipeline.tracking.tracker import (
+    Tracker,
+    history_of,
+    open_tracker,
+    run_id_of,
+    send_left_over,
+    set_aside_finished,
+)
 from pipeline.translation_recipe import TranslationRecipe
 from tests.forked import SERVER
+from tests.pipeline.conftest import save_checkpoint
 
 
 def run_in(tiny_recipe: Path, folder: Path) -> TranslationRecipe:
@@ -49,6 +58,39 @@ def test_a_copy_and_a_move(
     first.run_dir.rename(third.run_dir)
     assert logged(third, 0.5, 3) == own
     assert losses(own) == [3.0, 1.0, 0.5]
+
+
+def test_checkpoints_that_were_copied_alone(tiny_recipe: Path, tmp_path: Path) -> None:
+    """Beside the run that they are from a training on them is another; elsewhere it is the same."""
+    first, second = (run_in(tiny_recipe, tmp_path / name) for name in ("a", "b"))
+    own = logged(first, 3.0, 1)
+    save_checkpoint(nn.Linear(1, 1), first, {}, tracker_run_id=own)
+    shutil.copytree(first.checkpoints, second.checkpoints)
+    tracker = open_tracker(second)
+    tracker.log_metrics({"train_loss": 2.0}, 2)
+    assert tracker.close()
+    assert tracker.run_id not in (own, None)
+    shutil.rmtree(second.run_dir / "tracking")
+    shutil.rmtree(first.run_dir)  # it was on another machine
+    tracker = open_tracker(second)
+    tracker.log_metrics({"train_loss": 2.0}, 2)
+    assert tracker.close()
+    assert tracker.run_id == own
+
+
+def test_what_is_left_over_is_sent_to_the_run_of_the_checkpoint(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    """The folder of all runs was moved, and its store with them."""
+
+    def recipe_in(folder: str) -> TranslationRecipe:
+        return load_recipe(tiny_recipe, [("run_dir", str(tmp_path / folder / "run"))])
+
+    run_id = logged(recipe_in("runs"), 3.0, 1)
+    save_checkpoint(nn.Linear(1, 1), recipe_in("runs"), {}, tracker_run_id=run_id)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    send_left_over(recipe_in("moved"))
+    assert run_id_of(recipe_in("moved")) == run_id
 
 
 def test_a_journal_that_has_lost_its_end_is_sent_again(tiny_recipe: Path, tmp_path: Path) -> None:

@@ -6,12 +6,17 @@ import json
 import logging
 import resource
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from pipeline.recipe_file import load_recipe
+from pipeline.tracking.mlflow_records import client_of, send
 from pipeline.tracking.tracker import Tracker, history_of, run_id_of, send_left_over
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import free_port, mlflow_server
@@ -158,6 +163,46 @@ def test_a_refused_record_does_not_hold_up_the_others(
     client = MlflowClient(recipe.tracking_uri)
     history = client.get_metric_history(tracker.run_id, "loss/train_loss")
     assert [metric.step for metric in history] == [1, 2]
+
+
+def test_files_that_cannot_be_sent_do_not_hold_up_the_others(
+    tiny_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server has them where only a client with other packages can write."""
+    if find_spec("boto3"):
+        pytest.skip("boto3 is installed")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    recipe = load_recipe(tiny_recipe, [("run_dir", str(tmp_path / "run")), ("tracking.uri", uri)])
+    client = MlflowClient(uri)
+    client.create_experiment(recipe.tracking.experiment, artifact_location="s3://bucket/mlflow")
+    tracker = Tracker(recipe)
+    tracker.log_json("recipe.json", {"a": 1})
+    tracker.log_metrics({"train_loss": 1.0}, 1)
+    assert tracker.close()
+    assert "MLflow did not take json: ModuleNotFoundError" in caplog.text
+    assert tracker.run_id is not None
+    assert client.get_run(tracker.run_id).data.metrics == {"loss/train_loss": 1.0}
+
+
+def test_what_stands_before_a_server_that_is_away_refuses_nothing(
+    tiny_recipe: Path, tmp_path: Path, port: int, server: None
+) -> None:
+    """A proxy says 404 then, and so does MLflow of a run that it does not have."""
+
+    class NotFound(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(404)
+
+        do_PATCH = do_GET = do_POST
+
+    with HTTPServer(("127.0.0.1", 0), NotFound) as proxy:
+        Thread(target=proxy.serve_forever, daemon=True).start()
+        client = client_of(recipe_of(tiny_recipe, tmp_path, proxy.server_port))
+        with pytest.raises(MlflowException, match="404"):
+            send(client, "0" * 32, "status", [{"status": "FINISHED"}], tmp_path)
+        proxy.shutdown()
+    client = client_of(recipe_of(tiny_recipe, tmp_path, port))
+    send(client, "0" * 32, "status", [{"status": "FINISHED"}], tmp_path)  # is left out
 
 
 def test_a_record_that_does_not_fit_on_the_disk_leaves_nothing_behind(

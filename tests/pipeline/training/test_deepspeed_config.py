@@ -14,6 +14,7 @@ from pipeline.training.deepspeed_config import (
     deepspeed_config,
     json_of,
     precision,
+    reduce_bucket_size,
     zero_stage,
 )
 from pipeline.translation_recipe import TranslationTraining
@@ -33,6 +34,16 @@ from pipeline.translation_recipe import TranslationTraining
             '{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
             "needs ZeRO stage 3",
         ),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_optimizer": {"ratio": 0.5}}}',
+            "`offload_optimizer.ratio` must be 1",
+        ),
+        (
+            '{"zero_optimization": {"stage": 2, "load_from_fp32_weights": false}}',
+            "`load_from_fp32_weights` must be true",
+        ),
+        ('{"gradient_predivide_factor": 2.0}', "`gradient_predivide_factor` must be 1"),
+        ('{"prescale_gradients": true}', "`prescale_gradients` must be false"),
         ("{nonsense", "not valid JSON"),
         ("[]", "expected a JSON object"),
     ],
@@ -43,6 +54,17 @@ def test_deepspeed_json_is_checked(tmp_path: Path, content: str, expected: str) 
     with pytest.raises(UsageError, match=expected) as caught:
         deepspeed_config(TranslationTraining(deepspeed_config=path), accumulation_steps=1)
     assert str(path) in str(caught.value)
+
+
+def test_auto_is_deepspeeds_default(tmp_path: Path) -> None:
+    """As in the JSONs that Hugging Face's documentation has."""
+    path = tmp_path / "ds.json"
+    zero = {"stage": 2, "reduce_bucket_size": "auto", "offload_optimizer": {"device": "auto"}}
+    path.write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": "auto"}}))
+    config = deepspeed_config(TranslationTraining(deepspeed_config=path), accumulation_steps=1)
+    assert config["zero_optimization"] == {"stage": 2, "offload_optimizer": {}}
+    assert reduce_bucket_size(config, 1000) == 1000
+    assert precision(config) == "fp32"
 
 
 @pytest.mark.parametrize(
