@@ -38,6 +38,9 @@ def write_corpus(folder: Path, name: str, pairs: list[tuple[str, str]]) -> None:
         (folder / f"{name}.{language}").write_text(text, encoding="utf-8")
 
 
+SIDES = {"source": "de", "target": "en"}
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """Make a folder with a good corpus and a `recipe.yaml` that uses it."""
@@ -175,10 +178,9 @@ def test_toy_files_that_the_recipe_did_not_name_before(
     )
     path.write_text(text.replace(": train.", ": toy/train."))
     caplog.set_level("INFO")
-    prepare(recipe_of(corpus))
-    prepare(
-        recipe_of(corpus, data__valid__source="toy/valid.de", data__valid__target="toy/valid.en")
-    )
+    for split in ("valid", "test"):
+        keys = {f"data__test__{s}": f"toy/{split}.{lang}" for s, lang in SIDES.items()}
+        prepare(recipe_of(corpus, **keys))
     assert "fetch: done again: toy_corpus changed" in caplog.text
     with pytest.raises(DataError, match="toy corpus is German–English"):
         prepare(recipe_of(corpus, data__target_lang="fr"))
