@@ -42,7 +42,8 @@ def digest_of_weights(recipe: Recipe, checkpoints: Sequence[Checkpoint]) -> str:
     """Return a digest of the weights that evaluation takes from `checkpoints`."""
     infos = []
     for checkpoint in checkpoints:
-        info = checkpoint.info.model_dump(mode="json", exclude={"validation": {"validation_set"}})
+        info = checkpoint.info.model_dump(mode="json", exclude={"run_dir"})
+        del info["validation"]["validation_set"]
         # Checkpoints of older versions have neither, and are what they were.
         infos.append({k: v for k, v in info.items() if v or k not in ("base", "parts")})
     return digest_of([*recipe.chosen_weights, *infos])

@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import alone, sha256_of, write_atomically
@@ -20,6 +21,7 @@ from data_prep.vocabulary import load_vocabularies
 from models.config import EXPRESSIBLE, ModelConfig
 from models.export_format import (
     SHORTLISTS,
+    ClassifierSettings,
     ExportSettings,
     Format,
     Quantization,
@@ -35,7 +37,7 @@ from pipeline.publishing.shortlist import (
     make_shortlist,
     wants_shortlist,
 )
-from pipeline.recipe import UsageError
+from pipeline.recipe import Recipe, UsageError
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation.serving import tokens_of
 from pipeline.translation_recipe import TranslationRecipe
@@ -86,7 +88,7 @@ def export(
 
     words = recipe.shards / SOURCE_WORDS
 
-    def build(partial: Path) -> dict[str, Any]:
+    def write(partial: Path) -> dict[str, Any]:
         model = model_of_run(recipe, checkpoints)
         if format != "huggingface":  # which has names of its own
             for path in vocabulary_files(recipe.shards):
@@ -105,8 +107,6 @@ def export(
             write_onnx(model, partial, quantization, shortlist=settings.shortlist)
         else:
             write_weights(model, partial)
-        write_settings(partial, settings)
-        write_atomically(partial / "README.md", card)
         made: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
         if settings.shortlist:
             made["shortlist"] = _write_shortlist(recipe, format, partial)
@@ -114,23 +114,39 @@ def export(
             log.info("no shortlist: below %d target tokens it gains little", LARGE_VOCABULARY)
         return made
 
+    more = {"words": sha256_of(words)} if words.is_file() else {}
+    write_export(recipe, checkpoints, folder, settings, card, write, more)
+
+
+def write_export(
+    recipe: Recipe,
+    checkpoints: Sequence[Checkpoint],
+    folder: Path,
+    settings: ExportSettings | ClassifierSettings,
+    card: str,
+    write: Callable[[Path], Mapping[str, Any]],
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Bring the folder of an exported model of any task up to date; see `run_stage`.
+
+    :param write: writes the model, and returns what to record about it.
+    :param more: what it depends on besides weights, settings and card.
+    :raises DataError: another export is at work there.
+    """
+
+    def build(partial: Path) -> Mapping[str, Any]:
+        made = write(partial)
+        write_settings(partial, settings)
+        write_atomically(partial / "README.md", card)
+        return made
+
     inputs = {
         "version": VERSION,
         **settings.model_dump(mode="json"),
         "weights": digest_of_weights(recipe, checkpoints),
         "card": card,
-        **({"words": sha256_of(words)} if words.is_file() else {}),
+        **more,
     }
-    write_export(folder, inputs, build)
-
-
-def write_export(
-    folder: Path, inputs: Mapping[str, Any], build: Callable[[Path], Mapping[str, Any]]
-) -> None:
-    """Bring the folder of an exported model of any task up to date; see `run_stage`.
-
-    :raises DataError: another export is at work there.
-    """
     place = folder.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = place.with_name(f".{place.name}.lock")

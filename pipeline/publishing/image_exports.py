@@ -5,23 +5,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.files import write_atomically
 from data_prep.identity import check_corpora
-from models.export_format import ClassifierFormat, write_settings, write_weights
+from models.export_format import ClassifierFormat, write_weights
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.classification.run_model import checkpoints_of_run, model_of_run
 from pipeline.classification_recipe import ClassificationRecipe
-from pipeline.evaluation.result import digest_of_weights
 from pipeline.publishing.exports import write_export
-
-log = logging.getLogger("export")
-
-VERSION = 2  # raise it when the same weights would give other files
 
 
 def export_classifier(
@@ -47,7 +40,7 @@ def export_classifier(
     card = image_card(recipe, checkpoints)
     settings = settings_of_run(recipe, format)
 
-    def build(partial: Path) -> dict[str, Any]:
+    def write(partial: Path) -> dict[str, Any]:
         model = model_of_run(recipe, checkpoints).eval()
         if format == "onnx":
             from models.onnx_classifier import write_onnx_classifier
@@ -55,14 +48,6 @@ def export_classifier(
             write_onnx_classifier(model, partial)
         else:
             write_weights(model, partial)
-        write_settings(partial, settings)
-        write_atomically(partial / "README.md", card)
         return {"parameters": sum(p.numel() for p in model.parameters())}
 
-    inputs = {
-        "version": VERSION,
-        **settings.model_dump(mode="json"),
-        "weights": digest_of_weights(recipe, checkpoints),
-        "card": card,
-    }
-    write_export(folder, inputs, build)
+    write_export(recipe, checkpoints, folder, settings, card, write)
