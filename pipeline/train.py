@@ -16,6 +16,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any, NoReturn
 
+from data_prep.files import only_command_in
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.resume import checkpoint_to_resume, finished_note, is_finished
 from pipeline.command_line import AGAIN, STOPPED, on_signals, run_command
@@ -120,7 +121,8 @@ def tell_steps_left(task: Task[Any]) -> NoReturn:
         check_training_text(recipe)
         sys.exit(STEPS_LEFT)
     print(f"train: {finished_note(recipe, newest)}", file=sys.stderr)
-    send_left_over(recipe)
+    with only_command_in(recipe.run_dir, make=False):
+        send_left_over(recipe)
     sys.exit(0)
 
 
