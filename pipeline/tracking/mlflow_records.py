@@ -82,7 +82,7 @@ def send(
 
 
 def _is_final(error: Exception, of_file: bool) -> bool:
-    """Return whether MLflow itself refuses a record: any other error can go away.
+    """Return whether it is no use to send a record again: any other error can go away.
 
     :param of_file: the record is a file, for a place that may be another than the server.
     """
