@@ -11,7 +11,6 @@ from sentencepiece import SentencePieceProcessor
 
 from data_prep.text import split_to_fit
 from models.export_format import Format, ModelError, Quantization
-from pipeline.recipe import UsageError
 from pipeline.translation.serving import Part
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
@@ -48,7 +47,7 @@ def test_search_options_of_an_export(
         assert len(hypotheses[0]) == 2
         for hypothesis in hypotheses[0]:
             assert len(set(hypothesis.tokens)) == len(hypothesis.tokens)
-    with pytest.raises(UsageError, match=r"evaluation\.dtype is for PyTorch"):
+    with pytest.raises(ModelError, match=r"evaluation\.dtype is for PyTorch"):
         Translator.of_export(folder, dtype="bfloat16")
     with pytest.raises(TypeError, match="no such search option: beams"):
         Translator.of_export(folder, beams=2)
