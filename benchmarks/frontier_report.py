@@ -8,11 +8,10 @@ from statistics import mean, median
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
-from scipy.stats import ttest_ind
 
 from benchmarks.record import Export, GivenUp, Record, Training
 from benchmarks.rounds import print_table, ratios, three_digits
-from benchmarks.runs import mean_and_deviation
+from benchmarks.runs import mean_and_deviation, p_over_seeds
 
 
 class Claim(NamedTuple):
@@ -101,8 +100,7 @@ def report_claims(record: Record, claims: Sequence[Claim]) -> None:
         by_seed = ", ".join(f"{test.difference:+.2f}" for test in tests)
         chances = ", ".join(f"{test.p:.3f}" for test in tests)
         bleu, other = ([each.bleu for each in trainings] for trainings in (ours, theirs))
-        welch = ttest_ind(bleu, other, equal_var=False)
-        over_seeds = f"{welch.pvalue:.3f}" if len(bleu) > 1 else ""
+        over_seeds = p_over_seeds(bleu, other, digits=3)
         difference = f"{mean(bleu) - mean(other):+.2f}"
         sizes = f"{core:.2f}", f"{every:.2f}"
         rows.append([*claim, *sizes, difference, by_seed, chances, over_seeds])

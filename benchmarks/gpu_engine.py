@@ -20,7 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from benchmarks.gpu_speed import ARCHITECTURES, System, allocated, timed, transformer_of
 from benchmarks.rounds import Cells, failure, free_memory, free_port
-from benchmarks.train_step import POLICIES, random_batch
+from benchmarks.train_step import POLICIES, config_of, random_batch
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.prepare import prepare
 from models.config import ActivationCheckpointing, ModelConfig
@@ -150,13 +150,10 @@ def random_steps(
     :param stage: a file of ds_configs, without `.json`.
     :param tokens: positions a side.
     """
-    width = bench.sizes.widths[0]
-    model = ModelConfig(
-        architecture=ARCHITECTURES[system], model_dim=width, num_heads=width // 64,
-        ffn_inner_dim=4 * width, num_levels=bench.sizes.levels,
-    )  # fmt: skip
+    sizes = bench.sizes
+    model = config_of(sizes.widths[0], architecture=ARCHITECTURES[system], num_levels=sizes.levels)
     task = RandomPairs(recipe_of(bench.scratch, stage, model=model, max_tokens=tokens))
-    task.vocab_size = bench.sizes.vocab_size
+    task.vocab_size = sizes.vocab_size
     batch = random_batch(tokens, task.vocab_size, bench.device)
     share = Share([batch], [0], [], units=2 * tokens, normaliser=tokens)
     with trainer_of(task) as trainer:

@@ -14,11 +14,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 
-from scipy.stats import ttest_ind
-
 from benchmarks.record import ImageTraining, Record, Settings
 from benchmarks.rounds import create_parser, print_table
-from benchmarks.runs import Run, draw, in_parallel, mean_and_deviation, plan_runs
+from benchmarks.runs import (
+    Run,
+    draw,
+    in_parallel,
+    mean_and_deviation,
+    p_over_seeds,
+    plan_runs,
+)
 from models.count import Counts, count_classifier
 from models.image_classifier import ImageShape
 from pipeline.classification_recipe import ClassificationRecipe
@@ -83,8 +88,7 @@ def compare(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[str
     mine, other = ([scores[seed] for seed in seeds] for scores in (ours, theirs))
     if not seeds:
         return "", ""
-    p = f"{ttest_ind(mine, other, equal_var=False).pvalue:.2f}" if len(seeds) > 1 else ""
-    return f"{mean(mine) - mean(other):+.2f}", p
+    return f"{mean(mine) - mean(other):+.2f}", p_over_seeds(mine, other, digits=2)
 
 
 def report(record: Record, picture: Path | None = None) -> None:

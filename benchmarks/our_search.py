@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from benchmarks.train_step import config_of
 from data_prep.text import EOS_IDX, PAD_IDX
-from models.config import Architecture, ModelConfig
+from models.config import Architecture
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.translation.beam_search import beam_search
@@ -23,10 +24,7 @@ def model_of(
     architecture: Architecture, dim: int, vocab_size: int = VOCAB, num_levels: int = 6
 ) -> TranslationModel:
     """Return a model with random weights, which never ends a translation itself."""
-    config = ModelConfig(
-        architecture=architecture, model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim,
-        num_levels=num_levels, tied_embeddings=False,
-    )  # fmt: skip
+    config = config_of(dim, architecture=architecture, num_levels=num_levels, tied_embeddings=False)
     model = create_model(config, (vocab_size, vocab_size), PAD_IDX).eval()
     assert model.final_proj.bias is not None
     with torch.no_grad():

@@ -17,11 +17,10 @@ import torch
 
 from benchmarks.published_math import PublishedModel
 from benchmarks.rounds import add_device_options, create_parser, dtype_of, measure, print_report
-from benchmarks.train_step import loss_of, steps_of
+from benchmarks.train_step import config_of, loss_of, steps_of
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.shards import ShardReader
 from data_prep.text import PAD_IDX
-from models.config import ModelConfig
 from models.factory import create_model
 from models.seq2seq import TranslationModel
 from pipeline.translation.batches import PairBatch, collate
@@ -59,7 +58,7 @@ def main() -> None:
     batches = [pairs for pairs in batches if len(pairs)]
     chosen = np.random.default_rng(0).permutation(np.concatenate(batches))
     vocab_sizes = reader.data.vocabulary.sizes
-    config = ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim)
+    config = config_of(dim)
     dtype = dtype_of(arguments.dtype)
 
     ours = create_model(config, vocab_sizes, PAD_IDX).to(device, dtype).train()

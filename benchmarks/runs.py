@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
+from scipy.stats import ttest_ind
 
 from benchmarks.rounds import progress
 from data_prep.files import read_json
@@ -208,6 +209,14 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     """Return the mean and, of two or more values, the sample's standard deviation."""
     middle = f"{statistics.mean(values):.2f}"
     return middle if len(values) < 2 else f"{middle} ± {statistics.stdev(values):.2f}"
+
+
+def p_over_seeds(ours: Sequence[float], theirs: Sequence[float], digits: int) -> str:
+    """Return how likely chance alone makes two systems differ so, by Welch's t-test; with a single
+    seed nothing."""
+    if len(ours) < 2:
+        return ""
+    return f"{ttest_ind(ours, theirs, equal_var=False).pvalue:.{digits}f}"
 
 
 def draw(

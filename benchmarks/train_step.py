@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,12 +83,18 @@ def build(name: str, config: ModelConfig, vocab_size: int) -> TranslationModel:
     return create_model(ModelConfig.model_validate(changes), vocab_sizes, PAD_IDX)
 
 
+def config_of(dim: int, **more: Any) -> ModelConfig:
+    """Return a model of the base model's proportions.
+
+    :param dim: a multiple of 64.
+    :param more: other keys of `model`.
+    """
+    return ModelConfig(model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim, **more)
+
+
 def trainable(name: str, arguments: argparse.Namespace) -> TranslationModel:
     """Return the model of one of `SYSTEMS`, of the size and on the device of the command line."""
-    dim, levels = arguments.model_dim, arguments.num_levels
-    config = ModelConfig(
-        model_dim=dim, num_heads=dim // 64, ffn_inner_dim=4 * dim, num_levels=levels
-    )
+    config = config_of(arguments.model_dim, num_levels=arguments.num_levels)
     model = build(name, config, arguments.vocab_size)
     return model.to(arguments.device, dtype_of(arguments.dtype)).train()
 
