@@ -193,11 +193,11 @@ class Download(Section):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\0" in name:
                 raise ValueError(f"expected a path below data.root, not {name!r}")
-        if isinstance(value, tuple) and any(not PurePosixPath(name).name for name in value):
+        if isinstance(value, str):
+            return value
+        if any(not PurePosixPath(name).name for name in value):
             raise ValueError("expected the names of files")
-        if isinstance(value, tuple):
-            return tuple(str(PurePosixPath(name)) for name in value)
-        return value
+        return tuple(str(PurePosixPath(name)) for name in value)
 
     @property
     def provides(self) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import shutil
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import requests
 from rich.console import Console
@@ -156,13 +155,14 @@ def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
                     log.info("fetch: %s is there, and stays as it is", target)
                     continue
                 log.info("fetch: unpacking %s", member)
-                if tar.getmember(member).isdir():
+                found = tar.getmember(member)
+                if found.isdir():
                     _unpack_folder(tar, member, target)
-                else:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    partial = target.with_name(f".{target.name}.partial")
-                    _unpack_file(tar, tar.getmember(member), partial)
-                    partial.replace(target)
+                    continue
+                partial = target.with_name(f".{target.name}.partial")
+                if not _unpack_file(tar, found, partial):
+                    raise tarfile.TarError(f"{member} is not a file there")
+                partial.replace(target)
     except Exception as error:  # of many types: tarfile's, and those of each compression
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's
@@ -171,12 +171,18 @@ def _unpack(archive: Path, folder: Path, members: Iterable[str]) -> None:
         ) from error
 
 
-def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    content = _content_of(tar, member)
+def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> bool:
+    """Write the file that a member is, or is a link to; tell whether the archive has it."""
+    try:
+        content = tar.extractfile(member)
+    except (KeyError, RecursionError):  # links to nowhere, and to one another
+        return False
     if content is None:
-        raise tarfile.TarError(f"{member.name} is not a file there")
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
         shutil.copyfileobj(content, file, 1 << 20)
+    return True
 
 
 def _unpack_folder(tar: tarfile.TarFile, name: str, target: Path) -> None:
@@ -194,11 +200,8 @@ def _unpack_folder(tar: tarfile.TarFile, name: str, target: Path) -> None:
         leaves = inside.is_absolute() or ".." in inside.parts
         if member.isdir() or not member.name.startswith(f"{name}/"):
             continue
-        if leaves or _content_of(tar, member) is None:
+        if leaves or not _unpack_file(tar, member, partial / inside):
             left_out.append(member.name)
-            continue
-        (partial / inside).parent.mkdir(parents=True, exist_ok=True)
-        _unpack_file(tar, member, partial / inside)
     if not any(partial.iterdir()):
         raise tarfile.TarError(f"{name} has no files")
     if left_out:
@@ -206,11 +209,3 @@ def _unpack_folder(tar: tarfile.TarFile, name: str, target: Path) -> None:
         text = "fetch: %s: %d entries are no files, and are left out: %s"
         log.warning(text, target, len(left_out), names)
     partial.rename(target)
-
-
-def _content_of(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes] | None:
-    """Open the file in the archive that a member is, or is a link to; None if there is none."""
-    try:
-        return tar.extractfile(member)
-    except (KeyError, RecursionError):  # links to nowhere, and to one another
-        return None

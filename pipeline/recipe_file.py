@@ -9,7 +9,7 @@ import copy
 import difflib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, overload
 
@@ -206,13 +206,19 @@ def _take_apart(value: Any, seen: set[int]) -> None:
 
     :param seen: what was come upon before, by identity.
     """
-    sequence = enumerate(value) if isinstance(value, list) else ()
-    for key, item in value.items() if isinstance(value, dict) else sequence:
+    for key, item in _items(value):
         if isinstance(item, (dict, list)):
             if id(item) in seen:
                 value[key] = item = copy.deepcopy(item)
             seen.add(id(item))
             _take_apart(item, seen)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what is in a section or a list, by key or number; of anything else nothing."""
+    if isinstance(value, dict):
+        return value.items()
+    return enumerate(value) if isinstance(value, list) else ()
 
 
 def _task_of(content: Any) -> Any:
@@ -243,8 +249,7 @@ def _bad_texts(value: Any, location: Location = ()) -> Iterator[tuple[Location, 
 
     A download's `folder` may be empty.
     """
-    inner = value.items() if isinstance(value, dict) else ()
-    for key, item in enumerate(value) if isinstance(value, list) else inner:
+    for key, item in _items(value):
         if not isinstance(item, str):
             yield from _bad_texts(item, (*location, key))
         elif not item.strip(" \t\r\n\0") and key != "folder":

@@ -9,7 +9,6 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import alone, sha256_of, write_atomically
@@ -125,7 +124,7 @@ def write_export(
     settings: ExportSettings | ClassifierSettings,
     card: str,
     write: Callable[[Path], Mapping[str, Any]],
-    more: Mapping[str, str] = MappingProxyType({}),
+    more: Mapping[str, str] | None = None,
 ) -> None:
     """Bring the folder of an exported model of any task up to date; see `run_stage`.
 
@@ -145,7 +144,7 @@ def write_export(
         **settings.model_dump(mode="json"),
         "weights": digest_of_weights(recipe, checkpoints),
         "card": card,
-        **more,
+        **(more or {}),
     }
     place = folder.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ log = logging.getLogger("tracking")
 
 METRICS_RECORDS = 50  # journal records of metrics sent together
 METRIC_DIGITS = 6  # significant ones; the journal has all
+FILE_KINDS = ("artifact", "json", "table")  # records that become files
 TRAINING_METRICS = ("epoch", "grad_norm", "learning_rate", "skipped_steps")
 
 ARTIFACT = re.compile(r"(?P<label>!?\[[^]]*\])\(artifact:(?P<path>[^)]*)\)")  # in a note
@@ -76,7 +77,7 @@ def send(
     except FileNotFoundError as error:
         log.warning("artifact is gone, not logged: %s", describe_error(error))
     except Exception as error:
-        if not _is_final(error, of_file=kind in FILES):
+        if not _is_final(error, of_file=kind in FILE_KINDS):
             raise
         log.warning("MLflow did not take %s: %s", kind, describe_error(error))
 
@@ -208,8 +209,6 @@ def _send_status(client: MlflowClient, run_id: str, record: Record) -> None:
     else:
         client.set_terminated(run_id, record["status"])
 
-
-FILES = ("artifact", "json", "table")
 
 SENDERS = {
     "params": _send_params,

@@ -252,7 +252,7 @@ def precision(config: dict[str, Any]) -> str:
 
 
 def _refuse_what_cannot_work(path: Path, training: TrainingConfig, config: dict[str, Any]) -> None:
-    stage = zero_stage(config)
+    stage, zero = zero_stage(config), config.get("zero_optimization", {})
     accumulates_in = config.get("data_types", {}).get("grad_accum_dtype")
     reason = None
     if all(config.get(key, {}).get("enabled") is True for key in ("bf16", "fp16")):
@@ -271,18 +271,18 @@ def _refuse_what_cannot_work(path: Path, training: TrainingConfig, config: dict[
         reason = f"`data_types.grad_accum_dtype` {accumulates_in} goes with `{accumulates_in}`"
     elif not config.get("bf16", {}).get("check_grad_overflow", True):
         reason = "`bf16.check_grad_overflow` must be true: training.on_nonfinite needs it"
-    elif not config.get("zero_optimization", {}).get("compute_grad_norm", True):
+    elif not zero.get("compute_grad_norm", True):
         reason = "`compute_grad_norm` must be true: clipping and training.on_nonfinite need it"
     elif "nvme" in (_offload_device(config, "optimizer"), _offload_device(config, "param")):
         reason = "offloading to `nvme` is not supported here; use `cpu`"
     elif offloads(config, "optimizer") and stage == 0:
         reason = "`offload_optimizer` needs ZeRO stage 1 or more"
-    elif config.get("zero_optimization", {}).get("offload_optimizer", {}).get("ratio", 1) != 1:
+    elif zero.get("offload_optimizer", {}).get("ratio", 1) != 1:
         reason = (
             "`offload_optimizer.ratio` must be 1: DeepSpeed updates the rest by an optimizer that "
             "follows no schedule and is in no checkpoint"
         )
-    elif not config.get("zero_optimization", {}).get("load_from_fp32_weights", True):
+    elif not zero.get("load_from_fp32_weights", True):
         reason = "`load_from_fp32_weights` must be true: training goes on with the same bits"
     elif offloads(config, "param") and stage < 3:
         reason = "`offload_param` needs ZeRO stage 3"
