@@ -81,7 +81,7 @@ def main() -> None:
         f"{len(chosen):,} real pairs, width {dim}, vocabulary {vocab_sizes[1]:,}, at most "
         f"{arguments.max_tokens:,} tokens a side in a step, {arguments.dtype}"
     )
-    print_report(caption, seconds, [reference], int(lengths[1, chosen].sum()), "target tokens")
+    print_report(caption, seconds, [reference], int(lengths[1, chosen].sum()))
 
 
 if __name__ == "__main__":

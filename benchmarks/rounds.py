@@ -171,18 +171,17 @@ def print_report(
     caption: str,
     seconds: Seconds,
     references: Sequence[str],
-    work: float,
-    unit: str,
+    tokens: float,
     *,
     first: bool = False,
 ) -> None:
     """Print what `measure` returned: median time, rate, and time over that of each reference.
 
-    :param work: how many `unit`s one run works through.
+    :param tokens: of the target side, in one run.
     :param first: show the seconds of round 0 too.
     """
     references = [name for name in references if name in seconds]
-    header = ["system", *(["first, s"] if first else []), "s", f"{unit}/s"]
+    header = ["system", *(["first, s"] if first else []), "s", "target tokens/s"]
     rows = []
     for name, (warming_up, *times) in seconds.items():
         middle = statistics.median(times)
@@ -190,7 +189,7 @@ def print_report(
             name,
             *([three_digits(warming_up)] if first else []),
             three_digits(middle),
-            three_digits(work / middle),
+            three_digits(tokens / middle),
         ]
         over = ["1" if name == other else ratios(times, seconds[other][1:]) for other in references]
         rows.append([*row, *over])

@@ -180,7 +180,7 @@ def compare_systems(arguments: argparse.Namespace, tokens: int) -> None:
     seconds = measure(steps, arguments.rounds, arguments.device)
     references = ["Transformer", "RingFormer, published math"]
     title = f"Training step, {size_of(arguments, tokens)}"
-    print_report(title, seconds, references, tokens, "target tokens")
+    print_report(title, seconds, references, tokens)
 
 
 def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
@@ -196,7 +196,7 @@ def compare_checkpointing(arguments: argparse.Namespace, tokens: int) -> None:
     runs = {words: partial(with_policy, policy) for words, policy in POLICIES.items()}
     seconds = measure(runs, arguments.rounds, arguments.device)
     title = f"RingFormer's training step with checkpoints, {size_of(arguments, tokens)}"
-    print_report(title, seconds, ["none"], tokens, "target tokens")
+    print_report(title, seconds, ["none"], tokens)
 
 
 def compare_memory(arguments: argparse.Namespace, tokens: int) -> None:
@@ -236,7 +236,7 @@ def compare_compilation(arguments: argparse.Namespace, tokens: int) -> None:
             runs[f"{name}, {way}"] = steps_of(model, [loss])
     seconds = measure(runs, arguments.rounds, arguments.device)
     title = f"Training step, {size_of(arguments, tokens)}; the first one compiles"
-    print_report(title, seconds, ["RingFormer, eager"], tokens, "target tokens", first=True)
+    print_report(title, seconds, ["RingFormer, eager"], tokens, first=True)
 
 
 def compare_precisions(arguments: argparse.Namespace, tokens: int) -> None:
@@ -250,9 +250,7 @@ def compare_precisions(arguments: argparse.Namespace, tokens: int) -> None:
             runs[f"{name}, {dtype}"] = step
     seconds = measure(runs, arguments.rounds, arguments.device)
     title = f"Training step, {size_of(arguments, tokens).rpartition(',')[0]}"
-    print_report(
-        title, seconds, ["RingFormer, float32", "Transformer, float32"], tokens, "target tokens"
-    )
+    print_report(title, seconds, ["RingFormer, float32", "Transformer, float32"], tokens)
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, int], None]] = {

@@ -143,10 +143,10 @@ class Layer:
         if ring.qkv_signal is not None:
             qkv = body.add("Add", qkv, self.owned("qkv signal", ring.qkv_signal))
         parts = body.add_many("Split", qkv, count=3, axis=1, num_outputs=3)
-        if ring.qkv_signal_a is not None and ring.qkv_signal_b is not None:
-            b = self.owned("qkv B", ring.qkv_signal_b.flatten(1, 2).mT)
+        if (signals := ring.qkv_signals) is not None:
+            b = self.owned("qkv B", signals.b.flatten(1, 2).mT)
             inner = body.add_many("Split", body.add("MatMul", x, b), count=3, axis=1, num_outputs=3)
-            a = [self.owned(f"{which} A", ring.qkv_signal_a[:, i]) for i, which in enumerate("qkv")]
+            a = [self.owned(f"{which} A", signals.a[:, i]) for i, which in enumerate("qkv")]
             parts = [body.add("Gemm", *each) for each in zip(inner, a, parts, strict=True)]
         q, k, v = (body.add("Reshape", part, self.shape) for part in parts)
         y, *present = self.attend(q, k, v, lengths=lengths, bias=bias, past=past)
@@ -160,9 +160,9 @@ class Layer:
         y = x
         if ring.ffn_signal is not None:
             y = body.add("Add", x, self.owned("ffn signal", ring.ffn_signal))
-        if ring.ffn_signal_a is not None and ring.ffn_signal_b is not None:
-            b = self.owned("ffn B", ring.ffn_signal_b.mT)
-            a = self.owned("ffn A", ring.ffn_signal_a)
+        if (signals := ring.ffn_signals) is not None:
+            b = self.owned("ffn B", signals.b.mT)
+            a = self.owned("ffn A", signals.a)
             y = body.add("Gemm", body.add("MatMul", x, b), a, x)
         y = body.add("Gelu", self.linear(y, "up", ring.ffn_up))
         return self.linear(y, "down", ring.ffn_down)

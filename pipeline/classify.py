@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 from data_prep.files import first_line
 from data_prep.images.read import Refused
 from pipeline.classification.classifier import classifier_of_export, classifier_of_run
 from pipeline.classification.run_model import checkpoints_of_run
-from pipeline.classification.serving import Classifier
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import path_argument, positive_argument, run_command, warn_of_left_out
 from pipeline.recipe import UsageError
@@ -44,7 +42,9 @@ def main(recipe: ClassificationRecipe, arguments: argparse.Namespace) -> None:
         raise UsageError("stdout is closed; classes are written there")
     if arguments.model:
         warn_of_left_out(arguments)
-    classifier = load_classifier(recipe, arguments.model)
+        classifier = classifier_of_export(arguments.model)
+    else:
+        classifier = classifier_of_run(recipe, checkpoints_of_run(recipe))
     refused = 0
     for path in arguments.images:
         try:
@@ -65,17 +65,6 @@ def main(recipe: ClassificationRecipe, arguments: argparse.Namespace) -> None:
         sys.stdout.buffer.flush()
     if refused:
         sys.exit(1)
-
-
-def load_classifier(recipe: ClassificationRecipe, model: Path | None) -> Classifier:
-    """Load the export in a folder, or the model of the run's checkpoints.
-
-    :raises ModelError: the folder is not an exported classifier.
-    :raises CheckpointError: the run has no checkpoint that can be used.
-    """
-    if model is not None:
-        return classifier_of_export(model)
-    return classifier_of_run(recipe, checkpoints_of_run(recipe))
 
 
 if __name__ == "__main__":

@@ -246,11 +246,16 @@ class Recipe(Section):
         return self.run_dir / "checkpoints"
 
     @property
+    def store(self) -> Path:
+        """Return the file of MLflow's store, where `tracking.uri` names no other."""
+        return self.run_dir.absolute().with_name("mlflow.db")
+
+    @property
     def tracking_uri(self) -> str:
         """Return the URI of MLflow's tracking server or store."""
         if self.tracking.uri:
             return self.tracking.uri
-        store = str(self.run_dir.absolute().parent / "mlflow.db")
+        store = str(self.store)
         if any(special in store for special in "%?#"):
             # MLflow takes the path in a `sqlite:` URI literally, and makes its folders so.
             return f"sqlite+pysqlite:///{quote(store, safe='/ ')}"

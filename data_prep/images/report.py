@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.images.shards import ImagesManifest, open_images
 from data_prep.pictures import new_figure, write_png
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EXAMPLES = 12  # images shown of a class
 MOST_CLASSES = 40  # shown
@@ -40,16 +37,11 @@ def report_of(made: ImagesManifest, refused: Sequence[Sequence[str]]) -> dict[st
 
 
 def draw(made: ImagesManifest, shards: Path, path: Path) -> None:
-    """Draw some training images of each class, with the numbers of images.
+    """Draw a row for each class: its name, its numbers of images, the first of training.
 
     :param shards: folder of the shards.
     :param path: of the PNG; the same shards have the same bytes.
     """
-    write_png(picture(made, shards), path)
-
-
-def picture(made: ImagesManifest, shards: Path) -> Figure:
-    """Return a row for each class: its name, its numbers of images, the first of training."""
     names = made.classes[:MOST_CLASSES]
     sheet = _contact_sheet(made, shards, len(names))
     rows = len(names)
@@ -72,7 +64,7 @@ def picture(made: ImagesManifest, shards: Path) -> Figure:
     axes.set_title(
         f"Training images of each class; numbers of {' / '.join(made.totals)}\n{totals}{more}"
     )
-    return figure
+    write_png(figure, path)
 
 
 def _contact_sheet(made: ImagesManifest, shards: Path, rows: int) -> NDArray[np.uint8]:

@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING
 from data_prep.files import digest_of
 from data_prep.images.shards import read_images_manifest
 from models.export_format import read_classifier_settings
-from pipeline.analysis.examples import Settings, Subject, exported
+from pipeline.analysis.examples import Subject, exported
 from pipeline.classification.run_model import checkpoints_of_run, model_of_run
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.result import digest_of_weights
 
 if TYPE_CHECKING:
-    import torch
-
     from models.image_classifier import ImageClassifier
-    from pipeline.analysis.images import Images
 
 
 def subject_of_run(recipe: ClassificationRecipe) -> Subject:
@@ -57,13 +54,3 @@ def _load_export(folder: Path) -> ImageClassifier:
     classifier = classifier_of_export(folder)
     assert isinstance(classifier, TorchClassifier)  # of this format
     return classifier.model
-
-
-def examples(recipe: ClassificationRecipe, settings: Settings, device: torch.device) -> Images:
-    """Return images of the recipe's validation set.
-
-    :raises UsageError: there are too few.
-    """
-    from pipeline.analysis.images import Images
-
-    return Images(recipe.shards, recipe.data.image_size, settings, device)

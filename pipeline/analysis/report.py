@@ -212,8 +212,15 @@ def _subject_at(place: Path, recipe: Recipe) -> Subject:
 def _examples_of(
     recipe: Recipe, settings: Settings, models: Sequence[Layered], device: torch.device
 ) -> Examples:
-    """Return examples of the recipe's validation set that all models can take."""
+    """Return examples of the recipe's validation set that all models can take.
+
+    :raises UsageError: there are too few.
+    """
     if isinstance(recipe, ClassificationRecipe):
-        return classification.examples(recipe, settings, device)
-    assert isinstance(recipe, TranslationRecipe)
-    return translation.examples(recipe, settings, models, device)
+        from pipeline.analysis.images import Images
+
+        return Images(recipe.shards, recipe.data.image_size, settings, device)
+    from pipeline.analysis.pairs import Pairs
+
+    longest = min(int(model.max_source_seq_len) for model in models)  # type: ignore[arg-type]
+    return Pairs(recipe.shards, settings, longest, device)

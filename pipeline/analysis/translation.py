@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +9,13 @@ from typing import TYPE_CHECKING
 from data_prep.files import digest_of
 from data_prep.vocabulary import vocabulary_digest
 from models.export_format import read_settings
-from pipeline.analysis.examples import Settings, Subject, exported
+from pipeline.analysis.examples import Subject, exported
 from pipeline.evaluation.result import digest_of_weights
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
-    import torch
-
     from models.seq2seq import TranslationModel
-    from models.stack import Layered
-    from pipeline.analysis.pairs import Pairs
 
 
 def subject_of_run(recipe: TranslationRecipe) -> Subject:
@@ -60,19 +55,3 @@ def _load_export(folder: Path) -> TranslationModel:
     translator = Translator.of_export(folder, dtype="float32")
     assert isinstance(translator, Translator)  # of this format
     return translator.models[0]
-
-
-def examples(
-    recipe: TranslationRecipe,
-    settings: Settings,
-    models: Sequence[Layered],
-    device: torch.device,
-) -> Pairs:
-    """Return pairs of the recipe's validation set that all models can take.
-
-    :raises UsageError: there are too few.
-    """
-    from pipeline.analysis.pairs import Pairs
-
-    longest = min(int(model.max_source_seq_len) for model in models)  # type: ignore[arg-type]
-    return Pairs(recipe.shards, settings, longest, device)

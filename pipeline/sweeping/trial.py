@@ -13,8 +13,9 @@ from typing import Any
 
 from data_prep.files import DataError, only_command_in, write_atomically
 from data_prep.stage import CLEAN, FETCH, SHARDS, VOCABULARY
-from pipeline.checkpoints.folder import CheckpointError, Criterion, list_checkpoints
+from pipeline.checkpoints.folder import CheckpointError, Criterion
 from pipeline.checkpoints.resume import is_finished
+from pipeline.checkpoints.trained_with import newest_checkpoint
 from pipeline.command_line import STOPPED
 from pipeline.recipe import ROOT, Recipe
 from pipeline.recipe_file import Draft
@@ -134,9 +135,9 @@ class TrainingTrial:
 
         :param criterion: the task's.
         """
-        checkpoints = list_checkpoints(self.recipe.checkpoints)
+        newest = newest_checkpoint(self.recipe)
         with suppress(CheckpointError):  # it is damaged, and training has said so
-            return bool(checkpoints) and is_finished(self.recipe, criterion, checkpoints[-1])
+            return newest is not None and is_finished(self.recipe, criterion, newest)
         return False
 
     def reason(self) -> str:

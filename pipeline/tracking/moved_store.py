@@ -12,7 +12,7 @@ from pipeline.recipe import Recipe
 
 log = logging.getLogger("tracking")
 
-STORE, FILES = "mlflow.db", "mlartifacts"  # beside `run_dir`
+FILES = "mlartifacts"  # beside the store
 COLUMNS = {  # of MLflow's tables, with the URI of a folder
     "experiments": ("artifact_location",),
     "runs": ("artifact_uri",),
@@ -27,8 +27,7 @@ def follow_store(recipe: Recipe) -> None:
 
     A copy would otherwise write into its original.
     """
-    home = recipe.run_dir.absolute().parent
-    store, here = home / STORE, home / FILES
+    store, here = recipe.store, recipe.store.with_name(FILES)
     if recipe.tracking.uri or not store.is_file():
         return
     with (

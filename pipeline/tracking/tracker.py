@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.files import digest_of, read_json, sha256_of, write_atomically, write_json
-from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
+from pipeline.checkpoints.folder import CheckpointError
+from pipeline.checkpoints.trained_with import newest_checkpoint
 from pipeline.recipe import Recipe
 from pipeline.tracking.journal import (
     History,
@@ -324,8 +325,7 @@ class Tracker:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             local = self._recipe.tracking_uri.startswith("sqlite")
-            files = self._recipe.run_dir.absolute().with_name(FILES)
-            location = files.as_uri() if local else None
+            location = self._recipe.store.with_name(FILES).as_uri() if local else None
             experiment_id = client.create_experiment(name, artifact_location=location)
         else:
             experiment_id = experiment.experiment_id
@@ -338,7 +338,7 @@ def open_tracker(recipe: Recipe) -> Tracker:
 
     If the checkpoints were copied here from another machine, it continues their MLflow run.
     """
-    for newest in list_checkpoints(recipe.checkpoints)[-1:]:
+    if (newest := newest_checkpoint(recipe)) is not None:
         with suppress(CheckpointError):  # a command that reads the checkpoint will say so
             return Tracker(recipe, newest.info.tracker_run_id, newest.info.run_dir)
     return Tracker(recipe)

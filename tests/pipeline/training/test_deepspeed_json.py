@@ -63,6 +63,28 @@ from tests.conftest import Command
         ('{"progressive_layer_drop": {"enabled": true}}', "`progressive_layer_drop` cannot be"),
         ('{"gradient_allreduce_op": "sum"}', 'must be "mean"'),
         ('{"activation_checkpointing": {}, "activation_checkpointing": {}}', "is there twice"),
+        ('{"optimizer": {"type": "Lamb"}}', "`optimizer` is set there"),
+        ('{"train_batch_size": 8}', "`train_batch_size` is set there"),
+        ('{"bf16": {"enabled": true}}', "use stage 1 or more"),
+        ('{"fp16": {"enabled": true}}', "use stage 1 or more"),
+        ('{"fp16": {"enabled": true}, "bf16": {"enabled": true}}', "both enabled"),
+        ('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}', "needs ZeRO stage 1"),
+        (
+            '{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
+            "needs ZeRO stage 3",
+        ),
+        (
+            '{"zero_optimization": {"stage": 3, "offload_optimizer": {"ratio": 0.5}}}',
+            "`offload_optimizer.ratio` must be 1",
+        ),
+        (
+            '{"zero_optimization": {"stage": 2, "load_from_fp32_weights": false}}',
+            "`load_from_fp32_weights` must be true",
+        ),
+        ('{"gradient_predivide_factor": 2.0}', "`gradient_predivide_factor` must be 1"),
+        ('{"prescale_gradients": true}', "`prescale_gradients` must be false"),
+        ("{nonsense", "not valid JSON"),
+        ("[]", "expected a JSON object"),
         ("[" * 100_000, "not valid JSON"),
     ],
 )  # fmt: skip
