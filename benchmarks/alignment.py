@@ -21,7 +21,7 @@ from pipeline.command_line import DEFAULT_RECIPE
 from pipeline.recipe_file import load_recipe
 from pipeline.translation.alignment import align_pairs
 from pipeline.translation.run_model import checkpoints_of_run
-from pipeline.translation.scoring import Pair
+from pipeline.translation.serving import Pair
 from pipeline.translation.translator import Translator
 
 Dictionary = Mapping[str, set[str]]

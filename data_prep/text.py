@@ -53,8 +53,13 @@ def normalise(text: str) -> str:
 
 def normalise_lines(text: str) -> list[str]:
     """Return the lines of a text, each as `normalise` returns it. Only LF ends a line."""
-    visible = _INVISIBLE.sub(" ", unicodedata.normalize("NFC", text))
-    return [" ".join(line.split()) for line in visible.split("\n")]
+    lines = visible(unicodedata.normalize("NFC", text)).split("\n")
+    return [" ".join(line.split()) for line in lines]
+
+
+def visible(text: str) -> str:
+    """Return a text with spaces in the place of characters that nobody sees."""
+    return _INVISIBLE.sub(" ", text)
 
 
 def words_of(text: str) -> list[str]:

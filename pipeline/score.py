@@ -22,8 +22,7 @@ from pipeline.translation.lines import Lines, Progress
 from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
-    from pipeline.translation.scoring import Forced, Pair
-    from pipeline.translation.serving import TextTranslator
+    from pipeline.translation.serving import Forced, Pair, TextTranslator
 
 log = logging.getLogger("score")
 
@@ -107,7 +106,7 @@ def score(
     :param alignment: also return which words it comes from.
     :raises DataError: a line is not a pair. What belongs to those before it has been returned.
     """
-    from pipeline.translation.scoring import Pair
+    from pipeline.translation.serving import Pair
 
     for first, texts in lines.up_to_fault(batches, name, pair_fault):
         full = [i for i, text in enumerate(texts) if text.strip()]
@@ -209,7 +208,7 @@ def _best(
     :param groups: the rows of one sentence after the other.
     :param sentences: those of the groups come next.
     """
-    from pipeline.translation.scoring import Pair
+    from pipeline.translation.serving import Pair
 
     rows = [row for group in groups for row in group]
     pairs = []

@@ -35,7 +35,6 @@ SERVED_TRANSLATION = (
     "data_prep/text.py",
     "pipeline/translation/__init__.py",
     "pipeline/translation/ctranslate2_translator.py",
-    "pipeline/translation/scoring.py",
     "pipeline/translation/serving.py",
 )
 

@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.text import EOS_IDX, normalise
+from data_prep.text import EOS_IDX, normalise, visible
 from pipeline.recipe import UsageError
 from pipeline.translation.beam_search import cross_attention
-from pipeline.translation.scoring import Pair
 from pipeline.translation.search import Floats
-from pipeline.translation.serving import TextTranslator, Translation, batches_by_length
+from pipeline.translation.serving import Pair, TextTranslator, Translation, batches_by_length
 from pipeline.translation.translator import Translator
 
 
@@ -134,7 +133,8 @@ def _decoded(vocabulary: SentencePieceProcessor, ids: list[int], first_word: int
     :param ids: with EOS.
     :param first_word: the number of its first word.
     """
-    texts = [token.surface for token in vocabulary.decode(ids[:-1], return_type="proto").pieces]
+    tokens = vocabulary.decode(ids[:-1], return_type="proto").pieces
+    texts = [visible(token.surface) for token in tokens]
     return Side(ids, [first_word + word for word in words_of_tokens(texts)], texts)
 
 

@@ -1,13 +1,14 @@
 """Translate text: what every translator does, whatever engine runs the model.
 
-This file needs `sentencepiece` and `pydantic`, and of our other modules `scoring.py` beside it,
-`models/export_format.py` with what that needs and `data_prep/text.py` alone, so that all can be
-copied to where a model is served (`ctranslate2_translator.py`, `onnx_translator.py`).
+This file needs `sentencepiece` and `pydantic`, and of our other modules `data_prep/text.py` and
+`models/export_format.py` with what that needs alone, so that all can be copied to where a model is
+served (`ctranslate2_translator.py`, `onnx_translator.py`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sentencepiece import SentencePieceProcessor
 
-from data_prep.text import normalise, split_to_fit, unseen_words, vocabulary_files
+from data_prep.text import normalise, split_to_fit, unseen_words, visible, vocabulary_files
 from models.export_format import (
     DIVERGED,
     SHORTLISTS,
@@ -27,7 +28,6 @@ from models.export_format import (
     read_settings,
 )
 from models.search_config import SearchConfig
-from pipeline.translation.scoring import Forced
 
 if TYPE_CHECKING:
     from pipeline.translation.constrained_search import Terms
@@ -79,6 +79,32 @@ class Translation(NamedTuple):
 
     found: Sequence[tuple[Part, Hypothesis]] = ()
     """The parts of the sentence, and of each what was found for it."""
+
+
+class Pair(NamedTuple):
+    """A sentence and a translation of it."""
+
+    source: str
+    target: str
+
+
+class Forced(NamedTuple):
+    """A model has been led through a translation."""
+
+    tokens: list[str]
+    """As text, with EOS."""
+
+    log_probs: list[float]
+    """Of each token, given the source and the tokens before it (natural logarithm)."""
+
+    @property
+    def log_prob(self) -> float:
+        """Return the log-probability of the translation: the sum."""
+        return math.fsum(self.log_probs)
+
+    def score(self, length_penalty: float) -> float:
+        """Return what a search compares: log-probability ÷ number of tokens to that power."""
+        return self.log_prob / math.pow(len(self.tokens), length_penalty)
 
 
 def length_limit(source_length: int, search: SearchConfig, longest: int) -> int:
@@ -370,8 +396,9 @@ class TextTranslator(ABC):
         return [Translation(total / length**penalty, text, found)]
 
     def _decode(self, hypothesis: Hypothesis) -> str:
-        # Byte fallback can produce a line break, and one line in must be one line out.
-        return " ".join(self.target_vocabulary.decode(hypothesis.tokens).split())
+        # Byte fallback can produce a line break, and one line in must be one line out; or a control
+        # character, and whoever reads the line as a source would not read that.
+        return " ".join(visible(self.target_vocabulary.decode(hypothesis.tokens)).split())
 
 
 def open_export(

@@ -10,7 +10,7 @@ import pytest
 from data_prep.files import DataError
 from pipeline.score import rerank
 from pipeline.translation.lines import Lines
-from pipeline.translation.scoring import Pair
+from pipeline.translation.serving import Pair
 from pipeline.translation.translator import Translator
 from tests.conftest import Command
 

@@ -20,8 +20,7 @@ from pipeline.translation.alignment import (
     pharaoh,
 )
 from pipeline.translation.run_model import untrained_model
-from pipeline.translation.scoring import Pair
-from pipeline.translation.serving import Translation
+from pipeline.translation.serving import Pair, Translation
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command

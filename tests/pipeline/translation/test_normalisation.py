@@ -15,8 +15,7 @@ from data_prep.text import normalise, normalise_lines
 from models.search_config import SearchConfig
 from pipeline.publishing.servable import SERVED_TRANSLATION
 from pipeline.recipe import ROOT
-from pipeline.translation.scoring import Pair
-from pipeline.translation.serving import Hypothesis, PairIds, Part, TextTranslator
+from pipeline.translation.serving import Hypothesis, Pair, PairIds, Part, TextTranslator
 from tests.conftest import run_process
 
 
@@ -65,6 +64,14 @@ def test_translation_sees_what_training_saw(echo: Echo, place: str, limit: int) 
         assert echo.score(raw) == echo.score(clean)
 
 
+def test_bytes_spell_nothing_that_nobody_sees(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With byte fallback a model can write any character; its line is a line that it could read."""
+    ids = [echo.target_vocabulary.piece_to_id(f"<0x{byte:02X}>") for byte in (0x61, 0, 0x0A, 0xC3)]
+    found = Hypothesis([*ids, ids[0]], 0.0)
+    monkeypatch.setattr(echo, "search_batches", lambda batches: [[[found]] for _ in batches])
+    assert echo.translate(["a"]) == ["a a"]
+
+
 def test_served_code_is_all_that_serving_needs(tmp_path: Path) -> None:
     for name in SERVED_TRANSLATION:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +86,5 @@ def test_served_code_is_all_that_serving_needs(tmp_path: Path) -> None:
     assert set(done.stdout.split()) == {
         "data_prep", "data_prep.section", "data_prep.text", "models", "models.config",
         "models.export_format", "models.search_config", "pipeline", "pipeline.translation",
-        "pipeline.translation.ctranslate2_translator",
-        "pipeline.translation.scoring", "pipeline.translation.serving",
+        "pipeline.translation.ctranslate2_translator", "pipeline.translation.serving",
     }, done.stderr  # fmt: skip

@@ -10,8 +10,7 @@ import torch
 from models.export_format import Format
 from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.translation.batches import collate_ids
-from pipeline.translation.scoring import Forced, Pair
-from pipeline.translation.serving import TextTranslator
+from pipeline.translation.serving import Forced, Pair, TextTranslator
 from pipeline.translation.translator import Translator
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import exported
