@@ -22,7 +22,7 @@ from data_prep.batch_plan import BatchPlan
 from data_prep.shards import ShardReader
 from data_prep.text import PAD_IDX
 from models.factory import abstract_model, create_model
-from models.seq2seq import core_parameters
+from models.stack import ParameterCounts
 from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.recipe import ROOT
 from pipeline.translation.batches import collate
@@ -57,10 +57,10 @@ def translation_of(run: Run) -> TranslationRecipe:
     return recipe
 
 
-def core_parameters_of(recipe: TranslationRecipe) -> int:
-    """Return the number of parameters without embeddings and output projection."""
+def counts_of(recipe: TranslationRecipe) -> ParameterCounts:
+    """Return how many parameters the model has."""
     size = recipe.data.vocabulary.size
-    return core_parameters(abstract_model(recipe.model, (size, size)))
+    return abstract_model(recipe.model, (size, size)).parameter_counts
 
 
 def report_scores(systems: Mapping[str, Sequence[Run]]) -> None:
@@ -68,10 +68,10 @@ def report_scores(systems: Mapping[str, Sequence[Run]]) -> None:
 
     :param systems: the runs of each system.
     """
-    reference = core_parameters_of(translation_of(systems[REFERENCE][0]))
+    reference = counts_of(translation_of(systems[REFERENCE][0])).core
     rows = []
     for system, runs in systems.items():
-        parameters = core_parameters_of(translation_of(runs[0]))
+        parameters = counts_of(translation_of(runs[0])).core
         share = f"{parameters / reference:.3f}"
         scores = [run.scores for run in runs]
         bleu, chrf = ([each[key] for each in scores] for key in ("bleu", "chrf"))
@@ -151,9 +151,7 @@ def main() -> None:
     in_parallel(Run.train, runs, arguments.jobs)
     systems = {run.system: [r for r in runs if r.system == run.system] for run in runs}
     report_scores(systems)
-    sizes = {
-        system: core_parameters_of(translation_of(runs[0])) for system, runs in systems.items()
-    }
+    sizes = {system: counts_of(translation_of(runs[0])).core for system, runs in systems.items()}
     title = "Multi30k De→En, test_2016_flickr: each seed, and the mean"
     scores = {system: [run.scores["bleu"] for run in own] for system, own in systems.items()}
     draw(scores, sizes, title, "BLEU", arguments.picture)

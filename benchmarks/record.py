@@ -14,11 +14,10 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, TypeAdapter, ValidationError
 
-from benchmarks.architectures import core_parameters_of, translation_of
+from benchmarks.architectures import counts_of, translation_of
 from benchmarks.runs import Run
 from data_prep.corpora import read_text
 from data_prep.files import locked, write_atomically
-from models.factory import parameter_count
 from pipeline.recipe import slug_of
 from pipeline.tracking.tracker import history_of
 from pipeline.translation.scores import paired_bootstrap
@@ -210,15 +209,15 @@ def model_of(run: Run) -> dict[str, str]:
 def measured(run: Run) -> Training:
     """Return what a trained and evaluated run came to."""
     recipe, history = translation_of(run), history_of(run.recipe)
-    sizes = (recipe.data.vocabulary.size,) * 2
+    counts = counts_of(recipe)
     speed = median(history["speed/steps_per_second"].values())
     return Training(
         system=run.system,
         model=model_of(run),
         seed=run.seed,
         learning_rate=run.overrides["training.learning_rate"],
-        core_parameters=core_parameters_of(recipe),
-        parameters=parameter_count(recipe.model, sizes),
+        core_parameters=counts.core,
+        parameters=counts.total,
         valid_losses={step: round(loss, 4) for step, loss in run.valid_losses.items()},
         bleu=run.scores["bleu"],
         chrf=run.scores["chrf"],

@@ -18,7 +18,6 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data_prep.taken_vocabulary import vocabulary_sizes
-from models import image_classifier, seq2seq
 from models.config import ModelConfig, VisionConfig
 from models.factory import abstract_classifier, abstract_model
 from models.image_classifier import ImageShape
@@ -31,7 +30,7 @@ from pipeline.translation_recipe import TranslationRecipe
 class Counts(NamedTuple):
     """These are the numbers of a model."""
 
-    parameters: int
+    total: int
     core: int
     """Without embeddings and output projection; or patches, class token and head."""
 
@@ -62,8 +61,7 @@ def count_translation(
     source, target = (torch.ones(1, length, dtype=torch.int64, device="meta") for length in lengths)
     layouts = BatchLayout.of(source), BatchLayout.of(target)
     return Counts(
-        parameters=sum(p.numel() for p in model.parameters()),
-        core=seq2seq.core_parameters(model),
+        **model.parameter_counts._asdict(),
         parts=_parts(model),
         flops=_flops(model, lambda: model(source, layouts[0], target, layouts[1])),
     )
@@ -79,8 +77,7 @@ def count_classifier(config: VisionConfig, image: ImageShape, classes: int) -> C
     model = abstract_classifier(config, image, classes)
     images = torch.zeros(1, image.channels, image.size, image.size, device="meta")
     return Counts(
-        parameters=sum(p.numel() for p in model.parameters()),
-        core=image_classifier.core_parameters(model),
+        **model.parameter_counts._asdict(),
         parts=_parts(model),
         flops=_flops(model, lambda: model.head(model.encode(images)[:, 0])),
     )
@@ -115,7 +112,7 @@ def count_recipe(recipe: Recipe, lengths: Lengths, classes: int | None) -> list[
 
     :param lengths: of a sentence pair.
     :param classes: how many there are, where the recipe does not name them.
-    :raises UsageError: nobody says how many classes there are.
+    :raises UsageError: nobody says how many classes there are, or the pair is too long.
     """
     if isinstance(recipe, ClassificationRecipe):
         number = len(recipe.data.classes or ()) or classes
@@ -126,6 +123,11 @@ def count_recipe(recipe: Recipe, lengths: Lengths, classes: int | None) -> list[
             count_classifier(each, image, number) for each in (recipe.model, recipe.model.plain)
         ]
     assert isinstance(recipe, TranslationRecipe)
+    if max(lengths) > recipe.model.max_seq_len:
+        raise UsageError(
+            f"model.max_seq_len is {recipe.model.max_seq_len}: give --source_tokens and "
+            "--target_tokens that are no larger"
+        )
     sizes = vocabulary_sizes(recipe.data.vocabulary)
     return [count_translation(each, sizes, lengths) for each in (recipe.model, recipe.model.plain)]
 
@@ -142,7 +144,7 @@ def print_counts(architecture: str, ours: Counts, transformer: Counts, unit: str
     def row(name: str, number: int, other: int) -> None:
         table.add_row(name, f"{number:,}", f"{other:,}", f"{number / other:.3f}" if other else "")
 
-    row("parameters", ours.parameters, transformer.parameters)
+    row("parameters", ours.total, transformer.total)
     row("  core", ours.core, transformer.core)
     for name, number in ours.parts.items():
         row(f"  {name}", number, transformer.parts.get(name, 0))

@@ -56,15 +56,3 @@ def abstract_classifier(config: VisionConfig, image: ImageShape, classes: int) -
     """Build the same classifier without memory for its numbers, to know its shapes."""
     with torch.device("meta"):
         return create_classifier(config, image, classes)
-
-
-def parameter_count(config: ModelConfig, vocab_sizes: tuple[int, int]) -> int:
-    """Count the parameters of the whole model, each shared one once."""
-    model = abstract_model(config, vocab_sizes)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def classifier_parameter_count(config: VisionConfig, image: ImageShape, classes: int) -> int:
-    """Count the parameters of the whole classifier, each shared one once."""
-    model = abstract_classifier(config, image, classes)
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -42,6 +42,8 @@ def num_positions(config: VisionConfig, image: ImageShape) -> int:
 class ImageClassifier(Layered):
     """A classifier reads the class token at the end of an encoder: images → logits of classes."""
 
+    around = ("patches", "class_token", "head")
+
     mean: Tensor
     std: Tensor
 
@@ -142,9 +144,3 @@ class ImageClassifier(Layered):
             mean, std = (each[:, None, None] for each in (self.mean, self.std))
             images = (images / 255 - mean) / std
         return images.to(self.patches.weight.dtype)
-
-
-def core_parameters(model: ImageClassifier) -> int:
-    """Count parameters without patches, class token and head, each shared one once."""
-    outside = ("patches", "class_token", "head")
-    return sum(p.numel() for name, p in model.named_parameters() if not name.startswith(outside))

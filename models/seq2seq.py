@@ -35,6 +35,8 @@ def _embedding(vocab_size: int, pad_idx: int, dim: int) -> StandardEmbedding:
 class TranslationModel(Layered, Seq2SeqModel):
     """This fairseq2 sequence-to-sequence model is what the trainer and the beam search see."""
 
+    around = ("encoder_frontend", "decoder_frontend", "final_proj")
+
     final_proj: OutputProjection
 
     def __init__(
@@ -201,13 +203,3 @@ class _EncoderOutput(IncrementalState):
 
     def capacity_bytes(self) -> int:
         return self.seqs.nbytes
-
-
-def core_parameters(model: nn.Module) -> int:
-    """Count parameters outside embeddings and output projection, each shared one once."""
-    outside = {
-        id(parameter)
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if "frontend" in name or "final_proj" in name
-    }
-    return sum(p.numel() for p in model.parameters() if id(p) not in outside)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Concatenate, Generic, NamedTuple, ParamSpec
+from typing import ClassVar, Concatenate, Generic, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -214,8 +214,32 @@ class Stack(nn.Module, Generic[P]):
         return x
 
 
+class ParameterCounts(NamedTuple):
+    """How many parameters a model has, each shared one counted once."""
+
+    total: int
+    core: int
+    """Without what its data are the size of, such as the embeddings of a vocabulary."""
+
+
 class Layered(nn.Module):
     """A model with an encoder, and perhaps a decoder, each of them a stack of layers."""
+
+    around: ClassVar[tuple[str, ...]]
+    """How the names of parameters begin that are not of the core."""
+
+    @property
+    def parameter_counts(self) -> ParameterCounts:
+        """Count the parameters. (Of weights that ZeRO 3 has cut up there is nothing to count.)"""
+        around = {
+            id(parameter)
+            for name, parameter in self.named_parameters(remove_duplicate=False)
+            if name.startswith(self.around)
+        }
+        sizes = [(p.numel(), id(p) not in around) for p in self.parameters()]
+        return ParameterCounts(
+            total=sum(size for size, _ in sizes), core=sum(size for size, core in sizes if core)
+        )
 
     @property
     def stacks(self) -> dict[str, nn.Module]:

@@ -23,16 +23,16 @@ from data_prep.images.shards import read_images_manifest
 from data_prep.taken_vocabulary import vocabulary_sizes
 from data_prep.text import PAD_IDX
 from models.factory import (
-    classifier_parameter_count,
+    abstract_classifier,
+    abstract_model,
     create_classifier,
     create_model,
-    parameter_count,
 )
 from models.image_classifier import ImageShape, num_positions
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import positive_argument, run_command
 from pipeline.preflight import GIB
-from pipeline.recipe import Recipe, UsageError
+from pipeline.recipe import Recipe, TrainingConfig, UsageError
 from pipeline.training.deepspeed_config import (
     ON_GPU,
     activation_checkpointing,
@@ -54,10 +54,28 @@ class StateBytes(NamedTuple):
     optimizer: float
 
 
+class Parameters(NamedTuple):
+    """How many a model has."""
+
+    all: int
+    trained: int
+    """But for those that `training.freeze` names."""
+
+    @classmethod
+    def of(cls, model: nn.Module, training: TrainingConfig) -> Parameters:
+        """Count them."""
+        if training.freeze:
+            from pipeline.training.trainer import freeze
+
+            freeze(model, training.freeze)
+        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+        return cls(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+
+
 class Needs(NamedTuple):
     """What depends on what is learnt."""
 
-    parameters: int
+    parameters: Parameters
     transformer_parameters: int
     """Of a Transformer of this width and depth."""
 
@@ -80,8 +98,10 @@ def needs_of(recipe: Recipe, dtype: torch.dtype) -> Needs:
     assert isinstance(recipe, TranslationRecipe)
     training, vocab_sizes = recipe.training, vocabulary_sizes(recipe.data.vocabulary)
     return Needs(
-        parameters=parameter_count(recipe.model, vocab_sizes),
-        transformer_parameters=parameter_count(recipe.model.plain, vocab_sizes),
+        parameters=Parameters.of(abstract_model(recipe.model, vocab_sizes), training),
+        transformer_parameters=abstract_model(
+            recipe.model.plain, vocab_sizes
+        ).parameter_counts.total,
         unit="tokens",
         batch=training.max_tokens,
         micro_batch=training.micro_batch,
@@ -93,8 +113,10 @@ def _needs_of_classification(recipe: ClassificationRecipe, dtype: torch.dtype) -
     training, model, classes = recipe.training, recipe.model, _classes(recipe)
     image = ImageShape(recipe.data.channels, recipe.data.image_size)
     return Needs(
-        parameters=classifier_parameter_count(model, image, classes),
-        transformer_parameters=classifier_parameter_count(model.plain, image, classes),
+        parameters=Parameters.of(abstract_classifier(model, image, classes), training),
+        transformer_parameters=abstract_classifier(
+            model.plain, image, classes
+        ).parameter_counts.total,
         unit="images",
         batch=training.batch_size,
         micro_batch=training.micro_batch,
@@ -117,15 +139,16 @@ def _classes(recipe: ClassificationRecipe) -> int:
 def activations_per_token(recipe: TranslationRecipe, dtype: torch.dtype) -> float:
     """Return the bytes kept for each token position of the longer side, both stacks together."""
     size = min(*vocabulary_sizes(recipe.data.vocabulary), 1000)  # logits are never kept
+    tokens = min(SENTENCE_TOKENS, recipe.model.max_seq_len)
     model = create_model(recipe.model, (size, size), PAD_IDX).train()
     policy = activation_checkpointing(recipe.training, recipe.model)
     model.checkpoint_activations(policy)
 
     def loss(sentences: int) -> Tensor:
-        source, target = torch.randint(4, size, (2, sentences, SENTENCE_TOKENS))
+        source, target = torch.randint(4, size, (2, sentences, tokens))
         return model(source, model.layout(source), target, model.layout(target), target)
 
-    per_token = _kept_each(model, loss, dtype) / SENTENCE_TOKENS
+    per_token = _kept_each(model, loss, dtype) / tokens
     if policy.keep_attention:  # autograd does not see these outputs: encoder, decoder, cross
         outputs = recipe.model.encoder_levels + 2 * recipe.model.decoder_levels
         per_token += outputs * recipe.model.model_dim * dtype.itemsize
@@ -198,7 +221,7 @@ class Widths(NamedTuple):
         return cls(2, 2 if stage < 2 else 4, 4)
 
 
-def state_bytes(parameters: int, stage: int, gpus: int, precision: str) -> StateBytes:
+def state_bytes(parameters: Parameters, stage: int, gpus: int, precision: str) -> StateBytes:
     """Return what weights, gradients and optimizer take on each GPU.
 
     :param stage: of ZeRO.
@@ -207,9 +230,9 @@ def state_bytes(parameters: int, stage: int, gpus: int, precision: str) -> State
     width = Widths.of(precision, stage)
     optimizer = ADAM_BYTES + (0 if precision == "fp32" else 4)
     return StateBytes(
-        weights=parameters * width.weights / (gpus if stage >= 3 else 1),
-        gradients=parameters * width.gradients / (gpus if stage >= 2 else 1),
-        optimizer=parameters * optimizer / (gpus if stage >= 1 else 1),
+        weights=parameters.all * width.weights / (gpus if stage >= 3 else 1),
+        gradients=parameters.trained * width.gradients / (gpus if stage >= 2 else 1),
+        optimizer=parameters.trained * optimizer / (gpus if stage >= 1 else 1),
     )
 
 
@@ -224,22 +247,24 @@ def bucket_bytes(settings: dict[str, Any], parameters: int, stage: int, half: bo
     return reduce_bucket_size(settings, parameters) * (2 if half else 4) * (2 if doubled else 1)
 
 
-def sent_bytes(parameters: int, stage: int, gpus: int, precision: str, accumulation: int) -> float:
+def sent_bytes(
+    parameters: Parameters, stage: int, gpus: int, precision: str, accumulation: int
+) -> float:
     """Return the bytes that each GPU sends in a step, with ring collectives.
 
     Stage 0 all-reduces the gradients, which sends them twice. Stage 1 reduces them to their owners
-    and gathers the weights. Stage 2 reduces after every micro-batch. Stage 3 also gathers the
-    weights for each forward and each backward pass.
+    and gathers the weights that have changed. Stage 2 reduces after every micro-batch. Stage 3 also
+    gathers all weights for each forward and each backward pass.
 
     :param accumulation: micro-batches of a GPU in a step.
     """
     width = Widths.of(precision, stage)
-    gradients, weights = parameters * width.sent, parameters * width.weights
+    gradients, changed = parameters.trained * width.sent, parameters.trained * width.weights
     volume = {
         0: 2 * gradients,
-        1: gradients + weights,
-        2: accumulation * gradients + weights,
-        3: accumulation * (gradients + 2 * weights),
+        1: gradients + changed,
+        2: accumulation * gradients + changed,
+        3: accumulation * (gradients + 2 * parameters.all * width.weights),
     }
     return volume[stage] * (gpus - 1) / gpus
 
@@ -255,32 +280,38 @@ def print_estimate(recipe: Recipe, nodes: int, gpus_per_node: int) -> None:
     accumulation = passes(micro_batches, gpus)
     idle = max(0, gpus - micro_batches)
     activations = needs.activations * needs.micro_batch
+    average = 4 * needs.parameters.all if recipe.training.ema_decay else 0
+    frozen = needs.parameters.all - needs.parameters.trained
+    transformer = Parameters(needs.transformer_parameters, needs.transformer_parameters)
     console = Console()
     console.print(
-        f"{needs.parameters:,} parameters ({recipe.model.architecture}; a Transformer of this "
-        f"width and depth has {needs.transformer_parameters:,}), {'16' if half else '32'} bits\n"
+        f"{needs.parameters.all:,} parameters ({recipe.model.architecture}; a Transformer of this "
+        f"width and depth has {transformer.all:,}), {'16' if half else '32'} bits"
+        f"{f'; {frozen:,} are frozen' if frozen else ''}\n"
         f"{gpus} GPUs; a global batch of {needs.batch:,} {needs.unit} is {accumulation} × "
         f"{needs.micro_batch:,} {needs.unit} a GPU{f', and {idle} GPUs idle' if idle else ''}; "
-        f"activations {activations / GIB:.2f} GiB\n"
+        f"activations {activations / GIB:.2f} GiB"
+        f"{f', moving average {average / GIB:.3f} GiB' if average else ''}\n"
     )
     table = Table("ZeRO", title="GiB per GPU, by ZeRO stage")
     for column in ("weights", "gradients", "Adam", "bucket", "all*", "sent†", "Transformer†"):
         table.add_column(column, justify="right")
     for stage in range(1 if half else 0, 4):  # training refuses 16 bits at stage 0
         state = state_bytes(needs.parameters, stage, gpus, kind)
-        bucket = bucket_bytes(settings, needs.parameters, stage, half)
+        bucket = bucket_bytes(settings, needs.parameters.trained, stage, half)
         sent, transformer_sent = (
             sent_bytes(number, stage, gpus, kind, accumulation)
-            for number in (needs.parameters, needs.transformer_parameters)
+            for number in (needs.parameters, transformer)
         )
-        everything = sum(state) + bucket + activations
+        everything = sum(state) + bucket + activations + average
         values = (*state, bucket, everything, sent, transformer_sent)
         table.add_row(str(stage), *(f"{value / GIB:.3f}" for value in values))
     console.print(table)
     console.print(
-        "* with activations; beside it the CUDA context, network buffers, of translations a chunk "
-        "of logits (0.7 GiB), and what the allocator cannot reuse\n"
-        "† in a step, by ring collectives; and what the Transformer would send\n"
+        "* with activations and a moving average; beside it the CUDA context, network buffers, of "
+        "translations a chunk of logits (0.7 GiB), and what the allocator cannot reuse\n"
+        "† in a step, by ring collectives; and what the Transformer would send, with nothing "
+        "frozen\n"
         "Offload is not counted: it moves Adam, and with offload_param the weights, to the host."
     )
 

@@ -15,14 +15,17 @@ INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 BLUE, ORANGE = "#2b6cb0", "#dd6b20"
 
 
-def draw_losses(history: Mapping[str, Mapping[int, float]], path: Path) -> None:
+def draw_losses(
+    history: Mapping[str, Mapping[int, float]], path: Path, *, smoothed: bool = False
+) -> None:
     """Draw training and validation loss, and validation BLEU or accuracy, over the steps.
 
     :param history: metric → step → value. Without losses nothing is drawn.
+    :param smoothed: say that the training loss has label smoothing; the validation loss never has.
     :param path: of the PNG.
     """
     curves = {
-        "train_loss": ("training", BLUE, "-"),
+        "train_loss": ("training, labels smoothed" if smoothed else "training", BLUE, "-"),
         "valid_loss": ("validation", ORANGE, "o-"),
     }
     if not any(history.get(key) for key in curves):

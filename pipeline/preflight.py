@@ -1,4 +1,4 @@
-"""Checks before time is spent: the environment, and the room for checkpoints."""
+"""Checks of the environment before time is spent."""
 
 # Functions import torch, fairseq2 and deepspeed themselves: to see whether they can be imported;
 # and other functions of this file are for commands that do not wait for them.
@@ -11,28 +11,18 @@ import platform
 import shutil
 import signal
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
 from data_prep.files import first_line
-from pipeline.recipe import Recipe
 
 GIB = 1 << 30
 
 
 class PreflightError(Exception):
     """Training cannot work in this environment."""
-
-
-class Space(NamedTuple):
-    """Room on the disk for checkpoints, in GiB."""
-
-    free: float
-    needed: float  # by all checkpoints together
 
 
 def check_environment() -> list[str]:
@@ -101,35 +91,6 @@ def remove_dead_build_locks() -> list[Path]:
     for lock in dead:
         lock.unlink(missing_ok=True)
     return dead
-
-
-def check_space(recipe: Recipe, parameters: int) -> Space:
-    """Check that there is room for the checkpoints that `recipe` will keep.
-
-    :param parameters: how many the model has.
-    :raises PreflightError: the folder cannot be written, or there is not enough room.
-    """
-    # Weights; for the optimizer a float32 copy of them and two moments; the moving average.
-    checkpoint_bytes = (20 if recipe.training.ema_decay else 16) * parameters
-    folder = recipe.checkpoints
-    try:
-        folder.mkdir(exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise PreflightError(f"{folder}: cannot be written: {error.strerror}") from error
-    # Besides them the best, and one more: a new one is written before an old one is deleted.
-    needed = checkpoint_bytes * (recipe.training.keep_checkpoints + 2)
-    ours = folder.glob("step-" + 8 * "[0-9]" + "/*")
-    there = sum(path.stat().st_size for path in ours if path.is_file())
-    free = shutil.disk_usage(folder).free
-    if free + there < needed:
-        raise PreflightError(
-            f"{folder}: {recipe.training.keep_checkpoints} checkpoints, the best and a new one "
-            f"take {needed / GIB:.2f} GiB, and {(free + there) / GIB:.2f} GiB are there; make "
-            "room, or lower training.keep_checkpoints"
-        )
-    return Space(free / GIB, needed / GIB)
 
 
 def _build_cpu_operator() -> None:

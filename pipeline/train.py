@@ -117,6 +117,8 @@ def tell_steps_left(task: Task[Any]) -> NoReturn:
     recipe = task.recipe
     task.check_recipe()
     newest = checkpoint_to_resume(recipe, task.identity(), task.criterion)
+    if newest is None and recipe.training.init_from:
+        task.check_base(recipe.training.init_from)
     if newest is None or not is_finished(recipe, task.criterion, newest):
         check_training_text(recipe)
         sys.exit(STEPS_LEFT)

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from data_prep.files import digest_of, fsync, write_atomically, write_json
+from pipeline.preflight import GIB
+from pipeline.recipe import Recipe
 
 log = logging.getLogger("checkpoint")
 
@@ -312,6 +315,35 @@ def _point_to_best(folder: Path, step: int | None) -> None:
         write_atomically(folder / "best", tag_of(step))
     else:
         (folder / "best").unlink(missing_ok=True)
+
+
+def check_space(recipe: Recipe, parameters: int) -> tuple[int, int]:
+    """Check that there is room for the checkpoints that `recipe` will keep.
+
+    :param parameters: how many the model has.
+    :returns: the free bytes, and those that all checkpoints together take.
+    :raises CheckpointError: the folder cannot be written, or there is not enough room.
+    """
+    # Weights; for the optimizer a float32 copy of them and two moments; the moving average.
+    checkpoint_bytes = (20 if recipe.training.ema_decay else 16) * parameters
+    folder = recipe.checkpoints
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error.strerror}") from error
+    # Besides them the best, and one more: a new one is written before an old one is deleted.
+    needed = checkpoint_bytes * (recipe.training.keep_checkpoints + 2)
+    there = sum(path.stat().st_size for path in folder.glob(f"{OURS}/*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if free + there < needed:
+        raise CheckpointError(
+            f"{folder}: {recipe.training.keep_checkpoints} checkpoints, the best and a new one "
+            f"take {needed / GIB:.2f} GiB, and {(free + there) / GIB:.2f} GiB are there; make "
+            "room, or lower training.keep_checkpoints"
+        )
+    return free, needed
 
 
 def remove_unfinished(folder: Path) -> None:

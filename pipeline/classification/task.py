@@ -18,19 +18,22 @@ from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices
 from data_prep.identity import check_corpora
 from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
-from pipeline.checkpoints.folder import CheckpointError, Criterion
+from models.export_format import ClassifierSettings, ModelError, read_classifier_settings
+from pipeline.checkpoints.folder import Criterion
 from pipeline.classification.run_model import model_for, model_identity
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import UsageError
 from pipeline.tracking.provenance import DataFacts
 from pipeline.training.deepspeed_config import activation_checkpointing
+from pipeline.training.initial_weights import check_initial_weights, load_initial_weights
 from pipeline.training.task import Task
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from models.image_classifier import ImageClassifier
+    from models.stack import ParameterCounts
     from pipeline.classification.augmentation import AugmentedImages
     from pipeline.classification.batches import ImageBatch
     from pipeline.training.task import Model
@@ -130,52 +133,41 @@ class ClassificationTask(Task["ImageBatch"]):
 
     # ── Model and loss ──────────────────────────────────────────────────────────────────────────
 
-    def parameter_count(self) -> int:
-        from models.factory import classifier_parameter_count
+    def parameter_counts(self) -> ParameterCounts:
+        from models.factory import abstract_classifier
         from models.image_classifier import ImageShape
 
         data = self.images.data
         shape = ImageShape(data.channels, self.recipe.data.image_size)
-        return classifier_parameter_count(self.recipe.model, shape, len(data.classes))
-
-    def core_parameters(self, model: nn.Module) -> int:
-        from models.image_classifier import ImageClassifier, core_parameters
-
-        assert isinstance(model, ImageClassifier)
-        return core_parameters(model)
+        return abstract_classifier(self.recipe.model, shape, len(data.classes)).parameter_counts
 
     def create_model(self, *, begins: bool = True) -> ImageClassifier:
         recipe, training = self.recipe, self.recipe.training
         model = model_for(recipe, self.images.data)
         if training.init_from and begins:
-            self._load_initial_weights(model, training.init_from)
+            self.check_base(training.init_from)
+            load_initial_weights(model, training.init_from)
         model.checkpoint_activations(activation_checkpointing(training, recipe.model))
         if training.compile:
             model.compile_layers()
         return model
 
-    def _load_initial_weights(self, model: ImageClassifier, folder: Path) -> None:
-        """Load the weights of an export into `model`, which then also normalises images as that
-        does.
+    def check_base(self, folder: Path) -> None:
+        data, size = self.images.data, self.recipe.data.image_size
 
-        :raises CheckpointError: it has other classes or images, or is of another model.
-        """
-        from models.export_format import ModelError, read_classifier_settings
-        from pipeline.training.initial_weights import load_initial_weights
-
-        try:
+        def read() -> ClassifierSettings:
             settings = read_classifier_settings(folder)
-            if settings.classes != list(self.images.data.classes):
+            if settings.classes != list(data.classes):
                 raise ModelError(f"{folder} has other classes than {self.recipe.shards}")
-            theirs, (channels, size) = (settings.channels, settings.image_size), model.image
-            if theirs != (channels, size):
+            theirs = settings.channels, settings.image_size
+            if theirs != (data.channels, size):
                 raise ModelError(
                     f"{folder} takes {theirs[0]} channels of {theirs[1]} × {theirs[1]} pixels, the "
-                    f"recipe's images are {channels} of {size} × {size}"
+                    f"recipe's images are {data.channels} of {size} × {size}"
                 )
-        except ModelError as error:
-            raise CheckpointError(f"training.init_from: {error}") from error
-        load_initial_weights(model, folder, settings, self.recipe.model)
+            return settings
+
+        check_initial_weights(folder, read, self.recipe.model)
 
     def loss(self, model: Model, batch: ImageBatch) -> Tensor:
         return _cross_entropy(model(batch.to_device()), batch, self.recipe.training.label_smoothing)

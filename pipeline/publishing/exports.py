@@ -106,7 +106,7 @@ def export(
             write_onnx(model, partial, quantization, shortlist=settings.shortlist)
         else:
             write_weights(model, partial)
-        made: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+        made: dict[str, Any] = {"parameters": model.parameter_counts.total}
         if settings.shortlist:
             made["shortlist"] = _write_shortlist(recipe, format, partial)
         elif wants_shortlist(recipe, format):

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from data_prep.images.shards import ImagesManifest, read_images_manifest
-from models.image_classifier import core_parameters
+from models.factory import abstract_classifier
+from models.image_classifier import ImageShape
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.trained_with import as_trained
-from pipeline.classification.run_model import model_for
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.images import scores_of
 from pipeline.evaluation.result import Scores
@@ -60,9 +58,9 @@ def _head(recipe: ClassificationRecipe, scores: Scores, name: str) -> dict[str, 
 
 def _model_section(recipe: ClassificationRecipe, data: ImagesManifest) -> str:
     model = recipe.model
-    with torch.device("meta"):
-        shapes = model_for(recipe, data)
     size = recipe.data.image_size
+    shape = ImageShape(data.channels, size)
+    counts = abstract_classifier(model, shape, len(data.classes)).parameter_counts
     rows = {
         "architecture": model.architecture,
         "images": f"{size} × {size} pixels, {'grey' if data.channels == 1 else 'RGB'}; others are "
@@ -72,8 +70,8 @@ def _model_section(recipe: ClassificationRecipe, data: ImagesManifest) -> str:
         "attention heads": model.num_heads,
         "feed-forward width": model.ffn_inner_dim,
         "levels": model.num_levels,
-        "parameters": f"{sum(p.numel() for p in shapes.parameters()):,}",
-        "of them without patches, class token and head": f"{core_parameters(shapes):,}",
+        "parameters": f"{counts.total:,}",
+        "of them without patches, class token and head": f"{counts.core:,}",
     }
     text = ""
     if model.architecture == "ringformer":

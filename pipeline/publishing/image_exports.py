@@ -48,6 +48,6 @@ def export_classifier(
             write_onnx_classifier(model, partial)
         else:
             write_weights(model, partial)
-        return {"parameters": sum(p.numel() for p in model.parameters())}
+        return {"parameters": model.parameter_counts.total}
 
     write_export(recipe, checkpoints, folder, settings, card, write)

@@ -84,12 +84,11 @@ def yaml_header(head: dict[str, Any]) -> str:
 
 def _model_section(recipe: TranslationRecipe) -> str:
     from models.factory import abstract_model
-    from models.seq2seq import core_parameters
 
     model = recipe.evaluated_model
     source, target = load_vocabularies(recipe.shards)
     sizes = (source.get_piece_size(), target.get_piece_size())
-    shapes = abstract_model(model, sizes)
+    counts = abstract_model(model, sizes).parameter_counts
     settings = recipe.data.vocabulary
     kind = settings.type if settings.taken_from is None else "of another model"
     vocabulary_sizes = [f"{size:,}" for size in (sizes if source is not target else sizes[:1])]
@@ -99,8 +98,8 @@ def _model_section(recipe: TranslationRecipe) -> str:
         "attention heads": model.num_heads,
         "feed-forward width": model.ffn_inner_dim,
         "levels in encoder and decoder": f"{model.encoder_levels} and {model.decoder_levels}",
-        "parameters": f"{sum(p.numel() for p in shapes.parameters()):,}",
-        "of them without embeddings and output projection": f"{core_parameters(shapes):,}",
+        "parameters": f"{counts.total:,}",
+        "of them without embeddings and output projection": f"{counts.core:,}",
         "vocabulary": f"SentencePiece {kind}, {' + '.join(vocabulary_sizes)} tokens",
         "longest input": f"{recipe.data.max_tokens_per_side} tokens; longer ones are split",
     }

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from models.config import LayersConfig
 from models.export_format import ClassifierSettings, ExportSettings, ModelError, load_weights
@@ -17,33 +18,46 @@ if TYPE_CHECKING:
 FREE = {"dropout"}  # keys of `model` that weights do not depend on
 
 
-def load_initial_weights(
-    model: nn.Module,
-    folder: Path,
-    settings: ExportSettings | ClassifierSettings,
-    ours: LayersConfig,
+def check_initial_weights(
+    folder: Path, read: Callable[[], ExportSettings | ClassifierSettings], ours: LayersConfig
 ) -> None:
-    """Load the weights of an export into `model`.
+    """Compare an export with the model that it is to be the beginning of. Shapes alone do not tell
+    heads, for example.
 
-    :param folder: of the export.
-    :param settings: what it is. Shapes alone do not tell heads, for example.
-    :param ours: the recipe's.
-    :raises CheckpointError: the export cannot be trained on, or is of another model.
+    :param read: compares it with the data, and returns what it is.
+    :param ours: the recipe's model.
+    :raises CheckpointError: it cannot be trained on, or is of another model or of other data.
     """
-    from safetensors import SafetensorError
-
     try:
+        settings = read()
         if settings.format != "safetensors":
             raise ModelError(
                 f"{folder} is in format {settings.format}, and cannot be trained on; "
                 "`./run.sh export --format safetensors` writes it as it was"
             )
-        its = settings.model.model_dump(mode="json")
-        for key, value in ours.model_dump(mode="json", exclude=FREE).items():
-            if its[key] != value:
-                raise ModelError(f"{folder} has model.{key} {its[key]}, the recipe says {value}")
+        theirs = _shape(settings.model)
+        for key, value in _shape(ours).items():
+            if theirs[key] != value:
+                raise ModelError(f"{folder} has model.{key} {theirs[key]}, the recipe says {value}")
+    except (ModelError, OSError) as error:
+        raise CheckpointError(f"training.init_from: {error}") from error
+
+
+def _shape(model: LayersConfig) -> dict[str, Any]:
+    """Return the keys that weights depend on; a rank that the paper chooses is a number, too."""
+    keys = model.model_dump(mode="json", exclude=FREE)
+    return {**keys, **{key: model.rank_of(keys[key]) for key in model.ranks}}
+
+
+def load_initial_weights(model: nn.Module, folder: Path) -> None:
+    """Load the weights of an export that fits.
+
+    :raises CheckpointError: they are damaged, or not those of this model after all.
+    """
+    from safetensors import SafetensorError
+
+    try:
         load_weights(model, folder)
-    except (ModelError, OSError, RuntimeError, SafetensorError) as error:
-        problem = "" if isinstance(error, ModelError) else f"{folder} does not fit: "
+    except (OSError, RuntimeError, SafetensorError) as error:
         text = " ".join(str(error).split())
-        raise CheckpointError(f"training.init_from: {problem}{text}") from error
+        raise CheckpointError(f"training.init_from: {folder} does not fit: {text}") from error

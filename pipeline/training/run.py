@@ -10,10 +10,15 @@ import torch
 from rich.console import Console
 
 from data_prep.files import only_command_in
-from pipeline.checkpoints.folder import Checkpoint, remove_unfinished, set_aside_damaged
+from pipeline.checkpoints.folder import (
+    Checkpoint,
+    check_space,
+    remove_unfinished,
+    set_aside_damaged,
+)
 from pipeline.checkpoints.resume import checkpoint_to_resume, is_finished
 from pipeline.pictures import draw_losses
-from pipeline.preflight import check_space
+from pipeline.preflight import GIB
 from pipeline.ranks import without_greetings
 from pipeline.recipe import Recipe
 from pipeline.tracking.note import LOSSES, log_note
@@ -36,7 +41,7 @@ def check_run(task: Task[Batch], held: ExitStack) -> Checkpoint | None:
 
     :param held: takes the lock of `run_dir`.
     :returns: the checkpoint to go on from; None to start from step 0.
-    :raises DataError, CheckpointError, PreflightError: training cannot work, and why.
+    :raises DataError, CheckpointError: training cannot work, and why.
     """
     recipe, started = task.recipe, time.monotonic()
     held.enter_context(only_command_in(recipe.run_dir))
@@ -48,10 +53,10 @@ def check_run(task: Task[Batch], held: ExitStack) -> Checkpoint | None:
     if newest is not None:
         set_aside_damaged(recipe.checkpoints, newest)
     remove_unfinished(recipe.checkpoints)
-    free, needed = check_space(recipe, task.parameter_count())
+    free, needed = check_space(recipe, task.parameter_counts().total)
     seconds = time.monotonic() - started
     text = "preflight: %s; %.1f GiB free, %.2f GiB for checkpoints; %.1f s"
-    log.info(text, data, free, needed, seconds)
+    log.info(text, data, free / GIB, needed / GIB, seconds)
     return newest
 
 
@@ -83,7 +88,7 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
             trainer.deepspeed_config,
             ranks=trainer.world_size,
             device=str(trainer.device),
-            core_parameters=task.core_parameters(trainer.model),
+            core_parameters=task.parameter_counts().core,
         )
     status = "FAILED"
     try:
@@ -110,7 +115,7 @@ def _introduce(trainer: Trainer[Batch], newest: Checkpoint | None) -> None:
         "%s, %s core parameters; %s, %s; %d rank(s) × %d micro-batch(es) a step, ZeRO stage %d; "
         "padding %.1f%%",
         recipe.model.architecture,
-        f"{task.core_parameters(trainer.model):,}",
+        f"{task.parameter_counts().core:,}",
         trainer.device,
         precision(trainer.deepspeed_config),
         trainer.world_size,
@@ -143,6 +148,6 @@ def _draw_losses(tracker: Tracker, recipe: Recipe, last: int) -> None:
         for name, values in tracker.history.items()
     }
     try:
-        draw_losses(history, picture)
+        draw_losses(history, picture, smoothed=recipe.training.label_smoothing > 0)
     except OSError as error:  # a full disk: training ends as it has, not with a traceback
         log.warning("%s: not drawn: %s", picture, error.strerror)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from data_prep.batch_plan import BATCH_PLAN_VERSION, BatchPlan, GlobalBatch, Indices
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from models.stack import ParameterCounts
     from pipeline.training.trainer import Trainer
     from pipeline.training.validation import Interruption
 
@@ -85,6 +87,12 @@ class Task(ABC, Generic[Batch]):
         :raises DataError: they differ, in what, and what to do.
         """
 
+    def check_base(self, folder: Path) -> None:
+        """Compare an export with the model and the data of a training that starts from its weights.
+
+        :raises CheckpointError: they do not fit together.
+        """
+
     @abstractmethod
     def check_data(self) -> str:
         """Read all data that training needs and compare them with their checksums.
@@ -98,13 +106,8 @@ class Task(ABC, Generic[Batch]):
         """Return what tracking tells of the data."""
 
     @abstractmethod
-    def parameter_count(self) -> int:
-        """Return the number of the model's parameters."""
-
-    @abstractmethod
-    def core_parameters(self, model: nn.Module) -> int:
-        """Return the number of parameters of `model` without those that depend on the data's size,
-        such as embeddings of a vocabulary."""
+    def parameter_counts(self) -> ParameterCounts:
+        """Return how many parameters the model has."""
 
     @abstractmethod
     def create_model(self, *, begins: bool = True) -> nn.Module:

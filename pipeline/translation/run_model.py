@@ -16,10 +16,11 @@ from data_prep.shards import read_shards_manifest
 from data_prep.text import PAD_IDX
 from data_prep.vocabulary import load_vocabularies, vocabulary_digest
 from models.config import ModelConfig
-from models.export_format import ModelError, read_settings
-from pipeline.checkpoints.folder import Checkpoint, CheckpointError
+from models.export_format import ExportSettings, ModelError, read_settings
+from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.weights import average_weights, fitting_checkpoints
 from pipeline.recipe import UsageError
+from pipeline.training.initial_weights import check_initial_weights, load_initial_weights
 from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
@@ -76,28 +77,27 @@ def untrained_model(recipe: TranslationRecipe) -> TranslationModel:
     torch.manual_seed(recipe.training.seed)
     model = model_for(recipe.model, load_vocabularies(recipe.shards))
     if recipe.training.init_from:
-        load_initial_weights(recipe, model, recipe.training.init_from)
+        check_base(recipe, recipe.training.init_from)
+        load_initial_weights(model, recipe.training.init_from)
     return model
 
 
-def load_initial_weights(recipe: TranslationRecipe, model: TranslationModel, folder: Path) -> None:
-    """Load the weights of an export into `model`.
+def check_base(recipe: TranslationRecipe, folder: Path) -> None:
+    """Compare an export with the run that starts from its weights.
 
     :raises CheckpointError: it has another vocabulary than the shards, or is of another model.
     """
-    from pipeline.training import initial_weights
 
-    shards = recipe.shards
-    try:
+    def read() -> ExportSettings:
         settings = read_settings(folder)
-        if vocabulary_digest(folder) != vocabulary_digest(shards):
+        if vocabulary_digest(folder) != vocabulary_digest(recipe.shards):
             raise ModelError(
-                f"{folder} has another vocabulary than {shards}; prepare them with its own: "
+                f"{folder} has another vocabulary than {recipe.shards}; prepare them with its own: "
                 f"data.vocabulary.from: {folder}"
             )
-    except (ModelError, OSError) as error:
-        raise CheckpointError(f"training.init_from: {error}") from error
-    initial_weights.load_initial_weights(model, folder, settings, recipe.model)
+        return settings
+
+    check_initial_weights(folder, read, recipe.model)
 
 
 def model_for(

@@ -21,20 +21,18 @@ from data_prep.text import PAD_IDX, vocabulary_files
 from pipeline.checkpoints.folder import Criterion
 from pipeline.tracking.provenance import DataFacts
 from pipeline.training.deepspeed_config import activation_checkpointing
+from pipeline.training.initial_weights import load_initial_weights
 from pipeline.training.task import Task
-from pipeline.translation.run_model import (
-    check_decoder_levels,
-    load_initial_weights,
-    model_identity,
-)
+from pipeline.translation.run_model import check_base, check_decoder_levels, model_identity
 from pipeline.translation.teacher import check_teachers
 from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from models.seq2seq import TranslationModel
+    from models.stack import ParameterCounts
     from pipeline.training.task import Model
     from pipeline.training.trainer import Trainer
     from pipeline.training.validation import Interruption
@@ -92,6 +90,9 @@ class TranslationTask(Task["PairBatch"]):
         check_taken_vocabulary(self.recipe.data, self.recipe.shards)
         check_teachers(self.recipe.data, self.recipe.run_dir)
 
+    def check_base(self, folder: Path) -> None:
+        check_base(self.recipe, folder)
+
     def check_data(self) -> str:
         recipe = self.recipe
         train = ShardReader(recipe.shards, "train", verify=True)
@@ -140,15 +141,10 @@ class TranslationTask(Task["PairBatch"]):
         """Return the sizes of the source and the target vocabulary."""
         return self.pairs.data.vocabulary.sizes
 
-    def parameter_count(self) -> int:
-        from models.factory import parameter_count
+    def parameter_counts(self) -> ParameterCounts:
+        from models.factory import abstract_model
 
-        return parameter_count(self.recipe.model, self.vocab_sizes)
-
-    def core_parameters(self, model: nn.Module) -> int:
-        from models.seq2seq import core_parameters
-
-        return core_parameters(model)
+        return abstract_model(self.recipe.model, self.vocab_sizes).parameter_counts
 
     def create_model(self, *, begins: bool = True) -> TranslationModel:
         from models.factory import create_model
@@ -156,7 +152,8 @@ class TranslationTask(Task["PairBatch"]):
         recipe, training = self.recipe, self.recipe.training
         model = create_model(recipe.model, self.vocab_sizes, PAD_IDX)
         if training.init_from and begins:
-            load_initial_weights(recipe, model, training.init_from)
+            self.check_base(training.init_from)
+            load_initial_weights(model, training.init_from)
         model.checkpoint_activations(activation_checkpointing(training, recipe.model))
         if training.compile:
             model.compile_layers()

@@ -69,11 +69,11 @@ def test_parameters_of_the_parts_are_all() -> None:
     assert parts["patches"] == 7 * 7 * D + D
     assert parts["class_token"] == D
     assert parts["head"] == D * C + C
-    assert sum(parts.values()) == counts.parameters
+    assert sum(parts.values()) == counts.total
     assert counts.core == parts["encoder"] + parts["final_layer_norm"]
     base = count_translation(ModelConfig(), (100, 100), Lengths(32, 32))
     assert base.core == 8_943_616
-    assert base.parameters == base.core + 100 * 512  # one matrix of embeddings, tied
+    assert base.total == base.core + 100 * 512  # one matrix of embeddings, tied
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from models.config import ActivationCheckpointing, Architecture, ModelConfig
 from models.factory import create_model
 from models.ringformer import RingDecoder
 from models.ringformer.reference import from_reference
-from models.seq2seq import TranslationModel, core_parameters
+from models.seq2seq import TranslationModel
 from tests.models.test_models import PAD, VOCAB, loss, sequences, tiny
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
@@ -30,7 +30,7 @@ def test_core_parameters_at_base_size(encoder_levels: int, decoder_levels: int) 
     expected += decoder_levels * (signals + 3 * norm)
     config = ModelConfig(encoder_levels=encoder_levels, decoder_levels=decoder_levels)
     with torch.device("meta"):
-        assert core_parameters(create_model(config, (VOCAB, VOCAB), PAD)) == expected
+        assert create_model(config, (VOCAB, VOCAB), PAD).parameter_counts.core == expected
 
 
 def test_one_number_is_both() -> None:

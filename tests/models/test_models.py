@@ -21,7 +21,7 @@ from models.factory import create_model
 from models.output import OutputProjection
 from models.ringformer import RingEncoder
 from models.ringformer.ring import Ring
-from models.seq2seq import TranslationModel, core_parameters
+from models.seq2seq import TranslationModel
 from pipeline.translation.batches import PairBatch, collate_ids
 from tests.conftest import run_process
 
@@ -80,7 +80,7 @@ def loss(
 def test_core_parameters_at_base_size(changes: dict[str, object], expected: int) -> None:
     with torch.device("meta"):
         model = create_model(ModelConfig.model_validate(changes), (VOCAB, VOCAB), PAD)
-    assert core_parameters(model) == expected
+    assert model.parameter_counts.core == expected
 
 
 # Checkpoints and exports depend on these names, and optimizer states on their order.
@@ -456,7 +456,7 @@ def test_initially_two_sentences_differ(architecture: Architecture, num_levels: 
 def test_universal_transformer_has_one_of_everything() -> None:
     with torch.device("meta"):
         sizes = [
-            core_parameters(create_model(config, (VOCAB, VOCAB), PAD))
+            create_model(config, (VOCAB, VOCAB), PAD).parameter_counts.core
             for config in (
                 ModelConfig(architecture="universal", num_levels=1),
                 ModelConfig(architecture="universal", num_levels=6),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models.config import ActivationCheckpointing, Architecture, LevelSignals, VisionConfig
 from models.factory import create_classifier
-from models.image_classifier import ImageClassifier, ImageShape, core_parameters
+from models.image_classifier import ImageClassifier, ImageShape
 from models.ringformer import VisionRing
 from models.vision_transformer import VisionTransformer
 
@@ -96,9 +96,9 @@ def gradients(model: ImageClassifier) -> dict[str, Tensor]:
 def test_parameters_at_the_size_of_vit_s(changes: dict[str, object], expected: int) -> None:
     with torch.device("meta"):
         model = create_classifier(VisionConfig.model_validate(changes), ImageShape(3, 224), 1000)
-    assert core_parameters(model) == expected
+    assert model.parameter_counts.core == expected
     around = 512 * 3 * 16**2 + 512 + 512 + 1000 * 512 + 1000  # patches, class token, head
-    assert sum(p.numel() for p in model.parameters()) == expected + around
+    assert model.parameter_counts.total == expected + around
 
 
 # Checkpoints and exports depend on these names, and optimizer states on their order.

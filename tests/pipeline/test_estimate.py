@@ -9,9 +9,10 @@ import torch
 
 from data_prep.text import PAD_IDX
 from models.config import ActivationCheckpointing
-from models.factory import create_model, parameter_count
+from models.factory import abstract_model, create_model
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.estimate import (
+    Parameters,
     activations_per_image,
     activations_per_token,
     needs_of,
@@ -29,20 +30,42 @@ CLASSES = 10
 def test_parameters_are_counted_without_making_them() -> None:
     config = load_recipe(QUICKSTART).model
     model = create_model(config, (1000, 1000), PAD_IDX)
-    assert parameter_count(config, (1000, 1000)) == sum(p.numel() for p in model.parameters())
+    counted = abstract_model(config, (1000, 1000)).parameter_counts
+    assert counted.total == sum(p.numel() for p in model.parameters())
 
 
 def test_every_zero_stage_shards_more_and_sends_what_it_must() -> None:
+    each = Parameters(100, 100)
     whole = 4 + 4 + 8
-    assert [sum(state_bytes(100, stage, 1, "fp32")) for stage in range(4)] == [100 * whole] * 4
-    sharded = [sum(state_bytes(100, stage, 4, "fp32")) / 100 for stage in range(4)]
+    assert [sum(state_bytes(each, stage, 1, "fp32")) for stage in range(4)] == [100 * whole] * 4
+    sharded = [sum(state_bytes(each, stage, 4, "fp32")) / 100 for stage in range(4)]
     assert sharded == [16, 4 + 4 + 2, 4 + 1 + 2, 4]
-    assert sum(state_bytes(100, 3, 4, "fp16")) * 4 == 100 * (2 + 2 + 12)
-    assert sum(state_bytes(100, 3, 4, "bf16")) * 4 == 100 * (2 + 4 + 12)  # summed in float32
-    assert sum(state_bytes(100, 1, 4, "bf16")) == 100 * (2 + 2 + 12 / 4)
-    assert [sent_bytes(100, stage, 1, "fp32", 1) for stage in range(4)] == [0] * 4
-    assert [sent_bytes(100, stage, 2, "fp32", 3) for stage in range(4)] == [400, 400, 800, 1800]
-    assert [sent_bytes(100, stage, 2, "bf16", 3) for stage in (1, 2, 3)] == [300, 700, 1200]
+    assert sum(state_bytes(each, 3, 4, "fp16")) * 4 == 100 * (2 + 2 + 12)
+    assert sum(state_bytes(each, 3, 4, "bf16")) * 4 == 100 * (2 + 4 + 12)  # summed in float32
+    assert sum(state_bytes(each, 1, 4, "bf16")) == 100 * (2 + 2 + 12 / 4)
+    assert [sent_bytes(each, stage, 1, "fp32", 1) for stage in range(4)] == [0] * 4
+    assert [sent_bytes(each, stage, 2, "fp32", 3) for stage in range(4)] == [400, 400, 800, 1800]
+    assert [sent_bytes(each, stage, 2, "bf16", 3) for stage in (1, 2, 3)] == [300, 700, 1200]
+
+
+def test_what_is_frozen_has_neither_gradients_nor_moments() -> None:
+    part = Parameters(100, 10)
+    assert state_bytes(part, 1, 1, "fp32") == (400, 40, 80)
+    assert sum(state_bytes(part, 3, 4, "bf16")) * 4 == 100 * 2 + 10 * (4 + 12)
+    assert [sent_bytes(part, stage, 2, "fp32", 3) for stage in range(4)] == [40, 40, 80, 1260]
+    whole, frozen = (
+        needs_of(load_recipe(QUICKSTART, keys), torch.float32).parameters
+        for keys in ([], [("training.freeze", "[encoder]")])
+    )
+    assert frozen.all == whole.all == whole.trained
+    assert 0 < frozen.trained < frozen.all
+
+
+def test_sentences_are_no_longer_than_the_model_takes() -> None:
+    recipe = load_recipe(
+        QUICKSTART, [("model.max_seq_len", "16"), ("data.max_tokens_per_side", "16")]
+    )
+    assert needs_of(recipe, torch.float32).activations > 0
 
 
 def test_checkpoints_keep_a_part_of_the_activations() -> None:

@@ -13,7 +13,7 @@ from data_prep.vocabulary import vocabulary_digest
 from models.export_format import digest_of_export
 from pipeline.checkpoints.folder import CheckpointError, list_checkpoints
 from pipeline.recipe_file import load_recipe
-from pipeline.translation.run_model import untrained_model
+from pipeline.translation.run_model import check_base, untrained_model
 from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import exported
@@ -51,6 +51,8 @@ def test_an_export_is_trained_on_other_text(
     assert made.vocabulary.sha256 == vocabulary_digest(export) == vocabulary_digest(before.shards)
     assert made.of_split("train") != read_shards_manifest(before.shards).of_split("train")
     assert made.of_split("valid") == read_shards_manifest(before.shards).of_split("valid")
+    # What the export's recipe left to the paper may be said.
+    check_base(load_recipe(fine, [*keys, ("model.signal_rank", "2")]), export)
     assert torch.equal(
         untrained_model(recipe).source_embed.weight,
         TranslationTask(recipe).create_model().source_embed.weight,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_prep.text import PAD_IDX
-from models.factory import create_model
+from models.factory import abstract_model, create_model
 from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.checkpoints.weights import load_average, load_weights
 from pipeline.evaluation.evaluator import evaluate
@@ -17,7 +17,8 @@ from pipeline.publishing.exports import export
 from pipeline.recipe import ROOT
 from pipeline.recipe_file import load_recipe
 from pipeline.translation_recipe import TranslationRecipe
-from tests.pipeline.ranks import new_run, tracked, train
+from tests.conftest import Command
+from tests.pipeline.ranks import new_run, options, tracked, train
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +45,8 @@ def test_validation_bleu_on_two_ranks_is_that_of_evaluation(
         ranks=2, learning_rate=2e-2, checkpoint_every=1000, **settings,
     )  # fmt: skip
     assert codes == [0, 0], said
+    counts = abstract_model(prepared.model, (300, 300)).parameter_counts
+    assert f"train: ringformer, {counts.core:,} core parameters" in said  # of all ranks' parts
     found = tracked(run_dir, "valid_bleu")
     assert list(found) == [40, 80]
     assert sorted(tracked(run_dir, "valid_loss")) == [20, 40, 60, 80]
@@ -156,13 +159,15 @@ def model_parameters(recipe: Path) -> list[tuple[str, torch.Tensor]]:
 
 
 def test_a_warm_start_from_no_export(
-    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path
+    prepared: TranslationRecipe, tiny_recipe: Path, tmp_path: Path, command: Command
 ) -> None:
+    """It is told before the launcher starts."""
     run_dir = new_run(prepared, "misfit", "clean")
-    codes, said = train(tiny_recipe, run_dir, init_from=tmp_path)
-    assert codes == [1]
-    assert f"training.init_from: {tmp_path}: not an exported model" in said
-    assert "Traceback" not in said
+    given = options(tiny_recipe, run_dir, init_from=tmp_path)
+    done = command("pipeline.train", "--steps_left", *given)
+    assert done.returncode == 1
+    assert f"training.init_from: {tmp_path}: not an exported model" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_warm_start_from_what_cannot_be_trained(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices
+from models.stack import ParameterCounts
 from pipeline.checkpoints.folder import Criterion, list_checkpoints
 from pipeline.checkpoints.resume import checkpoint_to_resume, is_finished
 from pipeline.ranks import init_distributed, leave_ranks, rank
@@ -98,11 +99,9 @@ class ParityTask(Task[NumberBatch]):
     def data_facts(self) -> DataFacts:
         return DataFacts(names={}, manifest=None, shape={}, files=(), sets=())
 
-    def parameter_count(self) -> int:
-        return sum(parameter.numel() for parameter in self.create_model().parameters())
-
-    def core_parameters(self, model: nn.Module) -> int:
-        return sum(parameter.numel() for parameter in model.parameters())
+    def parameter_counts(self) -> ParameterCounts:
+        number = sum(parameter.numel() for parameter in self.create_model().parameters())
+        return ParameterCounts(number, number)
 
     def create_model(self, *, begins: bool = True) -> nn.Module:
         return nn.Sequential(nn.Linear(BITS, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 2))
