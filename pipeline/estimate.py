@@ -64,12 +64,17 @@ class Parameters(NamedTuple):
     @classmethod
     def of(cls, model: nn.Module, training: TrainingConfig) -> Parameters:
         """Count them."""
-        if training.freeze:
-            from pipeline.training.trainer import freeze
-
-            freeze(model, training.freeze)
+        _freeze(model, training)
         sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
         return cls(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+
+
+def _freeze(model: nn.Module, training: TrainingConfig) -> None:
+    """Leave out of training what `training.freeze` names."""
+    if training.freeze:
+        from pipeline.training.trainer import freeze  # with DeepSpeed, which takes seconds
+
+        freeze(model, training.freeze)
 
 
 class Needs(NamedTuple):
@@ -141,6 +146,7 @@ def activations_per_token(recipe: TranslationRecipe, dtype: torch.dtype) -> floa
     size = min(*vocabulary_sizes(recipe.data.vocabulary), 1000)  # logits are never kept
     tokens = min(SENTENCE_TOKENS, recipe.model.max_seq_len)
     model = create_model(recipe.model, (size, size), PAD_IDX).train()
+    _freeze(model, recipe.training)
     policy = activation_checkpointing(recipe.training, recipe.model)
     model.checkpoint_activations(policy)
 
@@ -159,6 +165,7 @@ def activations_per_image(recipe: ClassificationRecipe, classes: int, dtype: tor
     """Return the bytes kept for each image."""
     image = ImageShape(recipe.data.channels, recipe.data.image_size)
     model = create_classifier(recipe.model, image, classes).train()
+    _freeze(model, recipe.training)
     policy = activation_checkpointing(recipe.training, recipe.model)
     model.checkpoint_activations(policy)
 

@@ -54,11 +54,12 @@ def test_what_is_frozen_has_neither_gradients_nor_moments() -> None:
     assert sum(state_bytes(part, 3, 4, "bf16")) * 4 == 100 * 2 + 10 * (4 + 12)
     assert [sent_bytes(part, stage, 2, "fp32", 3) for stage in range(4)] == [40, 40, 80, 1260]
     whole, frozen = (
-        needs_of(load_recipe(QUICKSTART, keys), torch.float32).parameters
+        needs_of(load_recipe(QUICKSTART, keys), torch.float32)
         for keys in ([], [("training.freeze", "[encoder]")])
     )
-    assert frozen.all == whole.all == whole.trained
-    assert 0 < frozen.trained < frozen.all
+    assert frozen.parameters.all == whole.parameters.all == whole.parameters.trained
+    assert 0 < frozen.parameters.trained < frozen.parameters.all
+    assert frozen.activations < whole.activations
 
 
 def test_sentences_are_no_longer_than_the_model_takes() -> None:
