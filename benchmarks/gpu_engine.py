@@ -213,7 +213,7 @@ def plain_training(task: TranslationTask, device: torch.device, steps: int) -> F
         losses.append(float(total))
         if config.clip_norm:
             clip_grad_norm_(model.parameters(), config.clip_norm)
-        factor = learning_rate_factor(config, step, task.recipe.model.model_dim)
+        factor = learning_rate_factor(config, step, task.recipe.model.model_dim, config.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
         optimizer.step()

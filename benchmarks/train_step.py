@@ -49,7 +49,7 @@ def not_folded(config: ModelConfig, vocab_sizes: tuple[int, int], pad_idx: int) 
     model = create_model(config, vocab_sizes, pad_idx)
     for stack in (model.encoder, model.decoder):
         assert isinstance(stack, Ring)
-        stack.fold_from = math.inf
+        stack.fold_over = math.inf
     return model
 
 

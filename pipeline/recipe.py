@@ -52,7 +52,7 @@ class TrainingConfig(Section):
     """Seed of initial weights, batch order, dropout and augmentation."""
 
     max_steps: PositiveInt = 100_000
-    """Optimizer steps to train for; the cosine schedule ends there."""
+    """Optimizer steps to train for; the cosine schedule ends with training."""
 
     max_epochs: float | None = Limit(default=None, gt=0)
     """End after this many passes over the data, unless max_steps ends training before."""
@@ -99,7 +99,8 @@ class TrainingConfig(Section):
 
     ema_decay: float = Limit(default=0.0, ge=0, lt=1)
     """Keep an exponential moving average of the weights, for evaluation.use_ema; 0: none. In bf16
-    and fp16 it is one of weights that are rounded so."""
+    and fp16 it is one of weights that are rounded so. Validation, and so the best checkpoint and
+    early stopping, look at the weights themselves."""
 
     compile: bool = False
     """Compile the layers with torch.compile, which takes up to a minute at the start, and on a CPU

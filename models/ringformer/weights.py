@@ -5,6 +5,7 @@ The rivals that differ in what a level owns (`ring_stack.py`) are this same code
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -62,7 +63,7 @@ class Level(NamedTuple):
     ffn: FeedForward | None  # None in the decoder of `one_wide_ffn`
 
 
-FOLD_FROM = 24  # positions; measured (docs/design.md)
+FOLD_OVER = 23  # positions; measured (docs/design.md)
 
 
 class RingWeights(RingStack[Level, Tensor | None, CrossAttention | None]):
@@ -82,22 +83,25 @@ class RingWeights(RingStack[Level, Tensor | None, CrossAttention | None]):
             self.ffn_down = self.matrices(INIT_FFN, dim, inner_dim, residual=True)
             self.ffn_layer_norm = self.layer_norms(dim, owned=own_norms)
         self.tell_levels_apart(config, config.rank, config.rank, config.max_seq_len)
-        self.fold_from: float = FOLD_FROM
+        self.fold_over: float = FOLD_OVER
         self._levels: dict[bool, list[Level]] = {}  # by whether signals are folded
         self._made_of: tuple[object, ...] = ()
 
     def levels(self, x: Tensor) -> list[Level]:
         """Return every level's weights, to run over `x`.
 
-        Unless gradients may flow, they are kept until a parameter changes.
+        Unless gradients may flow, they are kept until a parameter changes. If they may, signals are
+        folded however few the positions are: with other operations gradients would be ready in
+        another order, in which DeepSpeed adds up those of all ranks.
 
         A write through `.data` is seen after the next call of `train` or `eval`.
 
-        :param x: `[B, S, d]`; with `fold_from` positions or more, level signals are folded, as they
-            always are where the layer is compiled.
+        :param x: `[B, S, d]`; over `fold_over` positions level signals are folded, as they always
+            are where the layer is compiled.
         """
-        fold = self.compiled or x.size(0) * x.size(1) >= self.fold_from
-        if self.training or torch.is_grad_enabled():
+        trains = self.training or torch.is_grad_enabled()
+        fold = self.compiled or (math.inf if trains else x.size(0) * x.size(1)) > self.fold_over
+        if trains:
             return self.make_levels(fold)
         device = self.self_attn_qkv.device.type
         autocast = device != "meta" and torch.is_autocast_enabled(device)

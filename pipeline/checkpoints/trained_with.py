@@ -27,7 +27,7 @@ OPTIMISATION = (
     "ema_decay",
     "augmentation",
 )
-LEARNT_WITH = ("seed", "max_steps", *OPTIMISATION)  # the schedule ends with max_steps
+LEARNT_WITH = ("seed", "max_steps", "max_epochs", *OPTIMISATION)  # the schedule ends with them
 
 
 def newest_checkpoint(recipe: Recipe) -> Checkpoint | None:

@@ -135,11 +135,12 @@ class Tracker:
         """Log metrics of a step.
 
         :param once: names of metrics. If all of them have (nearly) these values at this step
-            already, as after a training that was interrupted, nothing is logged.
+            already, as after a training that was interrupted, and the others any, nothing is
+            logged.
         """
-        before = {key: self.history.get(key, {}).get(step, math.nan) for key in once}
-        same = [math.isclose(value, metrics[key], rel_tol=1e-4) for key, value in before.items()]
-        if not (same and all(same)):
+        before = {key: values[step] for key, values in self.history.items() if step in values}
+        same = [math.isclose(before.get(key, math.nan), metrics[key], rel_tol=1e-4) for key in once]
+        if not (same and all(same) and metrics.keys() <= before.keys()):
             self._append_record("metrics", metrics=dict(metrics), step=step)
             add_to_history(self.history, metrics, step)
 

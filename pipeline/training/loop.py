@@ -101,6 +101,7 @@ class Loop(Generic[Batch]):
                 task = bar.add_task("", total=trainer.last_step, completed=trainer.step)
                 if validation.state.due:
                     self._catch_up()
+                    self.window, self.started = self._new_window(), time.monotonic()
                 while trainer.step < trainer.last_step and not validation.gave_up:
                     self.step()
                     bar.update(task, completed=trainer.step)

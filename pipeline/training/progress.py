@@ -60,14 +60,15 @@ class Window:
         :param waited: the mean of the ranks.
         """
         seconds = time.monotonic() - self.since
-        # When all steps were skipped there is no loss.
+        # When all steps were skipped there is neither loss nor padding.
         loss = total_loss / self.normaliser if self.normaliser else math.nan
+        padding = 1 - self.units / total_positions if total_positions else math.nan
         return {
             **task.loss_metrics(loss),
             f"speed/{task.unit}_per_second": self.units / seconds,
             f"speed/{task.target_unit}_per_second": self.normaliser / seconds,
             "speed/steps_per_second": self.steps / seconds,
-            "speed/padding_share": 1 - self.units / max(1.0, total_positions),
+            "speed/padding_share": padding,
             "speed/data_wait_share": waited / seconds,
             "speed/memory_gib": memory() / GIB,
         }

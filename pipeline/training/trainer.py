@@ -192,7 +192,9 @@ class Trainer(Generic[Batch]):
     @property
     def learning_rate(self) -> float:
         """The learning rate of the step at hand. A function of the step has no state to save."""
-        factor = learning_rate_factor(self.config, self.step, self.recipe.model.model_dim)
+        factor = learning_rate_factor(
+            self.config, self.step, self.recipe.model.model_dim, self.last_step
+        )
         return self.config.learning_rate * factor
 
     def _skipped(self, share: Share[Batch], losses: list[Tensor]) -> None:
@@ -201,6 +203,7 @@ class Trainer(Generic[Batch]):
         :raises TrainingError: the recipe says to stop then.
         """
         loss = self.mean_over_ranks(torch.stack(losses).sum())[0]
+        loss *= self.world_size / share.normaliser
         if math.isfinite(loss) and precision(self.deepspeed_config) == "fp16":
             return  # the loss scale was too large, and is halved now
         step = self.step + 1  # it would have been
@@ -210,7 +213,8 @@ class Trainer(Generic[Batch]):
             step=step, learning_rate=self.learning_rate,
             examples=share.examples, losses=losses,
         )  # fmt: skip
-        what = f"the gradient of step {step} is not finite (loss {loss:.4g}); see {path}"
+        dumps = path if self.world_size == 1 else path.with_stem(f"step-{step:08d}-rank-*")
+        what = f"the gradient of step {step} is not finite (loss {loss:.4g}); see {dumps}"
         if self.config.on_nonfinite == "stop":
             raise TrainingError(
                 f"{what}. The weights were left as they were. Lower training.learning_rate, "

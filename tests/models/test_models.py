@@ -334,8 +334,28 @@ def with_signals(fold: bool, **changes: object) -> TranslationModel:
     model = tiny("ringformer", **changes)
     for ring in (model.encoder, model.decoder):
         assert isinstance(ring, Ring)
-        ring.fold_from = 0 if fold else math.inf
+        ring.fold_over = 0 if fold else math.inf
     return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_are_ready_in_one_order(architecture: Architecture, tied: bool) -> None:
+    """DeepSpeed adds up those of all ranks in that order, whatever each of them works on."""
+    model = tiny(architecture, tied_embeddings=tied)
+    ready: list[str] = []
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter in names:
+        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            lambda parameter: ready.append(names[parameter])
+        )
+    orders = set()
+    for lengths in ((9, 30, 2), (2,), (20,)):
+        ready.clear()
+        value = loss(model, sequences(*lengths), sequences(*lengths))
+        value.backward()  # type: ignore[no-untyped-call]
+        orders.add(tuple(ready))
+    assert len(orders) == 1
 
 
 WIDE = 352  # too wide for the signals of q, k and v to be one product

@@ -43,6 +43,23 @@ def server(port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         yield
 
 
+def test_what_an_interrupted_training_has_logged_is_not_logged_again(
+    tiny_recipe: Path, tmp_path: Path
+) -> None:
+    recipe = load_recipe(tiny_recipe, [("run_dir", str(tmp_path / "run"))])
+    tracker = Tracker(recipe)
+    for metrics in (
+        {"valid_loss": 2.0},
+        {"valid_loss": 2.00001},
+        {"valid_loss": 2.0, "valid_bleu": 3.0},  # going on, it translates too
+    ):
+        tracker.log_metrics(metrics, 4, once=["valid_loss"])
+    tracker.close(None)
+    assert history_of(recipe) == {"valid_loss": {4: 2.0}, "valid_bleu": {4: 3.0}}
+    lines = (recipe.run_dir / "tracking" / "journal.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["kind"] == "metrics" for line in lines) == 2
+
+
 def test_nothing_is_lost_while_the_server_is_away(
     tiny_recipe: Path,
     tmp_path: Path,

@@ -91,6 +91,8 @@ def test_epochs_end_training(prepared: TranslationRecipe, tiny_recipe: Path) -> 
     assert codes == [0], said
     epochs = tracked(run_dir, "epoch")
     assert epochs[max(epochs)] >= 1.5 > epochs[max(epochs) - 1]
+    rates = tracked(run_dir, "learning_rate")
+    assert rates[max(rates)] < 0.05 * max(rates.values())  # the schedule ends there, too
     codes, said = train(tiny_recipe, run_dir, max_epochs=1.5, max_steps=1000)
     assert codes == [0]
     assert "finished" in said

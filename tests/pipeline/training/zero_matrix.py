@@ -125,7 +125,9 @@ def reference(task: Task[Any]) -> dict[str, Any]:
             total += loss.item()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)))
         for group in optimizer.param_groups:
-            factor = learning_rate_factor(config, step, task.recipe.model.model_dim)
+            factor = learning_rate_factor(
+                config, step, task.recipe.model.model_dim, config.max_steps
+            )
             group["lr"] = config.learning_rate * factor
         optimizer.step()
         optimizer.zero_grad()
