@@ -22,12 +22,7 @@ from data_prep.files import DataError
 from data_prep.images.shards import read_images_manifest
 from data_prep.taken_vocabulary import vocabulary_sizes
 from data_prep.text import PAD_IDX
-from models.factory import (
-    abstract_classifier,
-    abstract_model,
-    create_classifier,
-    create_model,
-)
+from models.factory import abstract_classifier, abstract_model, create_classifier, create_model
 from models.image_classifier import ImageShape, num_positions
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import positive_argument, run_command
@@ -102,11 +97,10 @@ def needs_of(recipe: Recipe, dtype: torch.dtype) -> Needs:
         return _needs_of_classification(recipe, dtype)
     assert isinstance(recipe, TranslationRecipe)
     training, vocab_sizes = recipe.training, vocabulary_sizes(recipe.data.vocabulary)
+    plain = recipe.model.plain
     return Needs(
         parameters=Parameters.of(abstract_model(recipe.model, vocab_sizes), training),
-        transformer_parameters=abstract_model(
-            recipe.model.plain, vocab_sizes
-        ).parameter_counts.total,
+        transformer_parameters=abstract_model(plain, vocab_sizes).parameter_counts.total,
         unit="tokens",
         batch=training.max_tokens,
         micro_batch=training.micro_batch,
@@ -116,12 +110,10 @@ def needs_of(recipe: Recipe, dtype: torch.dtype) -> Needs:
 
 def _needs_of_classification(recipe: ClassificationRecipe, dtype: torch.dtype) -> Needs:
     training, model, classes = recipe.training, recipe.model, _classes(recipe)
-    image = ImageShape(recipe.data.channels, recipe.data.image_size)
+    image, plain = ImageShape(recipe.data.channels, recipe.data.image_size), model.plain
     return Needs(
         parameters=Parameters.of(abstract_classifier(model, image, classes), training),
-        transformer_parameters=abstract_classifier(
-            model.plain, image, classes
-        ).parameter_counts.total,
+        transformer_parameters=abstract_classifier(plain, image, classes).parameter_counts.total,
         unit="images",
         batch=training.batch_size,
         micro_batch=training.micro_batch,
