@@ -24,6 +24,7 @@ from data_prep.taken_vocabulary import vocabulary_sizes
 from data_prep.text import PAD_IDX
 from models.factory import abstract_classifier, abstract_model, create_classifier, create_model
 from models.image_classifier import ImageShape, num_positions
+from models.stack import Layered
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.command_line import positive_argument, run_command
 from pipeline.preflight import GIB
@@ -57,11 +58,11 @@ class Parameters(NamedTuple):
     """But for those that `training.freeze` names."""
 
     @classmethod
-    def of(cls, model: nn.Module, training: TrainingConfig) -> Parameters:
+    def of(cls, model: Layered, training: TrainingConfig) -> Parameters:
         """Count them."""
         _freeze(model, training)
-        sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-        return cls(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return cls(model.parameter_counts.total, trained)
 
 
 def _freeze(model: nn.Module, training: TrainingConfig) -> None:

@@ -100,7 +100,8 @@ class RingWeights(RingStack[Level, Tensor | None, CrossAttention | None]):
             are where the layer is compiled.
         """
         trains = self.training or torch.is_grad_enabled()
-        fold = self.compiled or (math.inf if trains else x.size(0) * x.size(1)) > self.fold_over
+        positions = math.inf if trains else x.size(0) * x.size(1)
+        fold = self.compiled or positions > self.fold_over
         if trains:
             return self.make_levels(fold)
         device = self.self_attn_qkv.device.type

@@ -16,6 +16,7 @@ from pipeline.classification_recipe import ClassificationRecipe
 
 if TYPE_CHECKING:
     from models.image_classifier import ImageClassifier
+    from models.stack import ParameterCounts
 
 
 def model_identity(recipe: ClassificationRecipe) -> dict[str, Any]:
@@ -51,6 +52,15 @@ def model_for(recipe: ClassificationRecipe, data: ImagesManifest) -> ImageClassi
     model = create_classifier(recipe.model, shape, len(data.classes))
     model.set_normalisation(data.mean, data.std)
     return model
+
+
+def parameter_counts(recipe: ClassificationRecipe, data: ImagesManifest) -> ParameterCounts:
+    """Return how many parameters the model for prepared images has."""
+    from models.factory import abstract_classifier
+    from models.image_classifier import ImageShape
+
+    shape = ImageShape(data.channels, recipe.data.image_size)
+    return abstract_classifier(recipe.model, shape, len(data.classes)).parameter_counts
 
 
 def model_of_run(

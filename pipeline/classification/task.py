@@ -20,7 +20,7 @@ from data_prep.images.shards import ImageReader
 from data_prep.stage import read_manifest
 from models.export_format import ClassifierSettings, ModelError, read_classifier_settings
 from pipeline.checkpoints.folder import Criterion
-from pipeline.classification.run_model import model_for, model_identity
+from pipeline.classification.run_model import model_for, model_identity, parameter_counts
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.recipe import UsageError
 from pipeline.tracking.provenance import DataFacts
@@ -133,13 +133,9 @@ class ClassificationTask(Task["ImageBatch"]):
 
     # ── Model and loss ──────────────────────────────────────────────────────────────────────────
 
+    @cached_property
     def parameter_counts(self) -> ParameterCounts:
-        from models.factory import abstract_classifier
-        from models.image_classifier import ImageShape
-
-        data = self.images.data
-        shape = ImageShape(data.channels, self.recipe.data.image_size)
-        return abstract_classifier(self.recipe.model, shape, len(data.classes)).parameter_counts
+        return parameter_counts(self.recipe, self.images.data)
 
     def create_model(self, *, begins: bool = True) -> ImageClassifier:
         recipe, training = self.recipe, self.recipe.training

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_prep.images.shards import ImagesManifest, read_images_manifest
-from models.factory import abstract_classifier
-from models.image_classifier import ImageShape
 from pipeline.checkpoints.folder import Checkpoint
 from pipeline.checkpoints.trained_with import as_trained
+from pipeline.classification.run_model import parameter_counts
 from pipeline.classification_recipe import ClassificationRecipe
 from pipeline.evaluation.images import scores_of
 from pipeline.evaluation.result import Scores
@@ -58,9 +57,7 @@ def _head(recipe: ClassificationRecipe, scores: Scores, name: str) -> dict[str, 
 
 def _model_section(recipe: ClassificationRecipe, data: ImagesManifest) -> str:
     model = recipe.model
-    size = recipe.data.image_size
-    shape = ImageShape(data.channels, size)
-    counts = abstract_classifier(model, shape, len(data.classes)).parameter_counts
+    size, counts = recipe.data.image_size, parameter_counts(recipe, data)
     rows = {
         "architecture": model.architecture,
         "images": f"{size} × {size} pixels, {'grey' if data.channels == 1 else 'RGB'}; others are "

@@ -53,7 +53,7 @@ def check_run(task: Task[Batch], held: ExitStack) -> Checkpoint | None:
     if newest is not None:
         set_aside_damaged(recipe.checkpoints, newest)
     remove_unfinished(recipe.checkpoints)
-    free, needed = check_space(recipe, task.parameter_counts().total)
+    free, needed = check_space(recipe, task.parameter_counts.total)
     seconds = time.monotonic() - started
     text = "preflight: %s; %.1f GiB free, %.2f GiB for checkpoints; %.1f s"
     log.info(text, data, free / GIB, needed / GIB, seconds)
@@ -88,7 +88,7 @@ def train(task: Task[Batch], newest: Checkpoint | None, console: Console | None)
             trainer.deepspeed_config,
             ranks=trainer.world_size,
             device=str(trainer.device),
-            core_parameters=task.parameter_counts().core,
+            core_parameters=task.parameter_counts.core,
         )
     status = "FAILED"
     try:
@@ -115,7 +115,7 @@ def _introduce(trainer: Trainer[Batch], newest: Checkpoint | None) -> None:
         "%s, %s core parameters; %s, %s; %d rank(s) × %d micro-batch(es) a step, ZeRO stage %d; "
         "padding %.1f%%",
         recipe.model.architecture,
-        f"{task.parameter_counts().core:,}",
+        f"{task.parameter_counts.core:,}",
         trainer.device,
         precision(trainer.deepspeed_config),
         trainer.world_size,

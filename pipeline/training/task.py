@@ -105,6 +105,7 @@ class Task(ABC, Generic[Batch]):
     def data_facts(self) -> DataFacts:
         """Return what tracking tells of the data."""
 
+    @cached_property
     @abstractmethod
     def parameter_counts(self) -> ParameterCounts:
         """Return how many parameters the model has."""

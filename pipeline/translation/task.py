@@ -141,6 +141,7 @@ class TranslationTask(Task["PairBatch"]):
         """Return the sizes of the source and the target vocabulary."""
         return self.pairs.data.vocabulary.sizes
 
+    @cached_property
     def parameter_counts(self) -> ParameterCounts:
         from models.factory import abstract_model
 

@@ -227,8 +227,7 @@ def test_gradients_that_are_not_finite(
     codes = finish(ranks)
     said = log.read_text()
     dumps = sorted((run_dir / "nonfinite").iterdir())
-    assert f"see {dumps[0].parent}/step-" in said
-    assert "-rank-*.json" in said
+    assert f"see {str(dumps[0]).replace('rank-0.json', 'rank-*.json')}" in said
     content = json.loads(dumps[0].read_text())
     assert f"the gradient of step {content['step']} is not finite" in said
     assert content["weights"]["encoder_frontend.embed.weight"]["not finite"] == 32

@@ -99,6 +99,7 @@ class ParityTask(Task[NumberBatch]):
     def data_facts(self) -> DataFacts:
         return DataFacts(names={}, manifest=None, shape={}, files=(), sets=())
 
+    @cached_property
     def parameter_counts(self) -> ParameterCounts:
         number = sum(parameter.numel() for parameter in self.create_model().parameters())
         return ParameterCounts(number, number)
