@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ def new_figure(width: float, height: float) -> Figure:
 
     :param width, height: inches.
     """
+    # It says that it makes a cache of fonts.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     import matplotlib
     from matplotlib.figure import Figure
 

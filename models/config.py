@@ -92,6 +92,11 @@ class LayersConfig(Section):
         """Return what a Transformer of this width and depth has."""
         return self.model_copy(update={"architecture": "transformer", "level_signals": "all"})
 
+    @property
+    def overruled(self) -> set[str]:
+        """Return the keys that say nothing, since others that were given say all of it."""
+        return set()
+
     def rank_of(self, rank: int | None) -> int:
         """Return the rank of level signals: what a key says, or the paper's choice."""
         return rank or max(1, self.model_dim // 16)
@@ -166,6 +171,11 @@ class ModelConfig(LayersConfig):
     def deepest(self) -> int:
         """Return the number of levels of the deepest stack."""
         return max(self.encoder_levels, self.decoder_levels)
+
+    @property
+    def overruled(self) -> set[str]:
+        both = {"encoder_levels", "decoder_levels"} <= self.model_fields_set
+        return {"num_levels"} if both else set()
 
     @property
     def rank(self) -> int:

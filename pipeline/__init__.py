@@ -36,6 +36,6 @@ def load(
     """
     from pathlib import Path
 
-    from pipeline.translation.translator import Translator
+    from pipeline.translation.translator import load_exports
 
-    return Translator.of_export(Path(folder), threads, **search)
+    return load_exports(Path(folder), threads=threads, **search)

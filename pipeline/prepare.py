@@ -26,9 +26,6 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Bring the shards of `run_dir` up to date, and log what they were made from to MLflow."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # we report what its retries end in
-    logging.getLogger("matplotlib").setLevel(
-        logging.ERROR
-    )  # it reports that it builds a font cache
     started = time.monotonic()
     made = _prepare(recipe)
     with only_command_in(recipe.run_dir):

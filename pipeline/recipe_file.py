@@ -130,11 +130,19 @@ class Draft:
             where = _where(location, self._path, content, self._overridden)
             raise UsageError(f"{where}: `{'.'.join(map(str, location))}`: {problem}")
         try:
-            return self.kind.model_validate(content)
+            recipe = self.kind.model_validate(content)
         except ValidationError as error:
             raise UsageError(
                 _describe_error(error, self.kind, self._path, content, self._overridden)
             ) from error
+        for name in recipe.model.overruled:
+            if f"model.{name}" in {*self._overridden, *(values or ())}:
+                where = _where(["model", name], self._path, content, self._overridden)
+                raise UsageError(
+                    f"{where}: `model.{name}`: says nothing where encoder_levels and "
+                    "decoder_levels are both given; give those other values"
+                )
+        return recipe
 
     def text(self, values: Mapping[str, Any] | None = None) -> str:
         """Return the recipe as YAML, with the comments of the file; `values` as in `recipe`."""

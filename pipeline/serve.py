@@ -113,12 +113,12 @@ def load_model(folder: Path, search: Mapping[str, Any]) -> Model:
     :raises ModelError: the folder is not an exported model, or does not say its languages.
     """
     from pipeline.server.app import Model
-    from pipeline.translation.translator import Translator
+    from pipeline.translation.translator import load_exports
 
     settings = read_settings(folder)
     if not settings.source_lang or not settings.target_lang:
         raise ModelError(f"{folder}: export.json does not say which languages the model is for")
-    translator = Translator.of_export(folder, **search)
+    translator = load_exports(folder, **search)
     if translator.search.sampling_topk is not None:  # what is drawn depends on a line's place
         raise ModelError(
             f"{folder} draws its translations, and what a client gets would depend on the others: "

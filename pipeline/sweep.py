@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from types import FrameType
+import signal
 
 from data_prep.files import only_command_in
 from pipeline.command_line import (
@@ -45,9 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Run the trials that are left, and say which was the best."""
-    on_signals(_stop_early)
+    on_signals(signal.default_int_handler)  # before the first training nothing has to be saved
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     draft = Draft(arguments.config, overrides_on_command_line(type(recipe), arguments))
     config, criterion = read_sweep(arguments.sweep, draft)
     deepspeed_config(recipe.training, accumulation_steps=1)
@@ -63,11 +62,6 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
         f"best: trial {best.number}, {criterion.metric} {best.value:.4f} | {best.recipe} | "
         f"MLflow run {run_id_of(home) or 'not sent yet'}"
     )
-
-
-def _stop_early(signum: int, frame: FrameType | None) -> None:
-    """Stop before the first training: nothing has to be saved."""
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def subject_of_export(folder: Path) -> Subject:
 
 
 def _load_export(folder: Path) -> TranslationModel:
-    from pipeline.translation.translator import Translator
+    from pipeline.translation.translator import Translator, load_exports
 
-    translator = Translator.of_export(folder, dtype="float32")
+    translator = load_exports(folder, dtype="float32")
     assert isinstance(translator, Translator)  # of this format
     return translator.models[0]

@@ -99,9 +99,12 @@ def evaluations_of_run(
     }
     there = {name: evaluation for name, evaluation in found.items() if evaluation is not None}
     if not there:
-        raise ComparisonError(
-            f"--baseline {run_id}: that run has no evaluation; `./run.sh evaluate` makes one"
+        reason = (
+            "none of its evaluations can be downloaded, as said above"
+            if found
+            else "that run has no evaluation; `./run.sh evaluate` makes one"
         )
+        raise ComparisonError(f"--baseline {run_id}: {reason}")
     return there
 
 

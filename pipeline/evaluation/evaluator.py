@@ -172,11 +172,11 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe, TranslationResult]):
         return None if name == VALIDATION else self.recipe.evaluation.comet
 
     def answer(self, missing: Sequence[TranslationResult]) -> None:
-        from pipeline.translation.translator import Translator
+        from pipeline.translation.translator import Translator, load_exports
 
         translator: TextTranslator
         if self.export:
-            translator = Translator.of_export(self.export, **self.search)
+            translator = load_exports(self.export, **self.search)
         else:
             translator = Translator.of_run(self.recipe, self.checkpoints)
         for result in missing:

@@ -81,6 +81,7 @@ class Sweep:
         )
         self._task_criterion = task_of(self.recipe).criterion
         self._running: dict[int, TrainingTrial] = {}  # by their share of the machine
+        self._exhausted = False
         self._pruned_at: dict[int, int] = {}  # the steps at which trials of these numbers were
         self._stopping = False
         self._began, self._finished_before = time.monotonic(), len(self.study.finished)
@@ -165,7 +166,13 @@ class Sweep:
         if waiting:
             return waiting.pop(0)
         begun = [trial for trial in self.study.trials if trial.state != TrialState.WAITING]
-        return self.study.ask() if len(begun) < self.config.trials else None
+        if self._exhausted or len(begun) >= self.config.trials:
+            return None
+        asked = self.study.ask()
+        if asked is None:
+            self._exhausted = True
+            log.info("all values of the space are tried: %d trials, and no more", len(begun))
+        return asked
 
     def _begin(self, slot: int, asked: Asked) -> None:
         """Start or continue a training; one whose recipe is wrong fails at once."""
@@ -262,12 +269,18 @@ class Sweep:
                 folder / PICTURE,
             )  # fmt: skip
         if (best := self.study.best) is not None:
-            place = folder_of(self._home, best.number)
-            values = values_of(self.study.parameters(best), self._home, place)
-            self._write_best(folder / BEST, self._draft.text(values))
-        for path in (folder / PICTURE, folder / BEST):
-            if path.exists():
-                tracker.log_artifact(path)
+            self._write_best(folder / BEST, self._text_of(best))
+            if self._is_best(folder / BEST, best):
+                tracker.log_artifact(folder / BEST)
+        if (folder / PICTURE).exists():
+            tracker.log_artifact(folder / PICTURE)
+
+    def _text_of(self, trial: FrozenTrial) -> str:
+        place = folder_of(self._home, trial.number)
+        return self._draft.text(values_of(self.study.parameters(trial), self._home, place))
+
+    def _is_best(self, path: Path, best: FrozenTrial) -> bool:
+        return path.read_text(encoding="utf-8", errors="replace") == self._text_of(best)
 
     def _write_best(self, path: Path, text: str) -> None:
         """Write a recipe, unless what is there has been edited since it was written."""
@@ -304,7 +317,10 @@ class Sweep:
             raise SweepError(
                 f"none of {len(self.study.trials)} trials came to its end; the last one: {reason}"
             )
-        return Best(best.number, float(best.value or 0.0), self._home.run_dir / BEST)
+        recipe = self._home.run_dir / BEST
+        if recipe.exists() and not self._is_best(recipe, best):  # it was edited
+            recipe = folder_of(self._home, best.number) / RECIPE
+        return Best(best.number, float(best.value or 0.0), recipe)
 
 
 def in_words(parameters: Mapping[str, Any]) -> str:

@@ -37,6 +37,8 @@ NAME = "sweep"
 # Keys of what Optuna keeps for us.
 BEGAN_WITH, REASON, PRUNED_AT, WRITTEN = "began_with", "reason", "pruned_at", "written"
 
+DRAWS = 1000  # of new values, before none are left
+
 Parameters = Mapping[str, Any]
 
 
@@ -142,19 +144,34 @@ class Study:
         running = [trial.number for trial in self.trials if trial.state == TrialState.RUNNING]
         return [self._asked(self._trial(number)) for number in running]
 
-    def ask(self) -> Asked:
-        """Return a new trial.
+    def ask(self) -> Asked | None:
+        """Return a new trial; None: no values are left that none has had.
 
         It is drawn in memory and enqueued at once, so that a kill leaves it with all of its
         parameters, or not there.
         """
         if not any(trial.state == TrialState.WAITING for trial in self.trials):
-            drawn = optuna.create_study(
-                direction=self._direction, sampler=self._sampler(len(self.trials))
-            )
-            drawn.add_trials(self.trials)
-            self._study.enqueue_trial(drawn.ask(self._distributions).params)
+            parameters = self._draw()
+            if parameters is None:
+                return None
+            self._study.enqueue_trial(parameters)
         return self._asked(self._study.ask())
+
+    def _draw(self) -> dict[str, Any] | None:
+        """Return what no trial has had: trained again with its seed, it would come to the same.
+
+        :returns: None: there is nothing.
+        """
+        had, number = [trial.params for trial in self.trials], len(self.trials)
+        for attempt in range(DRAWS):
+            sampler = self._sampler(number) if attempt == 0 else self._random(number, attempt)
+            drawn = optuna.create_study(direction=self._direction, sampler=sampler)
+            if attempt == 0:
+                drawn.add_trials(self.trials)
+            parameters = drawn.ask(self._distributions).params
+            if parameters not in had:
+                return parameters
+        return None
 
     def reported(self, number: int) -> dict[int, float]:
         """Return what was reported of a trial: step → value."""
@@ -207,10 +224,15 @@ class Study:
         return Asked(trial.number, self.parameters(self.trials[trial.number]))
 
     def _sampler(self, number: int) -> BaseSampler:
-        seed = int(np.random.SeedSequence([self._config.seed, number]).generate_state(1)[0])
         if self._config.sampler == "random":
-            return RandomSampler(seed)
-        return TPESampler(seed=seed, constant_liar=True)
+            return self._random(number)
+        return TPESampler(seed=self._seed(number), constant_liar=True)
+
+    def _random(self, *place: int) -> RandomSampler:
+        return RandomSampler(self._seed(*place))
+
+    def _seed(self, *place: int) -> int:
+        return int(np.random.SeedSequence([self._config.seed, *place]).generate_state(1)[0])
 
 
 def _pruner(config: SweepConfig, recipe: Recipe) -> BasePruner:

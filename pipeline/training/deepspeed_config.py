@@ -307,7 +307,7 @@ def check_precision_of_machine(training: TrainingConfig) -> str | None:
         return None
     import torch  # takes seconds; DeepSpeed, which asks the same, many
 
-    if torch.cuda.is_available():
+    if _may_have_gpu() and torch.cuda.is_available():
         return None
     if kind == "fp16":
         if not torch.ops.mkldnn._is_mkldnn_fp16_supported():

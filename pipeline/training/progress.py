@@ -70,14 +70,14 @@ class Window:
             "speed/steps_per_second": self.steps / seconds,
             "speed/padding_share": padding,
             "speed/data_wait_share": waited / seconds,
-            "speed/memory_gib": memory() / GIB,
+            "speed/memory_gib": memory(self.loss.device) / GIB,
         }
 
 
-def memory() -> int:
+def memory(device: torch.device) -> int:
     """Return the GPU's peak so far, or what the process holds now, in bytes."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
 
 

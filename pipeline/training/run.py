@@ -125,14 +125,16 @@ def _introduce(trainer: Trainer[Batch], newest: Checkpoint | None) -> None:
     )
     micro_batches = task.plan.micro_batches_per_step
     if idle := max(0, trainer.world_size - micro_batches):
+        batch = task.plan.max_tokens
+        parts = next(n for n in range(trainer.world_size, batch + 1) if batch % n == 0)
         log.warning(
             "%d of %d ranks have nothing to do: a global batch has %d micro-batch(es). With "
-            "training.%s %d, in another run_dir, all would have",
+            "training.%s %d, in another run_dir, none would be idle",
             idle,
             trainer.world_size,
             micro_batches,
             recipe.training.micro_batch_key,
-            task.plan.max_tokens // trainer.world_size,
+            batch // parts,
         )
 
 

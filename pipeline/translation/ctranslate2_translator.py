@@ -89,13 +89,15 @@ class CTranslate2Translator(TextTranslator):
     def search_batches(self, batches: Iterable[list[Part]]) -> Iterator[list[list[Hypothesis]]]:
         """Translate batches in parallel, and return them in order; see `TextTranslator`."""
 
-        def submitted() -> Iterator[tuple[list[Part], int, list[Any]]]:
+        def submitted() -> Iterator[tuple[list[Part], int, list[Any], bool]]:
             for parts in batches:
                 limit = max(map(self._length_limit, parts))
-                yield parts, limit, self._submit(parts, limit, shortlisted=self.one_by_one)
+                # CTranslate2 cannot begin with what a sentence's shortlist does not allow.
+                shortlisted = self.one_by_one and not any(part.prefix for part in parts)
+                yield parts, limit, self._submit(parts, limit, shortlisted=shortlisted), shortlisted
 
-        for batch in ahead(submitted(), 2 * self.workers):
-            yield self._collect(*batch, shortlisted=self.one_by_one)
+        for parts, limit, futures, shortlisted in ahead(submitted(), 2 * self.workers):
+            yield self._collect(parts, limit, futures, shortlisted=shortlisted)
 
     def score_batches(self, batches: Iterable[PairIds]) -> Iterator[list[list[float]]]:
         """Score batches in parallel, and return them in order; see `TextTranslator`."""
@@ -169,8 +171,8 @@ class CTranslate2Translator(TextTranslator):
 
         Three kinds of sentences are translated again, with all of the vocabulary. CTranslate2 has
         one length limit for the whole batch, so a translation may have gone beyond its own; one may
-        hold PAD or BOS (a trained model's do not); and where the limit cuts one, or there is a
-        prefix, it is scored as a whole, which CTranslate2 cannot do with a shortlist.
+        hold PAD or BOS (a trained model's do not); and where the limit cuts one, it is scored as a
+        whole, which CTranslate2 cannot do with a shortlist.
         """
         eos = self.target_vocabulary.eos_id()
         found = [self._hypotheses(future.result()) for future in futures]
@@ -179,8 +181,8 @@ class CTranslate2Translator(TextTranslator):
             own_limit = self._length_limit(parts[row])
             late = own_limit < limit and max(len(h.tokens) for h in hypotheses) >= own_limit
             wrong = any(not self._forbidden.isdisjoint(h.tokens) for h in hypotheses)
-            whole = parts[row].prefix or any(h.tokens[-1] != eos for h in hypotheses)
-            if late or wrong or (shortlisted and whole):
+            cut = any(h.tokens[-1] != eos for h in hypotheses)
+            if late or wrong or (shortlisted and cut):
                 again[own_limit, suppress or wrong].append(row)
             else:
                 found[row] = self._score_whole(parts[row], hypotheses)

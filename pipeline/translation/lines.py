@@ -201,13 +201,10 @@ def load_translator(recipe: TranslationRecipe, arguments: argparse.Namespace) ->
     :raises CheckpointError: the run has no checkpoint that can be used.
     :raises UsageError: a key on the command line does not apply to an export.
     """
-    from pipeline.translation.translator import Translator
+    from pipeline.translation.translator import Translator, load_exports
 
     if arguments.model:
-        search = search_keys(recipe, arguments)
-        if len(arguments.model) > 1:
-            return Translator.of_exports(arguments.model, **search)
-        return Translator.of_export(arguments.model[0], **search)
+        return load_exports(*arguments.model, **search_keys(recipe, arguments))
     from pipeline.translation.run_model import checkpoints_of_run
 
     return Translator.of_run(recipe, checkpoints_of_run(recipe))

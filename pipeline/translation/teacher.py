@@ -127,13 +127,9 @@ def _load(
 
     :raises ModelError: it cannot be loaded, or has changed since the command began.
     """
-    from pipeline.translation.translator import Translator
+    from pipeline.translation.translator import Translator, load_exports
 
-    translator: TextTranslator
-    if len(folders) > 1:
-        translator = Translator.of_exports(folders, **dict(keys))
-    else:
-        translator = Translator.of_export(folders[0], threads=1, **dict(keys))
+    translator = load_exports(*folders, threads=1, **dict(keys))
     translator.warns = False  # there may be many such lines
     if isinstance(translator, Translator):
         import torch

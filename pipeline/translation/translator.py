@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sentencepiece import SentencePieceProcessor
 
 from data_prep.text import seen_words
-from models.export_format import ModelError, load_weights, read_ensemble, read_settings
+from models.export_format import ModelError, load_weights, read_ensemble
 from models.search_config import SearchConfig
 from pipeline.translation.serving import Hypothesis, PairIds, Part, TextTranslator
 
@@ -72,34 +72,6 @@ class Translator(TextTranslator):
         return made
 
     @classmethod
-    def of_export(
-        cls, folder: Path, threads: int | None = None, **search: object
-    ) -> TextTranslator:
-        """Return a translator with the model in a folder that `./run.sh export` wrote.
-
-        :param folder: in any format but huggingface.
-        :param threads: of other engines than PyTorch, which has its own; None: see `thread_count`.
-        :param search: `evaluation` keys that differ from what the model was exported with.
-        :raises ModelError: the folder is not an exported model, or `evaluation.dtype` was given for
-            one that has its own.
-        """
-        settings = read_settings(folder)
-        if settings.format != "safetensors":
-            if "dtype" in search:
-                raise ModelError(
-                    f"evaluation.dtype is for PyTorch; an export in format {settings.format} "
-                    "computes in what `export --quantization` gave it"
-                )
-            if settings.format == "ctranslate2":
-                from pipeline.translation.ctranslate2_translator import CTranslate2Translator
-
-                return CTranslate2Translator(folder, threads, **search)
-            from pipeline.translation.onnx_translator import OnnxTranslator
-
-            return OnnxTranslator(folder, threads, **search)
-        return cls.of_exports([folder], **search)
-
-    @classmethod
     def of_exports(cls, folders: Sequence[Path], **search: object) -> Translator:
         """Return a translator with the models in folders, an ensemble if they are several.
 
@@ -151,3 +123,34 @@ class Translator(TextTranslator):
             with self._lock:
                 log_probs = force(self.models, pairs)
             yield log_probs
+
+
+def load_exports(*folders: Path, threads: int | None = None, **search: object) -> TextTranslator:
+    """Return a translator with the model in a folder that `./run.sh export` wrote, by the engine of
+    its format.
+
+    :param folders: in any format but huggingface; several, which must be in format safetensors, are
+        an ensemble.
+    :param threads: of other engines than PyTorch, which has its own; None: see `thread_count`.
+    :param search: `evaluation` keys that differ from what the first model was exported with.
+    :raises ModelError: a folder is not an exported model, two do not go together, or
+        `evaluation.dtype` was given for a model that has its own.
+    :raises TypeError: there is no such key.
+    :raises ValueError: a key cannot have this value.
+    """
+    form = read_ensemble(folders)[0].format
+    if form == "safetensors":
+        return Translator.of_exports(folders, **search)
+    if "dtype" in search:
+        raise ModelError(
+            f"evaluation.dtype is for PyTorch; an export in format {form} computes in what "
+            "`export --quantization` gave it"
+        )
+    (folder,) = folders
+    if form == "ctranslate2":
+        from pipeline.translation.ctranslate2_translator import CTranslate2Translator
+
+        return CTranslate2Translator(folder, threads, **search)
+    from pipeline.translation.onnx_translator import OnnxTranslator
+
+    return OnnxTranslator(folder, threads, **search)

@@ -11,7 +11,7 @@ from data_prep.files import DataError
 from pipeline.score import rerank
 from pipeline.translation.lines import Lines
 from pipeline.translation.serving import Pair
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import load_exports
 from tests.conftest import Command
 
 
@@ -29,7 +29,7 @@ def test_scores_and_tokens(ctranslate2_folder: Path, command: Command) -> None:
     assert found[1:4] == ["", "nan", ""]
     assert len(found) == 6
     pairs = [Pair("Ja.", "Yes, the house."), Pair("Nein.", "")]
-    expected = Translator.of_export(ctranslate2_folder).score(pairs)
+    expected = load_exports(ctranslate2_folder).score(pairs)
     for line, forced in zip((found[0], found[4]), expected, strict=True):
         assert forced is not None
         total, *each = line.split("\t")
@@ -48,7 +48,7 @@ def test_what_translate_prints_is_reranked(
     """By log-probability a token, the worst coming first."""
     # Behind a tab is what a translation was made to begin with: it is no part of the sentence.
     (tmp_path / "input").write_text("\n".join(f"{sentence}\tThe" for sentence in sentences))
-    translator = Translator.of_export(ctranslate2_folder)
+    translator = load_exports(ctranslate2_folder)
     best = translator.n_best(sentences)
     rows = [f"{i}\t{one.score:.4f}\t{one.text}" for i, all in enumerate(best) for one in all[::-1]]
     arguments = ["--model", ctranslate2_folder, "--rerank", tmp_path / "input", "--prefix"]
@@ -91,7 +91,7 @@ def test_rows_that_do_not_fit(
     rows: list[str], expected: str, ctranslate2_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "input").write_text("Ja.\nNein.\n")
-    translator = Translator.of_export(ctranslate2_folder)
+    translator = load_exports(ctranslate2_folder)
     batches = (Lines(line, [text]) for line, text in enumerate(rows, start=1))
     with pytest.raises(DataError, match=expected):
         list(rerank(translator, tmp_path / "input", False, "stdin", batches, lambda count: None))
@@ -100,7 +100,7 @@ def test_rows_that_do_not_fit(
 def test_a_tab_is_a_space_in_a_sentence_to_rerank(ctranslate2_folder: Path, tmp_path: Path) -> None:
     """As `translate` without `--prefix` reads it."""
     (tmp_path / "input").write_text("Das Haus\tist alt.\n")
-    translator = Translator.of_export(ctranslate2_folder)
+    translator = load_exports(ctranslate2_folder)
     best = translator.n_best(["Das Haus\tist alt."])[0]
     texts = ["The house.", "Yes.", *(one.text for one in best)]
     scores = translator.score([("Das Haus ist alt.", text) for text in texts])

@@ -27,7 +27,7 @@ from pipeline.translation.serving import (
     TextTranslator,
     batches_by_length,
 )
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import load_exports
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import encoded, exported, run_of, save_checkpoint, talkative
 
@@ -65,8 +65,8 @@ def test_both_formats_translate_alike(
         prepared, tiny_recipe, tmp_path / "run",
         tied_embeddings=str(tied), scale_embeddings=str(tied), **keys,
     )  # fmt: skip
-    ours = Translator.of_export(exported(recipe, "safetensors"))
-    theirs = Translator.of_export(exported(recipe, "ctranslate2"))
+    ours = load_exports(exported(recipe, "safetensors"))
+    theirs = load_exports(exported(recipe, "ctranslate2"))
     sources = encoded(ours, sentences)
     expected, found = best(ours, sources), best(theirs, sources)
     assert [h.tokens for h in found] == [h.tokens for h in expected]
@@ -104,7 +104,7 @@ def test_a_vocabulary_that_spells_its_special_tokens_in_its_own_way(
     prepare(recipe.data, recipe.run_dir)
     save_checkpoint(talkative(untrained_model(recipe)), recipe)
     ours, theirs = (
-        Translator.of_export(exported(recipe, format)) for format in ("safetensors", "ctranslate2")
+        load_exports(exported(recipe, format)) for format in ("safetensors", "ctranslate2")
     )
     sources = encoded(ours, sentences)
     assert [h.tokens for h in best(theirs, sources)] == [h.tokens for h in best(ours, sources)]
@@ -124,8 +124,8 @@ def test_onnx_finds_every_hypothesis(
         prepared, tiny_recipe, tmp_path / "run",
         tied_embeddings=str(tied), scale_embeddings=str(tied), **keys,
     )  # fmt: skip
-    ours = Translator.of_export(exported(recipe, "safetensors"))
-    theirs = Translator.of_export(exported(recipe, "onnx"))
+    ours = load_exports(exported(recipe, "safetensors"))
+    theirs = load_exports(exported(recipe, "onnx"))
     sources = encoded(ours, sentences)
     differ = 0
     batch = [Part(ids) for ids in sources]
@@ -153,8 +153,8 @@ def test_a_thousand_real_sentences(
     recipe = run_of(prepared, tiny_recipe, tmp_path / "run", level_signals=signals)
     path = shared / "data" / "multi30k" / "test_2016_flickr.de.gz"
     lines = gzip.decompress(path.read_bytes()).decode().split("\n")[:1000]
-    ours = Translator.of_export(exported(recipe, "safetensors"))
-    theirs = Translator.of_export(exported(recipe, format))
+    ours = load_exports(exported(recipe, "safetensors"))
+    theirs = load_exports(exported(recipe, format))
     sources = [ids[-40:] for ids in encoded(ours, lines)]
     pairs = list(zip(best(theirs, sources), best(ours, sources), strict=True))
     assert len(pairs) == 1000
@@ -166,7 +166,7 @@ def test_int8_is_a_quarter_and_close(
     talkative_run: TranslationRecipe, ctranslate2_folder: Path, sentences: list[str]
 ) -> None:
     small = exported(talkative_run, "ctranslate2", "int8")
-    theirs, ours = Translator.of_export(small), Translator.of_export(ctranslate2_folder)
+    theirs, ours = load_exports(small), load_exports(ctranslate2_folder)
     assert "int8" in theirs.backend
     quarter = (ctranslate2_folder / "model.bin").stat().st_size / 4
     assert (small / "model.bin").stat().st_size < 1.6 * quarter  # positions and norms stay float32

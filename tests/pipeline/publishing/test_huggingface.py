@@ -18,7 +18,7 @@ from models.marian import marian_config, marian_weights
 from pipeline.publishing.exports import export
 from pipeline.translation.batches import collate_ids
 from pipeline.translation.serving import Part
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import load_exports
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import exported
 
@@ -85,7 +85,7 @@ def test_a_thousand_real_sentences(
     }
     evaluation = talkative_run.evaluation.model_copy(update=keys)
     export(talkative_run.model_copy(update={"evaluation": evaluation}), tmp_path, "huggingface")
-    ours = Translator.of_export(exported(talkative_run, "safetensors"), **keys)
+    ours = load_exports(exported(talkative_run, "safetensors"), **keys)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)  # type: ignore[no-untyped-call]
     model, loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
     assert isinstance(model, MarianMTModel)
@@ -119,4 +119,4 @@ def test_a_thousand_real_sentences(
 
 def test_it_is_not_for_us(talkative_run: TranslationRecipe) -> None:
     with pytest.raises(ModelError, match="its format is huggingface, which the library transf"):
-        Translator.of_export(exported(talkative_run, "huggingface"))
+        load_exports(exported(talkative_run, "huggingface"))

@@ -23,7 +23,7 @@ from pipeline.recipe import ROOT
 from pipeline.recipe_file import load_recipe
 from pipeline.translation.serving import Part
 from pipeline.translation.shortlist import Shortlist
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import load_exports
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import encoded
 from tests.pipeline.ranks import train
@@ -114,8 +114,8 @@ def test_translations_have_only_what_it_allows(
     format: Format, folder: Path, shortlist: Shortlist, lines: list[str]
 ) -> None:
     """CTranslate2 reads its file as we do. It adds UNK and BOS."""
-    translator = Translator.of_export(folder)
-    free = Translator.of_export(folder, shortlist=False)
+    translator = load_exports(folder)
+    free = load_exports(folder, shortlist=False)
     vocabulary = translator.target_vocabulary
     within = 0
     for source in encoded(translator, lines):
@@ -134,7 +134,7 @@ def test_most_translations_are_those_of_the_whole_vocabulary(
     folder: Path, lines: list[str]
 ) -> None:
     found, expected = (
-        Translator.of_export(folder, beam_size=1, shortlist=shortlist).translate(lines)
+        load_exports(folder, beam_size=1, shortlist=shortlist).translate(lines)
         for shortlist in (True, False)
     )
     same = sum(one == other for one, other in zip(found, expected, strict=True))
@@ -147,7 +147,7 @@ def test_a_translation_does_not_depend_on_its_neighbours(
 ) -> None:
     """Together the sentences may have much of the vocabulary; ONNX Runtime then multiplies with all
     of it."""
-    translator = Translator.of_export(folder)
+    translator = load_exports(folder)
     by_itself = [translator.n_best([line])[0] for line in lines]
     monkeypatch.setattr("pipeline.translation.onnx_translator.LARGE_SHARE", share)
     together = translator.n_best(lines)
@@ -163,14 +163,14 @@ def test_it_can_be_left_out(
     captions: TranslationRecipe, format: Format, folder: Path, lines: list[str]
 ) -> None:
     assert json.loads((folder / "export.json").read_text())["shortlist"] is True
-    free = Translator.of_export(folder, shortlist=False)
+    free = load_exports(folder, shortlist=False)
     assert "shortlist" not in free.backend
-    assert "shortlist" in Translator.of_export(folder).backend
+    assert "shortlist" in load_exports(folder).backend
     evaluation = captions.evaluation.model_copy(update={"shortlist": False})
     without = folder.with_name(f"{format}-without")
     export(captions.model_copy(update={"evaluation": evaluation}), without, format)
     assert not (without / SHORTLISTS[format]).exists()
-    assert Translator.of_export(without).n_best(lines) == free.n_best(lines)
+    assert load_exports(without).n_best(lines) == free.n_best(lines)
 
 
 def test_an_older_export_translates_as_ever(
@@ -182,9 +182,9 @@ def test_an_older_export_translates_as_ever(
     del settings["shortlist"], settings["evaluation"]["shortlist"]
     (old / "export.json").write_text(json.dumps(settings))
     (old / SHORTLISTS[format]).unlink()
-    expected = Translator.of_export(folder, shortlist=False).translate(lines)
-    assert Translator.of_export(old).translate(lines) == expected
-    assert Translator.of_export(old, shortlist=False).translate(lines) == expected
+    expected = load_exports(folder, shortlist=False).translate(lines)
+    assert load_exports(old).translate(lines) == expected
+    assert load_exports(old, shortlist=False).translate(lines) == expected
 
 
 def test_symbols_with_white_space_are_left_out() -> None:
@@ -200,7 +200,7 @@ def test_a_lost_shortlist(format: Format, folder: Path, tmp_path: Path) -> None:
     name = SHORTLISTS[format]
     (tmp_path / "lost" / name).unlink()
     with pytest.raises(ModelError, match=f"lost: not an exported model: {name} is missing"):
-        Translator.of_export(tmp_path / "lost")
+        load_exports(tmp_path / "lost")
 
 
 def test_a_damaged_shortlist(
@@ -219,4 +219,4 @@ def test_a_damaged_shortlist(
     for content in damage:
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"not an exported model: .*shortlist\.npz"):
-            Translator.of_export(folder)
+            load_exports(folder)

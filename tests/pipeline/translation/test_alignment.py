@@ -21,7 +21,7 @@ from pipeline.translation.alignment import (
 )
 from pipeline.translation.run_model import untrained_model
 from pipeline.translation.serving import Pair, Translation
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import Translator, load_exports
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 from tests.pipeline.conftest import exported
@@ -108,7 +108,7 @@ def test_a_link_does_not_depend_on_the_batch(talkative_run: TranslationRecipe) -
 
 def test_parts_are_aligned_each_by_itself(talkative_run: TranslationRecipe) -> None:
     """Also where a word is cut; words are counted along the line."""
-    translator = Translator.of_export(exported(talkative_run, "safetensors"))
+    translator = load_exports(exported(talkative_run, "safetensors"))
     assert isinstance(translator, Translator)
     long = "Der Mann kauft ein Buch, und die Frau liest. Ja, das Haus ist sehr alt. " * 5
     word = "Haus" * 100
@@ -138,7 +138,7 @@ def test_both_doors_print_alignments(
 ) -> None:
     folder = exported(talkative_run, "safetensors")
     model = ["--model", folder, "--alignment"]
-    translator = Translator.of_export(folder)
+    translator = load_exports(folder)
     assert isinstance(translator, Translator)
     typed = "Das Haus ist alt.\tThe house\n\tThe\nJa.\tYes\n"
     done = command("pipeline.translate", *model, "--prefix", "--n_best", 2, stdin=typed)
@@ -173,4 +173,4 @@ def test_both_doors_print_alignments(
     assert "--alignment reads the attention of a PyTorch model, which CTranslate2" in refused.stderr
     assert "take an export in format safetensors, or the run's checkpoints" in refused.stderr
     with pytest.raises(UsageError, match="which ONNX Runtime"):
-        check_engine(Translator.of_export(exported(talkative_run, "onnx")))
+        check_engine(load_exports(exported(talkative_run, "onnx")))

@@ -20,7 +20,7 @@ from pipeline.translation.beam_search import force
 from pipeline.translation.constrained_search import Terms, Tokens
 from pipeline.translation.glossary import Glossary, read_entries
 from pipeline.translation.serving import TextTranslator
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import load_exports
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 from tests.pipeline.conftest import exported
@@ -124,7 +124,7 @@ def missing(translator: TextTranslator, glossary: Glossary, sentence: str, text:
 
 
 def test_where_terms_are_found(talkative_run: TranslationRecipe, tmp_path: Path) -> None:
-    translator = Translator.of_export(exported(talkative_run, "safetensors"))
+    translator = load_exports(exported(talkative_run, "safetensors"))
     glossary = glossary_of(GLOSSARY, tmp_path, translator)
 
     def found(text: str) -> list[str]:
@@ -154,7 +154,7 @@ def test_translations_have_the_terms_of_their_sentences(
     evaluation = talkative_run.evaluation.model_copy(update={"shortlist": shortlist})
     recipe = talkative_run.model_copy(update={"evaluation": evaluation})
     export(recipe, tmp_path / "model", format)
-    translator = Translator.of_export(tmp_path / "model")
+    translator = load_exports(tmp_path / "model")
     assert ("shortlist" in translator.backend) == bool(shortlist)
     glossary = glossary_of(GLOSSARY, tmp_path, translator)
     lines = [
@@ -187,7 +187,7 @@ def test_the_door_takes_a_glossary(
     tmp_path: Path,
 ) -> None:
     folder = exported(talkative_run, "safetensors")
-    translator = Translator.of_export(folder)
+    translator = load_exports(folder)
     glossary = glossary_of(GLOSSARY, tmp_path, translator)
     path = tmp_path / "terms.tsv"
     model = ["--model", folder, "--constraints", path, "--prefix", "--alignment"]
@@ -220,7 +220,7 @@ def test_the_door_takes_a_glossary(
     assert (done.returncode, done.stdout) == (2, "")
     assert "--constraints: CTranslate2 float32" in done.stderr
     assert "cannot search for given terms; take an export in format safetensors or" in done.stderr
-    drawing = Translator.of_export(folder, sampling_topk=3)
+    drawing = load_exports(folder, sampling_topk=3)
     with pytest.raises(UsageError, match=r"leave evaluation\.sampling_topk out"):
         glossary_of(GLOSSARY, tmp_path, drawing)
 
@@ -245,7 +245,7 @@ def test_a_glossary_that_is_wrong(
     content: bytes, said: str, talkative_run: TranslationRecipe,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    translator = Translator.of_export(exported(talkative_run, "onnx"))
+    translator = load_exports(exported(talkative_run, "onnx"))
     path = tmp_path / "terms.tsv"
     path.write_bytes(content)
     with pytest.raises(DataError, match=re.escape(said)):

@@ -18,7 +18,7 @@ from models.search_config import SearchConfig
 from models.seq2seq import TranslationModel
 from pipeline.translation.beam_search import force
 from pipeline.translation.serving import length_limit
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import Translator, load_exports
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import exported
 from tests.pipeline.translation.searches import translate
@@ -140,7 +140,7 @@ def test_exports_take_the_same_options(
     """After a prefix, CTranslate2's beam search is another; greedy search is not."""
     folders = exported(talkative_run, "safetensors"), exported(talkative_run, format)
     beam_size = {"onnx": 4, "ctranslate2": 1}[format]
-    ours, theirs = (Translator.of_export(folder, beam_size=beam_size) for folder in folders)
+    ours, theirs = (load_exports(folder, beam_size=beam_size) for folder in folders)
     prefixes = ["The old", "", "The man"] * len(sentences)
     arguments = (sentences, lambda count: None, 1, prefixes[: len(sentences)])
     for own, other, prefix in zip(
@@ -151,13 +151,13 @@ def test_exports_take_the_same_options(
         assert own[0].text.startswith(prefix) or not own[0].text
     keys = {"sampling_topk": 3, "sampling_seed": 7, "beam_size": 1}
     drawn, again, other_seed = (
-        Translator.of_export(folders[1], **{**keys, "sampling_seed": seed}).n_best(sentences)
+        load_exports(folders[1], **{**keys, "sampling_seed": seed}).n_best(sentences)
         for seed in (7, 7, 8)
     )
     assert drawn == again
     assert drawn != other_seed
     if format == "onnx":
-        expected = Translator.of_export(folders[0], **keys).translate(sentences)
+        expected = load_exports(folders[0], **keys).translate(sentences)
         assert [best[0].text for best in drawn] == expected
 
 
@@ -167,7 +167,7 @@ def test_what_makes_an_ensemble(
     folder = exported(talkative_run, "safetensors")
     twice = Translator.of_exports([folder, folder])
     assert "an ensemble of 2" in twice.backend
-    assert twice.translate(sentences) == Translator.of_export(folder).translate(sentences)
+    assert twice.translate(sentences) == load_exports(folder).translate(sentences)
     with pytest.raises(ModelError, match="its format is onnx, and models of an ensemble"):
         Translator.of_exports([folder, exported(talkative_run, "onnx")])
     foreign = tmp_path / "foreign"

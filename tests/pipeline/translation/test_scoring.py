@@ -11,7 +11,7 @@ from models.export_format import Format
 from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.translation.batches import collate_ids
 from pipeline.translation.serving import Forced, Pair, TextTranslator
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import Translator, load_exports
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import exported
 
@@ -51,7 +51,7 @@ def test_a_score_is_the_training_loss(
 
     def translator(**search: Any) -> TextTranslator:
         if format is not None:
-            return Translator.of_export(exported(talkative_run, format), **search)
+            return load_exports(exported(talkative_run, format), **search)
         checkpoints = checkpoints_to_average(talkative_run)
         keys = talkative_run.evaluation.model_copy(update=search)
         return Translator.of_run(talkative_run.model_copy(update={"evaluation": keys}), checkpoints)

@@ -12,7 +12,7 @@ from sentencepiece import SentencePieceProcessor
 from data_prep.text import split_to_fit
 from models.export_format import Format, ModelError, Quantization
 from pipeline.translation.serving import Part
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import load_exports
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import run_process
 from tests.pipeline.conftest import encoded, exported
@@ -30,8 +30,8 @@ def test_a_translation_does_not_depend_on_its_neighbours(
     sentences: list[str],
 ) -> None:
     folder = exported(talkative_run, format, quantization)
-    together = Translator.of_export(folder).translate(sentences)
-    each = Translator.of_export(folder, batch_tokens=1)
+    together = load_exports(folder).translate(sentences)
+    each = load_exports(folder, batch_tokens=1)
     assert together == each.translate(sentences)
     assert together == [each.translate([sentence])[0] for sentence in sentences]
     assert together[0] == ""
@@ -42,22 +42,22 @@ def test_search_options_of_an_export(
     format: Format, talkative_run: TranslationRecipe, sentences: list[str]
 ) -> None:
     folder = exported(talkative_run, format)
-    held = Translator.of_export(folder, no_repeat_ngram_size=1, beam_size=2)
+    held = load_exports(folder, no_repeat_ngram_size=1, beam_size=2)
     for hypotheses in held.search_batches([[Part(ids)] for ids in encoded(held, sentences)]):
         assert len(hypotheses[0]) == 2
         for hypothesis in hypotheses[0]:
             assert len(set(hypothesis.tokens)) == len(hypothesis.tokens)
     with pytest.raises(ModelError, match=r"evaluation\.dtype is for PyTorch"):
-        Translator.of_export(folder, dtype="bfloat16")
+        load_exports(folder, dtype="bfloat16")
     with pytest.raises(TypeError, match="no such search option: beams"):
-        Translator.of_export(folder, beams=2)
+        load_exports(folder, beams=2)
 
 
 @pytest.mark.parametrize("format", ["safetensors", "ctranslate2", "onnx"])
 def test_an_overlong_line_is_translated_in_parts(
     format: Format, talkative_run: TranslationRecipe, caplog: pytest.LogCaptureFixture
 ) -> None:
-    translator = Translator.of_export(exported(talkative_run, format))
+    translator = load_exports(exported(talkative_run, format))
     assert translator.max_source_tokens == 64  # what it was trained on, not max_seq_len
     sentence = "Der Mann kauft ein Buch. "
     long = (sentence * 40).strip()
@@ -107,7 +107,7 @@ def test_a_damaged_or_foreign_folder(
     (tmp_path / "foreign" / "export.json").write_text("[]")
     for name in ("damaged", "partial", "foreign", "nowhere"):
         with pytest.raises(ModelError, match=f"{name}: not an exported model: .+"):
-            Translator.of_export(tmp_path / name)
+            load_exports(tmp_path / name)
 
 
 def test_plain_ctranslate2_and_sentencepiece_will_do(
@@ -118,7 +118,7 @@ def test_plain_ctranslate2_and_sentencepiece_will_do(
 
     vocabulary = SentencePieceProcessor(model_file=str(ctranslate2_folder / "spm.model"))
     model = ctranslate2.Translator(str(ctranslate2_folder))
-    expected = Translator.of_export(ctranslate2_folder).translate(sentences[1:])
+    expected = load_exports(ctranslate2_folder).translate(sentences[1:])
     short = [i for i, text in enumerate(expected, start=1) if len(text) < 20]  # ended by itself
     results = model.translate_batch(
         [vocabulary.encode(sentences[i], out_type=str) for i in short],
@@ -142,4 +142,4 @@ def test_onnx_runs_without_pytorch(talkative_run: TranslationRecipe, sentences: 
     )
     done = run_process([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n")[:-1] == Translator.of_export(folder).translate(sentences)
+    assert done.stdout.split("\n")[:-1] == load_exports(folder).translate(sentences)

@@ -28,7 +28,7 @@ from pipeline.recipe import UsageError
 from pipeline.recipe_file import load_recipe
 from pipeline.translation.task import TranslationTask
 from pipeline.translation.teacher import open_teacher
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import Translator, load_exports
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import ROOT, run_process
 from tests.data_prep.test_pieces import command, files_of
@@ -126,7 +126,7 @@ def test_what_a_teacher_makes(
         piece = run_dir / "synthetic" / name / "translations" / "00000"
         return lines_of(piece / "text.txt"), np.load(piece / "scores.npy")
 
-    beam = Translator.of_export(folder / "there", beam_size=3).n_best(german)
+    beam = load_exports(folder / "there", beam_size=3).n_best(german)
     text, scores = made("kd")
     assert text == [found[0].text for found in beam]
     assert scores.tolist() == pytest.approx([found[0].score for found in beam], abs=1e-5)
@@ -138,7 +138,7 @@ def test_what_a_teacher_makes(
         values = [bleu.sentence_score(each, [reference]).score for each in texts]
         assert one == texts[values.index(max(values))]
 
-    assert made("bt")[0] == Translator.of_export(folder / "back").translate(english)
+    assert made("bt")[0] == load_exports(folder / "back").translate(english)
     clean = [run_dir / "clean" / "train" / "00003" / f"text.{lang}" for lang in ("de", "en")]
     back = list(zip(*map(lines_of, clean), strict=True))
     assert len(back) > 10

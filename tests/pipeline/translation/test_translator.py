@@ -17,7 +17,7 @@ from pipeline.checkpoints.weights import checkpoints_to_average
 from pipeline.publishing.exports import export
 from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import untrained_model
-from pipeline.translation.translator import Translator
+from pipeline.translation.translator import Translator, load_exports
 from pipeline.translation_recipe import TranslationRecipe
 from tests.pipeline.conftest import save_checkpoint
 
@@ -109,7 +109,7 @@ def test_an_export_keeps_the_vocabulary_of_each_side(
     save_checkpoint(trained.models[0], recipe)
 
     export(recipe, tmp_path / "export")
-    exported = Translator.of_export(tmp_path / "export")
+    exported = load_exports(tmp_path / "export")
     assert isinstance(exported, Translator)
     (model,) = exported.models
     assert [model.source_embed.num_embeddings, model.final_proj.weight.size(0)] == [150, 120]
