@@ -13,7 +13,6 @@ from typing import ParamSpec
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import (
-    CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
 )
@@ -21,12 +20,17 @@ from torch.utils.checkpoint import (
 P = ParamSpec("P")
 
 # The kernels behind `scaled_dot_product_attention`; without one of them all is recomputed.
-ATTENTION = {
+ATTENTION = [
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-}
+]
+_keep = partial(create_selective_checkpoint_contexts, ATTENTION)
+# Torch's compiler fails where it is to compute dropout again (2.9: "… was invalid, but is output").
+_keep_when_compiled = partial(
+    create_selective_checkpoint_contexts, [*ATTENTION, torch.ops.aten.native_dropout.default]
+)
 
 
 def recompute(function: Callable[[range, Tensor], Tensor], levels: range, x: Tensor) -> Tensor:
@@ -45,17 +49,9 @@ def recompute_but_attention(function: Callable[P, Tensor]) -> Callable[P, Tensor
             function,
             *args,
             use_reentrant=False,
-            context_fn=_keep_attention,
+            context_fn=_keep_when_compiled if torch.compiler.is_compiling() else _keep,
             **kwargs,  # type: ignore[arg-type]
         )
         return result
 
     return recomputed
-
-
-def _policy(context: object, operator: object, *args: object, **kwargs: object) -> CheckpointPolicy:
-    kept = operator in ATTENTION
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-_keep_attention = partial(create_selective_checkpoint_contexts, _policy)

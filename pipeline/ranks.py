@@ -7,9 +7,10 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from data_prep.files import first_line
+from data_prep.identity import differences
 
 LINGER_SECONDS = 3  # the launcher kills all when one ends, and rank 0 may be telling why
 SECONDS_TO_HEAR = 10  # for ranks that ask once a second whether rank 0 has failed
@@ -214,6 +216,29 @@ def from_rank_0(function: Callable[[], Result]) -> Result:
         raise RankZeroFailed(outcome[1])
     result: Result = outcome[0]
     return result
+
+
+def refuse_other_keys(own: Mapping[str, Any]) -> None:
+    """Compare what the ranks were started with: nodes where somebody types the command, or run_dirs
+    that are not one. Ranks with different keys would train one model together, and say nothing.
+
+    :param own: what must be the same on all, of JSON's types.
+    :raises RanksError: on rank 0, another one differs; on the others `RankZeroFailed`.
+    """
+    if world_size() == 1:
+        return
+    import torch.distributed
+
+    found: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(found, (socket.gethostname(), own))
+    (host, expected), *others = found
+    for number, (other_host, theirs) in enumerate(others, start=1):
+        for key, here, there in differences(expected, theirs, ""):
+            message = (
+                f"ranks were started with different keys: {key[1:]} is {here} on rank 0 ({host}), "
+                f"and {there} on rank {number} ({other_host}); start all by the same command"
+            )
+            raise RanksError(message) if rank() == 0 else RankZeroFailed(message)
 
 
 def share_of(lines: Sequence[str], rank: int, world_size: int) -> slice:

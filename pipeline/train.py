@@ -29,6 +29,7 @@ from pipeline.ranks import (
     launched,
     leave_ranks,
     rank,
+    refuse_other_keys,
     wait_for_rank_0,
 )
 from pipeline.recipe import Recipe, UsageError
@@ -83,6 +84,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
             with failing_together(f"; {AGAIN} from the newest checkpoint"):
                 newest = wait_for_rank_0(lambda: _check(task, held), timeout)
                 join_ranks(timeout)
+                refuse_other_keys(_of_all_ranks(task))
                 if newest is not None and is_finished(recipe, task.criterion, newest):
                     log.info("%s", finished_note(recipe, newest))
                 else:
@@ -106,6 +108,16 @@ def _check(task: Task[Any], held: ExitStack) -> Checkpoint | None:
     if newest is None or not is_finished(recipe, task.criterion, newest):
         check_training_text(recipe)
     return newest
+
+
+def _of_all_ranks(task: Task[Any]) -> dict[str, Any]:
+    """Return what must be the same on every rank. Paths may differ, but for what they lead to."""
+    paths = {"training": {"deepspeed_config", "init_from"}, "evaluation": {"comet"}}
+    keys = task.recipe.model_dump(
+        mode="json", include={"model", "training", "evaluation"}, exclude=paths
+    )
+    config = deepspeed_config(task.recipe.training, accumulation_steps=1)
+    return {**keys, "prepared for": task.model_identity, "training.deepspeed_config": config}
 
 
 def tell_steps_left(task: Task[Any]) -> NoReturn:

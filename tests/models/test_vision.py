@@ -315,14 +315,17 @@ def test_dropout_is_behind_the_ffn_and_not_behind_attention() -> None:
 def test_checkpoints_and_compiling_change_no_gradient(
     policy: ActivationCheckpointing, compiler: str | None
 ) -> None:
-    expected = gradients(tiny(dropout=0.2))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model = tiny(dropout=0.2)
-    model.checkpoint_activations(policy)
     if compiler:
-        torch._dynamo.reset()
         model.compile_layers(compiler)
+    expected = gradients(model)
+    model.checkpoint_activations(policy)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-11)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (2 if compiler else 0)
 
 
 @pytest.mark.slow

@@ -107,10 +107,11 @@ def start(
     arguments: list[str], log: Path, ranks: int = 2, **environment: str
 ) -> list[ForkServerProcess]:
     """Start `train.py ARGUMENTS` on so many ranks; what they say goes to `log`."""
-    return start_ranks(_train, arguments, log, ranks, **environment)
+    return start_ranks(train_rank, arguments, log, ranks, **environment)
 
 
-def _train(arguments: list[str]) -> None:
+def train_rank(arguments: list[str]) -> None:
+    """Be a rank of `train.py ARGUMENTS`."""
     from pipeline.command_line import run_command
     from pipeline.recipe import Recipe
     from pipeline.train import add_arguments, main, program

@@ -1,4 +1,5 @@
-"""What rank 0 does before the ranks join: for as long as it takes, and never in vain."""
+"""What rank 0 does before the ranks join, for as long as it takes and never in vain; and what they
+compare then."""
 
 from __future__ import annotations
 
@@ -12,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from data_prep.files import DataError
+from pipeline.checkpoints.folder import list_checkpoints
 from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import failing_together, join_ranks, leave_ranks, rank, wait_for_rank_0
+from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import free_port
 from tests.forked import SERVER
+from tests.pipeline.ranks import finish, new_run, options, start_ranks, train_rank
 
 LIMIT = timedelta(seconds=2)
 
@@ -81,3 +85,21 @@ def test_the_others_wait_and_learn(
     lines = sorted(line for line in said.splitlines() if line.startswith("rank "))
     assert len(lines) == len(expected), said
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True)), said
+
+
+def train_with_another_seed(arguments: list[str]) -> None:
+    train_rank([*arguments, *(["--training.seed", "99"] if rank() else [])])
+
+
+@pytest.mark.slow
+def test_ranks_with_different_keys_do_not_train_together(
+    prepared: TranslationRecipe, tiny_recipe: Path
+) -> None:
+    run_dir = new_run(prepared, "different-keys")
+    arguments, log = options(tiny_recipe, run_dir), run_dir / "log"
+    assert finish(start_ranks(train_with_another_seed, arguments, log, 2)) == [1, 1]
+    said = log.read_text()
+    assert said.count("ranks were started with different keys: training.seed is 1 on rank 0") == 1
+    assert "and 99 on rank 1" in said
+    assert "Traceback" not in said
+    assert list_checkpoints(run_dir / "checkpoints") == []

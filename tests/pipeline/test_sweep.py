@@ -135,6 +135,7 @@ def drawn(folder: Path, sampler: str, *, reopened: bool) -> list[Mapping[str, An
     study, found = opened(), []
     for number in range(13):
         asked = study.ask()
+        assert asked is not None
         if reopened:
             study = opened()
             (again,) = study.unfinished()
