@@ -47,7 +47,7 @@ def download(config: Preparation, missing: list[str], what: str = "Corpus files"
             still = [path for path in missing if not (config.root / path).exists()]
             raise DataError(
                 f"Could not download {each.url} ({type(error).__name__}). Fetch by hand, "
-                "unpack, and put these files where the arrows point, or set --data.root:"
+                "unpack archives, and put these files where the arrows point, or set --data.root:"
                 f"{_places(config, still, sources)}"
             ) from error
 

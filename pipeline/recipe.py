@@ -95,7 +95,8 @@ class TrainingConfig(Section):
     safetensors`."""
 
     freeze: list[str] = Limit(default=[])
-    """Do not train parameters whose names begin with one of these; what is not one names all."""
+    """Do not train parameters whose names begin with one of these; what is not one names all. In
+    bf16 and fp16 they are rounded so."""
 
     ema_decay: float = Limit(default=0.0, ge=0, lt=1)
     """Keep an exponential moving average of the weights, for evaluation.use_ema; 0: none. In bf16

@@ -113,13 +113,13 @@ class Sweep:
         try:
             tracker.log_status("RUNNING")
             self._run_trials(tracker)
+            self._tell(tracker)
             if self._stopping:
                 status = "KILLED"
                 raise KeyboardInterrupt
             best = self._best()
             status = "FINISHED"
         finally:
-            self._tell(tracker)
             tracker.close(status)
         for trial in self.study.finished:  # what was not sent before a kill, or to no server
             path = folder_of(self._home, trial.number) / RECIPE

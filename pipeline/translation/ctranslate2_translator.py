@@ -34,11 +34,12 @@ T = TypeVar("T")
 class CTranslate2Translator(TextTranslator):
     """Translates by CTranslate2's beam search on the CPU: a worker on each core has its own batch.
 
-    The search is that of `pipeline/translation/search.py`, except for three things. Tokens that
+    The search is that of `pipeline/translation/search.py`, except for four things. Tokens that
     no_repeat_ngram_size forbids do not count in the probabilities of the others. Where more than
     beam_size hypotheses finish in the same step, the best of them are kept, not the first: the
-    lower ranks of an n-best list may differ, the first rank does not. And where a limit leaves room
-    for EOS alone, there is a token before it.
+    lower ranks of an n-best list may differ, the first rank does not. Where a limit leaves room for
+    EOS alone, there is a token before it. And hypotheses that a limit cuts may take the places of
+    some that have ended.
 
     What it draws depends on the seed, and on all that was drawn before.
 

@@ -347,8 +347,6 @@ class TextTranslator(ABC):
         """Return why a sentence cannot have a translation with this prefix and its terms; None: it
         can."""
         text = normalise(sentence)
-        if prefix and not text:
-            return f'nothing is there to translate, and so "{prefix}" cannot begin its translation'
         parts = self._cut(text, self.source_vocabulary.encode(text, add_eos=True))
         return self._fault_of(self._bound(parts, text, prefix, glossary), prefix)
 

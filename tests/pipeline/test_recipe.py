@@ -66,6 +66,17 @@ def test_a_path_with_a_hash_is_no_comment(tiny_recipe: Path, tmp_path: Path) -> 
         taken_from("[a.model, b.model]")
 
 
+def test_a_key_that_others_overrule_is_refused(tiny_recipe: Path) -> None:
+    levels = [("model.encoder_levels", "6"), ("model.decoder_levels", "2")]
+    assert load_recipe(tiny_recipe, levels).model.decoder_levels == 2  # the file's says 3 of both
+    assert load_recipe(tiny_recipe, [levels[0], ("model.num_levels", "4")])
+    with pytest.raises(UsageError, match=r"^command line: `model\.num_levels`: says nothing where"):
+        load_recipe(tiny_recipe, [*levels, ("model.num_levels", "4")])
+    draft = Draft(tiny_recipe, levels)
+    with pytest.raises(UsageError, match="says nothing where"):  # as a sweep would search it
+        draft.recipe({"model.num_levels": 4})
+
+
 def test_an_override_changes_no_section_that_was_alike(tiny_recipe: Path, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     text = tiny_recipe.read_text()

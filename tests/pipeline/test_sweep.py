@@ -160,6 +160,18 @@ def test_parameters_depend_on_the_seed_and_results_alone(tmp_path: Path, sampler
         assert parameters["model.num_levels"] in (2, 4, 6, 8)
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_no_values_are_tried_twice(tmp_path: Path, tiny_recipe: Path, sampler: str) -> None:
+    space = {"model.dropout": {"choices": [0, 0.1, 0.2]}, "model.num_levels": {"low": 2, "high": 3}}
+    config = SweepConfig.model_validate({"sampler": sampler, "space": space})
+    recipe, criterion = Draft(tiny_recipe).recipe(), Criterion("valid_loss", False)
+    study, found = Study(tmp_path / "sweep.db", config, criterion, recipe), list[str]()
+    while (asked := study.ask()) is not None:
+        found.append(str(asked.parameters))
+        study.complete(asked.number, 1.0)
+    assert len(found) == len({*found}) == 6
+
+
 def test_a_sweep_that_was_changed_is_refused_by_name(tmp_path: Path, tiny_recipe: Path) -> None:
     draft = Draft(tiny_recipe)
     path = tmp_path / "sweep.yaml"
@@ -244,7 +256,7 @@ def test_a_sweep_is_beside_its_run(
 def test_nothing_is_pruned_in_the_longest_warm_up(
     tmp_path: Path, tiny_recipe: Path, dimension: dict[str, Any]
 ) -> None:
-    space = {"training.warmup_steps": dimension}
+    space = {"training.warmup_steps": dimension, "model.dropout": {"low": 0, "high": 0.5}}
     config = SweepConfig.model_validate({"space": space})
     recipe, criterion = Draft(tiny_recipe).recipe(), Criterion("valid_loss", False)
     study = Study(tmp_path / "sweep.db", config, criterion, recipe)
@@ -290,6 +302,34 @@ def test_trainings_at_once_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none of them
     monkeypatch.setattr("pipeline.sweeping.run.gpu_names", lambda: ["one", "another"])
     assert "CUDA_VISIBLE_DEVICES" not in share_of_machine(0, 2)
+
+
+@pytest.mark.slow
+def test_a_best_recipe_that_was_edited_is_not_called_the_best(
+    prepared: TranslationRecipe, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sweeping.run.on_signals", lambda handler: None)
+    run_dir = new_run(prepared, "edited")
+    draft = Draft(tiny_recipe, [("run_dir", str(run_dir))])
+    home, criterion = home_of(draft.recipe()), Criterion("valid_loss", larger_is_better=False)
+    best = home.run_dir / "best.yaml"
+
+    def swept(trials: int, value: float) -> Path:
+        space = {"model.dropout": {"low": 0, "high": 0.5}}
+        config = SweepConfig.model_validate({"trials": trials, "space": space})
+        sweep = Sweep(draft, config, criterion, jobs=1)
+        asked = sweep.study.ask()
+        assert asked is not None
+        sweep.study.complete(asked.number, value)
+        return sweep.run().recipe
+
+    home.run_dir.mkdir()
+    assert swept(1, 3.0) == swept(2, 2.0) == best
+    best.write_text(f"# Mine.\n{best.read_text()}")
+    assert swept(3, 1.0) == folder_of(home, 2) / "recipe.yaml"
+    best.unlink()
+    assert swept(4, 4.0) == best
+    assert str(folder_of(home, 2)) in best.read_text()
 
 
 # ── Trainings ───────────────────────────────────────────────────────────────────────────────────

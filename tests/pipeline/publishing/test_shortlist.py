@@ -159,6 +159,29 @@ def test_a_translation_does_not_depend_on_its_neighbours(
     assert [each.text for each in together[0]] == [""]
 
 
+def test_a_prefix_may_have_what_it_does_not(
+    format: Format, folder: Path, shortlist: Shortlist, lines: list[str]
+) -> None:
+    translator, free = load_exports(folder), load_exports(folder, shortlist=False)
+    some = [line for line in lines if line][:8]
+    allowed = {token for ids in encoded(translator, some) for token in shortlist.allowed(ids)}
+    vocabulary = translator.target_vocabulary
+    outside = next(
+        piece[1:]
+        for piece in map(vocabulary.id_to_piece, range(vocabulary.get_piece_size()))
+        if piece.startswith("▁")
+        and len(piece) > 3
+        and not allowed.issuperset(vocabulary.encode(piece[1:]))
+    )
+    prefixes = [outside if number % 2 else "" for number in range(len(some))]
+    found, expected = (each.n_best(some, prefixes=prefixes) for each in (translator, free))
+    assert all(
+        best.text.startswith(prefix) for (best, *_), prefix in zip(found, prefixes, strict=True)
+    )
+    if format == "ctranslate2":  # which translates such a sentence without a shortlist
+        assert found[1::2] == expected[1::2]
+
+
 def test_it_can_be_left_out(
     captions: TranslationRecipe, format: Format, folder: Path, lines: list[str]
 ) -> None:
