@@ -24,7 +24,6 @@ from benchmarks.train_step import POLICIES, config_of, random_batch
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.prepare import prepare
 from models.config import ActivationCheckpointing, ModelConfig
-from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import init_distributed, without_greetings
 from pipeline.recipe import ROOT
 from pipeline.recipe_file import load_recipe
@@ -91,7 +90,6 @@ def meet() -> None:
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
     }  # fmt: skip
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    remove_dead_build_locks()  # and take the operators that `./run.sh setup` has built
     with without_greetings():
         init_distributed()
 

@@ -40,7 +40,6 @@ from pipeline.evaluation.evaluator import evaluate
 from pipeline.evaluation.images import ImageResult, evaluate_images
 from pipeline.evaluation.result import Evaluation, Result
 from pipeline.evaluation.translations import TranslationResult
-from pipeline.preflight import remove_dead_build_locks
 from pipeline.publishing.registry import register
 from pipeline.publishing.servable import Servable, servable_classifier, servable_translation
 from pipeline.ranks import failing_together, from_rank_0, join_ranks, leave_ranks, rank, world_size
@@ -81,7 +80,6 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
     for chatty in ("sacrebleu", "export"):  # registering a model exports it
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if world_size() > 1:
-        remove_dead_build_locks()
         join_ranks(PATIENCE)
     with ExitStack() as held, failing_together():
         from_rank_0(lambda: held.enter_context(only_command_in(recipe.run_dir, make=False)))

@@ -20,6 +20,7 @@ import numpy as np
 
 from data_prep.files import first_line
 from data_prep.identity import differences
+from pipeline.preflight import remove_dead_build_locks
 
 LINGER_SECONDS = 3  # the launcher kills all when one ends, and rank 0 may be telling why
 SECONDS_TO_HEAR = 10  # for ranks that ask once a second whether rank 0 has failed
@@ -177,6 +178,7 @@ def init_distributed(timeout: timedelta = timedelta(minutes=30)) -> None:
     import deepspeed
     from deepspeed import comm as dist
 
+    remove_dead_build_locks()  # of the operator that it takes on CPUs
     deepspeed.init_distributed(timeout=timeout, verbose=False)
     dist.barrier()
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]

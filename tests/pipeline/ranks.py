@@ -65,9 +65,6 @@ def _run(main: Main, arguments: list[str], log: str, environment: dict[str, str]
 
     import torch
 
-    from pipeline.preflight import remove_dead_build_locks
-
-    remove_dead_build_locks()  # and look for operators where `./run.sh setup` has built them
     torch.set_num_threads(1)
     main(arguments)
 

@@ -14,7 +14,6 @@ import pytest
 
 from data_prep.files import DataError
 from pipeline.checkpoints.folder import list_checkpoints
-from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import failing_together, join_ranks, leave_ranks, rank, wait_for_rank_0
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import free_port
@@ -44,7 +43,6 @@ def meet(environment: dict[str, str], log: str, what: str) -> None:
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    remove_dead_build_locks()  # as training does: torch would wait for ever
     try:
         with failing_together():
             said = wait_for_rank_0(lambda: checks(what), timedelta(seconds=60))

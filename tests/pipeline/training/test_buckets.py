@@ -15,12 +15,10 @@ ENGINE = """
 import os, sys, torch
 from pathlib import Path
 from pipeline.recipe_file import load_recipe
-from pipeline.preflight import remove_dead_build_locks
 from pipeline.ranks import init_distributed
 from pipeline.training.trainer import Trainer
 from pipeline.translation.task import TranslationTask
 recipe = load_recipe(Path(sys.argv[1]), [("training.deepspeed_config", sys.argv[2])])
-remove_dead_build_locks()
 init_distributed()
 sizes, empty = [], torch.empty
 def counted(*shape, **options):
