@@ -87,7 +87,7 @@ def plan_once(shards: Path, pairs: int, cache: Path) -> tuple[float, float]:
         max_tokens=MAX_TOKENS,
         micro_batch_tokens=MICRO_BATCH_TOKENS,
         seed=1,
-        cache=cache,
+        cache=(cache, str(pairs)),
     )[0]
     seconds = time.perf_counter() - started
     return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -165,8 +165,7 @@ def plan_of_a_rank(folder: Path, pairs: int, shared: bool) -> RankMemory:
         max_tokens=MAX_TOKENS,
         micro_batch_tokens=MICRO_BATCH_TOKENS,
         seed=1,
-        cache=folder if shared else None,
-        lengths_digest=str(pairs),
+        cache=(folder, str(pairs)) if shared else None,
     )
     seconds = []
     for step in (0, plan.steps_per_epoch):
@@ -237,13 +236,12 @@ def slow_feed(shards: Path, read_ahead_steps: int, steps: int) -> Row:
     task = TranslationTask(recipe)
     task.__dict__["pairs"] = SlowReader(shards, "train")  # a cached property
     with TemporaryDirectory() as folder:
-        *lengths, digest = map_lengths(task.pairs, Path(folder))
+        *lengths, _ = map_lengths(task.pairs, Path(folder))
         task.__dict__["plan"] = BatchPlan(
             *lengths,
             max_tokens=MICRO_BATCH_TOKENS,
             micro_batch_tokens=None,
             seed=1,
-            lengths_digest=digest,
         )
     shares = feed(
         task, torch.device("cpu"),

@@ -11,7 +11,6 @@ it, all map it, and none but the maker reads the lengths.
 
 from __future__ import annotations
 
-import hashlib
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -115,8 +114,7 @@ class BatchPlan:
         max_tokens: int,
         micro_batch_tokens: int | None,
         seed: int,
-        cache: Path | None = None,
-        lengths_digest: str | None = None,
+        cache: tuple[Path, str] | None = None,
     ) -> None:
         """Plan batches of pairs within a budget of tokens.
 
@@ -125,8 +123,8 @@ class BatchPlan:
         :param max_tokens: budget of a global batch: pairs × longest side, padding included, summed
             over its micro-batches.
         :param micro_batch_tokens: the same for one micro-batch; None: one micro-batch a step.
-        :param cache: folder for the files of the plan, which ranks and later runs share.
-        :param lengths_digest: a digest of what has the lengths; None: they are read to make one.
+        :param cache: folder for the files of the plan, which ranks and later runs share; and a
+            digest of what has the lengths.
         """
         self._sides = (source_lengths, target_lengths)
         self.max_tokens = max_tokens
@@ -134,8 +132,7 @@ class BatchPlan:
         self.micro_batches_per_step = max_tokens // self._micro_batch_tokens
         self._seed = seed
         self._cache = cache
-        self._digest = lengths_digest
-        self._outline = self._shared("outline", "npz", self._make_outline, _save_outline, _outline)
+        self._outline = self._shared(["outline.npz"], self._make_outline, _save_outline, _outline)
         self._micro_batches = len(self._outline.cuts)
         self.steps_per_epoch = -(-self._micro_batches // self.micro_batches_per_step)
         self._epochs: dict[int, Epoch] = {}
@@ -162,9 +159,10 @@ class BatchPlan:
         """Return an epoch; the last two are kept, for who reads ahead needs both."""
         with self._lock:
             if number not in self._epochs:
-                name = f"epoch-{number}"
+                # The epoch before stays: a slower rank may be reading it.
+                names = [f"epoch-{number}.arrow", f"epoch-{number - 1}.arrow", "outline.npz"]
                 made = self._shared(
-                    name, "arrow", lambda: self._make_epoch(number), _save_epoch, _open_epoch
+                    names, lambda: self._make_epoch(number), _save_epoch, _open_epoch
                 )
                 older = sorted(self._epochs)[-1:]
                 self._epochs = {**{key: self._epochs[key] for key in older}, number: made}
@@ -263,44 +261,35 @@ class BatchPlan:
 
     def _shared(
         self,
-        name: str,
-        suffix: str,
+        names: Sequence[str],
         make: Callable[[], Result],
         save: Callable[[Path, Result], None],
         read: Callable[[Path], Result],
     ) -> Result:
         """Return a part of the plan from its file in the cache, or as `make` makes it.
 
-        :param name: of the part; the file's name also has a digest of what the plan depends on.
+        :param names: of its file, and of others that stay when it is made; to these a digest is
+            added of what the plan depends on.
         """
         if self._cache is None:
             return make()
-        if self._digest is None:
-            digest = hashlib.sha256()
-            for side in self._sides:
-                digest.update(np.ascontiguousarray(side).data)
-            self._digest = digest.hexdigest()
-        inputs = [FILES_VERSION, BATCH_PLAN_VERSION, self._digest]
+        folder, lengths = self._cache
+        inputs = [FILES_VERSION, BATCH_PLAN_VERSION, lengths]
         plan = digest_of([*inputs, self._seed, self._micro_batch_tokens])[:16]
-        kept = [f"outline-{plan}.npz"]
-        if name.startswith("epoch-"):
-            number = int(name.removeprefix("epoch-"))
-            # The epoch before stays: a slower rank may be reading it.
-            kept += [f"epoch-{n}-{plan}.arrow" for n in (number, number - 1)]
+        path, *others = (folder / name.replace(".", f"-{plan}.") for name in names)
         made: list[Result] = []
 
         def build(path: Path) -> None:
             made.append(make())
             save(path, made[0])
 
-        path = self._cache / f"{name}-{plan}.{suffix}"
         try:
             result = built_once(path, build, read)
         except OSError:  # a full disk, perhaps: training can go on without a cache
             return made[0] if made else make()
         if made:
             for kind in ("epoch", "outline"):
-                remove_others(self._cache, kind, kept)
+                remove_others(folder, kind, [file.name for file in (path, *others)])
         return result
 
 

@@ -76,8 +76,7 @@ class TranslationTask(Task["PairBatch"]):
             max_tokens=training.max_tokens,
             micro_batch_tokens=training.micro_batch_tokens,
             seed=training.seed,
-            cache=folder,
-            lengths_digest=digest,
+            cache=(folder, digest),
         )
 
     @cached_property

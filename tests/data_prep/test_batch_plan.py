@@ -28,7 +28,11 @@ def plan_of(
 ) -> BatchPlan:
     """Return a plan for the training pairs; `micro` is the budget of a micro-batch."""
     return BatchPlan(
-        *reader.lengths(), max_tokens=BUDGET, micro_batch_tokens=micro, seed=seed, cache=cache
+        *reader.lengths(),
+        max_tokens=BUDGET,
+        micro_batch_tokens=micro,
+        seed=seed,
+        cache=(cache, "these") if cache else None,
     )
 
 

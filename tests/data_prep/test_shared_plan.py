@@ -27,16 +27,13 @@ def some_lengths(pairs: int = 5000) -> NDArray[np.int32]:
     return np.random.default_rng(0).integers(1, 60, size=(2, pairs)).astype(np.int32)
 
 
-def plan_of(
-    lengths: NDArray[np.integer[Any]], cache: Path | None = None, digest: str | None = None
-) -> BatchPlan:
+def plan_of(lengths: NDArray[np.integer[Any]], cache: tuple[Path, str] | None = None) -> BatchPlan:
     return BatchPlan(
         *lengths,
         max_tokens=4096,
         micro_batch_tokens=512,
         seed=1,
         cache=cache,
-        lengths_digest=digest,
     )
 
 
@@ -95,9 +92,9 @@ def test_a_pair_over_the_budget_is_alone() -> None:
 
 
 def test_only_the_maker_reads_lengths(tmp_path: Path) -> None:
-    made = plan_of(some_lengths(), tmp_path, "these lengths")
+    made = plan_of(some_lengths(), (tmp_path, "these lengths"))
     expected = batches(made)
-    again = plan_of(np.zeros((2, 5000), dtype=np.int32), tmp_path, "these lengths")
+    again = plan_of(np.zeros((2, 5000), dtype=np.int32), (tmp_path, "these lengths"))
     # The first of the two epochs was removed for the third's sake, and would be made again.
     assert again.padding_share() == made.padding_share()
     assert again.largest_micro_batch().tolist() == made.largest_micro_batch().tolist()
@@ -121,7 +118,7 @@ def test_lengths_are_those_of_the_shards(reader: ShardReader, tmp_path: Path) ->
 
 def plan_of_a_rank(shards: Path, folder: Path) -> list[list[list[int]]]:
     *lengths, digest = map_lengths(ShardReader(shards, "train"), folder)
-    return batches(plan_of(np.stack(lengths), folder, digest))
+    return batches(plan_of(np.stack(lengths), (folder, digest)))
 
 
 @pytest.mark.slow
@@ -147,7 +144,7 @@ def test_what_is_damaged_is_made_again(
 ) -> None:
     def made() -> list[list[list[int]]]:
         *lengths, digest = map_lengths(reader, tmp_path)
-        return batches(plan_of(np.stack(lengths), tmp_path, digest))
+        return batches(plan_of(np.stack(lengths), (tmp_path, digest)))
 
     expected = made()
     for file in tmp_path.glob(f"{kind}-*"):
@@ -160,5 +157,5 @@ def test_where_nothing_can_be_written_the_plan_is_the_same(
 ) -> None:
     (tmp_path / "file").touch()
     *lengths, digest = map_lengths(reader, tmp_path / "file")
-    plan = plan_of(np.stack(lengths), tmp_path / "file", digest)
+    plan = plan_of(np.stack(lengths), (tmp_path / "file", digest))
     assert batches(plan) == batches(plan_of(np.stack(reader.lengths())))
