@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,6 +48,11 @@ class Criterion(NamedTuple):
     metric: str
     larger_is_better: bool
 
+    @property
+    def best(self) -> Callable[..., Any]:
+        """Return what finds the best of some values: `max` or `min`."""
+        return max if self.larger_is_better else min
+
 
 class ValidationState(BaseModel):
     """What the validations of a run have found so far: a resumed run goes on with it."""
@@ -76,10 +81,9 @@ class ValidationState(BaseModel):
         """Tell whether its values are of these examples, as far as that is known."""
         return self.validation_set in (None, validation_set)
 
-    def judged(self, value: float, step: int, *, larger_is_better: bool) -> ValidationState:
+    def judged(self, value: float, step: int, criterion: Criterion) -> ValidationState:
         """Return the state after a validation that gave `value`."""
-        sign = 1 if larger_is_better else -1
-        better = self.best is None or sign * value > sign * self.best
+        better = self.best is None or criterion.best(self.best, value) != self.best
         if math.isfinite(value) and better:
             return self.model_copy(update={"best": value, "best_step": step, "stale": 0})
         return self.model_copy(update={"stale": self.stale + 1})

@@ -58,13 +58,12 @@ def draw_sweep(
 
 
 def _draw_history(axes: Any, trials: Sequence[Drawn], criterion: Criterion) -> None:
-    better = max if criterion.larger_is_better else min
     complete = [trial for trial in trials if trial.value is not None and not trial.pruned]
     _scatter(axes, trials, [trial.number for trial in trials], labels=True)
     best, line = math.nan, []
     for trial in complete:
         assert trial.value is not None
-        best = trial.value if math.isnan(best) else better(best, trial.value)
+        best = trial.value if math.isnan(best) else criterion.best(best, trial.value)
         line.append(best)
     if complete:
         axes.step(

@@ -224,7 +224,7 @@ class Sweep:
             log.info("trial %d pruned at step %d: %s %.4f", number, pruned_at, metric,
                      values[pruned_at])  # fmt: skip
         elif finished and (finite := list(filter(math.isfinite, values.values()))):
-            best = max(finite) if self.criterion.larger_is_better else min(finite)
+            best = self.criterion.best(finite)
             self.study.complete(number, best)
             log.info("trial %d: %s %.4f", number, metric, best)
         elif trial.interrupted or self._stopping:

@@ -136,8 +136,10 @@ class Study:
     def best(self) -> FrozenTrial | None:
         """Return the best of the complete ones; of equal ones the first."""
         complete = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
-        sign = -1 if self.criterion.larger_is_better else 1
-        return min(complete, key=lambda trial: sign * (trial.value or 0.0), default=None)
+        found: FrozenTrial | None = self.criterion.best(
+            complete, key=lambda trial: trial.value, default=None
+        )
+        return found
 
     def unfinished(self) -> list[Asked]:
         """Return the trials that an interrupted sweep has left."""

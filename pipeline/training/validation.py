@@ -109,9 +109,8 @@ class Validation:
         """
         task, step = self.trainer.task, self.trainer.step
         metrics = task.validate(self.trainer, self.interruption)
-        metric, larger_is_better = task.criterion
-        if (value := metrics.get(metric)) is not None:
-            self.state = self.state.judged(value, step, larger_is_better=larger_is_better)
+        if (value := metrics.get(task.criterion.metric)) is not None:
+            self.state = self.state.judged(value, step, task.criterion)
         self.set_due(False)
         return metrics
 

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.checkpoints.folder import (
     CheckpointInfo,
+    Criterion,
     ValidationState,
     finish_checkpoint,
     list_checkpoints,
@@ -73,7 +74,9 @@ def test_a_validation_that_was_put_off_can_ask_for_the_checkpoint(
     folder = recipe.checkpoints
     save(folder, 100)
     save(folder, 150, scheduled=False)
-    record_validation(folder, 150, STATE.judged(1.0, 150, larger_is_better=False), asked=asked)
+    record_validation(
+        folder, 150, STATE.judged(1.0, 150, Criterion("valid_loss", False)), asked=asked
+    )
     assert averaged(recipe, 3) == expected
 
 
