@@ -28,9 +28,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.rounds import create_parser, print_table, progress, seconds_of, spread
+from data_prep.arrow import open_rows, write_rows
 from data_prep.batch_plan import BatchPlan, map_lengths
 from data_prep.files import read_json, write_json
-from data_prep.shards import ShardReader, TokenIds, open_shard, read_shards_manifest, write_shard
+from data_prep.shards import ShardReader, TokenIds, read_shards_manifest
 from data_prep.text import vocabulary_files
 from pipeline.command_line import DEFAULT_RECIPE
 from pipeline.recipe_file import load_recipe
@@ -49,14 +50,14 @@ def many_shards(shards: Path, number: int, folder: Path) -> None:
     for path in vocabulary_files(shards):
         shutil.copyfile(path, folder / path.name)
     first = read_shards_manifest(shards).of_split("train")[0]
-    pairs = open_shard(shards / first.name)
+    pairs = open_rows(shards / first.name)
     cut = [
         first.model_copy(update={"name": f"train-{i:05d}.arrow", "pairs": PAIRS_A_SHARD})
         for i in range(number)
     ]
     for i, shard in enumerate(cut):
         begin = i * PAIRS_A_SHARD % (len(pairs) - PAIRS_A_SHARD)
-        write_shard(folder / shard.name, pairs.slice(begin, PAIRS_A_SHARD))
+        write_rows(folder / shard.name, pairs.slice(begin, PAIRS_A_SHARD))
     manifest = {**read_json(shards / "manifest.json"), "shards": [s.model_dump() for s in cut]}
     write_json(folder / "manifest.json", manifest)
 

@@ -24,9 +24,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from data_prep.arrow import open_rows, write_rows
 from data_prep.files import digest_of, fsync, locked, read_json, write_json
 from data_prep.fingerprints import fingerprint_of
-from data_prep.shards import ShardReader, open_shard, write_shard
+from data_prep.shards import ShardReader
 
 BATCH_PLAN_VERSION = 3  # raise it when the same shards and seed would give other batches
 FILES_VERSION = 2  # raise it when the files of the same plan would look otherwise
@@ -369,11 +370,11 @@ def _save_epoch(path: Path, epoch: Epoch) -> None:
     pairs = pa.ListArray.from_arrays(epoch.begins, epoch.pairs)
     columns = [pairs, pa.array(epoch.source_tokens), pa.array(epoch.target_tokens)]
     names = ["pairs", "source_tokens", "target_tokens"]
-    write_shard(path, pa.record_batch(columns, names=names))
+    write_rows(path, pa.record_batch(columns, names=names))
 
 
 def _open_epoch(path: Path) -> Epoch:
-    pairs, source, target = open_shard(path).columns
+    pairs, source, target = open_rows(path).columns
     return Epoch(
         pairs.values.to_numpy(), pairs.offsets.to_numpy(), source.to_numpy(), target.to_numpy()
     )

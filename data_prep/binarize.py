@@ -20,20 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from data_prep.arrow import open_rows, write_rows
 from data_prep.clean import Cleaned
 from data_prep.config import DataConfig
 from data_prep.corpora import read_text
 from data_prep.files import DataError, save_array, sha256_of, write_atomically
 from data_prep.pieces import Result, map_pieces
-from data_prep.shards import (
-    CorpusInfo,
-    Counts,
-    ShardInfo,
-    ShardsManifest,
-    id_type,
-    open_shard,
-    write_shard,
-)
+from data_prep.shards import CorpusInfo, Counts, ShardInfo, ShardsManifest, id_type
 from data_prep.stage import log, run_stage
 from data_prep.text import EOS_IDX, SOURCE_WORDS, UNK_IDX, normalise, vocabulary_files, words_of
 from data_prep.vocabulary import (
@@ -159,7 +152,7 @@ def _write_held_out(
     ]
     pairs = pa.record_batch(columns, pairs.schema)
     path = folder / f"{split}-00000.arrow"
-    write_shard(path, pairs)
+    write_rows(path, pairs)
     return ShardInfo(name=path.name, split=split, **_counts(pairs), sha256=sha256_of(path))
 
 
@@ -283,7 +276,7 @@ def _encode(
     short = _within(config.max_tokens_per_side, pairs)
     kept = short.take(pa.array(_drawn(len(short), weight, [config.seed, 4, piece])))
     shard = np.random.default_rng([config.seed, 2, piece]).integers(shards, size=len(kept))
-    write_shard(folder / "pairs.arrow", kept.take(pa.array(np.argsort(shard, kind="stable"))))
+    write_rows(folder / "pairs.arrow", kept.take(pa.array(np.argsort(shard, kind="stable"))))
     begins = np.searchsorted(np.sort(shard), np.arange(shards + 1))
     save_array(folder / "begins.npy", begins)
     unknown = [each.model_dump() for each in _unknown(models, lines, pairs)]
@@ -334,7 +327,7 @@ def _gather(
     )
     order = np.random.default_rng([config.seed, 3, shard]).permutation(len(pairs))
     path = folder / "shard.arrow"
-    write_shard(path, pairs.take(pa.array(order)))
+    write_rows(path, pairs.take(pa.array(order)))
     return {**_counts(pairs), "sha256": sha256_of(path)}
 
 
@@ -344,7 +337,7 @@ def _pairs_of(shard: int, piece: Path) -> pa.RecordBatch:
     :param piece: the folder of a piece.
     """
     begin, end = np.load(piece / "begins.npy", mmap_mode="r")[shard : shard + 2].tolist()
-    return open_shard(piece / "pairs.arrow").slice(begin, end - begin)
+    return open_rows(piece / "pairs.arrow").slice(begin, end - begin)
 
 
 def _within(limit: int, pairs: pa.RecordBatch) -> pa.RecordBatch:
@@ -382,8 +375,4 @@ def _counts(pairs: pa.RecordBatch) -> dict[str, int]:
 
 def _total(shards: Sequence[ShardInfo], split: str) -> Counts:
     own = [shard for shard in shards if shard.split == split]
-    return Counts(
-        pairs=sum(shard.pairs for shard in own),
-        source_tokens=sum(shard.source_tokens for shard in own),
-        target_tokens=sum(shard.target_tokens for shard in own),
-    )
+    return Counts(**{key: sum(getattr(shard, key) for shard in own) for key in COUNTED})

@@ -9,50 +9,28 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from data_prep.files import DataError, digest_of, first_line, sha256_of, write_array_head
-from data_prep.section import fault_of
-from data_prep.stage import Record, read_manifest
+from data_prep.arrow import REMEDY, check_shards, open_whole, read_manifest_of
+from data_prep.files import DataError, write_array_head
+from data_prep.stage import Record
 from data_prep.text import vocabulary_files
 from data_prep.vocabulary import Lost, Unknown, VocabularyInfo, vocabulary_digest
 
-RecordT = TypeVar("RecordT", bound=Record)
 TokenIds = NDArray[np.unsignedinteger[Any]]
 Column = tuple[TokenIds, NDArray[np.int32]]
 """Token ids of all sequences `[tokens]`, and where each begins `[pairs + 1]`."""
-
-REMEDY = "without that file, `./run.sh prepare` makes it again"
-
-
-def write_shard(path: Path, pairs: pa.RecordBatch) -> None:
-    """Write a record batch of pairs. Equal pairs give equal bytes."""
-    if not len(pairs):  # Arrow would write all values that an empty slice was cut from
-        pairs = pa.RecordBatch.from_pylist([], schema=pairs.schema)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, pairs.schema) as writer:
-        writer.write_batch(pairs)
 
 
 def id_type(vocab_sizes: Sequence[int]) -> np.dtype[Any]:
     """Return the narrowest type that holds all token ids."""
     return np.dtype(np.uint16 if max(vocab_sizes) <= 1 << 16 else np.uint32)
-
-
-def open_shard(path: Path) -> pa.RecordBatch:
-    """Return the rows of a shard, memory-mapped.
-
-    :raises OSError, pa.ArrowInvalid: the shard is missing or damaged.
-    """
-    with pa.memory_map(str(path)) as file:  # the map outlives it: open shards hold no descriptors
-        return pa.ipc.open_file(file).get_batch(0)
 
 
 # ── The manifest ────────────────────────────────────────────────────────────────────────────────
@@ -147,66 +125,7 @@ def read_shards_manifest(folder: Path) -> ShardsManifest:
     return read_manifest_of(folder, ShardsManifest)
 
 
-def validation_digest(folder: Path) -> str:
-    """Return a digest of the examples of the validation set, as shards of any kind hold them.
-
-    :param folder: of the shards; without any the digest is of nothing.
-    """
-    shards = (read_manifest(folder) or {}).get("shards", [])
-    return digest_of([shard["sha256"] for shard in shards if shard["split"] == "valid"])
-
-
-def read_manifest_of(folder: Path, record: type[RecordT]) -> RecordT:
-    """Read the manifest of shards of any kind.
-
-    :raises DataError: the folder is not a finished data set, or its manifest lacks something.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise DataError(f"{folder}: no prepared data here; run `./run.sh prepare` first")
-    try:
-        return record.model_validate(manifest)
-    except ValidationError as error:
-        raise DataError(
-            f"{folder / 'manifest.json'}: key {fault_of(error)}; remove {folder} and run "
-            "`./run.sh prepare`"
-        ) from error
-
-
 # ── Reading ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def check_shards(folder: Path, checksums: Mapping[str, str]) -> None:
-    """Compare shards with their sha256.
-
-    :raises DataError: one is missing or has changed.
-    """
-    paths = [folder / name for name in checksums]
-    try:
-        with ThreadPoolExecutor() as pool:  # hashing releases Python's lock
-            digests = pool.map(sha256_of, paths)
-            for path, wanted, digest in zip(paths, checksums.values(), digests, strict=True):
-                if digest != wanted:
-                    raise DataError(f"{path}: checksum is not the manifest's; {REMEDY}")
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot read the shard; {REMEDY}") from error
-
-
-def open_whole(path: Path, examples: int, what: str) -> pa.RecordBatch:
-    """Open a shard of any kind, and count what is in it.
-
-    :param examples: how many the manifest says there are.
-    :param what: they are called.
-    :raises DataError: it is missing or damaged, or has another number.
-    """
-    try:
-        found = open_shard(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = first_line(error)
-        raise DataError(f"{path}: damaged or missing shard: {reason}; {REMEDY}") from error
-    if len(found) != examples:
-        raise DataError(f"{path}: {len(found)} {what}, the manifest says {examples}; {REMEDY}")
-    return found
 
 
 class OpenShard(NamedTuple):
@@ -236,7 +155,7 @@ class ShardReader:
         self._check_vocabulary()
         self.shards = self.data.of_split(split)
         if verify:
-            check_shards(folder, {shard.name: shard.sha256 for shard in self.shards})
+            check_shards(folder, self.shards)
         self._open: list[OpenShard | None] = [None] * len(self.shards)
         self._first: list[int] = [0, *accumulate(shard.pairs for shard in self.shards)]
 

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data_prep.arrow import open_rows
 from data_prep.files import DataError, first_line, save_array, sha256_of, write_json
 from data_prep.fingerprints import NO_FILE, was_changed
 from data_prep.images.config import ImagesConfig
 from data_prep.images.idx import load_idx
 from data_prep.images.read import Refused, as_stored, read_image
-from data_prep.shards import open_shard
 
 DIGEST_BYTES = 16
 NAMES = "names.json"
@@ -106,7 +106,7 @@ def _candidates(config: ImagesConfig, raw: Path, piece: Piece) -> Iterator[Candi
             read, source = bind(_from_array, pixels[row]), _digest(pixels[row].tobytes())
             yield Candidate(f"{images.images}#{row}", int(labels[row]), source, read)
     else:
-        files = open_shard(place / "files.arrow").slice(piece.begin, piece.end - piece.begin)
+        files = open_rows(place / "files.arrow").slice(piece.begin, piece.end - piece.begin)
         columns = (column.to_pylist() for column in files)
         for path, label, reason, sha256 in zip(*columns, strict=True):
             read = bind(_read_file, config.root / path, config.max_pixels, reason, sha256)

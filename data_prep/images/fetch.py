@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_prep.arrow import write_rows
 from data_prep.downloads import download
 from data_prep.files import DataError, sha256_of
 from data_prep.fingerprints import (
@@ -26,7 +27,6 @@ from data_prep.fingerprints import (
 )
 from data_prep.images.config import MAX_CLASSES, ImagesConfig, ImageSet
 from data_prep.images.idx import load_idx, unpack_idx
-from data_prep.shards import write_shard
 from data_prep.stage import DIGEST, Record, run_stage
 
 SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -192,7 +192,7 @@ def _label(
         if not rows:
             raise DataError(f"{config.root / images.folder}: no images here")
         columns = [pa.array(column) for column in zip(*rows, strict=True)]
-        write_shard(
+        write_rows(
             place / "files.arrow",
             pa.record_batch(columns, names=["path", "label", "refused", "sha256"]),
         )

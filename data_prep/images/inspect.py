@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_prep.arrow import check_shards
 from data_prep.images.shards import ImagesManifest, read_images_manifest
-from data_prep.shards import check_shards
 
 
 def inspect_images(folder: Path) -> None:
@@ -18,7 +18,7 @@ def inspect_images(folder: Path) -> None:
     :raises DataError: there are no shards, or one is not what the manifest says.
     """
     data = read_images_manifest(folder)
-    check_shards(folder, {shard.name: shard.sha256 for shard in data.shards})
+    check_shards(folder, data.shards)
     console = Console()
     shape = f"{data.stored_size} × {data.stored_size} × {data.channels}"
     console.print(Text(f"{folder}: {len(data.classes):,} classes, {shape}", style="bold"))

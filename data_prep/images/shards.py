@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_prep.shards import check_shards, open_whole, read_manifest_of, write_shard
+from data_prep.arrow import check_shards, open_whole, read_manifest_of, write_rows
 from data_prep.stage import Record
 
 Pixels = NDArray[np.uint8]
@@ -41,12 +41,12 @@ def write_images(path: Path, images: Pixels, labels: NDArray[np.integer[Any]]) -
             (pa.uint16(), labels.astype(np.uint16)),
         )
     ]
-    write_shard(path, pa.record_batch(columns, names=["image", "label"]))
+    write_rows(path, pa.record_batch(columns, names=["image", "label"]))
 
 
 def write_names(folder: Path, split: str, names: Sequence[str]) -> None:
     """Write what the images of a split are called, in their order."""
-    write_shard(folder / f"{split}-names.arrow", pa.record_batch([pa.array(names)], names=["name"]))
+    write_rows(folder / f"{split}-names.arrow", pa.record_batch([pa.array(names)], names=["name"]))
 
 
 # ── The manifest ────────────────────────────────────────────────────────────────────────────────
@@ -199,7 +199,7 @@ class ImageReader:
         self.shards = self.data.of_split(split)
         self.image_shape = (self.data.channels, self.data.stored_size, self.data.stored_size)
         if verify:
-            check_shards(folder, {shard.name: shard.sha256 for shard in self.shards})
+            check_shards(folder, self.shards)
         self._open: list[OpenShard | None] = [None] * len(self.shards)
         self._first = np.array([0, *accumulate(shard.images for shard in self.shards)])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from data_prep.shards import validation_digest
+from data_prep.arrow import validation_digest
 from pipeline.checkpoints.folder import (
     Checkpoint,
     CheckpointError,

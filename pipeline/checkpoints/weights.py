@@ -11,9 +11,9 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from data_prep.arrow import validation_digest
 from data_prep.files import first_line
 from data_prep.identity import check_recipe
-from data_prep.shards import validation_digest
 from pipeline.checkpoints.folder import (
     EMA_FILE,
     Checkpoint,

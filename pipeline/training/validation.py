@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.arrow import validation_digest
 from data_prep.batch_plan import BatchPlan, Indices
-from data_prep.shards import validation_digest
 from pipeline.checkpoints.folder import ValidationState
 from pipeline.training.trainer import Trainer
 

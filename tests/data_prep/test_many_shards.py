@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.feed import many_shards
+from data_prep.arrow import open_rows, write_rows
 from data_prep.binarize import _encode
 from data_prep.config import DataConfig
-from data_prep.shards import ShardReader, open_shard, write_shard
+from data_prep.shards import ShardReader
 from pipeline.translation_recipe import TranslationRecipe
 
 
@@ -24,9 +25,9 @@ def shards(prepared: TranslationRecipe) -> Path:
 def test_a_slice_is_written_without_what_it_was_cut_from(
     shards: Path, tmp_path: Path, rows: int
 ) -> None:
-    pairs = open_shard(shards / "train-00000.arrow")
-    write_shard(tmp_path / "some.arrow", pairs.slice(0, rows))
-    written = open_shard(tmp_path / "some.arrow")
+    pairs = open_rows(shards / "train-00000.arrow")
+    write_rows(tmp_path / "some.arrow", pairs.slice(0, rows))
+    written = open_rows(tmp_path / "some.arrow")
     assert written.equals(pairs.slice(0, rows))
     whole = (shards / "train-00000.arrow").stat().st_size
     assert (tmp_path / "some.arrow").stat().st_size <= 1000 + whole * rows // len(pairs) * 2
@@ -37,7 +38,7 @@ def test_a_slice_is_written_without_what_it_was_cut_from(
 def test_a_piece_takes_no_more_room_for_many_shards(
     prepared: TranslationRecipe, shards: Path, tmp_path: Path
 ) -> None:
-    pairs = open_shard(shards / "train-00000.arrow")
+    pairs = open_rows(shards / "train-00000.arrow")
     text = prepared.run_dir / "clean" / "train"
     config: DataConfig = prepared.data
     sizes = []
