@@ -92,7 +92,7 @@ def main(recipe: Recipe, arguments: argparse.Namespace) -> None:
                 else {}
             )
         )
-        is_first = not (recipe.run_dir / "evaluation").exists()
+        is_first = not recipe.evaluations.exists()
         recipe = _as_trained(recipe)
         evaluation = _evaluate(recipe, arguments)
         from_rank_0(lambda: _publish(recipe, evaluation, baseline))

@@ -248,6 +248,11 @@ class Recipe(Section):
         return self.run_dir / "checkpoints"
 
     @property
+    def evaluations(self) -> Path:
+        """Return the folder with a folder for each test set."""
+        return self.run_dir / "evaluation"
+
+    @property
     def store(self) -> Path:
         """Return the file of MLflow's store, where `tracking.uri` names no other."""
         return self.run_dir.absolute().with_name("mlflow.db")

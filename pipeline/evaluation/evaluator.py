@@ -118,7 +118,7 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe, TranslationResult]):
             check_comet(comet)
             status = comet.stat()
             depends_on["comet"] = [str(comet), status.st_size, status.st_ctime_ns]
-        folder = self.recipe.run_dir / "evaluation" / name
+        folder = self.recipe.evaluations / name
         fingerprint, target_lang = digest_of(depends_on), self.recipe.data.target_lang
         return TranslationResult(
             folder, metric_prefix, fingerprint, test_set.name, sha256, test_set, target_lang

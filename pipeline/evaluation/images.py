@@ -53,7 +53,7 @@ COLUMNS = ("image", "class", "predicted", "probability of its class", "of the pr
 
 def scores_of(recipe: ClassificationRecipe, checkpoints: Sequence[Checkpoint]) -> Scores:
     """Return the scores of these checkpoints on the test set as it is now; empty without any."""
-    folder = recipe.run_dir / "evaluation" / slug_of(recipe.data.test.name)
+    folder = recipe.evaluations / slug_of(recipe.data.test.name)
     found = read_scores(folder)
     wanted = {
         "test_set": recipe.data.test.name,
@@ -249,7 +249,7 @@ class EvaluatedClassifier(EvaluatedModel[ClassificationRecipe, ImageResult]):
             "test set": [name, sha256],
             "names": digest_of(reader.names()),
         }
-        place = recipe.run_dir / "evaluation" / folder
+        place = recipe.evaluations / folder
         return ImageResult(place, f"{prefix}_", digest_of(depends_on), name, sha256, reader)
 
     def results(self) -> list[ImageResult]:

@@ -45,7 +45,7 @@ def scores_of(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -> l
     }
     scores = []
     for name, sha256 in test_sets_at_hand(recipe):
-        found = read_scores(recipe.run_dir / "evaluation" / slug_of(name))
+        found = read_scores(recipe.evaluations / slug_of(name))
         is_same_text = sha256 in (None, found.get("test_set_sha256"))
         if is_same_text and {**wanted, "test_set": name}.items() <= found.items():
             scores.append(found)
