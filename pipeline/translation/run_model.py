@@ -24,6 +24,8 @@ from pipeline.training.initial_weights import check_initial_weights, load_initia
 from pipeline.translation_recipe import TranslationRecipe
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from models.seq2seq import TranslationModel
 
 
@@ -118,7 +120,12 @@ def model_of_run(recipe: TranslationRecipe, checkpoints: Sequence[Checkpoint]) -
     """
     weights = average_weights(checkpoints, use_ema=recipe.evaluation.use_ema)
     model = model_for(recipe.evaluated_model, load_vocabularies(recipe.shards))
+    load_first_levels(model, weights)
+    return model
+
+
+def load_first_levels(model: TranslationModel, weights: dict[str, Tensor]) -> None:
+    """Load the weights of a model whose decoder may have more levels."""
     for name, own in model.state_dict().items():
         weights[name] = weights[name][: len(own)]  # a level's own are in the first dimension
     model.load_state_dict(weights)
-    return model

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from data_prep.batch_plan import BatchPlan, Indices
 from data_prep.corpora import read_lines
-from data_prep.text import PAD_IDX
 from data_prep.vocabulary import load_vocabularies
-from models.factory import create_model
 from pipeline.ranks import gather_shares, share_of
 from pipeline.training.trainer import Trainer
 from pipeline.training.validation import Interruption, Stopped, sum_over
 from pipeline.translation.batches import PairBatch, collate
+from pipeline.translation.run_model import load_first_levels, model_for
 from pipeline.translation.scores import bleu
 from pipeline.translation.serving import batches_by_length
 from pipeline.translation.translator import Translator
@@ -93,8 +92,7 @@ def _valid_lines(recipe: TranslationRecipe) -> tuple[list[str], list[str]]:
 def _translator(task: TranslationTask, trainer: Trainer[PairBatch]) -> Translator:
     """Return a translator with a whole copy of the model that is trained: with ZeRO-3's weights,
     which are partitioned, ranks that decode different numbers of steps would deadlock."""
-    recipe = task.recipe
-    model = create_model(recipe.model, task.vocab_sizes, PAD_IDX)
-    model.load_state_dict(trainer.full_weights())
-    vocabularies = load_vocabularies(recipe.shards)
+    recipe, vocabularies = task.recipe, load_vocabularies(task.recipe.shards)
+    model = model_for(recipe.evaluated_model, vocabularies)  # which is what `evaluate` scores
+    load_first_levels(model, trainer.full_weights())
     return Translator([model], vocabularies, recipe.evaluation, recipe.data.max_tokens_per_side)
