@@ -208,8 +208,9 @@ class Checkpoint:
         """
         for key, value in identity.items():
             if self.info.identity.get(key) != value:
+                its = f"set of {key}" if key.endswith("s") else key
                 raise CheckpointError(
-                    f"{self.folder} belongs to another {key}: it does not fit this recipe and its "
+                    f"{self.folder} belongs to another {its}: it does not fit this recipe and its "
                     "shards. Choose another run_dir, or remove that folder"
                 )
 

@@ -394,17 +394,6 @@ def test_a_sample_is_enough_for_the_vocabulary(corpus: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_multi30k(shared: Path, tmp_path: Path) -> None:
-    recipe = load_recipe(
-        Path("recipes/multi30k_de_en.yaml"),
-        [("data.root", str(shared / "data")), ("run_dir", str(tmp_path / "run"))],
-    )
-    totals = prepare(recipe).totals
-    assert totals["valid"].pairs == 1014
-    assert totals["test"].pairs == 1000
-    assert 28900 < totals["train"].pairs <= 29000
-
-
 # ── Bad input: one clear message, exit code 1, nothing half-written ─────────────────────────────
 
 

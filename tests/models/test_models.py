@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from itertools import product
 from typing import Any, get_args
 
 import numpy as np
@@ -52,14 +53,10 @@ def sequences(*lengths: int) -> Tensor:
     return ids
 
 
-def loss(
-    model: TranslationModel, source: Tensor, target: Tensor, label_smoothing: float = 0.0
-) -> Tensor:
+def loss(model: TranslationModel, source: Tensor, target: Tensor, **options: Any) -> Tensor:
     """Return the loss of predicting `target` after itself: everything in the model takes part."""
     layouts = model.layout(source), model.layout(target)
-    total: Tensor = model(
-        source, layouts[0], target, layouts[1], target, label_smoothing=label_smoothing
-    )
+    total: Tensor = model(source, layouts[0], target, layouts[1], target, **options)
     return total
 
 
@@ -358,6 +355,9 @@ def test_checkpointing_is_refused_where_it_cannot_be() -> None:
         tiny("transformer").checkpoint_activations(ActivationCheckpointing(levels=1))
 
 
+WIDE = 352  # too wide for the signals of q, k and v to be one product
+
+
 def with_signals(fold: bool, **changes: object) -> TranslationModel:
     """Build `tiny()` with level signals folded into the weights, or applied to the tokens."""
     model = tiny("ringformer", **changes)
@@ -367,11 +367,23 @@ def with_signals(fold: bool, **changes: object) -> TranslationModel:
     return model
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_gradients_are_ready_in_one_order(architecture: Architecture, tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("changes", "policy"),
+    [
+        *(({"architecture": each}, None) for each in ARCHITECTURES),
+        *(({"architecture": each, "tied_embeddings": False}, None) for each in ARCHITECTURES),
+        *(({"level_signals": each}, None) for each in get_args(LevelSignals)),
+        ({"model_dim": WIDE}, None),
+        *(({"dropout": 0.1}, each) for each in POLICIES.values()),
+    ],
+)
+def test_gradients_are_ready_in_one_order(
+    changes: dict[str, Any], policy: ActivationCheckpointing | None
+) -> None:
     """DeepSpeed adds up those of all ranks in that order, whatever each of them works on."""
-    model = tiny(architecture, tied_embeddings=tied)
+    model = tiny(**changes)
+    if policy:
+        model.checkpoint_activations(policy)
     ready: list[str] = []
     names = {parameter: name for name, parameter in model.named_parameters()}
     for parameter in names:
@@ -379,15 +391,14 @@ def test_gradients_are_ready_in_one_order(architecture: Architecture, tied: bool
             lambda parameter: ready.append(names[parameter])
         )
     orders = set()
-    for lengths in ((9, 30, 2), (2,), (20,)):
+    of_all = changes.get("architecture") in ("transformer", "one_wide_ffn")
+    depths = [None] if of_all else [None, 1, 2]  # as training.random_depth draws them
+    for lengths, depth in product(((9, 30, 2), (2,), (20,)), depths):
         ready.clear()
-        value = loss(model, sequences(*lengths), sequences(*lengths))
+        value = loss(model, sequences(*lengths), sequences(*lengths), decoder_levels=depth)
         value.backward()  # type: ignore[no-untyped-call]
         orders.add(tuple(ready))
     assert len(orders) == 1
-
-
-WIDE = 352  # too wide for the signals of q, k and v to be one product
 
 
 @pytest.mark.parametrize("width", [16, WIDE])
@@ -537,7 +548,7 @@ def test_the_chunked_loss_is_cross_entropy(
     def gradients(chunked: bool) -> tuple[Tensor, list[Tensor]]:
         model = tiny(tied_embeddings=tied)
         if chunked:
-            total = loss(model, source, target, label_smoothing)
+            total = loss(model, source, target, label_smoothing=label_smoothing)
         else:
             logits = model.logits(source, target)
             total = cross_entropy(

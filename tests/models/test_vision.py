@@ -328,6 +328,27 @@ def test_checkpoints_and_compiling_change_no_gradient(
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (2 if compiler else 0)
 
 
+@pytest.mark.parametrize(("architecture", "signals"), MODELS)
+def test_gradients_are_ready_in_one_order(
+    architecture: Architecture, signals: LevelSignals
+) -> None:
+    """DeepSpeed adds up those of all ranks in that order, however many images each has."""
+    model = tiny(architecture, level_signals=signals)
+    ready: list[str] = []
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for parameter in names:
+        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            lambda parameter: ready.append(names[parameter])
+        )
+    orders = set()
+    for count in (1, 4, 9):
+        ready.clear()
+        model(images(count)).logsumexp(1).sum().backward()
+        orders.add(tuple(ready))
+    assert len(orders) == 1
+    assert len(ready) == len(names)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_all_levels_and_batches_use_the_same_graphs(architecture: Architecture) -> None:

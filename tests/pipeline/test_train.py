@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from data_prep.files import only_command_in
-from pipeline.checkpoints.folder import list_checkpoints
-from pipeline.recipe import ROOT
 from pipeline.translation_recipe import TranslationRecipe
-from tests.conftest import free_port, run_process
+from tests.conftest import run_process
 from tests.pipeline.ranks import new_run, train
 
 WITHOUT_TORCH = """
@@ -43,40 +38,6 @@ def test_no_steps_are_left_after_training(tiny_recipe: Path, six_steps: Path) ->
     code, said = steps_left(tiny_recipe, six_steps)
     assert code == 0, said
     assert said.startswith("train: finished: step 6 of 6 ")
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_says_how_to_go_on(
-    prepared: TranslationRecipe, tiny_recipe: Path
-) -> None:
-    """The whole process group gets it, as from a terminal's Ctrl-C and most schedulers."""
-    run_dir = new_run(prepared, "stopped")
-    launcher = str(Path(sys.executable).with_name("deepspeed"))
-    ranks = ["--num_accelerators", "2", "--master_port", str(free_port())]
-    script = [str(ROOT / "pipeline" / "train.py"), "--config", str(tiny_recipe)]
-    options = ["--run_dir", str(run_dir), "--training.max_steps", "100000"]
-    process = subprocess.Popen(
-        [launcher, *ranks, *script, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    output = ""
-    for line in process.stdout:
-        output += line
-        if "step 4/" in line:
-            os.killpg(process.pid, signal.SIGTERM)
-            break
-    output += process.stdout.read()
-    process.wait()
-    assert process.returncode != 0, output  # the launcher has a code of its own for a signal
-    (stopped,) = list_checkpoints(run_dir / "checkpoints")[-1:]
-    assert f"stopped by a signal at step {stopped.step}; run the same command again" in output
-    assert steps_left(tiny_recipe, run_dir, *options[2:]) == (3, "")
-    assert "Traceback" not in output
 
 
 @pytest.mark.slow

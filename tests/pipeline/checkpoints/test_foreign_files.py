@@ -25,9 +25,11 @@ from pipeline.checkpoints.folder import (
 from pipeline.checkpoints.weights import load_weights, tensors_only
 from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import untrained_model
+from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe
 from tests.conftest import Command
 from tests.pipeline.conftest import save_checkpoint
+from tests.pipeline.ranks import new_run
 
 MODEL: dict[str, Any] = {"module": {}, "buffer_names": [], "param_shapes": [], "shared_params": {}}
 
@@ -191,3 +193,27 @@ def test_a_copy_under_another_step_is_no_checkpoint_of_it(run: TranslationRecipe
     shutil.copytree(run.checkpoints / tag_of(1), run.checkpoints / tag_of(9))
     with pytest.raises(DamagedCheckpointError):
         list_checkpoints(run.checkpoints)[-1].check()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.model_dim", "16", "another model"),
+        ("model.level_signals", "none", "another model"),
+        ("training.max_tokens", "1024", "another batch plan"),
+        ("training.micro_batch_tokens", "256", "another batch plan"),
+        ("training.seed", "7", "another batch plan"),
+        ("training.freeze", "[encoder]", "another set of frozen parameters"),
+    ],
+)
+def test_a_training_of_other_weights_or_batches_does_not_go_on(
+    prepared: TranslationRecipe, tiny_recipe: Path, key: str, value: str, expected: str
+) -> None:
+    run_dir = new_run(prepared, f"other-{key}")
+    recipe = load_recipe(tiny_recipe, [("run_dir", str(run_dir))])
+    save_checkpoint(untrained_model(recipe), recipe, TranslationTask(recipe).identity())
+    (saved,) = list_checkpoints(recipe.checkpoints)
+    saved.refuse_other(TranslationTask(recipe).identity())
+    other = load_recipe(tiny_recipe, [("run_dir", str(run_dir)), (key, value)])
+    with pytest.raises(CheckpointError, match=f"belongs to {expected}"):
+        saved.refuse_other(TranslationTask(other).identity())

@@ -96,7 +96,9 @@ def test_killed_at_eight_random_moments(
             assert "Traceback" not in log.read_text()
         kills["both" if victims is ranks else "one"] += 1
     log.write_text("")
+    assert list_checkpoints(run_dir / "checkpoints")
     assert finish(start(arguments(tiny_recipe, run_dir), log)) == [0, 0], log.read_text()
+    assert "resumed from" in log.read_text()
     expected = weights(undisturbed)
     for name, tensor in weights(run_dir).items():
         assert torch.equal(tensor, expected[name]), name
@@ -123,6 +125,7 @@ def test_sigterm_saves_on_all_ranks_and_exits_75(
         f"stopped by a signal at step {saved.step}; run the same command again" in log.read_text()
     )
     assert saved.info.validation.due
+    assert "Traceback" not in log.read_text()
     ranks = start(arguments(tiny_recipe, run_dir, **settings), log)
     assert finish(ranks) == [0, 0], log.read_text()
     assert f"resumed from {saved.folder}" in log.read_text()

@@ -11,7 +11,7 @@ import torch
 from models.ringformer import RingDecoder
 from pipeline.evaluation.evaluator import evaluate
 from pipeline.publishing.exports import export
-from pipeline.recipe import UsageError
+from pipeline.recipe import ROOT, UsageError
 from pipeline.recipe_file import load_recipe
 from pipeline.translation.run_model import checkpoints_of_run, model_of_run
 from pipeline.translation_recipe import TranslationRecipe
@@ -39,10 +39,12 @@ def recipe_of(tiny_recipe: Path, run_dir: Path, **evaluation: object) -> Transla
 def test_depths_are_a_micro_batchs_own(
     prepared: TranslationRecipe, tiny_recipe: Path, run_dir: Path
 ) -> None:
-    """Neither ranks nor checkpoints change them, and without them it is another training."""
+    """Neither ranks nor checkpoints change them, and without them it is another training. ZeRO 2
+    adds gradients up in the order in which ranks have them, each at its depth."""
     others = {}
+    zero2 = ROOT / "ds_configs" / "zero2.json"
     for name, ranks, more in (
-        ("shared", 2, {"activation_checkpointing.levels": 1}),
+        ("shared", 2, {"activation_checkpointing.levels": 1, "deepspeed_config": zero2}),
         ("whole", 1, {"random_depth": "false"}),
     ):
         others[name] = new_run(prepared, f"random-depth-{name}")
