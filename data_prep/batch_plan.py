@@ -134,8 +134,8 @@ class BatchPlan:
         self._seed = seed
         self._cache = cache
         self._outline = self._shared(["outline.npz"], self._make_outline, _save_outline, _outline)
-        self._micro_batches = len(self._outline.cuts)
-        self.steps_per_epoch = -(-self._micro_batches // self.micro_batches_per_step)
+        self.micro_batches_per_epoch = len(self._outline.cuts)
+        self.steps_per_epoch = -(-self.micro_batches_per_epoch // self.micro_batches_per_step)
         self._epochs: dict[int, Epoch] = {}
         self._lock = Lock()
 
@@ -149,7 +149,8 @@ class BatchPlan:
         epoch = self._epoch(number)
         begin = index * self.micro_batches_per_step
         # The last global batch of an epoch is completed with micro-batches from its start.
-        numbers = np.arange(begin, begin + self.micro_batches_per_step) % self._micro_batches
+        numbers = np.arange(begin, begin + self.micro_batches_per_step)
+        numbers %= self.micro_batches_per_epoch
         return GlobalBatch(
             [epoch.pairs[epoch.begins[i] : epoch.begins[i + 1]] for i in numbers],
             int(epoch.source_tokens[numbers].sum()),
@@ -203,7 +204,7 @@ class BatchPlan:
         generator.shuffle(order)
         order = self._sorted(order)
         ends = np.append(self._outline.cuts, len(order)).astype(np.int32)
-        shuffled = generator.permutation(self._micro_batches)
+        shuffled = generator.permutation(self.micro_batches_per_epoch)
         micro_batches = pa.ListArray.from_arrays(ends, order).take(pa.array(shuffled))
         source, target = (
             np.add.reduceat(side[order], ends[:-1], dtype=np.int64)[shuffled]

@@ -180,8 +180,9 @@ def _build(
         _write_pairs(folder, split, config, pairs)
     write_json(folder / "report.json", report)
     draw(report, folder / "report.png")
-    for line in summaries:
-        log.info("clean: %s", line)
+    for line, corpus in zip(summaries, report["corpora"], strict=True):
+        nothing = "" if corpus["kept"] else "; nothing of it is trained on"
+        log.info("clean: %s%s", line, nothing)
     return {
         "pairs": {"train": report["kept"], "valid": len(valid), "test": len(test)},
         "kept": [piece["kept"] for piece in kept],

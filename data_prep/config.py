@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field as Limit
 from pydantic import PositiveInt, field_validator, model_validator
 
+from data_prep.bleu import bleu_metric, sacrebleu_language
 from data_prep.filters import (
     DEFAULT_FILTERS,
     SYNTHETIC_FILTERS,
@@ -18,7 +19,7 @@ from data_prep.filters import (
     TestOverlap,
 )
 from data_prep.section import Section
-from data_prep.text import normalise, sacrebleu_language
+from data_prep.text import normalise
 
 LanguageCode = Annotated[str, Limit(pattern="^[a-z]{2,3}([-_][A-Za-z0-9]+)*$")]
 
@@ -415,10 +416,8 @@ def _check_that_bleu_knows(target_lang: str) -> None:
     language = sacrebleu_language(target_lang)
     if language not in ("ja", "ko"):  # sacreBLEU splits all others itself
         return
-    from sacrebleu import BLEU
-
     try:
-        BLEU(trg_lang=language)
+        bleu_metric(target_lang)
     except RuntimeError as error:
         raise ValueError(
             f"target_lang: sacreBLEU needs more packages to score {target_lang}; "

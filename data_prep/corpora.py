@@ -202,7 +202,7 @@ def _cut(
     }
     for side, path in paths.items():
         plain = path
-        if {".gz", ".sgm"} & set(path.suffixes):
+        if path.suffix == ".gz" or _is_sgm(path):
             plain = folder / f"{side}.txt"
             with plain.open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(f"{line}\n" for line in read_lines(path))
@@ -334,6 +334,10 @@ def _check_lengths(sides: Sequence[Path], lines: Sequence[int]) -> None:
         )
 
 
+def _is_sgm(path: Path) -> bool:
+    return path.name.removesuffix(".gz").endswith(".sgm")
+
+
 def read_lines(path: Path) -> Iterator[str]:
     """Yield lines without their end; only LF ends a line (real corpora hold U+2028 and U+0085).
 
@@ -342,7 +346,7 @@ def read_lines(path: Path) -> Iterator[str]:
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            lines: Iterable[bytes] = _segments(file.read()) if ".sgm" in path.suffixes else file
+            lines: Iterable[bytes] = _segments(file.read()) if _is_sgm(path) else file
             for number, line in enumerate(lines, start=1):
                 text = line.decode("utf-8").rstrip("\r\n")
                 yield text.removeprefix("\ufeff") if number == 1 else text  # the file's, no word's

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 from data_prep.config import Preparation
 from data_prep.files import DataError, digest_of, read_json, sha256_of, write_json
 from data_prep.stage import FINGERPRINTS, Record
+
+log = logging.getLogger("prepare")
 
 DEPTH = 2  # how far down files are looked for: a folder has folders, and they have files
 NO_FILE = ""  # the sha256 of a folder, of a link to nowhere, of what cannot be read
@@ -56,6 +59,10 @@ def fingerprints(config: Preparation, folder: Path) -> dict[str, Fingerprint]:
 
     with ThreadPoolExecutor() as threads:
         found = dict(zip(named, threads.map(look, named), strict=True))
+        for each in config.downloads:
+            path = each.provides[0]
+            if not each.members and path in found and found[path].sha256 != each.sha256:
+                log.warning("%s is used, and is not the file of the recipe's download", path)
         return found | dict(zip(inside, threads.map(look_inside, inside), strict=True))
 
 

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.bleu import bleu_metric
 from data_prep.config import DataConfig, TrainingCorpus
 from data_prep.corpora import Fetched, Piece, Slice
 from data_prep.files import DataError, save_array, sha256_of
 from data_prep.pieces import map_pieces, open_executor
 from data_prep.stage import DIGEST, FETCH, SYNTHETIC, Manifest, begun, is_up_to_date, run_stage
-from data_prep.text import sacrebleu_language
 
 VERSION = 1  # raise it when the same settings would give other translations
 TEXT, SCORES = "text.txt", "scores.npy"  # of a piece, a line and a float32 for each of its lines
@@ -209,9 +209,7 @@ def _nearest(
 ) -> list[Candidate]:
     """Return of each sentence's translations the nearest to its reference by sentence BLEU, the
     first of those that are equally near."""
-    from sacrebleu import BLEU
-
-    metric = BLEU(trg_lang=sacrebleu_language(target_lang), effective_order=True)
+    metric = bleu_metric(target_lang, effective_order=True)
     return [
         max(candidates, key=lambda one: metric.sentence_score(one.text, [reference]).score)
         for candidates, reference in zip(found, references, strict=True)

@@ -37,15 +37,6 @@ def vocabulary_files(folder: Path) -> list[Path]:
     return separate if separate[0].exists() and not joint[0].exists() else joint
 
 
-def sacrebleu_language(code: str) -> str:
-    """Return what sacreBLEU calls a language: it chooses a tokeniser by a bare code of two letters.
-
-    :param code: with or without a script or region; of two or three letters.
-    """
-    language = re.split("[-_]", code)[0]
-    return {"zho": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko"}.get(language, language)
-
-
 def normalise(text: str) -> str:
     """Return text in Unicode NFC, without control characters, with single spaces."""
     return normalise_lines(text.replace("\n", " "))[0]

@@ -141,6 +141,12 @@ class ImagesConfig(Preparation):
         if self.classes is None:
             if len({each.folder is None for each in self.train}) > 1:
                 raise ValueError("classes: needed where train has both folders and IDX files")
+            for split, each in self.sets():
+                if self.train[0].folder is not None and each.folder is None:
+                    raise ValueError(
+                        f"classes: needed where train has folders and {split} IDX files, whose "
+                        "numbers would be taken for places in the order of the folders' names"
+                    )
         elif len(set(self.classes)) < len(self.classes):
             raise ValueError("classes: every class needs a name of its own")
         return self

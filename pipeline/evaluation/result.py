@@ -153,7 +153,9 @@ class Result(ABC):
         metrics = {
             f"{self.metric_prefix}{key}": scores[key] for key in self.logged_scores if key in scores
         }
-        tracker.log_metrics(metrics, scores.get("step", 0), once=list(metrics))
+        # Of several evaluations MLflow shows that of the highest step, and the last is meant.
+        before = (step for key in metrics for step in tracker.history.get(key, ()))
+        tracker.log_metrics(metrics, max(scores.get("step", 0), *before, 0), once=list(metrics))
         for file in self.files:
             tracker.log_artifact(self.folder / file, self.artifact_folder)
         for kind, columns in self.tables().items():

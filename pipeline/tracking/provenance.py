@@ -214,7 +214,9 @@ def _code_tags() -> dict[str, str]:
             continue
     if (commit := _git("rev-parse", "HEAD")) is not None:
         tags["mlflow.source.git.commit"] = commit
-        tags["git_dirty"] = str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower()
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        new = _git("ls-files", "--others", "--exclude-standard", "--", "*.py", "ds_configs")
+        tags["git_dirty"] = str(bool(changed or new)).lower()
     return tags
 
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("tracking")
 
+ENDS = {"FINISHED", "KILLED", "FAILED"}  # statuses of a run
+
 RETRY_SECONDS = (1, 2, 5, 10, 30)  # pauses after failures in a row
 CLOSE_SECONDS = 60  # how long `close` waits
 
@@ -346,11 +348,12 @@ def open_tracker(recipe: Recipe) -> Tracker:
 
 
 def set_aside_finished(recipe: Recipe) -> None:
-    """Rename the folder of the records if they are of a training that came to an end. A new one in
-    the same `run_dir` gets a run of its own: its curves are not those of the one before."""
+    """Rename the folder of the records if they are of a training that came to an end, or failed. A
+    new one in the same `run_dir` gets a run of its own: its curves are not those of the one before.
+    """
     journal = _journal_of(recipe.run_dir)
     logged, folder = read_journal(journal), journal.parent
-    if "train_loss" in logged.history and not {"FINISHED", "KILLED"}.isdisjoint(logged.statuses):
+    if "train_loss" in logged.history and not ENDS.isdisjoint(logged.statuses):
         number = next(n for n in count(1) if not folder.with_name(f"tracking-{n}").exists())
         kept = folder.rename(folder.with_name(f"tracking-{number}"))
         log.info("training anew, as another run in MLflow; records of the one before: %s", kept)

@@ -34,7 +34,7 @@ from pipeline.checkpoints.folder import (
 )
 from pipeline.checkpoints.relayout import carry_over
 from pipeline.checkpoints.resume import last_step
-from pipeline.checkpoints.trained_with import changed_keys
+from pipeline.checkpoints.trained_with import OPTIMISATION, changed_keys
 from pipeline.checkpoints.weights import tensors_only
 from pipeline.ranks import lost_contact, short_message
 from pipeline.recipe import UsageError
@@ -320,6 +320,10 @@ class Trainer(Generic[Batch]):
             if "init_from" in changed_keys(self.config, checkpoint, ("init_from",)):
                 began = self.init_from or "random weights"
                 log.warning("training.init_from has no effect: this training began from %s", began)
+            others = [key for key in OPTIMISATION if key != "init_from"]
+            if changed := changed_keys(self.config, checkpoint, tuple(others)):
+                keys = ", ".join(f"training.{key}" for key in changed)
+                log.warning("until now it was trained with other values of %s", keys)
 
     def _load(self, checkpoint: Checkpoint) -> None:
         try:

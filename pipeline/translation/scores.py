@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from data_prep.text import sacrebleu_language
+from data_prep.bleu import bleu_metric, sacrebleu_language
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics.bleu import BLEU, BLEUScore
+    from sacrebleu.metrics.bleu import BLEUScore
 
     Metrics = dict[str, Any]  # our name of a metric → sacreBLEU's metric
 
@@ -28,7 +28,7 @@ def bleu(hypotheses: Sequence[str], references: References, target_lang: str) ->
 
     :param target_lang: chooses sacreBLEU's tokeniser.
     """
-    score: BLEUScore = _bleu(target_lang).corpus_score(hypotheses, references)
+    score: BLEUScore = bleu_metric(target_lang).corpus_score(hypotheses, references)
     return score
 
 
@@ -90,7 +90,7 @@ def by_source_length(
         if rows:
             part = [[reference[row] for row in rows] for reference in references]
             some = [hypotheses[row] for row in rows]
-            found, _ = _bootstrap([some], part, {"bleu": _bleu(target_lang)})
+            found, _ = _bootstrap([some], part, {"bleu": bleu_metric(target_lang)})
             (result,) = found["bleu"]
             name = f"{max(above, 0) + 1}–{upto}" if upto in LENGTH_BUCKETS else f"> {above}"
             buckets.append(
@@ -162,10 +162,6 @@ def _all_metrics(target_lang: str) -> Metrics:
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.metrics.ter import TER
 
-    return {"bleu": _bleu(target_lang), "chrf": CHRF(), "ter": TER()}
-
-
-def _bleu(target_lang: str) -> BLEU:
-    from sacrebleu.metrics.bleu import BLEU
-
-    return BLEU(trg_lang=sacrebleu_language(target_lang))
+    asian = sacrebleu_language(target_lang) in ("zh", "ja")  # where TER sets characters apart
+    ter = TER(normalized=True, asian_support=True) if asian else TER()
+    return {"bleu": bleu_metric(target_lang), "chrf": CHRF(), "ter": ter}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from copy import copy
 from functools import cached_property
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from pipeline.training.trainer import Trainer
     from pipeline.training.validation import Interruption
     from pipeline.translation.batches import PairBatch
+
+log = logging.getLogger("train")
 
 
 class TranslationTask(Task["PairBatch"]):
@@ -99,6 +102,13 @@ class TranslationTask(Task["PairBatch"]):
         clean = recipe.clean_text
         if recipe.training.bleu_every and not (clean / f"valid.{recipe.data.source_lang}").exists():
             raise DataError(f"training.bleu_every needs the text in {clean}: run ./run.sh prepare")
+        batch, epoch = self.plan.micro_batches_per_step, self.plan.micro_batches_per_epoch
+        if batch > epoch:
+            log.warning(
+                "a global batch has %d micro-batches, and the training text %d: a step sees each "
+                "pair %.0f times; with training.max_tokens %d it would see each once",
+                batch, epoch, batch / epoch, epoch * recipe.training.micro_batch,
+            )  # fmt: skip
         return f"{len(train):,} training pairs"
 
     def collate(self, examples: Indices, seed: int, device: torch.device) -> PairBatch:

@@ -189,6 +189,12 @@ def test_sgm_test_sets(tmp_path: Path) -> None:
     assert list(read_lines(zipped)) == list(read_lines(path)) == ["Müller & Söhne", "zwei Zeilen'"]
 
 
+def test_a_name_that_has_sgm_in_it_is_text(tmp_path: Path) -> None:
+    path = tmp_path / "news.sgm.de"
+    path.write_text("Eins\n")
+    assert list(read_lines(path)) == ["Eins"]
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path: Path) -> None:
     (tmp_path / "a.de").write_text("\ufeffEins\n\ufeffzwei\n", encoding="utf-8")
     assert list(read_lines(tmp_path / "a.de")) == ["Eins", "\ufeffzwei"]

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from data_prep.config import Download
 from data_prep.downloads import download
 from data_prep.files import DataError
+from data_prep.fingerprints import fingerprints
 from data_prep.images.config import ImagesConfig
 from tests.data_prep.test_corpora import config_of, server  # noqa: F401 (a fixture)
 
@@ -90,6 +91,25 @@ def test_an_archive_without_such_a_file(
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "root").rglob("[!.]*.*"))
     assert (tmp_path / "secret.txt").read_text() == "secret"
+
+
+def test_a_file_that_is_there_and_is_another_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checks = {"bytes": 6, "sha256": hashlib.sha256(b"theirs").hexdigest()}
+    config = config_of(tmp_path, "http://nowhere/c.de", {**checks, "members": []})
+    own = config.downloads[0].model_copy(update={"folder": "wmt/train"})
+    config = config.model_copy(update={"downloads": (own,)})
+    folder = tmp_path / "wmt" / "train"
+    folder.mkdir(parents=True)
+    (folder / "c.en").write_text("theirs")
+    for text, told in (("theirs", 0), ("mine", 1)):
+        (folder / "c.de").write_text(text)
+        fingerprints(config, tmp_path)
+        assert len(caplog.messages) == told
+    assert caplog.messages == [
+        "wmt/train/c.de is used, and is not the file of the recipe's download"
+    ]
 
 
 def test_a_file_that_is_there_is_not_unpacked_again(

@@ -351,3 +351,12 @@ def test_keys_that_do_not_fit_together(changes: dict[str, Any], said: str) -> No
 def test_the_configuration_costs_nothing() -> None:
     script = "import sys, data_prep.images.config; print({'torch', 'PIL'} & sys.modules.keys())"
     assert run_process([sys.executable, "-c", script]).stdout == "set()\n"
+
+
+def test_numbers_are_no_names(tmp_path: Path) -> None:
+    """IDX files have numbers, folders names, in whose order `classes` would have to be."""
+    sets = {**FOLDER_SETS, "test": IDX_SETS["test"]}
+    with pytest.raises(ValueError, match="classes: needed where train has folders and test IDX"):
+        config_of(tmp_path, sets)
+    assert config_of(tmp_path, sets, classes=["dog", "cat"]).classes == ("dog", "cat")
+    config_of(tmp_path, {**IDX_SETS, "test": FOLDER_SETS["test"]})  # names are found by name

@@ -160,7 +160,7 @@ def test_training_anew(tiny_recipe: Path, tmp_path: Path) -> None:
     recipe = run_in(tiny_recipe, tmp_path / "run")
     tracker = Tracker(recipe)
     tracker.log_metrics({"train_loss": 3.0}, 1)
-    tracker.close("FAILED")  # killed before its first checkpoint, for example
+    tracker.close(None)  # killed before its first checkpoint
     before = run_id_of(recipe)
     set_aside_finished(recipe)
     assert logged(recipe, 2.0, 2) == before
@@ -168,3 +168,7 @@ def test_training_anew(tiny_recipe: Path, tmp_path: Path) -> None:
     assert history_of(recipe) == {}
     assert logged(recipe, 2.5, 1) != before
     assert (recipe.run_dir / "tracking-1" / "journal.jsonl").exists()
+    tracker = Tracker(recipe)
+    tracker.close("FAILED")
+    set_aside_finished(recipe)
+    assert history_of(recipe) == {}

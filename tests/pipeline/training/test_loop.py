@@ -64,6 +64,7 @@ def test_a_resumed_run_takes_the_recipes_learning_rate(tiny_recipe: Path, six_st
     codes, said = train(tiny_recipe, run_dir, *away, log_every=1, learning_rate=1e-3)
     assert codes == [0], said
     assert "could not be sent" in said
+    assert "until now it was trained with other values of training.learning_rate\n" in said
     now, before = tracked(run_dir, "learning_rate"), tracked(six_steps, "learning_rate")
     assert now[4] == pytest.approx(before[4] / 5)
     now, before = tracked(run_dir, "train_loss"), tracked(six_steps, "train_loss")

@@ -120,3 +120,23 @@ def test_the_tokeniser_is_the_languages_whatever_its_code(
     found = [corpus_scores(hypotheses, references, code) for code in codes]
     assert all(scores == found[0] for scores in found)
     assert f"tok:{tokeniser}|" in found[0]["bleu_signature"]
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence", "other", "tokeniser"),
+    [
+        ("th", "พรุ่งนี้เราจะไปเยี่ยมเพื่อนเก่าที่กรุงเทพ", "แมว", "char"),
+        ("khm_Khmr", "ថ្ងៃស្អែកយើងនឹងទៅលេងមិត្តចាស់នៅភ្នំពេញ", "ឆ្មា", "char"),
+        ("zh", "我今天去了北京的学校。", "猫", "zh"),
+    ],
+)
+def test_where_words_are_not_set_apart_characters_count(
+    code: str, sentence: str, other: str, tokeniser: str
+) -> None:
+    references = [[sentence] * 20]
+    near, far = ([text] * 20 for text in (sentence[:-3] + sentence[-2:], other))
+    good, bad = (corpus_scores(each, references, code) for each in (near, far))
+    assert f"tok:{tokeniser}|" in good["bleu_signature"]
+    assert good["bleu"] > 70 > 10 > bad["bleu"]
+    if code == "zh":  # for the others TER sees one word
+        assert good["ter"] < 30 < bad["ter"]
