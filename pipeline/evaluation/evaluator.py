@@ -177,6 +177,12 @@ class EvaluatedTranslator(EvaluatedModel[TranslationRecipe, TranslationResult]):
         translator: TextTranslator
         if self.export:
             translator = load_exports(self.export, **self.search)
+            drawn = translator.search.sampling_topk is not None
+            if drawn and world_size() > 1 and read_settings(self.export).format == "ctranslate2":
+                raise UsageError(
+                    f"{self.export}: what CTranslate2 draws depends on all that was drawn before: "
+                    "evaluate it on one rank"
+                )
         else:
             translator = Translator.of_run(self.recipe, self.checkpoints)
         for result in missing:

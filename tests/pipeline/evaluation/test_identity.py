@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from torch import nn
 
 from data_prep.files import DataError, digest_of
@@ -22,6 +23,7 @@ from pipeline.publishing.exports import export
 from pipeline.publishing.model_card import model_card
 from pipeline.recipe import UsageError
 from pipeline.recipe_file import load_recipe
+from pipeline.tracking.tracker import Tracker
 from pipeline.translation.run_model import checkpoints_of_run, untrained_model
 from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe
@@ -263,3 +265,16 @@ def test_a_card_says_what_the_model_was_trained_with(
     assert "150 steps" not in card
     assert "| dropout, label smoothing | 0.1, 0 |" in card
     assert "| seed | 1 |" in card
+
+
+@pytest.mark.slow
+def test_a_run_shows_its_last_evaluation(copied: TranslationRecipe) -> None:
+    """MLflow would show that of the newest checkpoint, which need not be it."""
+    (result,) = evaluate(copied).results
+    for step, bleu in ((9, 30.0), (3, 35.0), (9, 30.0)):
+        result.scores = {**result.scores, "step": step, "bleu": bleu}
+        tracker = Tracker(copied)
+        result.log(tracker)
+        assert tracker.close(None)
+        run = MlflowClient(copied.tracking_uri).get_run(str(tracker.run_id))
+        assert run.data.metrics["quality/test_bleu"] == bleu

@@ -10,6 +10,7 @@ from data_prep.batch_plan import BatchPlan
 from data_prep.shards import ShardReader
 from data_prep.text import BOS_IDX, EOS_IDX, PAD_IDX
 from pipeline.translation.batches import collate
+from pipeline.translation.task import TranslationTask
 from pipeline.translation_recipe import TranslationRecipe
 
 
@@ -51,3 +52,20 @@ def test_the_plan_knows_the_padding(reader: ShardReader, plan: BatchPlan) -> Non
             padding += int((side == PAD_IDX).sum())
             positions += side.numel()
     assert plan.padding_share() == pytest.approx(padding / positions)
+
+
+def test_a_batch_larger_than_the_text_is_told_of(
+    prepared: TranslationRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    for batches, told in ((4, ""), (1000, "a step sees each pair")):
+        training = prepared.training.model_copy(update={"max_tokens": 512 * batches})
+        TranslationTask(prepared.model_copy(update={"training": training})).check_data()
+        assert bool(told) == bool(caplog.messages)
+        assert told in caplog.text
+    fitting = int(caplog.messages[0].split("training.max_tokens ")[1].split()[0])
+    caplog.clear()
+    training = prepared.training.model_copy(update={"max_tokens": fitting})
+    task = TranslationTask(prepared.model_copy(update={"training": training}))
+    task.check_data()
+    assert not caplog.messages
+    assert task.plan.steps_per_epoch == 1
