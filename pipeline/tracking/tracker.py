@@ -354,6 +354,7 @@ def set_aside_finished(recipe: Recipe) -> None:
     journal = _journal_of(recipe.run_dir)
     logged, folder = read_journal(journal), journal.parent
     if "train_loss" in logged.history and not ENDS.isdisjoint(logged.statuses):
+        send_left_over(recipe)  # no later command looks there
         number = next(n for n in count(1) if not folder.with_name(f"tracking-{n}").exists())
         kept = folder.rename(folder.with_name(f"tracking-{number}"))
         log.info("training anew, as another run in MLflow; records of the one before: %s", kept)
