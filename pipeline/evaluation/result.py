@@ -153,9 +153,12 @@ class Result(ABC):
         metrics = {
             f"{self.metric_prefix}{key}": scores[key] for key in self.logged_scores if key in scores
         }
-        # Of several evaluations MLflow shows that of the highest step, and the last is meant.
-        before = (step for key in metrics for step in tracker.history.get(key, ()))
-        tracker.log_metrics(metrics, max(scores.get("step", 0), *before, 0), once=list(metrics))
+        step = scores.get("step", 0)
+        if name != VALIDATION:  # of which training has logged scores, too
+            # Of several evaluations MLflow shows that of the highest step, and the last is meant.
+            before = (step for key in metrics for step in tracker.history.get(key, ()))
+            step = max(step, *before, 0)
+        tracker.log_metrics(metrics, step, once=list(metrics))
         for file in self.files:
             tracker.log_artifact(self.folder / file, self.artifact_folder)
         for kind, columns in self.tables().items():
