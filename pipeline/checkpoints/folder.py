@@ -47,6 +47,8 @@ class Criterion(NamedTuple):
 
     metric: str
     larger_is_better: bool
+    found_by: str | None = None
+    """A digest of the keys, besides the model's and training's, that its values depend on."""
 
     @property
     def best(self) -> Callable[..., Any]:
@@ -65,6 +67,9 @@ class ValidationState(BaseModel):
     validation_set: str | None = None
     """A digest of the examples that it is of; None: a checkpoint of an older version."""
 
+    found_by: str | None = None
+    """As of `Criterion`; None: no keys, or a checkpoint of an older version."""
+
     best: float | None = None
     """Its best value."""
 
@@ -76,6 +81,11 @@ class ValidationState(BaseModel):
 
     due: bool = False
     """Whether the validation of the newest step was put off by a signal."""
+
+    def is_by(self, criterion: Criterion) -> bool:
+        """Tell whether its values can be compared with those of a criterion, as far as is known."""
+        same = self.found_by in (None, criterion.found_by)
+        return self.criterion == criterion.metric and same
 
     def is_of(self, validation_set: str | None) -> bool:
         """Tell whether its values are of these examples, as far as that is known."""

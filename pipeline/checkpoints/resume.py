@@ -60,7 +60,7 @@ def is_finished(recipe: Recipe, criterion: Criterion, newest: Checkpoint) -> boo
     training, validation = recipe.training, newest.info.validation
     stopped_early = (
         validation.gives_up(training.early_stopping)
-        and validation.criterion == criterion.metric
+        and validation.is_by(criterion)
         and validation.is_of(validation_digest(recipe.shards))
     )
     over = newest.step >= last_step(training, newest.info.steps_per_epoch)

@@ -79,6 +79,7 @@ class Validation:
         self.trainer, self.interruption = trainer, interruption
         self.state = ValidationState(
             criterion=trainer.task.criterion.metric,
+            found_by=trainer.task.criterion.found_by,
             validation_set=validation_digest(trainer.recipe.shards),
         )
 
@@ -92,10 +93,13 @@ class Validation:
         own = self.state
         if state.criterion != own.criterion:
             why = f"the criterion is {own.criterion} now, and was {state.criterion}"
+        elif not state.is_by(self.trainer.task.criterion):
+            why = f"{own.criterion} is found by other keys of `evaluation` than before"
         elif not state.is_of(own.validation_set):
             why = "the validation set has changed"
         else:
-            self.state = state.model_copy(update={"validation_set": own.validation_set})
+            known = {"validation_set": own.validation_set, "found_by": own.found_by}
+            self.state = state.model_copy(update=known)
             return
         if self.trainer.rank == 0:
             log.warning("the best step is looked for anew: %s", why)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from data_prep.batch_plan import BatchPlan, GlobalBatch, Indices, map_lengths
-from data_prep.files import DataError
+from data_prep.files import DataError, digest_of
 from data_prep.identity import check_corpora
 from data_prep.shards import ShardReader
 from data_prep.stage import read_manifest
@@ -55,7 +55,10 @@ class TranslationTask(Task["PairBatch"]):
     @property
     def criterion(self) -> Criterion:
         if self.recipe.training.bleu_every:
-            return Criterion("valid_bleu", larger_is_better=True)
+            evaluation = self.recipe.evaluation
+            search = {**evaluation.search_of_checkpoints, "batch_tokens": None}  # changes nothing
+            found_by = digest_of([search, evaluation.decoder_levels])
+            return Criterion("valid_bleu", larger_is_better=True, found_by=found_by)
         return Criterion("valid_loss", larger_is_better=False)
 
     # ── Data ────────────────────────────────────────────────────────────────────────────────────

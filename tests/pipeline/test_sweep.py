@@ -101,9 +101,9 @@ def test_a_classifier_is_judged_by_accuracy_unless_told_otherwise(tmp_path: Path
     path, draft = tmp_path / "sweep.yaml", Draft(ROOT / "recipes" / "fashion_mnist.yaml")
     space = "space:\n  training.augmentation: {choices: [[], [{transform: flip}]]}\n"
     path.write_text(space)
-    assert read_sweep(path, draft)[1] == ("valid_accuracy", True)
+    assert read_sweep(path, draft)[1] == Criterion("valid_accuracy", larger_is_better=True)
     path.write_text(f"{space}metric: valid_loss\n")
-    assert read_sweep(path, draft)[1] == ("valid_loss", False)
+    assert read_sweep(path, draft)[1] == Criterion("valid_loss", larger_is_better=False)
 
 
 # ── Parameters ──────────────────────────────────────────────────────────────────────────────────

@@ -59,6 +59,12 @@ def test_validation_bleu_on_two_ranks_is_that_of_evaluation(
     for result in (*evaluation.results, evaluation.validation):
         assert result.scores["step"] == 80
         assert result.scores["bleu"] == found[80]
+    codes, said = train(
+        tiny_recipe, run_dir, "--evaluation.beam_size", 1, learning_rate=2e-2,
+        checkpoint_every=1000, **{**settings, "max_steps": 81},
+    )  # fmt: skip
+    assert codes == [0], said
+    assert said.count("looked for anew: valid_bleu is found by other keys of `evaluation`") == 1
 
 
 def test_early_stopping_keeps_the_best(prepared: TranslationRecipe, tiny_recipe: Path) -> None:
