@@ -39,6 +39,17 @@ class PaddedLayout(BatchLayout):  # type: ignore[misc]  # it is final
         else:
             self._position_indices = torch.arange(width, device=device).expand(len(lengths), -1)
 
+    @property
+    def seq_lens_pt(self) -> Tensor:
+        """Return the lengths, int32 `[B]`. Nothing that we use of fairseq2 asks for them."""
+        return (self._position_indices >= 0).sum(1, dtype=torch.int32)
+
+    @property
+    def seq_begin_indices_pt(self) -> Tensor:
+        """Return where the sequences begin in the flattened batch, and its end: int32 `[B + 1]`."""
+        device = self._position_indices.device
+        return torch.tensor(self._seq_begin_indices, dtype=torch.int32, device=device)
+
 
 def padding_mask(layout: BatchLayout, *, always: bool = False) -> Tensor | None:
     """Return which keys may be attended to.

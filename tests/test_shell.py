@@ -57,8 +57,8 @@ def stopped(
             stderr=output,
             cwd=folder,
             env={**os.environ, name: value, "OMP_NUM_THREADS": "1", **environment},
-            # Tests started in the background have it ignored, and bash cannot trap it then.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            # Tests started in the background have them ignored, and bash cannot trap them then.
+            preexec_fn=lambda: [signal.signal(each, signal.SIG_DFL) for each in SIGNALS],
         )
     deadline = time.monotonic() + 300
     while not re.search(seen, log.read_text(errors="replace")):
