@@ -454,9 +454,8 @@ def test_when_all_trials_fail_the_last_reason_is_told(
 ) -> None:
     """Each value fits the recipe, but they do not fit together."""
     run_dir, sweep = new_run(prepared, "all_fail", "clean"), tmp_path / "sweep.yaml"
-    sweep.write_text(
-        "trials: 2\nspace: {model.model_dim: {choices: [36, 44]}, model.num_heads: {choices: [8]}}\n"
-    )
+    space = "{model.model_dim: {choices: [36, 44]}, model.num_heads: {choices: [8]}}"
+    sweep.write_text(f"trials: 2\nspace: {space}\n")
     done = command(
         "pipeline.sweep", "--config", tiny_recipe, "--run_dir", run_dir, "--sweep", sweep
     )
