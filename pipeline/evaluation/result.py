@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -156,7 +157,7 @@ class Result(ABC):
         step = scores.get("step", 0)
         if name != VALIDATION:  # of which training has logged scores, too
             # Of several evaluations MLflow shows that of the highest step, and the last is meant.
-            before = (step for key in metrics for step in tracker.history.get(key, ()))
+            before = chain.from_iterable(tracker.history.get(key, ()) for key in metrics)
             step = max(step, *before, 0)
         tracker.log_metrics(metrics, step, once=list(metrics))
         for file in self.files:

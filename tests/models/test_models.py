@@ -25,6 +25,7 @@ from models.ringformer.ring import Ring
 from models.seq2seq import TranslationModel
 from pipeline.translation.batches import PairBatch, collate_ids
 from tests.conftest import run_process
+from tests.models.gradient_order import names_as_ready
 
 PAD, VOCAB = 0, 40
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
@@ -384,13 +385,7 @@ def test_gradients_are_ready_in_one_order(
     model = tiny(**changes)
     if policy:
         model.checkpoint_activations(policy)
-    ready: list[str] = []
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for parameter in names:
-        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-            lambda parameter: ready.append(names[parameter])
-        )
-    orders = set()
+    ready, orders = names_as_ready(model), set()
     of_all = changes.get("architecture") in ("transformer", "one_wide_ffn")
     depths = [None] if of_all else [None, 1, 2]  # as training.random_depth draws them
     for lengths, depth in product(((9, 30, 2), (2,), (20,)), depths):

@@ -14,6 +14,7 @@ from models.factory import create_classifier
 from models.image_classifier import ImageClassifier, ImageShape
 from models.ringformer import VisionRing
 from models.vision_transformer import VisionTransformer
+from tests.models.gradient_order import names_as_ready
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 CLASSES, IMAGE = 10, ImageShape(3, 12)
@@ -334,19 +335,13 @@ def test_gradients_are_ready_in_one_order(
 ) -> None:
     """DeepSpeed adds up those of all ranks in that order, however many images each has."""
     model = tiny(architecture, level_signals=signals)
-    ready: list[str] = []
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    for parameter in names:
-        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-            lambda parameter: ready.append(names[parameter])
-        )
-    orders = set()
+    ready, orders = names_as_ready(model), set()
     for count in (1, 4, 9):
         ready.clear()
         model(images(count)).logsumexp(1).sum().backward()
         orders.add(tuple(ready))
     assert len(orders) == 1
-    assert len(ready) == len(names)
+    assert len(ready) == len(list(model.parameters()))
 
 
 @pytest.mark.slow
